@@ -1,0 +1,28 @@
+"""Gap-closed medical CLIP: image and text embeddings that share one space."""
+
+from transformers import AutoConfig
+from transformers import AutoModel
+from transformers import AutoModelForZeroShotImageClassification
+from transformers import AutoProcessor
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .losses_gap_closed_clip import gap_closed_loss
+from .modeling_gap_closed_clip import GapClosedClipModel
+from .modeling_gap_closed_clip import GapClosedClipOutput
+from .processing_gap_closed_clip import GapClosedClipProcessor
+
+
+AutoConfig.register("gap_closed_clip", GapClosedClipConfig)
+AutoModel.register(GapClosedClipConfig, GapClosedClipModel)
+AutoModelForZeroShotImageClassification.register(GapClosedClipConfig, GapClosedClipModel)
+AutoProcessor.register(GapClosedClipConfig, GapClosedClipProcessor)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GapClosedClipConfig",
+    "GapClosedClipModel",
+    "GapClosedClipOutput",
+    "GapClosedClipProcessor",
+    "gap_closed_loss",
+]

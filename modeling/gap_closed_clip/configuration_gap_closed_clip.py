@@ -1,0 +1,166 @@
+"""Configuration of [`GapClosedClipModel`]: two towers, a shared space, and the objective."""
+
+import math
+from typing import Any
+
+from transformers import AutoConfig
+from transformers import PreTrainedConfig
+
+
+# A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
+Weight = float | list[list[float]]
+
+TEXT_POOLINGS = ("cls", "mean", "pooler")
+
+
+class GapClosedClipConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`GapClosedClipModel`].
+
+    The objective is `contrastive_weight * contrastive + align_weight * ATP + uniformity_weight * CU` (arXiv
+    2602.20046). A weight is a number or a schedule over the fraction of training: `[[0.2, 1.0], [0.7, 0.0]]` is 1
+    until 20% of training, falls linearly to 0 at 70% and stays there. Plain CLIP is `align_weight=0,
+    uniformity_weight=0`.
+
+    Args:
+        vision_config (`TimmWrapperConfig` or `dict`, *optional*):
+            The image tower. The default is timm's `eva02_base_patch16_clip_224` (86 M parameters).
+        text_config (`PreTrainedConfig` or `dict`, *optional*):
+            The text tower, of the BERT family. The default is BERT-base.
+        projection_dim (`int`, defaults to 512):
+            Dimension D of the shared space.
+        projection_hidden_dim (`int`, *optional*):
+            Width of the hidden layer of the projections; `None` makes them linear, as in the paper.
+        text_pooling (`str`, defaults to `"cls"`):
+            What represents a text: `"cls"` (first token), `"mean"` (of the tokens that are not padding), or `"pooler"`
+            (the tower's own pooler).
+        center_projections (`bool`, defaults to `False`):
+            Whether each modality's projections are centred by their mean before they are normalised: in training the
+            mean of the global batch, at inference running statistics saved with the model.
+        centering_momentum (`float`, defaults to 0.1):
+            Share of a new batch in the running mean.
+        logit_scale_init_value (`float`, defaults to `log(1 / 0.07)`):
+            *Log* of the scale (1 / temperature) at the start, as in CLIP.
+        max_logit_scale (`float`, defaults to 100):
+            Cap of the scale itself (not of its log).
+        learnable_temperature (`bool`, defaults to `True`):
+            Whether the temperature is trained: CLIP (LT); `False` is CLIP (FT).
+        contrastive_weight, align_weight, uniformity_weight (`float` or `list`, default to 1.0):
+            Weights of the three terms, constant or scheduled.
+        mask_groups (`bool`, defaults to `True`):
+            Whether pairs that share an image or a caption (`group_ids` of `forward`) are kept out of one another's
+            negatives.
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of the projections' initial weights.
+
+    Raises:
+        ValueError: where a value is out of range, naming the field and what it takes.
+
+    Example:
+
+    ```python
+    >>> from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel
+
+    >>> config = GapClosedClipConfig(
+    ...     vision_config={
+    ...         "model_type": "timm_wrapper",
+    ...         "architecture": "eva02_tiny_patch14_224",
+    ...         "model_args": {"img_size": 56, "embed_dim": 48, "depth": 1, "num_heads": 3},
+    ...     },
+    ...     text_config={"model_type": "bert", "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3},
+    ... )
+    >>> model = GapClosedClipModel(config)
+    ```
+    """
+
+    model_type = "gap_closed_clip"
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    # Everything but the (N, D) embeddings and the ids: N x N logits and token states must not be gathered over a whole
+    # evaluation set by the Trainer, and scalars can't be.
+    keys_to_ignore_at_inference = [
+        "contrastive_loss",
+        "align_loss",
+        "uniformity_loss",
+        "logits_per_image",
+        "logits_per_text",
+        "vision_model_output",
+        "text_model_output",
+    ]
+
+    vision_config: PreTrainedConfig | dict | None = None
+    text_config: PreTrainedConfig | dict | None = None
+    projection_dim: int = 512
+    projection_hidden_dim: int | None = None
+    text_pooling: str = "cls"
+    center_projections: bool = False
+    centering_momentum: float = 0.1
+    logit_scale_init_value: float | int = math.log(1 / 0.07)
+    max_logit_scale: float | int = 100.0
+    learnable_temperature: bool = True
+    contrastive_weight: Any = 1.0
+    align_weight: Any = 1.0
+    uniformity_weight: Any = 1.0
+    mask_groups: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        vision_default = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}
+        self.vision_config = _sub_config(self.vision_config, "vision_config", vision_default)
+        self.text_config = _sub_config(self.text_config, "text_config", {"model_type": "bert"})
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def _check(self) -> None:
+        if self.projection_dim < 1:
+            raise ValueError(
+                f"projection_dim is {self.projection_dim}: it is a dimension, 1 or more (the paper uses 512)."
+            )
+        if self.text_pooling not in TEXT_POOLINGS:
+            raise ValueError(f"text_pooling is {self.text_pooling!r}: use one of {', '.join(TEXT_POOLINGS)}.")
+        if not 0 < self.centering_momentum <= 1:
+            raise ValueError(f"centering_momentum is {self.centering_momentum}: use a number above 0, at most 1.")
+        if self.max_logit_scale <= 0 or self.logit_scale_init_value > math.log(self.max_logit_scale) + 1e-6:
+            raise ValueError(
+                f"logit_scale_init_value is {self.logit_scale_init_value} (a scale of "
+                f"{math.exp(self.logit_scale_init_value):.1f}) but max_logit_scale is {self.max_logit_scale}: "
+                "logit_scale_init_value is the log of the scale and starts at or below the cap."
+            )
+        for name in ("contrastive_weight", "align_weight", "uniformity_weight"):
+            _check_weight(name, getattr(self, name))
+
+
+def _sub_config(value: PreTrainedConfig | dict | None, name: str, default: dict) -> PreTrainedConfig:
+    if isinstance(value, PreTrainedConfig):
+        return value
+    value = dict(default if value is None else value)
+    if "model_type" not in value:
+        raise ValueError(f"{name} has no model_type: add one, for example {default['model_type']!r}.")
+    return AutoConfig.for_model(value.pop("model_type"), **value)
+
+
+def _check_weight(name: str, weight: Weight) -> None:
+    remedy = (
+        f"{name} is {weight!r}: use a number of 0 or more, or points [fraction of training, value] like "
+        "[[0.2, 1.0], [0.7, 0.0]]; fractions lie between 0 and 1 and rise strictly, values are 0 or more."
+    )
+    if isinstance(weight, int | float) and not isinstance(weight, bool):
+        if not 0 <= weight < math.inf:
+            raise ValueError(remedy)
+        return
+    if not isinstance(weight, list | tuple) or not weight:
+        raise ValueError(remedy)
+    for point in weight:
+        if (
+            not isinstance(point, list | tuple)
+            or len(point) != 2
+            or not all(isinstance(x, int | float) for x in point)
+        ):
+            raise ValueError(remedy)
+        if not 0 <= point[0] <= 1 or not 0 <= point[1] < math.inf:
+            raise ValueError(remedy)
+    fractions = [point[0] for point in weight]
+    if any(a >= b for a, b in zip(fractions, fractions[1:], strict=False)):
+        raise ValueError(remedy)
+
+
+__all__ = ["GapClosedClipConfig"]

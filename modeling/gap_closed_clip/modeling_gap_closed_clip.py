@@ -1,0 +1,461 @@
+"""[`GapClosedClipModel`]: a timm image tower and a BERT text tower in one space, trained with the objective that "
+"closes the gap."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch import nn
+from transformers import AutoModel
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+from transformers.utils import cached_file
+from transformers.utils import logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .losses_gap_closed_clip import GapClosedLoss
+from .losses_gap_closed_clip import gap_closed_loss
+from .losses_gap_closed_clip import gather_across_processes
+from .losses_gap_closed_clip import scheduled_weight
+from .losses_gap_closed_clip import unit_vectors
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class GapClosedClipOutput(ModelOutput):
+    """
+    Output of [`GapClosedClipModel`] for B images and C texts; B = C wherever there is a loss.
+
+    Args:
+        loss (scalar): weighted sum of the three terms; only with both modalities, `return_loss` and B = C.
+        contrastive_loss, align_loss, uniformity_loss (scalars): the terms before weighting.
+        logits_per_image (B, C): scale times cosine.
+        logits_per_text (C, B): its transpose.
+        image_embeds (B, D), text_embeds (C, D): unit vectors in the shared space, float32 (float64 in a float64
+            model).
+        group_ids (B,) or (B, G): those given, handed on so that an evaluation loop can gather them.
+        vision_model_output, text_model_output: the towers' own outputs.
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    align_loss: Tensor | None = None
+    uniformity_loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    group_ids: Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+
+class ProjectionCentering(nn.Module):
+    """
+    Subtracts a modality's mean: in training that of the global batch, otherwise running statistics saved with the
+    model.
+
+    A BatchNorm without scale. A modality can't then sit in a cone of its own, nor can both crowd into one: what closes
+    the gap has to align the pairs.
+    """
+
+    def __init__(self, dim: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D). In training B of every process must be the same."""
+        if not self.training:
+            return x - self.running_mean.to(x.dtype)
+        mean = gather_across_processes(x.mean(0, keepdim=True)).mean(0)  # (D,)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        return x - mean
+
+
+class GapClosedClipPreTrainedModel(PreTrainedModel):
+    """Initialisation and what transformers needs to know of the towers."""
+
+    config_class = GapClosedClipConfig
+    base_model_prefix = "gap_closed_clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # timm and BERT both run scaled_dot_product_attention
+    _supports_sdpa = True
+    # A contrastive batch can't be split into token counts: the Trainer must not hand num_items_in_batch to forward.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ProjectionCentering):
+            init.zeros_(module.running_mean)
+        if isinstance(module, GapClosedClipModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            init.zeros_(module.training_progress)
+
+
+class GapClosedClipModel(GapClosedClipPreTrainedModel):
+    """
+    Image and text embeddings that share one space.
+
+    Towers, projections to D dimensions, optionally centred, unit vectors; the loss of arXiv 2602.20046 inside
+    `forward`.
+
+    Args:
+        config ([`GapClosedClipConfig`]): the architecture and the objective.
+        vision_model, text_model: towers to use instead of newly initialised ones.
+    """
+
+    def __init__(
+        self,
+        config: GapClosedClipConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
+        self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
+        if config.text_pooling != "pooler":
+            # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
+            self.text_model.pooler = None
+        self.image_size = _fixed_image_size(self.vision_model)
+        self.visual_projection = _projection(self.vision_model.timm_model.head_hidden_size, config)
+        self.text_projection = _projection(config.text_config.hidden_size, config)
+        self.visual_centering = _centering(config)
+        self.text_centering = _centering(config)
+        self.logit_scale = nn.Parameter(
+            torch.tensor(float(config.logit_scale_init_value)), requires_grad=config.learnable_temperature
+        )
+        # Saved with the model, so that a reloaded checkpoint evaluates its loss with the weights it was trained with.
+        self.register_buffer("training_progress", torch.zeros(()))
+        self._progress_is_set = False
+        self.post_init()
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str,
+        text_model_name_or_path: str,
+        keep_vision_projection: bool = False,
+        vision_kwargs: dict | None = None,
+        text_kwargs: dict | None = None,
+        **config_kwargs,
+    ) -> "GapClosedClipModel":
+        """
+        Starts from published towers.
+
+        Args:
+            vision_model_name_or_path: Hub id or folder of a timm image model, e.g.
+                `timm/eva_giant_patch14_clip_224.laion400m`.
+            text_model_name_or_path: Hub id or folder of a BERT-family encoder, e.g. `google-bert/bert-base-uncased`.
+            keep_vision_projection: start the image projection from the checkpoint's own CLIP head; `projection_dim` is
+                then the head's (1024 for EVA-CLIP-g) and the projections are linear.
+            vision_kwargs, text_kwargs: handed to the towers' `from_pretrained` (`dtype`, `revision`, `model_args`,
+                ...).
+            config_kwargs: fields of [`GapClosedClipConfig`].
+
+        Raises:
+            OSError: a tower that can't be found or downloaded.
+            ValueError: an image tower that is not timm's, or `keep_vision_projection` where there is no fitting head.
+        """
+        vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
+        vision_model = AutoModel.from_pretrained(vision_model_name_or_path, **vision_kwargs)
+        if vision_model.config.model_type != "timm_wrapper":
+            raise ValueError(
+                f"{vision_model_name_or_path} is a {vision_model.config.model_type} model: the image tower has to be "
+                f"a timm "
+                "model (Hub ids that begin with timm/), e.g. timm/eva02_base_patch16_clip_224.merged2b."
+            )
+        text_model = AutoModel.from_pretrained(text_model_name_or_path, **text_kwargs)
+        head = None
+        if keep_vision_projection:
+            head = _pretrained_head(vision_model_name_or_path, vision_kwargs.get("revision"))
+            asked = config_kwargs.setdefault("projection_dim", len(head["weight"]))
+            if asked != len(head["weight"]) or config_kwargs.get("projection_hidden_dim") is not None:
+                raise ValueError(
+                    f"keep_vision_projection: the head of {vision_model_name_or_path} is linear, to "
+                    f"{len(head['weight'])} "
+                    f"dimensions; leave projection_dim (now {asked}) and projection_hidden_dim out."
+                )
+        config = GapClosedClipConfig(vision_config=vision_model.config, text_config=text_model.config, **config_kwargs)
+        model = cls(config, vision_model=vision_model, text_model=text_model)
+        if head is not None:
+            model.visual_projection.load_state_dict(head)
+        return model
+
+    def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
+        """Switches the towers' gradients off (or on); a tower without trainable parameters also stays in eval mode."""
+        self.vision_model.requires_grad_(not vision)
+        self.text_model.requires_grad_(not text)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "GapClosedClipModel":
+        super().train(mode)
+        for tower in (self.vision_model, self.text_model):
+            # Dropout and batch statistics would put noise into features that can't adapt to it.
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def set_training_progress(self, progress: float) -> None:
+        """Tells scheduled weights which fraction of training, 0 to 1, is done."""
+        self.training_progress.fill_(progress)
+        self._progress_is_set = True
+
+    def objective_weights(self) -> dict[str, Tensor]:
+        """The three weights at the present training progress; scalar tensors."""
+        names = ("contrastive_weight", "align_weight", "uniformity_weight")
+        # .float(): a progress in bfloat16 moves in steps of 1/256
+        return {name: scheduled_weight(getattr(self.config, name), self.training_progress.float()) for name in names}
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Projected image features, (B, D) as `pooler_output`; not normalised. Centred where the config says so.
+
+        Args:
+            pixel_values: (B, 3, height, width), as the processor makes them.
+
+        Raises:
+            ValueError: a height or width that the tower can't take.
+        """
+        size = tuple(pixel_values.shape[-2:])
+        if self.image_size is not None and size != self.image_size:
+            raise ValueError(
+                f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "
+                f"{self.image_size[1]}: "
+                "set the image processor's crop_size and size, or the tower's model_args={'dynamic_img_size': True}."
+            )
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        features = self.visual_projection(outputs.pooler_output)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.visual_centering(_at_least_float32(features)),
+            hidden_states=outputs.hidden_states,
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Projected text features, (B, D) as `pooler_output`; not normalised. Centred where the config says so.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, length), as the tokenizer makes them.
+        """
+        outputs = self.text_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            return_dict=True,
+            **kwargs,
+        )
+        features = self.text_projection(self._pool_text(outputs, attention_mask))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.text_centering(_at_least_float32(features)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        group_ids: Tensor | None = None,
+        return_loss: bool = True,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
+    ) -> GapClosedClipOutput:
+        """
+        Embeds images, texts, or both; with both of the same number, the loss as well.
+
+        Args:
+            pixel_values: (B, 3, height, width).
+            input_ids, attention_mask, token_type_ids, position_ids: (C, length).
+            group_ids: integers, (B,) or (B, G): pairs that agree in any column (one image, one caption) are not
+                negatives of one another.
+            return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
+            output_attentions: of the text tower; timm's towers have none to give.
+            output_hidden_states: of both towers.
+
+        Raises:
+            ValueError: neither images nor texts; in training, numbers of images and texts that differ.
+        """
+        if pixel_values is None and input_ids is None:
+            raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
+        vision_outputs = text_outputs = image_embeds = text_embeds = logits = None
+        losses = {}
+        if pixel_values is not None:
+            vision_outputs = self.get_image_features(
+                pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+            )
+            image_embeds = unit_vectors(vision_outputs.pooler_output)  # (B, D)
+        if input_ids is not None:
+            text_outputs = self.get_text_features(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                position_ids,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+            )
+            text_embeds = unit_vectors(text_outputs.pooler_output)  # (C, D)
+        if image_embeds is not None and text_embeds is not None:
+            text_embeds = text_embeds.to(image_embeds.device)  # device_map may have parted the towers
+            with torch.autocast(text_embeds.device.type, enabled=False):
+                logits = self._scale().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)
+            if return_loss and self._have_same_number(image_embeds, text_embeds):
+                losses = self.compute_loss([image_embeds, text_embeds], group_ids)._asdict()
+        return GapClosedClipOutput(
+            **losses,
+            logits_per_image=logits,
+            logits_per_text=None if logits is None else logits.T,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            group_ids=group_ids,
+            vision_model_output=vision_outputs,
+            text_model_output=text_outputs,
+        )
+
+    def compute_loss(self, embeddings: list[Tensor], group_ids: Tensor | None = None) -> GapClosedLoss:
+        """
+        The objective (arXiv 2602.20046), with this model's temperature and its weights at the present training
+        progress. In training under several processes it is that of the global batch, with exact gradients under
+        DistributedDataParallel.
+
+        Args:
+            embeddings: M >= 2 modalities, each (B, D) on the unit sphere; the first is the anchor.
+            group_ids: (B,) or (B, G); ignored where `config.mask_groups` is off.
+        """
+        self._warn_of_standing_schedule()
+        if not self.config.mask_groups:
+            group_ids = None
+        if self.training:
+            embeddings = [gather_across_processes(z) for z in embeddings]
+            group_ids = None if group_ids is None else gather_across_processes(group_ids)
+        return gap_closed_loss(
+            embeddings, self._scale().to(embeddings[0].device), group_ids, **self.objective_weights()
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def _scale(self) -> Tensor:
+        if self.training and self.config.learnable_temperature:
+            # The parameter itself is capped, as in CLIP: clamping its exponential would leave it without gradient at
+            # the cap.
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
+        return _at_least_float32(self.logit_scale).exp()
+
+    def _pool_text(self, outputs: ModelOutput, attention_mask: Tensor | None) -> Tensor:
+        hidden = outputs.last_hidden_state  # (B, length, hidden)
+        if self.config.text_pooling == "pooler":
+            return outputs.pooler_output
+        if self.config.text_pooling == "cls":
+            return hidden[:, 0]
+        if attention_mask is None:
+            return hidden.mean(1)
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+    def _have_same_number(self, image_embeds: Tensor, text_embeds: Tensor) -> bool:
+        if len(image_embeds) == len(text_embeds):
+            return True
+        if self.training:
+            raise ValueError(
+                f"{len(image_embeds)} images and {len(text_embeds)} texts: in training every image needs its text, "
+                f"row by row."
+            )
+        return False
+
+    def _warn_of_standing_schedule(self) -> None:
+        weights = (self.config.contrastive_weight, self.config.align_weight, self.config.uniformity_weight)
+        scheduled = any(isinstance(weight, list | tuple) for weight in weights)
+        if self.training and scheduled and not self._progress_is_set and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "A weight of the objective follows a schedule, but nothing tells the model how far training is: it "
+                "stays at "
+                f"progress {float(self.training_progress):g}. Give the Trainer "
+                f"gap_closed_clip.TrainingProgressCallback(), or "
+                "call model.set_training_progress(fraction) before every step."
+            )
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        # transformers looks for its own layers only; the timm tower has a switch of its own.
+        self.vision_model._set_gradient_checkpointing(enable)
+        self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
+
+
+def _projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
+    if config.projection_hidden_dim is None:
+        return nn.Linear(in_dim, config.projection_dim)
+    hidden_dim = config.projection_hidden_dim
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, config.projection_dim))
+
+
+def _centering(config: GapClosedClipConfig) -> nn.Module:
+    if config.center_projections:
+        return ProjectionCentering(config.projection_dim, config.centering_momentum)
+    return nn.Identity()
+
+
+def _fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
+    """(height, width) where the timm model takes no other size, else None."""
+    patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
+    if patch_embed is None or not getattr(patch_embed, "strict_img_size", False):
+        return None
+    return tuple(patch_embed.img_size)
+
+
+def _pretrained_head(name_or_path: str, revision: str | None) -> dict[str, Tensor]:
+    """timm's `head.weight` (D, hidden) and `head.bias` (D,), which the wrapper drops."""
+    from safetensors import safe_open
+
+    path = cached_file(name_or_path, "model.safetensors", revision=revision)
+    with safe_open(path, framework="pt") as weights:
+        names = [name for name in weights.keys() if name in ("head.weight", "timm_model.head.weight")]
+        if not names:
+            raise ValueError(
+                f"keep_vision_projection: {name_or_path} has no head.weight in model.safetensors; use a CLIP "
+                f"checkpoint of timm "
+                "(its name contains _clip_), or leave keep_vision_projection off."
+            )
+        prefix = names[0].removesuffix("weight")
+        weight = weights.get_tensor(names[0])
+        has_bias = f"{prefix}bias" in weights.keys()
+        bias = weights.get_tensor(f"{prefix}bias") if has_bias else torch.zeros(len(weight), dtype=weight.dtype)
+    return {"weight": weight, "bias": bias}
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+__all__ = ["GapClosedClipModel", "GapClosedClipOutput", "GapClosedClipPreTrainedModel"]

@@ -1,0 +1,39 @@
+"""[`GapClosedClipProcessor`]: images and captions to what [`GapClosedClipModel`] takes."""
+
+from transformers import CLIPImageProcessor
+from transformers import ProcessorMixin
+
+
+class GapClosedClipProcessor(ProcessorMixin):
+    """
+    A CLIP image processor and a BERT tokenizer in one.
+
+    Args:
+        image_processor ([`CLIPImageProcessor`]): resizes, crops and normalises images to (3, height, width).
+        tokenizer ([`PreTrainedTokenizerBase`]): of the text tower.
+    """
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+
+def image_processor_for(vision_model) -> CLIPImageProcessor:
+    """
+    The image processor that fits a `TimmWrapperModel`: its input size, and the mean and standard deviation it was
+    trained with.
+
+    The short side is resized to the input size (bicubic) and the centre cropped, as in CLIP: timm's own `crop_pct`
+    would cut another tenth off the border, which holds anatomy.
+    """
+    pretrained = vision_model.timm_model.pretrained_cfg
+    patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
+    height, width = pretrained["input_size"][1:] if patch_embed is None else patch_embed.img_size
+    return CLIPImageProcessor(
+        size={"shortest_edge": min(height, width)} if height == width else {"height": height, "width": width},
+        crop_size={"height": height, "width": width},
+        image_mean=list(pretrained["mean"]),
+        image_std=list(pretrained["std"]),
+    )
+
+
+__all__ = ["GapClosedClipProcessor", "image_processor_for"]
