@@ -1,14 +1,10 @@
 """Gap-closed medical CLIP: image and text embeddings that share one space."""
 
-from transformers import AutoConfig
-from transformers import AutoModel
-from transformers import AutoModelForZeroShotImageClassification
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import gap_closed_loss
-from .modeling_gap_closed_clip import GapClosedClipModel
-from .modeling_gap_closed_clip import GapClosedClipOutput
+from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
 from .processing_gap_closed_clip import GapClosedClipProcessor
 
 

@@ -3,8 +3,7 @@
 import math
 from typing import Any
 
-from transformers import AutoConfig
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.

@@ -1,27 +1,27 @@
 """[`GapClosedClipModel`]: a timm image tower and a BERT text tower in one space, trained with the objective that "
 "closes the gap."""
 
+import copy
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from torch import nn
-from transformers import AutoModel
-from transformers import PreTrainedModel
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
-from transformers.utils import cached_file
-from transformers.utils import logging
+from transformers.utils import ModelOutput, cached_file, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import GapClosedLoss
-from .losses_gap_closed_clip import gap_closed_loss
-from .losses_gap_closed_clip import gather_across_processes
-from .losses_gap_closed_clip import scheduled_weight
-from .losses_gap_closed_clip import unit_vectors
+from .losses_gap_closed_clip import (
+    GapClosedLoss,
+    gap_closed_loss,
+    gather_across_processes,
+    scheduled_weight,
+    unit_vectors,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -62,13 +62,15 @@ class ProjectionCentering(nn.Module):
     model.
 
     A BatchNorm without scale. A modality can't then sit in a cone of its own, nor can both crowd into one: what closes
-    the gap has to align the pairs.
+    the gap has to align the pairs. The running mean is the plain mean of the first 1 / momentum batches and moves by
+    `momentum` from then on, so that short trainings don't keep a part of the initial zero.
     """
 
     def __init__(self, dim: int, momentum: float):
         super().__init__()
         self.momentum = momentum
         self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("num_batches_tracked", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, D). In training B of every process must be the same."""
@@ -76,7 +78,9 @@ class ProjectionCentering(nn.Module):
             return x - self.running_mean.to(x.dtype)
         mean = gather_across_processes(x.mean(0, keepdim=True)).mean(0)  # (D,)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.num_batches_tracked += 1
+            share = (1 / self.num_batches_tracked).clamp(min=self.momentum).to(self.running_mean.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         return x - mean
 
 
@@ -98,6 +102,7 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ProjectionCentering):
             init.zeros_(module.running_mean)
+            init.zeros_(module.num_batches_tracked)
         if isinstance(module, GapClosedClipModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             init.zeros_(module.training_progress)
@@ -124,6 +129,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         super().__init__(config)
         self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
         self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
+        # The objects that the towers' own layers look their attention up in, also where the towers were given.
+        config.vision_config, config.text_config = self.vision_model.config, self.text_model.config
         if config.text_pooling != "pooler":
             # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
             self.text_model.pooler = None
@@ -143,20 +150,20 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision_model_name_or_path: str,
-        text_model_name_or_path: str,
+        vision_model_name_or_path: str | PreTrainedConfig,
+        text_model_name_or_path: str | PreTrainedConfig,
         keep_vision_projection: bool = False,
         vision_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
         **config_kwargs,
     ) -> "GapClosedClipModel":
         """
-        Starts from published towers.
+        Starts from published towers, by Hub id or folder. A tower given as a configuration starts from scratch.
 
         Args:
-            vision_model_name_or_path: Hub id or folder of a timm image model, e.g.
-                `timm/eva_giant_patch14_clip_224.laion400m`.
-            text_model_name_or_path: Hub id or folder of a BERT-family encoder, e.g. `google-bert/bert-base-uncased`.
+            vision_model_name_or_path: a timm image model, e.g. `timm/eva_giant_patch14_clip_224.laion400m`, or a
+                `TimmWrapperConfig`.
+            text_model_name_or_path: a BERT-family encoder, e.g. `google-bert/bert-base-uncased`, or its configuration.
             keep_vision_projection: start the image projection from the checkpoint's own CLIP head; `projection_dim` is
                 then the head's (1024 for EVA-CLIP-g) and the projections are linear.
             vision_kwargs, text_kwargs: handed to the towers' `from_pretrained` (`dtype`, `revision`, `model_args`,
@@ -168,25 +175,27 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             ValueError: an image tower that is not timm's, or `keep_vision_projection` where there is no fitting head.
         """
         vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
-        vision_model = AutoModel.from_pretrained(vision_model_name_or_path, **vision_kwargs)
+        vision_model = _load_tower(vision_model_name_or_path, vision_kwargs)
         if vision_model.config.model_type != "timm_wrapper":
             raise ValueError(
                 f"{vision_model_name_or_path} is a {vision_model.config.model_type} model: the image tower has to be "
-                f"a timm "
-                "model (Hub ids that begin with timm/), e.g. timm/eva02_base_patch16_clip_224.merged2b."
+                f"a "
+                "timm model (Hub ids that begin with timm/), e.g. timm/eva02_base_patch16_clip_224.merged2b."
             )
-        text_model = AutoModel.from_pretrained(text_model_name_or_path, **text_kwargs)
+        text_model = _load_tower(text_model_name_or_path, text_kwargs)
         head = None
         if keep_vision_projection:
             head = _pretrained_head(vision_model_name_or_path, vision_kwargs.get("revision"))
-            asked = config_kwargs.setdefault("projection_dim", len(head["weight"]))
-            if asked != len(head["weight"]) or config_kwargs.get("projection_hidden_dim") is not None:
+            head_dim = len(head["weight"])
+            asked = config_kwargs.setdefault("projection_dim", head_dim)
+            if asked != head_dim or config_kwargs.get("projection_hidden_dim") is not None:
                 raise ValueError(
-                    f"keep_vision_projection: the head of {vision_model_name_or_path} is linear, to "
-                    f"{len(head['weight'])} "
+                    f"keep_vision_projection: the head of {vision_model_name_or_path} is linear, to {head_dim} "
                     f"dimensions; leave projection_dim (now {asked}) and projection_hidden_dim out."
                 )
-        config = GapClosedClipConfig(vision_config=vision_model.config, text_config=text_model.config, **config_kwargs)
+        # Copies: a new composite config resets the attention implementation of the parts it is given.
+        parts = {"vision_config": copy.deepcopy(vision_model.config), "text_config": copy.deepcopy(text_model.config)}
+        config = GapClosedClipConfig(**parts, **config_kwargs)
         model = cls(config, vision_model=vision_model, text_model=text_model)
         if head is not None:
             model.visual_projection.load_state_dict(head)
@@ -434,10 +443,16 @@ def _fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
     return tuple(patch_embed.img_size)
 
 
-def _pretrained_head(name_or_path: str, revision: str | None) -> dict[str, Tensor]:
-    """timm's `head.weight` (D, hidden) and `head.bias` (D,), which the wrapper drops."""
-    from safetensors import safe_open
+def _load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
+    if isinstance(name_or_config, PreTrainedConfig):
+        return AutoModel.from_config(name_or_config, **kwargs)
+    return AutoModel.from_pretrained(name_or_config, **kwargs)
 
+
+def _pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:
+    """timm's `head.weight` (D, hidden) and `head.bias` (D,), which the wrapper drops."""
+    if not isinstance(name_or_path, str):
+        raise ValueError("keep_vision_projection: an image tower from scratch has no pretrained projection to keep.")
     path = cached_file(name_or_path, "model.safetensors", revision=revision)
     with safe_open(path, framework="pt") as weights:
         names = [name for name in weights.keys() if name in ("head.weight", "timm_model.head.weight")]

@@ -1,7 +1,6 @@
 """[`GapClosedClipProcessor`]: images and captions to what [`GapClosedClipModel`] takes."""
 
-from transformers import CLIPImageProcessor
-from transformers import ProcessorMixin
+from transformers import CLIPImageProcessor, ProcessorMixin
 
 
 class GapClosedClipProcessor(ProcessorMixin):
@@ -25,7 +24,8 @@ def image_processor_for(vision_model) -> CLIPImageProcessor:
     The short side is resized to the input size (bicubic) and the centre cropped, as in CLIP: timm's own `crop_pct`
     would cut another tenth off the border, which holds anatomy.
     """
-    pretrained = vision_model.timm_model.pretrained_cfg
+    # A Hub checkpoint's own settings stay in its config; a tower from scratch has those of its architecture.
+    pretrained = vision_model.timm_model.pretrained_cfg | getattr(vision_model.config, "pretrained_cfg", {})
     patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
     height, width = pretrained["input_size"][1:] if patch_embed is None else patch_embed.img_size
     return CLIPImageProcessor(

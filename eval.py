@@ -1,0 +1,150 @@
+"""Evaluate one or more trained models on the same pairs: a table side by side, metrics.json and two figures.
+
+    python eval.py outputs/clip outputs/demo
+    python eval.py outputs/clip outputs/demo split=validation data.source='$RADIOLOGY_DATA/medpix2' output=outputs/eval
+
+A model is a folder that train.py wrote, or a Hub id. The pairs are those of the first model's train_config.yaml;
+`data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
+
+    split        train, validation or test (default: test)
+    output       folder for metrics.json, metrics.md, projection.png, cosines.png (default: outputs/eval)
+    batch_size   images or captions at once (default: 64)
+    num_workers  processes that decode the images (default: 2)
+    bf16         compute in bfloat16 where that is safe (default: false)
+    centring     add each model with its modalities centred by their training means (default: false)
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+import yaml
+from datasets import Dataset
+
+from gap_closed_clip.data import DataArguments, cache_images, check_images, load_pairs
+from gap_closed_clip.data.messages import suggest
+from gap_closed_clip.evaluation import (
+    check_checkpoint,
+    evaluate_embeddings,
+    evaluate_model,
+    is_local,
+    load_checkpoint,
+    modality_means,
+    post_hoc_centring,
+    write_report,
+)
+from gap_closed_clip.evaluation.embed import embed_pairs
+from gap_closed_clip.training import RunConfig, load_config
+from gap_closed_clip.training.config import fields_of
+
+
+@dataclass
+class EvalArguments:
+    """The settings of the module's docstring."""
+
+    split: str = "test"
+    output: str = "outputs/eval"
+    batch_size: int = 64
+    num_workers: int = 2
+    bf16: bool = False
+    centring: bool = False
+
+
+def parse(words: list[str]) -> tuple[list[str], EvalArguments, list[str]]:
+    """Models, settings, and overrides of the data section."""
+    models, settings, overrides = [], {}, []
+    types = {field.name: field.type for field in fields(EvalArguments)}
+    for word in words:
+        key, equals, raw = word.partition("=")
+        if not equals or Path(word).is_dir():
+            models.append(word)
+        elif key in types:
+            value = raw if types[key] is str else yaml.safe_load(raw)
+            if type(value) is not types[key]:
+                raise ValueError(f"{key} is '{raw}'; it must be of type {types[key].__name__}.")
+            settings[key] = value
+        elif key.removeprefix("data.") in fields_of("data"):
+            overrides.append(f"data.{key.removeprefix('data.')}={raw}")
+        else:
+            known = [*types, *(f"data.{name}" for name in fields_of("data"))]
+            raise ValueError(f"There is no setting '{key}'. {suggest(key, known, 'settings')}")
+    if not models:
+        raise ValueError("Which model? Give the folder that train.py wrote, or a Hub id: python eval.py outputs/demo")
+    return models, EvalArguments(**settings), overrides
+
+
+def data_config(models: list[str], overrides: list[str]) -> RunConfig:
+    """The configuration whose data section says what to evaluate on."""
+    found = [path for model in models if (path := Path(model) / "train_config.yaml").is_file()]
+    if not found and not any(override.startswith("data.source=") for override in overrides):
+        raise ValueError(
+            f"{models[0]} has no train_config.yaml, so say what to evaluate on: data.source=... (a data set or "
+            "'phantoms')."
+        )
+    return load_config(found[:1], overrides)
+
+
+def pairs_of(data: DataArguments, split: str, num_workers: int) -> Dataset:
+    """The pairs of a split, as training sees them."""
+    pairs = load_pairs(data, split)
+    if data.streaming:
+        return pairs
+    if data.cache_images is not None:
+        return cache_images(pairs, data.cache_images, data.on_bad_image, data.window, num_workers)
+    if data.on_bad_image == "skip":
+        return check_images(pairs, data.on_bad_image, data.window, num_workers)
+    return pairs
+
+
+def column_names(models: list[str]) -> list[str]:
+    """The folders' names, or their whole paths where two have the same."""
+    names = [Path(model).resolve().name if is_local(model) else model for model in models]
+    return names if len(set(names)) == len(names) else models
+
+
+def run(words: list[str]) -> None:
+    models, settings, overrides = parse(words)
+    for model in models:
+        if is_local(model):
+            check_checkpoint(model)  # all of them, before the first is evaluated
+    config = data_config(models, overrides)
+    pairs = pairs_of(config.data, settings.split, settings.num_workers)
+    train_pairs = pairs_of(config.data, "train", settings.num_workers) if settings.centring else None
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    how = {
+        "batch_size": settings.batch_size,
+        "num_workers": settings.num_workers,
+        "autocast_dtype": torch.bfloat16 if settings.bf16 else None,
+        "max_length": config.data.max_caption_tokens,
+        "window": config.data.window,
+    }
+    results, embeddings = {}, {}
+    for name, path in zip(column_names(models), models, strict=True):
+        model, processor = load_checkpoint(path)
+        model.to(device)
+        results[name], embeddings[name] = evaluate_model(model, processor, pairs, **how)
+        if settings.centring:
+            means = modality_means(embed_pairs(model, processor, train_pairs, **how))
+            centred = f"{name}, centred"
+            embeddings[centred] = post_hoc_centring(embeddings[name], means)
+            results[centred] = evaluate_embeddings(embeddings[centred])
+    table = write_report(settings.output, results, embeddings, config.to_dict()["data"], settings.split)
+    print(f"\n{len(embeddings[name])} pairs, split '{settings.split}' of '{config.data.source}'\n\n{table}\n")
+    print(f"metrics.json, metrics.md, projection.png and cosines.png are in {settings.output}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", metavar="MODEL or KEY=VALUE")
+    try:
+        run(parser.parse_args().words)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"eval.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""Rows of pairs to the batch that the model takes. Images are decoded here, that is in the DataLoader's workers."""
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from .hashing import group_ids
+from .images import Augmentation, decode_image
+
+
+# transformers' mark of a tokenizer that knows no longest input is 10^30.
+NO_LIMIT = 10**9
+
+
+class PairCollator:
+    """Decode, vary, resize and normalise the images, tokenize the captions, and say which pairs belong together.
+
+    Args:
+        processor: has `image_processor` and `tokenizer`.
+        augmentation: for training; None leaves the images alone.
+        max_length: captions are cut after so many tokens; default the tokenizer's own limit, if it has one.
+        window: (centre, width) for DICOM, 16-bit and float images; default their own.
+        pad_to_max_length: pad every batch to `max_length`, so that all have one shape (for a compiled model), instead
+            of to its longest caption.
+
+    Raises:
+        ValueError: `pad_to_max_length` without a length.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        augmentation: Augmentation | None = None,
+        max_length: int | None = None,
+        window: tuple[float, float] | None = None,
+        pad_to_max_length: bool = False,
+    ):
+        limit = processor.tokenizer.model_max_length
+        self.max_length = max_length or (limit if limit < NO_LIMIT else None)
+        if pad_to_max_length and self.max_length is None:
+            raise ValueError("pad_to_max_length needs max_length: the tokenizer names no limit of its own.")
+        self.processor = processor
+        self.augmentation = augmentation
+        self.window = window
+        self.pad_to_max_length = pad_to_max_length
+        self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """B rows with `image` (undecoded), `caption` and `image_id` -> batch.
+
+        Returns:
+            `pixel_values` (B, 3, H, W) float32; `input_ids`, `attention_mask`, `token_type_ids` (B, L) int64;
+            `group_ids` (B, 2) int64, hashes of the image's id and of the caption regardless of case and white space:
+            pairs that share either are not negatives of one another.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        images = [decode_image(row["image"], self.min_size, self.window, name=_name(row)) for row in rows]
+        if self.augmentation is not None:
+            images = [self.augmentation(image) for image in images]
+        captions = [row["caption"] for row in rows]
+        batch = {
+            "pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"],
+            "group_ids": torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64),
+        }
+        text = self.processor.tokenizer(
+            captions,
+            padding="max_length" if self.pad_to_max_length else "longest",
+            truncation=self.max_length is not None,
+            max_length=self.max_length,
+            return_token_type_ids=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return batch | {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def _name(row: dict[str, Any]) -> str:
+    """The image's path in errors if it has one, else its id."""
+    image = row["image"]
+    return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
+
+
+def _target_side(processor: ProcessorMixin) -> int:
+    """Pixels that the processor reduces the shorter side to, at most."""
+    size = dict(processor.image_processor.size)
+    return max(size[name] for name in ("shortest_edge", "height", "width") if size.get(name))
+
+
+def count_truncated(
+    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, batch_size: int = 1000
+) -> int:
+    """How many pairs have a caption of more than `max_length` tokens, special ones included, and so lose its end."""
+    captions = pairs["caption"]
+    truncated = 0
+    for start in range(0, len(pairs), batch_size):
+        ids = tokenizer(captions[start : start + batch_size], verbose=False, return_attention_mask=False)["input_ids"]
+        truncated += sum(len(tokens) > max_length for tokens in ids)
+    return truncated

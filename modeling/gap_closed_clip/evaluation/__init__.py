@@ -1,0 +1,35 @@
+"""Embed a data set once, run the metrics, draw the figures, write the report."""
+
+from .checkpoint import check_checkpoint, is_local, load_checkpoint
+from .embed import PairEmbeddings, embed_pairs
+from .evaluate_pairs import (
+    build_compute_metrics,
+    evaluate_embeddings,
+    evaluate_model,
+    load_metric,
+    modality_means,
+    post_hoc_centring,
+)
+from .figures import plot_cosine_histograms, plot_projection
+from .report import metrics_table, read_metrics, write_metrics, write_report
+
+
+__all__ = [
+    "PairEmbeddings",
+    "build_compute_metrics",
+    "check_checkpoint",
+    "embed_pairs",
+    "evaluate_embeddings",
+    "evaluate_model",
+    "is_local",
+    "load_checkpoint",
+    "load_metric",
+    "metrics_table",
+    "modality_means",
+    "plot_cosine_histograms",
+    "plot_projection",
+    "post_hoc_centring",
+    "read_metrics",
+    "write_metrics",
+    "write_report",
+]

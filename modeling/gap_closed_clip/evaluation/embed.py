@@ -1,0 +1,183 @@
+"""Embed a data set of pairs once: every distinct image and every distinct caption goes through its tower one time."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from datasets.utils import tqdm
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..data import PairCollator, normalize_caption
+
+
+@dataclass
+class PairEmbeddings:
+    """Both modalities of N pairs, row i of each belonging together.
+
+    Args:
+        image_embeds: (N, D) float32 unit vectors; rows of one image are equal.
+        text_embeds: (N, D) float32 unit vectors; rows of one caption are equal.
+        image_ids: N ids of the images.
+        captions: N captions.
+        labels: N labels, "" where there is none.
+
+    Raises:
+        ValueError: the parts differ in length.
+    """
+
+    image_embeds: np.ndarray
+    text_embeds: np.ndarray
+    image_ids: list[str]
+    captions: list[str]
+    labels: list[str]
+
+    def __post_init__(self):
+        lengths = {name: len(part) for name, part in vars(self).items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"PairEmbeddings: the parts must have one row a pair each, got {lengths}.")
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def caption_ids(self) -> list[str]:
+        """Captions that differ in white space or case only are one caption, as they are in training."""
+        return [normalize_caption(caption) for caption in self.captions]
+
+
+def embed_pairs(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pairs: Dataset | IterableDataset,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    autocast_dtype: torch.dtype | None = None,
+    max_length: int | None = None,
+    window: tuple[float, float] | None = None,
+) -> PairEmbeddings:
+    """Embed every pair with the model in evaluation mode, on the device where it is; its modes are restored after.
+
+    Args:
+        model: maps `pixel_values` alone to `.image_embeds` (B, D), and tokens alone to `.text_embeds` (B, D).
+        processor: a `GapClosedClipProcessor`.
+        pairs: rows of `image`, `caption`, `image_id` and, if there are any, `label`. Of a streaming set every image is
+            decoded, as it comes, but only new ones are embedded.
+        batch_size: images, or captions, at once.
+        num_workers: processes that decode the images.
+        autocast_dtype: e.g. `torch.bfloat16` to compute in it where that is safe; default: the model's own dtype.
+        max_length: tokens a caption keeps; default: the tokenizer's own limit.
+        window: (centre, width) for DICOM, 16-bit and float images, as in training.
+
+    Raises:
+        ValueError: there is no pair, or an image is unreadable; it is named.
+    """
+    if isinstance(pairs, IterableDataset):
+        columns, once = None, pairs
+    else:
+        columns = columns_of(pairs)
+        once = pairs.select(list(_first_rows(columns.image_ids)))
+    collator = PairCollator(processor, max_length=max_length, window=window)
+    loader = DataLoader(
+        once,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=partial(_collate, collator=collator),
+        pin_memory=model.device.type == "cuda",
+    )
+    autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
+    with _evaluation_mode(model), autocast:
+        image_embeds, seen = _embed_images(model, loader)
+        columns = columns or seen
+        if not columns.captions:
+            raise ValueError("There is no pair to embed: the data set or split is empty.")
+        text_embeds = _embed_captions(model, collator, columns.captions, batch_size)
+    return PairEmbeddings(
+        image_embeds=np.stack([image_embeds[image_id] for image_id in columns.image_ids]),
+        text_embeds=np.stack([text_embeds[caption] for caption in columns.captions]),
+        image_ids=columns.image_ids,
+        captions=columns.captions,
+        labels=columns.labels,
+    )
+
+
+class Columns(NamedTuple):
+    """What is known of N pairs besides their images; a missing label is ""."""
+
+    image_ids: list[str]
+    captions: list[str]
+    labels: list[str]
+
+
+def columns_of(pairs: Iterable[dict]) -> Columns:
+    """The columns of rows, of a data set, or of a stream, in order. No image is read if it is a `Dataset`."""
+    columns = Columns([], [], [])
+    for row in pairs.remove_columns("image") if isinstance(pairs, Dataset) else pairs:
+        columns.image_ids.append(row["image_id"])
+        columns.captions.append(row["caption"])
+        columns.labels.append(row.get("label") or "")
+    return columns
+
+
+def _first_rows(ids: list[str]) -> Iterable[int]:
+    """Row in which each distinct id comes first."""
+    return {identifier: row for row, identifier in reversed(list(enumerate(ids)))}.values()
+
+
+def _collate(rows: list[dict], collator: PairCollator) -> tuple[Columns, torch.Tensor]:
+    """Decode in the worker; pixels (B, 3, height, width)."""
+    return columns_of(rows), collator(rows)["pixel_values"]
+
+
+def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str, np.ndarray], Columns]:
+    """{image id: (D,) float32} and the columns of the rows met on the way."""
+    embeds: dict[str, np.ndarray] = {}
+    seen = Columns([], [], [])
+    for columns, pixel_values in tqdm(loader, desc="Embedding images", leave=False):
+        for all_values, values in zip(seen, columns, strict=True):
+            all_values.extend(values)
+        new = [row for row in _first_rows(columns.image_ids) if columns.image_ids[row] not in embeds]
+        if new:
+            pixel_values = pixel_values[new].to(model.device, model.dtype, non_blocking=True)
+            image_embeds = model(pixel_values=pixel_values).image_embeds.float().cpu().numpy()  # (new, D)
+            embeds.update(zip((columns.image_ids[row] for row in new), image_embeds, strict=True))
+    return embeds, seen
+
+
+def _embed_captions(
+    model: PreTrainedModel, collator: PairCollator, captions: list[str], batch_size: int
+) -> dict[str, np.ndarray]:
+    """{caption: (D,) float32}."""
+    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
+    embeds: dict[str, np.ndarray] = {}
+    for start in tqdm(range(0, len(distinct), batch_size), desc="Embedding captions", leave=False):
+        batch = distinct[start : start + batch_size]
+        tokens = collator.processor.tokenizer(
+            batch,
+            padding=True,
+            truncation=collator.max_length is not None,
+            max_length=collator.max_length,
+            return_tensors="pt",
+        )
+        text_embeds = model(**tokens.to(model.device)).text_embeds.float().cpu().numpy()  # (B, D)
+        embeds.update(zip(batch, text_embeds, strict=True))
+    return embeds
+
+
+@contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """No gradients, no dropout; afterwards every module is in the mode it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        # Not inference_mode: a tower that caches what it computes here could not train on it later.
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,109 @@
+"""From embeddings to figures: all metrics of one set of pairs, for a finished model and inside the Trainer."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import evaluate
+import numpy as np
+from datasets import Dataset, IterableDataset
+from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
+
+from .embed import PairEmbeddings, columns_of, embed_pairs
+
+
+METRICS_FOLDER = Path(__file__).parent.parent / "metrics"
+
+
+def load_metric(name: str, **kwargs) -> evaluate.Metric:
+    """One of this package's metrics: "modality_gap", "cross_modal_retrieval" or "cross_modal_grouping".
+
+    Args:
+        kwargs: of `evaluate.load`, e.g. num_process, process_id and experiment_id.
+    """
+    return evaluate.load(str(METRICS_FOLDER / f"{name}.py"), **kwargs)
+
+
+def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """All metrics of the pairs, flat, and `num_pairs`; recalls and V-measure as fractions.
+
+    The grouping metrics are left out where no pair has a label.
+    """
+    vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
+    ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
+    # In memory: several processes of a Trainer evaluate the same pairs at the same time.
+    result = load_metric("modality_gap", keep_in_memory=True).compute(**vectors)
+    result |= load_metric("cross_modal_retrieval", keep_in_memory=True).compute(**vectors, **ids, ks=ks)
+    if any(embeddings.labels):
+        grouping = load_metric("cross_modal_grouping", keep_in_memory=True)
+        result |= grouping.compute(**vectors, **ids, labels=embeddings.labels)
+    return result | {"num_pairs": float(len(embeddings))}
+
+
+def evaluate_model(
+    model: PreTrainedModel, processor: ProcessorMixin, pairs: Dataset | IterableDataset, **kwargs
+) -> tuple[dict[str, float], PairEmbeddings]:
+    """Embed the pairs and measure them: (metrics, embeddings).
+
+    Args:
+        kwargs: of `embed_pairs`, e.g. batch_size and num_workers.
+    """
+    embeddings = embed_pairs(model, processor, pairs, **kwargs)
+    return evaluate_embeddings(embeddings), embeddings
+
+
+def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:
+    """`compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
+
+    Raises (when it is called):
+        ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.
+    """
+    columns = columns_of(pairs)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        image_embeds, text_embeds, *rest = prediction.predictions
+        if len(image_embeds) != len(columns.image_ids):
+            raise ValueError(
+                f"compute_metrics was built for {len(columns.image_ids)} pairs but got {len(image_embeds)} "
+                "predictions: build it with the very data set that the Trainer evaluates."
+            )
+        embeddings = PairEmbeddings(image_embeds, text_embeds, *columns)
+        if rest and rest[0].ndim == 2:
+            _check_order(columns.image_ids, rest[0][:, 0], "image_id")
+            _check_order(embeddings.caption_ids, rest[0][:, 1], "caption")
+        return evaluate_embeddings(embeddings)
+
+    return compute_metrics
+
+
+def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:
+    """Equal ids must have equal group ids and the other way round."""
+    matches = len(set(zip(ids, group_ids.tolist(), strict=True)))
+    if not matches == len(set(ids)) == len(np.unique(group_ids)):
+        raise ValueError(
+            f"The predictions are not in the order of the pairs ({name} does not match their group_ids): do not "
+            "shuffle the evaluation set, and build compute_metrics with the very data set that the Trainer evaluates."
+        )
+
+
+def modality_means(embeddings: PairEmbeddings) -> tuple[np.ndarray, np.ndarray]:
+    """((D,), (D,)): mean image and mean text embedding for `post_hoc_centring`; take those of the *training* pairs."""
+    image, text = embeddings.image_embeds, embeddings.text_embeds
+    return image.mean(axis=0, dtype=np.float64), text.mean(axis=0, dtype=np.float64)
+
+
+def post_hoc_centring(embeddings: PairEmbeddings, train_means: tuple[np.ndarray, np.ndarray]) -> PairEmbeddings:
+    """The cheapest way to close the gap, to compare with: no training, each modality moved onto the origin.
+
+    z' = (z - mean of its modality over the training pairs), normalised again; after the embedding shift of Liang et
+    al., "Mind the Gap", NeurIPS 2022.
+
+    Args:
+        train_means: (image mean, text mean), each (D,), from `modality_means` of the training pairs. Means of the
+            evaluated pairs themselves would make the gap vanish by construction.
+    """
+    centred = [
+        z - mean for z, mean in zip((embeddings.image_embeds, embeddings.text_embeds), train_means, strict=True)
+    ]
+    image, text = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in centred)
+    return replace(embeddings, image_embeds=image.astype(np.float32), text_embeds=text.astype(np.float32))

@@ -1,0 +1,143 @@
+"""The table of several models side by side, and metrics.json."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from .embed import PairEmbeddings
+from .figures import plot_cosine_histograms, plot_projection
+
+
+Metrics = Mapping[str, float]
+LIBRARIES = ("torch", "transformers", "timm", "datasets", "evaluate", "scikit-learn", "numpy")
+# Metric: (what the table calls it and which way is better, format of its value). `nmi` equals the V-measure.
+ROWS = {
+    "modality_gap": ("modality gap ↓", "{:.3f}"),
+    "debiased_modality_gap": ("debiased modality gap ↓", "{:.3f}"),
+    "true_pair_cosine": ("true-pair cosine ↑", "{:.3f}"),
+    "random_pair_cosine": ("random-pair cosine", "{:.3f}"),
+    "margin": ("margin (true - random) ↑", "{:.3f}"),
+    "mean_cosine_image": ("mean cosine inside images", "{:.3f}"),
+    "mean_cosine_text": ("mean cosine inside captions", "{:.3f}"),
+    "text_to_image_recall@1": ("text to image R@1 ↑", "{:.1%}"),
+    "text_to_image_recall@5": ("text to image R@5 ↑", "{:.1%}"),
+    "text_to_image_recall@10": ("text to image R@10 ↑", "{:.1%}"),
+    "text_to_image_median_rank": ("text to image median rank ↓", "{:.1f}"),
+    "image_to_text_recall@1": ("image to text R@1 ↑", "{:.1%}"),
+    "image_to_text_recall@5": ("image to text R@5 ↑", "{:.1%}"),
+    "image_to_text_recall@10": ("image to text R@10 ↑", "{:.1%}"),
+    "image_to_text_median_rank": ("image to text median rank ↓", "{:.1f}"),
+    "v_measure": ("V-measure ↑", "{:.1%}"),
+    "ari": ("adjusted Rand index ↑", "{:.3f}"),
+    "knn_accuracy_image_to_text": ("kNN, images to captions ↑", "{:.1%}"),
+    "knn_accuracy_text_to_image": ("kNN, captions to images ↑", "{:.1%}"),
+    "linear_probe_accuracy_image_to_text": ("linear probe, images to captions ↑", "{:.1%}"),
+    "linear_probe_accuracy_text_to_image": ("linear probe, captions to images ↑", "{:.1%}"),
+    "num_pairs": ("pairs", "{:.0f}"),
+}
+
+
+def metrics_table(results: Mapping[str, Metrics | Sequence[Metrics]]) -> str:
+    """A Markdown table, aligned so that it reads well in a terminal too: a row a metric, a column a model.
+
+    Args:
+        results: {model name: its metrics, or those of several runs of it (seeds): shown as mean ± standard deviation
+            with N - 1}. Metrics that no model has are left out, nan and missing ones are shown as "-".
+    """
+    runs = {name: [found] if isinstance(found, Mapping) else list(found) for name, found in results.items()}
+    cells = [["metric", *runs]]
+    for metric, (label, form) in ROWS.items():
+        if any(metric in run for found in runs.values() for run in found):
+            cells.append([label, *(_cell([run.get(metric, math.nan) for run in r], form) for r in runs.values())])
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        padded = [row[0].ljust(widths[0])]
+        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append(f"| {' | '.join(padded)} |")
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines.insert(1, f"| {' | '.join(rule)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float], form: str) -> str:
+    if any(math.isnan(value) for value in values):
+        return "-"
+    mean = form.format(np.mean(values))
+    return mean if len(values) == 1 else f"{mean} ± {form.format(np.std(values, ddof=1))}"
+
+
+def write_metrics(path: str | Path, results: Mapping[str, Metrics], data: Mapping[str, Any], split: str) -> None:
+    """Write metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, `versions`.
+
+    nan is written as null.
+    """
+    versions = {"gap_closed_clip": __version__, "python": platform.python_version()}
+    content = {
+        "results": {
+            name: {metric: None if math.isnan(value) else value for metric, value in metrics.items()}
+            for name, metrics in results.items()
+        },
+        "data": dict(data),
+        "split": split,
+        "versions": versions | {library: version(library) for library in LIBRARIES},
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
+    """{model name: metrics} of a metrics.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is not one of `write_metrics`.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        results = content["results"]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no {path}; eval.py writes one.") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a metrics file of this package ({error}); write it anew with eval.py."
+        ) from error
+    return {
+        name: {metric: math.nan if value is None else value for metric, value in metrics.items()}
+        for name, metrics in results.items()
+    }
+
+
+def write_report(
+    folder: str | Path,
+    results: Mapping[str, Metrics],
+    embeddings: Mapping[str, PairEmbeddings],
+    data: Mapping[str, Any],
+    split: str,
+) -> str:
+    """Write metrics.json, metrics.md, projection.png and cosines.png into the folder; returns the table.
+
+    Args:
+        results, embeddings: {model name: ...}, from `evaluate_model`.
+        data: what the pairs are, e.g. the `data:` section of the configuration.
+        split: which split of it.
+    """
+    folder = Path(folder)
+    write_metrics(folder / "metrics.json", results, data, split)
+    table = metrics_table(results)
+    (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
+    plot_projection(embeddings, results, folder / "projection.png")
+    plot_cosine_histograms(embeddings, results, folder / "cosines.png")
+    return table

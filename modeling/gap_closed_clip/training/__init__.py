@@ -1,0 +1,19 @@
+"""Arguments, the Trainer, and the way from a configuration to a trained model folder."""
+
+from .arguments import GapClosedTrainingArguments, ModelArguments
+from .build import build_model_and_processor
+from .config import RunConfig, load_config
+from .run import train
+from .trainer import GapClosedClipTrainer, TrainingProgressCallback
+
+
+__all__ = [
+    "GapClosedClipTrainer",
+    "GapClosedTrainingArguments",
+    "ModelArguments",
+    "RunConfig",
+    "TrainingProgressCallback",
+    "build_model_and_processor",
+    "load_config",
+    "train",
+]

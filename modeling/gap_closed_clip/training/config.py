@@ -1,0 +1,201 @@
+"""A run's configuration: YAML files and `key=value` overrides to three checked sections, `model`, `data` and "
+"`training`."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..configuration_gap_closed_clip import GapClosedClipConfig
+from ..data import DataArguments
+from .arguments import GapClosedTrainingArguments, ModelArguments
+
+
+SECTIONS = ("model", "data", "training")
+# What GapClosedClipConfig itself adds to PreTrainedConfig, the towers aside: these are set under `model:`.
+CONFIG_FIELDS = {
+    name: hint
+    for name, hint in GapClosedClipConfig.__annotations__.items()
+    if name not in ("vision_config", "text_config")
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3 as a string; everybody means the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """
+    A checked configuration.
+
+    Args:
+        model: towers, freezing and fields of [`GapClosedClipConfig`].
+        data: where the pairs come from.
+        training: fields of [`GapClosedTrainingArguments`], not yet made into one (that starts devices and processes).
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: dict[str, Any]
+
+    def training_arguments(self) -> GapClosedTrainingArguments:
+        """The `TrainingArguments` of this run."""
+        return GapClosedTrainingArguments(**self.training)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Sections of plain values, as in a YAML file; values at their default are left out."""
+        model = {**_changed(self.model), **self.model.config}
+        model.pop("config", None)
+        return {"model": model, "data": _changed(self.data), "training": dict(self.training)}
+
+    def save(self, path: str | Path) -> None:
+        """Writes a YAML file that `load_config` reads back."""
+        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def load_config(files: list[str | Path], overrides: list[str] | None = None) -> RunConfig:
+    """
+    Reads YAML files, later ones over earlier ones, then `key=value` overrides, and checks every key and type.
+
+    A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`). Values are YAML.
+
+    Raises:
+        FileNotFoundError: a file that isn't there.
+        ValueError: an unknown section or key (with the nearest right one), a value of the wrong type, no `key=value`.
+    """
+    sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for file in files:
+        for section, values in _read_yaml(Path(file)).items():
+            for key, value in values.items():
+                _check_field(section, key, value, str(file))
+                sections[section][key] = value
+    for override in overrides or []:
+        section, key, value = _parse_override(override)
+        _check_field(section, key, value, "the command line")
+        sections[section][key] = value
+    model = dict(sections["model"])
+    config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
+    return RunConfig(
+        model=ModelArguments(**model, config=config),
+        data=DataArguments(**sections["data"]),
+        training=sections["training"],
+    )
+
+
+def fields_of(section: str) -> dict[str, Any]:
+    """Names and type hints of a section's fields."""
+    if section == "data":
+        return typing.get_type_hints(DataArguments)
+    if section == "training":
+        return {f.name: f.type for f in dataclasses.fields(GapClosedTrainingArguments) if f.init}
+    own = {name: hint for name, hint in typing.get_type_hints(ModelArguments).items() if name != "config"}
+    return {**own, **CONFIG_FIELDS}
+
+
+def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
+        hint = (
+            f" Did you mean {path.parent / near[0]}?"
+            if near
+            else " The ones that come with the package are in configs/."
+        )
+        raise FileNotFoundError(f"There is no config file {path}.{hint}")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} has to hold the sections {', '.join(SECTIONS)}, each with its fields.")
+    for section, values in content.items():
+        if section not in SECTIONS:
+            raise ValueError(f"{path}: unknown section {section!r}{_nearest(section, SECTIONS)}")
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: section {section!r} has to hold `field: value` lines.")
+    return content
+
+
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise ValueError(f"{text!r} is neither a .yaml file nor `key=value`, e.g. training.learning_rate=1e-4.")
+    section, dot, name = key.strip().partition(".")
+    if not dot:
+        name = section
+        owners = [s for s in SECTIONS if name in fields_of(s)]
+        if len(owners) > 1:
+            raise ValueError(
+                f"{name} is a field of {' and '.join(owners)}: write {owners[0]}.{name} or {owners[1]}.{name}."
+            )
+        if not owners:
+            everything = [f"{s}.{field}" for s in SECTIONS for field in fields_of(s)]
+            by_name = {field.split(".", 1)[1]: field for field in everything}
+            near = difflib.get_close_matches(name, by_name, n=1)
+            hint = f": did you mean {by_name[near[0]]}?" if near else f"; sections are {', '.join(SECTIONS)}."
+            raise ValueError(f"The command line: unknown key {name!r}{hint}")
+        section = owners[0]
+    if section not in SECTIONS:
+        raise ValueError(f"The command line: unknown section {section!r} in {key!r}{_nearest(section, SECTIONS)}")
+    try:
+        return section, name, yaml.load(raw, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The value of {key!r} is not valid YAML: {raw!r}.") from error
+
+
+def _check_field(section: str, key: str, value: Any, where: str) -> None:
+    known = fields_of(section)
+    if key not in known:
+        others = [s for s in SECTIONS if key in fields_of(s)]
+        hint = f": it belongs to the section {others[0]!r}." if others else _nearest(key, known)
+        raise ValueError(f"{where}: unknown key {key!r} in section {section!r}{hint}")
+    if not _fits(value, known[key]):
+        expected = getattr(known[key], "__name__", str(known[key])).replace("typing.", "")
+        raise ValueError(f"{where}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}.")
+
+
+def _nearest(name: str, known) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can be of the type a field is declared with; declarations beyond plain types always fit."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    hint = origin or hint
+    if hint in (types.NoneType, None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str, list, dict):
+        return isinstance(value, hint)
+    if hint is tuple:
+        return isinstance(value, list)
+    return True
+
+
+def _changed(arguments) -> dict[str, Any]:
+    default = type(arguments)()
+    values = dataclasses.asdict(arguments)
+    return {name: value for name, value in values.items() if value != getattr(default, name)}
+
+
+__all__ = ["RunConfig", "SECTIONS", "fields_of", "load_config"]

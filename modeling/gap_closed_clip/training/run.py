@@ -1,0 +1,207 @@
+"""One run: pairs, model, Trainer, model folder. What can be known to be wrong is said before training starts."""
+
+import json
+import shutil
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset
+from transformers import set_seed
+from transformers.utils import logging
+
+from ..data import DataArguments, PairCollator, cache_images, check_images, count_truncated, load_pairs
+from ..evaluation import build_compute_metrics, evaluate_model, write_report
+from ..processing_gap_closed_clip import GapClosedClipProcessor
+from .arguments import GapClosedTrainingArguments
+from .build import build_model_and_processor
+from .config import RunConfig
+from .trainer import GapClosedClipTrainer
+
+
+logger = logging.get_logger(__name__)
+
+CONFIG_FILE = "train_config.yaml"
+# What the Trainer writes into a checkpoint, in this order: one that was being written when the run was killed lacks
+# the last.
+CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+def train(config: RunConfig) -> dict[str, float]:
+    """
+    Trains the model that a configuration describes, and leaves a model folder in `training.output_dir`: weights,
+    config, processor, `train_config.yaml`, and the evaluation on `training.final_split` (metrics.json, table,
+    figures).
+
+    Returns:
+        The metrics of the final evaluation; none where there is no final split, and on all processes but the first.
+
+    Raises:
+        ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
+    """
+    args = config.training_arguments()
+    checkpoint = prepare_output_folder(args)
+    with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
+        train_pairs = load_training_pairs(config.data, args)
+        needed = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
+        held_out = {
+            split: checked_pairs(load_pairs(config.data, split), config.data, args) for split in needed - {"none"}
+        }
+    set_seed(args.seed)
+    streaming = isinstance(train_pairs, IterableDataset)
+    captions = (row["caption"] for row in train_pairs) if streaming else train_pairs["caption"]
+    model, processor = build_model_and_processor(config.model, captions)
+    if not streaming:
+        report_truncated_captions(train_pairs, processor, config.data)
+    eval_pairs = held_out.get("validation") if args.eval_strategy != "no" else None
+    trainer = GapClosedClipTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_pairs,
+        eval_dataset=eval_pairs,
+        data_collator=PairCollator(
+            processor, config.data.augmentation(), config.data.max_caption_tokens, config.data.window
+        ),
+        processing_class=processor,
+        compute_metrics=None if eval_pairs is None else build_compute_metrics(eval_pairs),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    save_model_folder(trainer, config)
+    if args.final_split == "none" or not trainer.is_world_process_zero():
+        return {}
+    return evaluate_model_folder(trainer, config, held_out[args.final_split])
+
+
+def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -> Dataset | IterableDataset:
+    """
+    The training pairs, checked.
+
+    Raises:
+        ValueError: fewer pairs than one batch, a batch of a single pair, streaming without `max_steps`.
+    """
+    global_batch = args.train_batch_size * args.world_size
+    if global_batch < 2:
+        raise ValueError(
+            "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
+            "more; "
+            "contrastive learning wants as many as fit."
+        )
+    pairs = load_pairs(data, "train")
+    if isinstance(pairs, IterableDataset):
+        if args.max_steps <= 0:
+            raise ValueError("data.streaming has no known length: set training.max_steps.")
+        return pairs
+    pairs = checked_pairs(pairs, data, args)
+    if len(pairs) < global_batch:
+        raise ValueError(
+            f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {global_batch} "
+            f"({args.train_batch_size} on each of {args.world_size} devices): lower "
+            f"training.per_device_train_batch_size."
+        )
+    return pairs
+
+
+def checked_pairs(
+    pairs: Dataset | IterableDataset, data: DataArguments, args: GapClosedTrainingArguments
+) -> Dataset | IterableDataset:
+    """The pairs after every image has been read once, kept decoded where `data.cache_images` says so."""
+    if isinstance(pairs, IterableDataset):
+        return pairs
+    if data.cache_images is not None:
+        return cache_images(pairs, data.cache_images, data.on_bad_image, data.window, args.dataloader_num_workers)
+    return check_images(pairs, data.on_bad_image, data.window, args.dataloader_num_workers)
+
+
+def report_truncated_captions(pairs: Dataset, processor: GapClosedClipProcessor, data: DataArguments) -> None:
+    """Logs how many captions lose their end."""
+    limit = data.max_caption_tokens or processor.tokenizer.model_max_length
+    truncated = count_truncated(pairs, processor.tokenizer, limit)
+    if truncated:
+        logger.warning(
+            f"{truncated} of {len(pairs)} training captions are longer than {limit} tokens and lose their end."
+        )
+
+
+def prepare_output_folder(args: GapClosedTrainingArguments) -> str | None:
+    """
+    Makes sure that no other run is written over.
+
+    Returns:
+        The checkpoint to resume from, or None.
+
+    Raises:
+        ValueError: the folder holds another run, or there is no complete checkpoint to resume from.
+    """
+    folder = Path(args.output_dir)
+    resume = args.resume_from_checkpoint
+    if isinstance(resume, str):
+        if not is_complete_checkpoint(Path(resume)):
+            missing = [name for name in CHECKPOINT_FILES if not (Path(resume) / name).is_file()]
+            raise ValueError(
+                f"training.resume_from_checkpoint: {resume} is no complete checkpoint (no {', '.join(missing)})."
+            )
+        return resume
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    if resume:
+        complete = [path for path in checkpoints if is_complete_checkpoint(path)]
+        for path in checkpoints:
+            if path not in complete:
+                logger.warning(f"{path} was left half-written by a run that was killed; it is passed over.")
+        if not complete:
+            raise ValueError(
+                f"training.resume_from_checkpoint: {folder} holds no complete checkpoint. Leave it out to start anew."
+            )
+        return str(complete[-1])
+    if checkpoints or (folder / "config.json").exists():
+        if not args.overwrite_output_dir:
+            raise ValueError(
+                f"training.output_dir {folder} holds another run. Name another folder, or add "
+                f"resume_from_checkpoint=true to "
+                "go on from its last checkpoint, or overwrite_output_dir=true to delete it."
+            )
+        if args.process_index == 0:
+            shutil.rmtree(folder)
+    return None
+
+
+def is_complete_checkpoint(folder: Path) -> bool:
+    """Whether the Trainer finished writing this checkpoint."""
+    if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
+        return False
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def save_model_folder(trainer: GapClosedClipTrainer, config: RunConfig) -> None:
+    """Weights, config, processor and `train_config.yaml` into `output_dir`."""
+    folder = Path(trainer.args.output_dir)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        # The Trainer pickles its arguments beside the weights; train_config.yaml says the same in the open.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        config.save(folder / CONFIG_FILE)
+
+
+def evaluate_model_folder(
+    trainer: GapClosedClipTrainer, config: RunConfig, pairs: Dataset | IterableDataset
+) -> dict[str, float]:
+    """The final evaluation: metrics.json, metrics.md and figures beside the weights, the table on the screen."""
+    args = trainer.args
+    metrics, embeddings = evaluate_model(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        pairs,
+        batch_size=args.eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        max_length=config.data.max_caption_tokens,
+        window=config.data.window,
+    )
+    name = Path(args.output_dir).name
+    data = config.to_dict()["data"]
+    table = write_report(args.output_dir, {name: metrics}, {name: embeddings}, data, args.final_split)
+    print(f"\n{len(embeddings)} pairs, split '{args.final_split}' of '{config.data.source}'\n\n{table}\n")
+    return metrics
+
+
+__all__ = ["CONFIG_FILE", "prepare_output_folder", "train"]

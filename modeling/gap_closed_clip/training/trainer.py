@@ -1,0 +1,132 @@
+"""The Trainer, with what pairs need: batches without repeats, progress for scheduled weights, and an eye on the "
+"space."""
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+from transformers.utils import logging
+
+from ..data import DistinctSampler, group_ids_of
+from ..modeling_gap_closed_clip import GapClosedClipOutput
+
+
+logger = logging.get_logger(__name__)
+
+# Random pairs this close: both modalities sit in one narrow cone, where every pair looks aligned.
+COLLAPSED = 0.5
+# True pairs this far apart in the second half of training, although they are being aligned.
+SCATTERED = 0.15
+
+
+class TrainingProgressCallback(TrainerCallback):
+    """Tells the model which fraction of training is done, for weights of the objective that follow a schedule."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        model.set_training_progress(state.global_step / max(state.max_steps, 1))
+
+
+class _SamplerEpochCallback(TrainerCallback):
+    """accelerate hands the epoch on to a sampler except where it has wrapped it three times (resuming, several "
+    "processes)."""
+
+    def __init__(self, sampler: DistinctSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch))
+
+
+class GapClosedClipTrainer(Trainer):
+    """
+    transformers' `Trainer`; a plain one trains the model too. This one adds:
+
+    - scheduled weights follow the training's progress ([`TrainingProgressCallback`]);
+    - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments);
+    - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine, mean cosine inside each
+    modality, averaged
+      over the logged steps, and a warning where the space collapses or scatters.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.add_callback(TrainingProgressCallback())
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+        self._warned = False
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            for name, value in batch_diagnostics(outputs).items():
+                self._sums[name] = self._sums.get(name, 0) + value
+            self._count += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs and self._count:
+            means = {name: (total / self._count).item() for name, total in self._sums.items()}
+            model = self.accelerator.unwrap_model(self.model)
+            means["logit_scale"] = model.logit_scale.detach().exp().item()
+            means.update({name: weight.item() for name, weight in model.objective_weights().items()})
+            logs.update({name: round(value, 4) for name, value in means.items()})
+            self._sums, self._count = {}, 0
+            self._warn_of_collapse_and_scatter(means)
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not self.args.distinct_batches or isinstance(dataset, torch.utils.data.IterableDataset):
+            return super()._get_train_sampler(train_dataset)
+        global_batch = self._train_batch_size * self.args.world_size
+        sampler = DistinctSampler(group_ids_of(dataset), global_batch, seed=self.args.data_seed or self.args.seed)
+        self.add_callback(_SamplerEpochCallback(sampler))
+        return sampler
+
+    def _warn_of_collapse_and_scatter(self, means: dict[str, float]) -> None:
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        if self._warned or progress < 0.5:
+            return
+        if means["random_pair_cosine"] > COLLAPSED:
+            self._warned = True
+            logger.warning(
+                f"The space is collapsing: random pairs have a mean cosine of {means['random_pair_cosine']:.2f} (true "
+                f"pairs "
+                f"{means['true_pair_cosine']:.2f}). A gap closed by crowding is no alignment: lower "
+                f"model.align_weight, keep "
+                "model.uniformity_weight above 0 for longer, or set model.center_projections=true."
+            )
+        elif means["true_pair_cosine"] < SCATTERED and means["align_weight"] > 0:
+            self._warned = True
+            logger.warning(
+                f"The space is scattered: true pairs have a mean cosine of only {means['true_pair_cosine']:.2f} after "
+                f"{progress:.0%} of training. Raise model.align_weight or lower model.uniformity_weight."
+            )
+
+
+@torch.no_grad()
+def batch_diagnostics(outputs: GapClosedClipOutput) -> dict[str, Tensor]:
+    """
+    What tells alignment from collapse and scatter in one batch: scalars, by closed forms of O(B D).
+
+    The terms of the loss; `modality_gap` = |mean image - mean text|; `true_pair_cosine`, `random_pair_cosine` (i !=
+    j); `mean_cosine_image`, `mean_cosine_text` (i != j inside a modality). Plain batch statistics of the present
+    process: over B pairs the gap has a sampling floor of about sqrt(2 / B).
+    """
+    image, text = outputs.image_embeds.float(), outputs.text_embeds.float()  # (B, D)
+    n = len(image)
+    others = max(n * (n - 1), 1)
+    image_sum, text_sum = image.sum(0), text.sum(0)
+    true_pair = (image * text).sum(-1)
+    return {
+        "contrastive_loss": outputs.contrastive_loss.detach(),
+        "align_loss": outputs.align_loss.detach(),
+        "uniformity_loss": outputs.uniformity_loss.detach(),
+        "modality_gap": (image_sum - text_sum).norm() / n,
+        "true_pair_cosine": true_pair.mean(),
+        "random_pair_cosine": (image_sum @ text_sum - true_pair.sum()) / others,
+        "mean_cosine_image": (image_sum @ image_sum - image.square().sum()) / others,
+        "mean_cosine_text": (text_sum @ text_sum - text.square().sum()) / others,
+    }
+
+
+__all__ = ["GapClosedClipTrainer", "TrainingProgressCallback", "batch_diagnostics"]

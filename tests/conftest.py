@@ -1,0 +1,85 @@
+"""Tiny models and processors, made in memory: nothing is downloaded and a forward pass takes milliseconds."""
+
+import os
+
+
+# Before any import of the libraries: a test that tried the network would hang instead of failing.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from transformers import CLIPImageProcessor  # noqa: E402
+
+from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel, GapClosedClipProcessor  # noqa: E402
+from gap_closed_clip.training.build import train_tokenizer  # noqa: E402
+
+
+torch.set_num_threads(1)  # several tests run side by side on two cores
+
+IMAGE_SIZE = 28
+CAPTIONS = [
+    "Axial CT of the chest showing a nodule in the right upper lobe (arrow).",
+    "Chest radiograph with left pleural effusion.",
+    "Sagittal T2 weighted MR image of the brain.",
+    "Ultrasound of the gallbladder showing a stone.",
+    "Mammogram with a spiculated mass.",
+    "Coronal CT of the abdomen after contrast.",
+]
+
+
+def tiny_config(**kwargs) -> GapClosedClipConfig:
+    """An EVA-02 of one block and a BERT of one layer; `kwargs` are fields of the config."""
+    vision_config = {
+        "model_type": "timm_wrapper",
+        "architecture": "eva02_tiny_patch14_224",
+        "model_args": {"img_size": IMAGE_SIZE, "embed_dim": 48, "depth": 1, "num_heads": 3},
+    }
+    text_config = {
+        "model_type": "bert",
+        "hidden_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+        "intermediate_size": 64,
+        "vocab_size": 200,
+        "max_position_embeddings": 64,
+    }
+    return GapClosedClipConfig(
+        **{"vision_config": vision_config, "text_config": text_config, "projection_dim": 32, **kwargs}
+    )
+
+
+def tiny_inputs(n: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A batch of n random images and texts of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    attention_mask = torch.ones(n, 9, dtype=torch.int64)
+    attention_mask[::2, 6:] = 0
+    return {
+        "pixel_values": torch.randn(n, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator),
+        "input_ids": torch.randint(5, 200, (n, 9), generator=generator),
+        "attention_mask": attention_mask,
+        "token_type_ids": torch.zeros(n, 9, dtype=torch.int64),
+    }
+
+
+@pytest.fixture
+def tiny_model() -> GapClosedClipModel:
+    torch.manual_seed(0)
+    return GapClosedClipModel(tiny_config())
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> GapClosedClipProcessor:
+    tokenizer = train_tokenizer(CAPTIONS, 200)
+    tokenizer.model_max_length = 64
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def radiology_data() -> str:
+    """The folder of real data, from the environment variable RADIOLOGY_DATA."""
+    folder = os.environ.get("RADIOLOGY_DATA")
+    if not folder:
+        pytest.skip("RADIOLOGY_DATA is not set: real radiology pairs are not part of the repository")
+    return folder

@@ -1,0 +1,188 @@
+"""The batch, written out by hand where it can be."""
+
+import hashlib
+import inspect
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from torch.utils.data import DataLoader
+from transformers import BertTokenizer, CLIPImageProcessor
+
+from gap_closed_clip import GapClosedClipProcessor
+from gap_closed_clip.data import Augmentation, PairCollator, count_truncated, group_ids, normalize_caption, stable_hash
+
+
+SIZE = 12
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "chest", "ct", "of", "the", "lung"]
+
+
+@pytest.fixture
+def processor(tmp_path) -> GapClosedClipProcessor:
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"))
+    size = {"height": SIZE, "width": SIZE}
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": SIZE}, crop_size=size, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.25, 0.5]
+    )
+    return GapClosedClipProcessor(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def png(rgb: np.ndarray) -> dict:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def rows(pictures) -> list[dict]:
+    captions = ["Chest CT", "CT of the chest , the lung", "chest  ct "]
+    ids = ["a", "b", "b"]
+    return [
+        {"image": png(picture), "caption": caption, "image_id": image_id, "modality": "CT"}
+        for picture, caption, image_id in zip(pictures, captions, ids, strict=True)
+    ]
+
+
+def test_batch_is_as_written_out(processor, rows, pictures):
+    batch = PairCollator(processor)(rows)
+    assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "token_type_ids", "group_ids"}
+    expected = (pictures / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.5]  # no resizing: they have the right size
+    assert batch["pixel_values"].dtype == torch.float32
+    np.testing.assert_allclose(batch["pixel_values"].numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
+    # [CLS] = 2, [SEP] = 3, the comma is unknown = 1
+    ids = [[2, 5, 6, 3, 0, 0, 0, 0, 0], [2, 6, 7, 8, 5, 1, 8, 9, 3], [2, 5, 6, 3, 0, 0, 0, 0, 0]]
+    assert batch["input_ids"].tolist() == ids
+    assert batch["attention_mask"].tolist() == [[int(token != 0) for token in row] for row in ids]
+    assert batch["token_type_ids"].tolist() == [[0] * 9] * 3
+    assert {batch[name].dtype for name in ("input_ids", "attention_mask", "token_type_ids", "group_ids")} == {
+        torch.int64
+    }
+
+
+def test_group_ids_say_what_is_shared(processor, rows):
+    groups = PairCollator(processor)(rows)["group_ids"]
+    assert groups.shape == (3, 2)
+    assert (groups >= 0).all()
+    same = groups[:, None] == groups[None]  # (3, 3, 2)
+    assert same[..., 0].tolist() == [[True, False, False], [False, True, True], [False, True, True]]
+    assert same[..., 1].tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+
+
+def test_hash_is_the_digest_in_63_bits_and_the_same_in_another_process():
+    digest = hashlib.blake2b("Übersicht".encode(), digest_size=8).digest()
+    assert stable_hash("Übersicht") == int.from_bytes(digest, "big") // 2
+    assert group_ids("a", "Chest  CT") == (stable_hash("a"), stable_hash("chest ct"))
+    assert normalize_caption(" A\tStraße\n") == "a strasse"
+    # The file alone: importing the package takes seconds.
+    code = f"import runpy; print(runpy.run_path({inspect.getfile(group_ids)!r})['group_ids']('a', 'Chest  CT'))"
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        printed = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, check=True).stdout
+        assert printed.decode().strip() == str(group_ids("a", "chest ct"))
+
+
+def test_long_captions_are_cut(processor, rows):
+    batch = PairCollator(processor, max_length=5)(rows)
+    assert batch["input_ids"].tolist() == [[2, 5, 6, 3, 0], [2, 6, 7, 8, 3], [2, 5, 6, 3, 0]]
+    processor.tokenizer.model_max_length = 6
+    assert PairCollator(processor)(rows)["input_ids"][1].tolist() == [2, 6, 7, 8, 5, 3]
+
+
+def test_padding_to_one_shape(processor, rows):
+    batch = PairCollator(processor, max_length=20, pad_to_max_length=True)(rows)
+    assert batch["input_ids"].shape == batch["token_type_ids"].shape == (3, 20)
+    with pytest.raises(ValueError, match="pad_to_max_length needs max_length"):
+        PairCollator(processor, pad_to_max_length=True)
+
+
+def test_count_truncated(processor, rows):
+    captions = ["chest ct"] * 3 + ["ct of the chest , the lung"] * 4 + ["ct of the"] * 5  # 4, 9 and 5 tokens
+    pairs = Dataset.from_dict({"caption": captions})
+    for max_length, expected in ((9, 0), (8, 4), (5, 4), (4, 9), (3, 12)):
+        assert count_truncated(pairs, processor.tokenizer, max_length, batch_size=5) == expected
+
+
+def test_bad_image_is_named(processor, rows):
+    rows[1]["image"] = {"bytes": rows[1]["image"]["bytes"][:40], "path": None}
+    with pytest.raises(ValueError, match=r"image 'b' cannot be read .*data\.on_bad_image=skip"):
+        PairCollator(processor)(rows)
+
+
+def test_images_of_any_size_and_kind(processor, rows):
+    gray16 = np.linspace(0, 4095, 40 * 25).astype(np.uint16).reshape(40, 25)
+    batch = PairCollator(processor)([rows[0] | {"image": png(gray16)}])
+    assert batch["pixel_values"].shape == (1, 3, SIZE, SIZE)
+    gray = batch["pixel_values"][0] * torch.tensor([0.2, 0.25, 0.5])[:, None, None]
+    gray = gray + torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    assert abs(gray.mean() - 0.5) < 0.05  # not black
+
+
+def test_window_reaches_the_decoder(processor, rows):
+    gray16 = np.full((SIZE, SIZE), 1000, np.uint16)
+    for window, expected in (((1000, 100), 0.5), ((2000, 100), 0.0)):
+        batch = PairCollator(processor, window=window)([rows[0] | {"image": png(gray16)}])
+        red = batch["pixel_values"][0, 0] * 0.2 + 0.5
+        torch.testing.assert_close(red, torch.full_like(red, expected), atol=0.01, rtol=0)
+
+
+def test_augmentation_happens_before_the_processor(processor, rows):
+    torch.manual_seed(0)
+    first = PairCollator(processor, Augmentation())(rows)["pixel_values"]
+    second = PairCollator(processor, Augmentation())(rows)["pixel_values"]
+    assert first.shape == second.shape == (3, 3, SIZE, SIZE)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    torch.testing.assert_close(PairCollator(processor, Augmentation())(rows)["pixel_values"], first, rtol=0, atol=0)
+
+
+def test_only_varied_images_are_decoded_at_less_than_full_size(processor, rows):
+    """Evaluation must see what any other way of evaluating sees."""
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG")
+    row = rows[0] | {"image": {"bytes": buffer.getvalue(), "path": None}}
+    full = processor.image_processor([Image.open(buffer).convert("RGB")], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(PairCollator(processor)([row])["pixel_values"], full, rtol=0, atol=0)
+    none = Augmentation(crop_scale=(1, 1), brightness=0, contrast=0)
+    reduced = PairCollator(processor, none)([row])["pixel_values"]
+    assert not torch.equal(reduced, full)
+    assert (reduced - full).abs().mean() < 0.2 * full.std()
+
+
+@pytest.fixture
+def pairs(rows) -> Dataset:
+    features = Features(image=ImageFeature(decode=False), caption=Value("string"), image_id=Value("string"))
+    return Dataset.from_list([{name: row[name] for name in features} for row in rows], features)
+
+
+def test_in_a_worker_as_in_the_main_process(processor, pairs):
+    collator = PairCollator(processor, max_length=8)
+    expected = collator([pairs[index] for index in range(3)])
+    loader = DataLoader(pairs, 3, collate_fn=collator, num_workers=1)
+    (batch,) = loader
+    for name, values in expected.items():
+        torch.testing.assert_close(batch[name], values, rtol=0, atol=0)
+
+
+def test_pickles(processor, rows):
+    collator = PairCollator(processor, Augmentation(), max_length=8, window=(40, 400))
+    copy = pickle.loads(pickle.dumps(collator))
+    torch.manual_seed(0)
+    expected = collator(rows)
+    torch.manual_seed(0)
+    for name, values in copy(rows).items():
+        assert torch.equal(values, expected[name])

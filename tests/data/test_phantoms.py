@@ -1,0 +1,222 @@
+"""Phantoms: reproducible, varied, long-tailed, hung the way radiologists hang pictures."""
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from gap_closed_clip.data import phantoms
+from gap_closed_clip.data.phantom_cases import Case, Modality, zipf_index
+from gap_closed_clip.data.phantoms import make_phantoms
+
+
+@pytest.fixture(scope="module")
+def many() -> datasets.Dataset:
+    """Enough pairs for counting; small pictures, since only the words matter."""
+    return make_phantoms(1500, seed=11, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def few() -> datasets.Dataset:
+    return make_phantoms(60, seed=5, image_size=96)
+
+
+def pixels(row: dict) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
+
+
+def digest(pairs: datasets.Dataset) -> str:
+    joined = hashlib.sha256()
+    for row in pairs:
+        joined.update(row["image"]["bytes"] + repr({**row, "image": None}).encode())
+    return joined.hexdigest()
+
+
+def test_same_seed_gives_the_same_pairs_in_another_process(few):
+    code = (
+        "import sys, types\n"
+        "for name, path in zip(('gap_closed_clip', 'gap_closed_clip.data'), sys.argv[2:]):\n"
+        "    sys.modules[name] = types.ModuleType(name)\n"  # empty parents spare the import of torch
+        "    sys.modules[name].__path__ = [path]\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from test_phantoms import digest, make_phantoms\n"
+        "print(digest(make_phantoms(60, seed=5, image_size=96)))"
+    )
+    here, data = Path(__file__).parent, Path(phantoms.__file__).parent
+    command = [sys.executable, "-c", code, str(here), str(data.parent), str(data)]
+    environment = os.environ | {"PYTHONHASHSEED": "123"}
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert answer.stdout.strip() == digest(few)
+
+
+def test_a_shorter_set_is_the_beginning_of_a_longer_one(few):
+    for count in (1, 17):
+        assert digest(make_phantoms(count, seed=5, image_size=96)) == digest(few.select(range(count)))
+
+
+def test_different_seeds_share_no_picture(few):
+    other = make_phantoms(60, seed=6, image_size=96)
+    assert not {row["bytes"] for row in few["image"]} & {row["bytes"] for row in other["image"]}
+    assert not set(few["image_id"]) & set(other["image_id"])
+    assert not set(few["case_id"]) & set(other["case_id"])
+
+
+def test_columns_follow_the_pairs_contract(few):
+    assert few.features["image"] == datasets.Image(decode=False)
+    for name in ("image_id", "caption", "label", "modality", "finding", "side", "zone", "size", "sex"):
+        assert few.features[name] == datasets.Value("string")
+    assert few.features["age"] == datasets.Value("int32")
+    assert len(few) == 60
+    for row in few:
+        assert row["image"]["bytes"].startswith(b"\x89PNG")
+        assert pixels(row).shape == (96, 96) and pixels(row).dtype == np.uint8
+        assert row["label"].startswith(row["modality"] + " / ")
+        assert row["side"] in ("right", "left", "bilateral", "")
+        assert row["size"] in ("small", "moderate", "large", "")
+        assert 0 < row["age"] < 100 and row["sex"] in ("female", "male")
+
+
+def test_one_image_id_is_one_picture(many):
+    pictures = {}
+    for row in many:
+        assert pictures.setdefault(row["image_id"], row["image"]["bytes"]) == row["image"]["bytes"]
+    assert len(set(pictures.values())) == len(pictures)
+
+
+def test_no_flat_picture_and_no_empty_caption(many, few):
+    for row in few:
+        picture = pixels(row)
+        assert picture.std() > 12 and len(np.unique(picture)) > 40, row["image_id"]
+    for row in many:
+        assert pixels(row).std() > 8, row["image_id"]
+        assert row["caption"] == row["caption"].strip() and len(row["caption"]) > 3
+        assert "  " not in row["caption"] and ".." not in row["caption"] and " ." not in row["caption"]
+        assert row["caption"][0].isupper() or not row["caption"][0].isalpha()
+
+
+def draw(modality: Modality, key: str, side: str, view: str, zone: str = "") -> np.ndarray:
+    """Mean of several unjittered pictures of one finding, to average the grain and the clutter out."""
+    finding = next(finding for finding in modality.findings if finding.key == key)
+    case = Case(modality.name, finding, (view,), side, zone, size=0.8, number=2, age=50, sex="male")
+    pictures = [phantoms._draw(case, view, False, 64, [9, k], jitter=0.0) for k in range(24)]
+    return np.mean([np.asarray(Image.open(io.BytesIO(picture)), dtype=np.float64) for picture in pictures], axis=0)
+
+
+@pytest.mark.parametrize(
+    ("modality", "key", "view", "zone"),
+    [
+        (phantoms.RADIOGRAPH, "effusion", "PA", ""),
+        (phantoms.RADIOGRAPH, "pneumothorax", "AP", ""),
+        (phantoms.RADIOGRAPH, "mass", "PA", "upper"),
+        (phantoms.CT, "effusion", "mediastinal window", ""),
+        (phantoms.CT, "mass", "lung window", "posterior"),
+        (phantoms.BRAIN, "old infarct", "axial T2", "parietal"),
+        (phantoms.BRAIN, "glioma", "coronal T1 contrast", "frontal"),
+    ],
+)
+def test_the_patients_right_is_at_the_image_left(modality, key, view, zone):
+    normal = draw(modality, "normal", "", view)
+    for side in ("right", "left"):
+        change = np.abs(draw(modality, key, side, view, zone) - normal)
+        image_left, image_right = change[:, :30].mean(), change[:, 34:].mean()
+        near, far = (image_left, image_right) if side == "right" else (image_right, image_left)
+        assert near > 1.5 * far, (side, near, far)
+
+
+def test_the_heart_lies_to_the_patients_left_and_the_right_breast_hangs_on_the_image_right():
+    chest = draw(phantoms.RADIOGRAPH, "normal", "", "PA")[36:44]
+    assert chest[:, 34:46].mean() > chest[:, 18:30].mean() + 5
+    mirrored = draw(phantoms.RADIOGRAPH, "dextrocardia", "", "PA")[36:44]
+    assert mirrored[:, 18:30].mean() > mirrored[:, 34:46].mean() + 5
+    for side, wall, air in (("right", slice(60, 64), slice(0, 4)), ("left", slice(0, 4), slice(60, 64))):
+        breast = draw(phantoms.MAMMOGRAM, "normal", side, "CC")[24:40]
+        assert breast[:, wall].mean() > breast[:, air].mean() + 30
+
+
+def test_every_finding_can_be_drawn_in_every_view():
+    sides = {"r": "right", "l": "left", "b": "bilateral"}
+    for modality in phantoms.MODALITIES:
+        for finding in modality.findings:
+            for view in finding.views or modality.views:
+                zone = finding.zones[0] if finding.zones else ""
+                for side in [sides[letter] for letter in sorted(set(finding.sides))] or [""]:
+                    case = Case(modality.name, finding, (view,), side, zone, 0.7, 3, 60, "female")
+                    picture = phantoms._draw(case, view, True, 48, [1, 2])
+                    assert np.asarray(Image.open(io.BytesIO(picture))).std() > 10, (finding.key, view, side)
+
+
+def test_labels_are_long_tailed_and_findings_more_so(many):
+    labels, findings = Counter(many["label"]), Counter(zip(many["modality"], many["finding"], strict=True))
+    assert 12 <= len(labels) <= 22
+    assert len({label.split(" / ")[0] for label in labels}) == 5
+    assert max(labels.values()) < 0.15 * len(many) and min(labels.values()) >= 8
+    assert len(findings) > 55
+    ranked = sorted(findings.values(), reverse=True)
+    assert ranked[0] > 8 * ranked[-5]
+    assert sum(ranked[: len(ranked) // 4]) > 0.45 * len(many)
+
+
+def test_zipf_index_follows_zipfs_law():
+    rng = np.random.default_rng(0)
+    counts = np.bincount([zipf_index(rng, 4) for _ in range(20000)], minlength=4) / 20000
+    np.testing.assert_allclose(counts, np.array([1, 1 / 2, 1 / 3, 1 / 4]) / (25 / 12), atol=0.015)
+
+
+def test_captions_are_shared_left_vague_and_tell_more_than_the_picture(many):
+    captions = list(many["caption"])
+    counts = Counter(captions)
+    shared = sum(count for count in counts.values() if count > 1) / len(captions)
+    assert 0.15 < shared < 0.3
+    twice = sum(count > 1 for count in Counter(many["image_id"]).values()) / len(captions)
+    assert 0 < twice < 0.05
+    sided = [row for row in many.remove_columns("image") if row["side"] in ("right", "left")]
+    told = np.mean([row["side"] in row["caption"].lower() for row in sided])
+    assert 0.5 < told < 0.85
+    assert 0.15 < np.mean(["year-old" in caption or " aged " in caption for caption in captions]) < 0.6
+    lengths = [len(caption.split()) for caption in captions]
+    assert min(lengths) <= 3 and max(lengths) >= 25 and 7 < np.mean(lengths) < 25
+    words = Counter(word for caption in captions for word in caption.lower().split())
+    assert len(words) > 800 and sum(count == 1 for count in words.values()) > 0.2 * len(words)
+
+
+def test_a_caption_never_names_the_other_side(many):
+    for row in many:
+        if row["side"] in ("right", "left"):
+            other = {"right": "left", "left": "right"}[row["side"]]
+            words = row["caption"].lower().replace("left lateral", "").replace("right upper quadrant", "")
+            words = words.replace("right ventricle", "")
+            assert other not in words.replace("-", " ").replace(".", " ").split(), row["caption"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(num_pairs=0, seed=1), "num_pairs is 0"),
+        (dict(num_pairs=5, seed=-1), "seed is -1"),
+        (dict(num_pairs=5, seed=1, image_size=16), "image_size is 16"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_phantoms(**arguments)
+
+
+def test_no_caption_is_copied_from_roco(many):
+    root = os.environ.get("RADIOLOGY_DATA")
+    if not root or not (Path(root) / "roco_captions").is_dir():
+        pytest.skip("needs real captions: set RADIOLOGY_DATA to the folder that holds roco_captions/")
+    real = set()
+    for split in ("validation", "test"):
+        with gzip.open(Path(root) / "roco_captions" / split / "radiology" / "captions.txt.gz", "rt") as lines:
+            real.update(line.split("\t", 1)[1].strip(" .\n").lower() for line in lines if "\t" in line)
+    copied = {caption for caption in many["caption"] if caption.strip(" .").lower() in real}
+    assert not {caption for caption in copied if len(caption.split()) > 7}

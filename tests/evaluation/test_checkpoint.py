@@ -1,0 +1,115 @@
+"""A good folder loads; a bad one gets one line that names it and what is missing."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gap_closed_clip.evaluation import check_checkpoint, is_local, load_checkpoint
+
+
+@pytest.fixture
+def folder(tiny_model, tiny_processor, tmp_path):
+    path = tmp_path / "demo"
+    tiny_model.save_pretrained(path)
+    tiny_processor.save_pretrained(path)
+    return path
+
+
+def test_good_folder(folder, tiny_model):
+    model, processor = load_checkpoint(folder)
+    expected = tiny_model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert not model.training
+    assert processor.tokenizer.model_max_length == 64
+
+
+def test_sharded_folder(tiny_model, tiny_processor, tmp_path):
+    tiny_model.save_pretrained(tmp_path, max_shard_size="50KB")
+    tiny_processor.save_pretrained(tmp_path)
+    load_checkpoint(tmp_path)
+    next(tmp_path.glob("model-00002-*.safetensors")).unlink()
+    with pytest.raises(FileNotFoundError, match="incomplete: model-00002.* is missing"):
+        check_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("config.json", "demo is no model folder: config.json is missing"),
+        ("model.safetensors", "demo has no weights: model.safetensors is missing, it may be half-written"),
+        ("tokenizer.json", "demo has no tokenizer: tokenizer.json is missing"),
+        ("processor_config.json", "demo has no processor: processor_config.json is missing"),
+    ],
+)
+def test_missing_file(folder, name, message):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=message):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_weights(folder, kept):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match="demo is damaged: model.safetensors is truncated"):
+        load_checkpoint(folder)
+
+
+def test_half_written_config(folder):
+    text = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(text[: len(text) // 2])
+    with pytest.raises(ValueError, match="demo is damaged: config.json is half-written"):
+        load_checkpoint(folder)
+
+
+def test_another_kind_of_model(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "clip"}))
+    with pytest.raises(ValueError, match="demo holds a model of type 'clip', not 'gap_closed_clip'"):
+        load_checkpoint(folder)
+
+
+def test_pickled_weights_are_not_read(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="pytorch_model.bin is pickled and not read"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_lack_a_tensor(folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="demo lacks 1 weights, the first: visual_projection.weight"):
+        load_checkpoint(folder)
+
+
+def test_weights_of_other_shapes(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["visual_projection.weight"] = weights["visual_projection.weight"][:5].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="demo: the weights do not fit config.json"):
+        load_checkpoint(folder)
+
+
+def test_folder_above_the_model(folder):
+    with pytest.raises(FileNotFoundError, match="Did you mean .*demo?"):
+        load_checkpoint(folder.parent)
+
+
+def test_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="There is no model folder .*nowhere"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def test_hub_id_out_of_reach():
+    with pytest.raises(OSError, match="nobody/nothing is neither a folder with a model nor a Hub id within reach"):
+        load_checkpoint("nobody/nothing")
+
+
+def test_folder_or_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    assert is_local("outputs/demo") and is_local("./other/demo") and is_local("/a/b") and is_local("a/b/c")
+    assert not is_local("owner/name") and not is_local("name")

@@ -1,0 +1,98 @@
+"""eval.py as a user calls it, in this process."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from gap_closed_clip.evaluation import read_metrics
+
+
+PATH = Path(__file__).parent.parent.parent / "eval.py"
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path, capsys):
+    """evaluate("outputs/demo", ...) -> (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("eval_script", PATH)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "eval_script", module)
+    spec.loader.exec_module(module)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["eval.py", *words])
+        capsys.readouterr()
+        code = module.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def models(tiny_model, tiny_processor, tmp_path):
+    """Two equal models in outputs/clip and outputs/demo; the second knows its data."""
+    for name in ("clip", "demo"):
+        tiny_model.save_pretrained(tmp_path / "outputs" / name)
+        tiny_processor.save_pretrained(tmp_path / "outputs" / name)
+    data = "data:\n  source: phantoms\n  phantom_test_pairs: 12\n  phantom_train_pairs: 10\n  phantom_size: 32\n"
+    (tmp_path / "outputs" / "demo" / "train_config.yaml").write_text(data)
+    return ["outputs/clip", "outputs/demo"]
+
+
+def test_table_and_files(evaluate, models, tmp_path):
+    code, out, err = evaluate(*models, "num_workers=0", "output=report")
+    assert code == 0, err
+    assert "12 pairs, split 'test' of 'phantoms'" in out
+    assert "| metric " in out and " clip " in out and " demo " in out
+    results = read_metrics(tmp_path / "report" / "metrics.json")
+    assert results["clip"] == results["demo"] and results["demo"]["num_pairs"] == 12
+    content = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert content["split"] == "test" and content["data"]["phantom_test_pairs"] == 12
+    assert {path.name for path in (tmp_path / "report").iterdir()} >= {"metrics.md", "projection.png", "cosines.png"}
+
+
+def test_data_from_the_command_line(evaluate, models):
+    words = ("split=validation", "data.phantom_validation_pairs=7", "num_workers=0", "centring=true", "bf16=true")
+    code, out, err = evaluate(models[1], *words)
+    assert code == 0, err
+    assert "7 pairs, split 'validation'" in out
+    assert " demo, centred " in out
+
+
+def test_models_of_one_name_are_told_apart(evaluate, models, tmp_path):
+    shutil.copytree(tmp_path / "outputs" / "demo", tmp_path / "other" / "demo")
+    code, out, err = evaluate("outputs/demo", "other/demo", "num_workers=0")
+    assert code == 0, err
+    assert " outputs/demo " in out and " other/demo " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["outputs/demo", "splt=test"], "There is no setting 'splt'. Did you mean 'split'?"),
+        (["outputs/demo", "data.sorce=phantoms"], "Did you mean 'data.source'?"),
+        (["outputs/demo", "batch_size=many"], "batch_size is 'many'; it must be of type int."),
+        (["split=test"], "Which model?"),
+        (["outputs/clip"], "outputs/clip has no train_config.yaml, so say what to evaluate on"),
+        (["./outputs/dem"], "There is no model folder outputs/dem"),
+        (["outputs/demo", "split=tst"], "There is no split 'tst'"),
+        (["outputs/demo", "data.source=nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_input_is_one_line(evaluate, models, words, message):
+    code, out, err = evaluate(*words)
+    assert code == 1 and out == ""
+    assert err.startswith("eval.py: ") and message in err
+    assert "Traceback" not in err
+
+
+def test_a_bad_model_is_found_before_the_first_is_evaluated(evaluate, models, tmp_path):
+    path = tmp_path / "outputs" / "demo" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    code, out, err = evaluate(*models)
+    assert code == 1 and out == ""
+    assert err.startswith("eval.py: outputs/demo is damaged: model.safetensors is truncated") and err.count("\n") == 1

@@ -1,0 +1,130 @@
+"""The metrics put together, inside the Trainer too, and post-hoc centring."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from transformers import EvalPrediction, Trainer, TrainingArguments
+
+from gap_closed_clip.data import PairCollator, group_ids
+from gap_closed_clip.evaluation import (
+    build_compute_metrics,
+    embed_pairs,
+    evaluate_embeddings,
+    evaluate_model,
+    load_metric,
+    modality_means,
+    post_hoc_centring,
+)
+
+from .conftest import synthetic
+
+
+KEYS = {
+    "modality_gap",
+    "debiased_modality_gap",
+    "true_pair_cosine",
+    "random_pair_cosine",
+    "margin",
+    "mean_cosine_image",
+    "mean_cosine_text",
+    *(f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)),
+    "text_to_image_median_rank",
+    "image_to_text_median_rank",
+    "v_measure",
+    "nmi",
+    "ari",
+    *(f"{what}_image_to_text" for what in ("knn_accuracy", "linear_probe_accuracy")),
+    *(f"{what}_text_to_image" for what in ("knn_accuracy", "linear_probe_accuracy")),
+    "num_pairs",
+}
+
+
+def test_all_metrics_flat():
+    embeddings = synthetic()
+    result = evaluate_embeddings(embeddings)
+    assert set(result) == KEYS
+    assert all(type(value) is float for value in result.values())
+    assert result["num_pairs"] == 120
+    vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
+    assert result["margin"] == load_metric("modality_gap").compute(**vectors)["margin"]
+
+
+def test_without_labels_there_is_no_grouping():
+    embeddings = dataclasses.replace(synthetic(), labels=[""] * 120)
+    assert set(evaluate_embeddings(embeddings)) == {name for name in KEYS if name.split("_")[0] in (
+        "modality", "debiased", "true", "random", "margin", "mean", "text", "image", "num")}  # fmt: skip
+
+
+def test_one_caption_in_two_spellings_is_one():
+    """Both images are correct for it, and it for both: were it two, each would tie with the other's."""
+    embeddings = synthetic(n=3)
+    embeddings.captions[:] = ["CT of the chest", "ct of  the Chest", "MR"]
+    embeddings.image_embeds[:] = embeddings.text_embeds[:] = np.eye(24)[[0, 0, 1]]
+    result = evaluate_embeddings(embeddings)
+    assert result["text_to_image_recall@1"] == result["image_to_text_recall@1"] == 1
+    embeddings.captions[1] = "CT of the abdomen"
+    assert evaluate_embeddings(embeddings)["text_to_image_recall@1"] == pytest.approx(1 / 3)
+
+
+def test_model_in_one_call(tiny_model, tiny_processor, pairs):
+    metrics, embeddings = evaluate_model(tiny_model, tiny_processor, pairs, batch_size=4)
+    assert metrics == evaluate_embeddings(embed_pairs(tiny_model, tiny_processor, pairs, batch_size=4))
+    assert embeddings.image_ids == pairs["image_id"][:]
+
+
+def test_plain_trainer_computes_the_same(tiny_model, tiny_processor, pairs, tmp_path):
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_eval_batch_size=3, remove_unused_columns=False, report_to="none", use_cpu=True
+    )
+    trainer = Trainer(
+        tiny_model,
+        arguments,
+        data_collator=PairCollator(tiny_processor),
+        eval_dataset=pairs,
+        compute_metrics=build_compute_metrics(pairs),
+    )
+    found = trainer.evaluate()
+    expected = evaluate_model(tiny_model, tiny_processor, pairs)[0]
+    assert "eval_loss" in found
+    for name, value in expected.items():
+        assert found[f"eval_{name}"] == pytest.approx(value, abs=1e-5, nan_ok=True), name
+
+
+def prediction(pairs, order, with_ids=True) -> EvalPrediction:
+    embeds = np.random.default_rng(0).normal(size=(2, len(order), 4)).astype(np.float32)
+    ids = np.array([group_ids(row["image_id"], row["caption"]) for row in pairs.select(order)])
+    return EvalPrediction(predictions=(*embeds, ids) if with_ids else tuple(embeds), label_ids=None)
+
+
+def test_predictions_out_of_order_are_noticed(pairs):
+    compute_metrics = build_compute_metrics(pairs)
+    compute_metrics(prediction(pairs, range(8)))
+    for order in ([1, 0, *range(2, 8)], [*range(6), 7, 6]):
+        with pytest.raises(ValueError, match="not in the order of the pairs .image_id"):
+            compute_metrics(prediction(pairs, order))
+    with pytest.raises(ValueError, match="not in the order of the pairs .caption"):
+        compute_metrics(prediction(pairs, [3, 1, 2, 0, *range(4, 8)]))  # rows 0 and 3 show one image
+
+
+def test_predictions_of_another_set_are_noticed(pairs):
+    with pytest.raises(ValueError, match="8 pairs but got 7 predictions"):
+        build_compute_metrics(pairs)(prediction(pairs, range(7), with_ids=False))
+
+
+def test_compute_metrics_of_a_stream(pairs):
+    found = build_compute_metrics(pairs.to_iterable_dataset())(prediction(pairs, range(8)))
+    assert found == pytest.approx(build_compute_metrics(pairs)(prediction(pairs, range(8))), nan_ok=True)
+
+
+def test_post_hoc_centring_closes_the_gap_of_held_out_pairs():
+    train, test = synthetic(n=400, gap=0.5, seed=1), synthetic(gap=0.5, seed=2)
+    means = modality_means(train)
+    np.testing.assert_allclose(means[0], train.image_embeds.astype(np.float64).mean(axis=0))
+    centred = post_hoc_centring(test, means)
+    expected = test.text_embeds - means[1]
+    expected /= np.sqrt((expected**2).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(centred.text_embeds, expected, atol=1e-6)
+    before, after = evaluate_embeddings(test), evaluate_embeddings(centred)
+    assert before["debiased_modality_gap"] > 0.6 and after["debiased_modality_gap"] < 0.1
+    assert centred.captions == test.captions and test.image_embeds[0, -1] > 0.3  # the original is untouched

@@ -1,0 +1,74 @@
+"""What holds for every metric module: it loads offline, documents itself, stands alone, and works in two processes."""
+
+import ast
+import doctest
+import importlib.util
+import multiprocessing
+
+import evaluate
+import pytest
+
+from .conftest import METRICS_FOLDER, random_pairs
+
+
+NAMES = ("modality_gap", "cross_modal_retrieval", "cross_modal_grouping")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_itself(load, name):
+    metric = load(name)
+    assert metric.name == name
+    assert "2602.20046" in metric.citation and "2601.18525" in metric.citation
+    assert len(metric.description) > 200
+    for feature in metric.features:
+        assert f"{feature}:" in metric.inputs_description
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_runs(name, monkeypatch):
+    monkeypatch.chdir(METRICS_FOLDER)
+    spec = importlib.util.spec_from_file_location(name, METRICS_FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    result = doctest.testmod(module)
+    assert result.attempted >= 4 and result.failed == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_nothing_from_the_package(name):
+    tree = ast.parse((METRICS_FOLDER / f"{name}.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
+    assert not [module for module in modules if module is None or module.startswith("gap_closed_clip")]
+    assert all(len(node.names) == 1 for node in imports if isinstance(node, ast.Import))
+    assert all(node.level == 0 for node in imports if isinstance(node, ast.ImportFrom))
+
+
+def _half(rank: int, inputs: dict[str, list], cache_dir: str, results) -> None:
+    path = str(METRICS_FOLDER / "cross_modal_retrieval.py")
+    metric = evaluate.load(path, num_process=2, process_id=rank, experiment_id="two", cache_dir=cache_dir)
+    rows = slice(0, 6) if rank == 0 else slice(6, None)
+    metric.add_batch(**{name: values[rows] for name, values in inputs.items()})
+    results.put((rank, metric.compute()))
+
+
+def test_two_processes_measure_all_pairs(load, tmp_path):
+    image, text = random_pairs(14, 4)
+    inputs = {
+        "image_embeds": image.tolist(),
+        "text_embeds": text.tolist(),
+        "image_ids": [f"i{n % 11}" for n in range(14)],
+        "caption_ids": [f"c{n % 9}" for n in range(14)],
+    }
+    context = multiprocessing.get_context("fork")  # a fresh interpreter would import everything anew
+    results = context.SimpleQueue()
+    arguments = (inputs, str(tmp_path / "shared"), results)
+    processes = [context.Process(target=_half, args=(rank, *arguments), daemon=True) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=100)
+        assert process.exitcode == 0
+    outputs = dict(results.get() for _ in processes)
+    assert outputs[1] is None
+    assert outputs[0] == load("cross_modal_retrieval").compute(**inputs)
