@@ -139,14 +139,23 @@ def test_window_reaches_the_decoder(processor, rows):
         torch.testing.assert_close(red, torch.full_like(red, expected), atol=0.01, rtol=0)
 
 
-def test_augmentation_happens_before_the_processor(processor, rows):
-    torch.manual_seed(0)
-    first = PairCollator(processor, Augmentation())(rows)["pixel_values"]
-    second = PairCollator(processor, Augmentation())(rows)["pixel_values"]
-    assert first.shape == second.shape == (3, 3, SIZE, SIZE)
-    assert not torch.equal(first, second)
-    torch.manual_seed(0)
-    torch.testing.assert_close(PairCollator(processor, Augmentation())(rows)["pixel_values"], first, rtol=0, atol=0)
+def test_augmentation_is_that_of_the_batch(processor, rows):
+    """Not of a worker's random state: a resumed run meets the same batches and must vary them in the same way."""
+    collator = PairCollator(processor, Augmentation())
+    state = torch.random.get_rng_state()
+    first = collator(rows)["pixel_values"]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(7)
+    assert first.shape == (3, 3, SIZE, SIZE)
+    torch.testing.assert_close(collator(rows)["pixel_values"], first, rtol=0, atol=0)
+    assert not torch.equal(collator(rows[::-1])["pixel_values"].flip(0), first)
+    assert not torch.equal(PairCollator(processor)(rows)["pixel_values"], first)
+
+
+def test_held_out_rows_are_not_augmented(processor, rows):
+    mixed = PairCollator(processor, Augmentation())([rows[0] | {"augment": False}, rows[1]])["pixel_values"]
+    plain = PairCollator(processor)(rows[:2])["pixel_values"]
+    assert torch.equal(mixed[0], plain[0]) and not torch.equal(mixed[1], plain[1])
 
 
 def test_only_varied_images_are_decoded_at_less_than_full_size(processor, rows):

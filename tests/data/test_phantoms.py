@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from gap_closed_clip.data import phantoms
-from gap_closed_clip.data.phantom_cases import Case, Modality, zipf_index
+from gap_closed_clip.data.phantoms.cases import Case, Modality, zipf_index
 from gap_closed_clip.data.phantoms import make_phantoms
 
 
@@ -68,6 +68,13 @@ def test_different_seeds_share_no_picture(few):
     assert not {row["bytes"] for row in few["image"]} & {row["bytes"] for row in other["image"]}
     assert not set(few["image_id"]) & set(other["image_id"])
     assert not set(few["case_id"]) & set(other["case_id"])
+    finding = phantoms.BRAIN.findings[0]
+    case = Case("brain MR", finding, ("axial T1",), "left", "deep", size=0.5, number=1, age=50, sex="male")
+    drawn = {
+        phantoms._draw(case, "axial T1", False, 48, entropy)
+        for entropy in ([1, 0, 0], [2, 0, 0], [1, 1, 0], [1, 0, 1])
+    }
+    assert len(drawn) == 4
 
 
 def test_columns_follow_the_pairs_contract(few):

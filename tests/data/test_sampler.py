@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
-from gap_closed_clip.data import DistinctBatchSampler, DistinctSampler, group_ids, group_ids_of, sequential_batches
+from gap_closed_clip.data import DistinctSampler, group_ids, group_ids_of
 
 
 def teaching_file(number: int, seed: int = 0) -> list[tuple[int, int]]:
@@ -27,6 +27,13 @@ def teaching_file(number: int, seed: int = 0) -> list[tuple[int, int]]:
     return groups[:number]
 
 
+def distinct_batches(
+    groups: list[tuple[int, int]], batch_size: int, seed: int = 0, drop_last: bool = False, num_processes: int = 1
+) -> BatchSampler:
+    """As a DataLoader cuts them, pairs kept apart across the consecutive batches that go to `num_processes`."""
+    return BatchSampler(DistinctSampler(groups, batch_size * num_processes, seed), batch_size, drop_last)
+
+
 def shared(groups: list[tuple[int, int]], batch: list[int]) -> int:
     """Pairs in a batch whose image or caption is there already."""
     return sum(len(batch) - len({groups[index][side] for index in batch}) for side in (0, 1))
@@ -34,9 +41,9 @@ def shared(groups: list[tuple[int, int]], batch: list[int]) -> int:
 
 def test_distinct_within_batches_and_every_pair_once():
     groups = teaching_file(1000)
-    sampler = DistinctBatchSampler(groups, batch_size=64, seed=1)
+    sampler = distinct_batches(groups, batch_size=64, seed=1)
     for epoch in range(5):
-        sampler.set_epoch(epoch)
+        sampler.sampler.set_epoch(epoch)
         batches = list(sampler)
         assert len(batches) == len(sampler) == 16
         assert [len(batch) for batch in batches] == [64] * 15 + [40]
@@ -49,23 +56,23 @@ def test_distinct_within_batches_and_every_pair_once():
 def test_no_unique_pairs_at_all():
     """As in COCO: five captions an image, and every caption at two images."""
     groups = [(index // 5, 10_000 + index % 500) for index in range(1000)]
-    sampler = DistinctBatchSampler(groups, batch_size=100)
+    sampler = distinct_batches(groups, batch_size=100)
     for epoch in range(10):
-        sampler.set_epoch(epoch)
+        sampler.sampler.set_epoch(epoch)
         assert sum(shared(groups, batch) for batch in sampler) == 0
 
 
 def test_as_many_copies_as_batches():
     groups = [(index, 0 if index < 10 else index) for index in range(100)]  # 10 batches, 10 times one caption
     for epoch in range(5):
-        sampler = DistinctBatchSampler(groups, batch_size=10, seed=epoch)
+        sampler = distinct_batches(groups, batch_size=10, seed=epoch)
         assert sum(shared(groups, batch) for batch in sampler) == 0
 
 
 def test_what_cannot_be_kept_apart_is_not_dropped(caplog):
     groups = [(index, 0 if index < 60 else index) for index in range(100)]
     with caplog.at_level(logging.WARNING):
-        sampler = DistinctBatchSampler(groups, batch_size=20)
+        sampler = distinct_batches(groups, batch_size=20)
     assert "50" not in caplog.text and "55 of 100 pairs" in caplog.text and "the 5 batches" in caplog.text
     batches = list(sampler)
     assert sorted(index for batch in batches for index in batch) == list(range(100))
@@ -74,7 +81,7 @@ def test_what_cannot_be_kept_apart_is_not_dropped(caplog):
 
 @pytest.mark.parametrize("groups", [[(0, index) for index in range(30)], [(0, 0)] * 30])
 def test_one_image_for_all(groups):
-    batches = list(DistinctBatchSampler(groups, batch_size=8))
+    batches = list(distinct_batches(groups, batch_size=8))
     assert [len(batch) for batch in batches] == [8, 8, 8, 6]
     assert sorted(index for batch in batches for index in batch) == list(range(30))
 
@@ -82,7 +89,7 @@ def test_one_image_for_all(groups):
 @pytest.mark.parametrize("number, batch_size", [(1, 1), (1, 8), (7, 8), (8, 8), (9, 8), (50, 1)])
 def test_small_numbers(number, batch_size):
     for drop_last in (False, True):
-        sampler = DistinctBatchSampler(teaching_file(number), batch_size, drop_last=drop_last)
+        sampler = distinct_batches(teaching_file(number), batch_size, drop_last=drop_last)
         batches = list(sampler)
         assert len(batches) == len(sampler) == (number // batch_size if drop_last else -(-number // batch_size))
         assert sum(map(len, batches)) == (len(batches) * batch_size if drop_last else number)
@@ -94,8 +101,8 @@ def test_order_depends_on_seed_and_epoch_alone():
     def order(seed: int, epoch: int) -> list[list[int]]:
         np.random.seed(epoch)  # other generators do not matter
         torch.manual_seed(seed)
-        sampler = DistinctBatchSampler(groups, 32, seed=seed)
-        sampler.set_epoch(epoch)
+        sampler = distinct_batches(groups, 32, seed=seed)
+        sampler.sampler.set_epoch(epoch)
         return list(sampler)
 
     assert order(0, 3) == order(0, 3)
@@ -105,10 +112,10 @@ def test_order_depends_on_seed_and_epoch_alone():
 def test_pairs_mix_over_epochs():
     """Pairs with shared captions meet other pairs in each epoch, and drop_last does not always leave out the same."""
     groups = teaching_file(200)
-    sampler = DistinctBatchSampler(groups, 32, drop_last=True)
+    sampler = distinct_batches(groups, 32, drop_last=True)
     left_out, companions = Counter(), set()
     for epoch in range(200):
-        sampler.set_epoch(epoch)
+        sampler.sampler.set_epoch(epoch)
         batches = list(sampler)
         left_out.update(set(range(200)) - {index for batch in batches for index in batch})
         companions.update(*(batch for batch in batches if 0 in batch))
@@ -120,7 +127,7 @@ def test_pairs_mix_over_epochs():
 
 def test_across_the_processes_of_one_step():
     groups = teaching_file(1000)
-    sampler = DistinctBatchSampler(groups, batch_size=32, num_processes=2)
+    sampler = distinct_batches(groups, batch_size=32, num_processes=2)
     batches = list(sampler)
     assert len(batches) == len(sampler) == 32
     for first, second in zip(batches[::2], batches[1::2], strict=True):
@@ -131,7 +138,7 @@ def loaders(groups, num_processes: int, **options) -> list:
     """The data loaders of each process, as accelerate prepares them."""
     result = []
     for index in range(num_processes):
-        sampler = DistinctBatchSampler(groups, 16, num_processes=num_processes)
+        sampler = distinct_batches(groups, 16, num_processes=num_processes)
         loader = DataLoader(torch.arange(len(groups)), batch_sampler=sampler)
         result.append(
             prepare_data_loader(
@@ -149,7 +156,7 @@ def test_accelerate_shards_it_and_passes_the_epoch_on(num_processes):
         shards = loaders(groups, num_processes)
         for epoch in range(3):
             for loader in shards:
-                loader.set_epoch(epoch)
+                loader.sampler.set_epoch(epoch)
             epochs.append([[batch.tolist() for batch in loader] for loader in shards])
             steps = list(zip(*epochs[-1], strict=True))
             assert len(steps) == len(shards[0]) == 512 // 16 // num_processes
@@ -161,7 +168,7 @@ def test_accelerate_shards_it_and_passes_the_epoch_on(num_processes):
 
 def test_accelerate_splits_batches():
     groups = teaching_file(512)
-    sampler = DistinctBatchSampler(groups, 32)
+    sampler = distinct_batches(groups, 32)
     loader = DataLoader(torch.arange(512), batch_sampler=sampler)
     shards = [
         prepare_data_loader(loader, num_processes=2, process_index=index, split_batches=True, put_on_device=False)
@@ -175,7 +182,7 @@ def test_accelerate_splits_batches():
 def test_the_sampler_alone_gives_the_same_batches():
     groups = teaching_file(300)
     loader = DataLoader(torch.arange(300), batch_size=32, sampler=DistinctSampler(groups, 32, seed=5))
-    assert [batch.tolist() for batch in loader] == list(DistinctBatchSampler(groups, 32, seed=5))
+    assert [batch.tolist() for batch in loader] == list(distinct_batches(groups, 32, seed=5))
 
 
 def test_groups_of_a_dataset_are_the_collators():
@@ -187,18 +194,14 @@ def test_groups_of_a_dataset_are_the_collators():
 def test_a_hundred_thousand_pairs_in_seconds():
     groups = teaching_file(100_000)
     start = time.perf_counter()
-    sampler = DistinctBatchSampler(groups, batch_size=256)
+    sampler = distinct_batches(groups, batch_size=256)
     batches = list(sampler)
     assert time.perf_counter() - start < 10
     assert sum(shared(groups, batch) for batch in batches) == 0
 
 
-def test_evaluation_order_is_untouched():
-    assert list(sequential_batches(7, 3)) == [[0, 1, 2], [3, 4, 5], [6]]
-
-
 def test_nothing_to_sample():
     with pytest.raises(ValueError, match="0 pairs in batches of 4"):
-        DistinctBatchSampler([], 4)
+        distinct_batches([], 4)
     with pytest.raises(ValueError, match="batches of 0"):
-        DistinctBatchSampler([(0, 0)], 0)
+        distinct_batches([(0, 0)], 0)

@@ -262,7 +262,8 @@ def test_image_folder_with_metadata(table):
         (table / name / "metadata.jsonl").write_text(json.dumps(record) + "\n")
     pairs = load_pairs(DataArguments(source=str(table)), "validation")
     expected = {"bytes": None, "path": str(table / "validation" / "0.png")}
-    assert pairs[0] == {"image": expected, "n": 5, "caption": "one", "image_id": "validation/0.png"}
+    assert pairs[0] == {"image": expected, "n": 5, "caption": "one", "image_id": "validation/0.png", "augment": False}
+    assert "augment" not in load_pairs(DataArguments(source=str(table)), "train").column_names
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from gap_closed_clip.data import PairCollator
+from gap_closed_clip.data import PairCollator, decode_image
 from gap_closed_clip.evaluation import PairEmbeddings, embed_pairs
 
 
@@ -49,6 +49,18 @@ def test_each_distinct_image_and_caption_once(counted, tiny_processor, pairs, st
     model, counts = counted
     embed_pairs(model, tiny_processor, pairs.to_iterable_dataset() if streaming else pairs, batch_size=3)
     assert counts == {"images": 6, "texts": 6}
+
+
+def test_no_image_is_decoded_twice(tiny_model, tiny_processor, pairs, monkeypatch):
+    decoded = []
+
+    def decode(image, *args, **kwargs):
+        decoded.append(kwargs["name"])
+        return decode_image(image, *args, **kwargs)
+
+    monkeypatch.setattr("gap_closed_clip.data.collator.decode_image", decode)
+    embed_pairs(tiny_model, tiny_processor, pairs)
+    assert sorted(decoded) == [f"image {number}" for number in range(6)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

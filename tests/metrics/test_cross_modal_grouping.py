@@ -126,7 +126,7 @@ def naive_rand_index(truth, clusters) -> float:
 
 @pytest.mark.parametrize("num_neighbors", [1, 2, 5])
 def test_neighbours_and_probe_equal_the_loops(load, num_neighbors):
-    image, text, labels = grouped_pairs()
+    image, text, labels = grouped_pairs(gap=3)
     image_ids, caption_ids = repeated_ids()
     image, text = same_content(image, text, image_ids, caption_ids)
     families = families_of(image_ids, caption_ids)
@@ -229,6 +229,13 @@ def test_equal_votes_go_to_the_larger_cosines(load):
     # Captions: 0 (a) sees images 1 (a), 2 (b): cosines -0.999, -0.71, so b. 1 (a) sees 0 (a) and 2 (b): a.
     # 2 (b) sees 0 and 1, both a.
     assert result["knn_accuracy_image_to_text"] == pytest.approx(1 / 3)
+
+
+def test_two_votes_beat_one_that_is_nearer(load):
+    image = [[1.0, 0.0], [0.3, 1.0], [0.2, 1.0], [1.0, -0.5]]
+    text = [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]
+    result = compute(load, image, text, ["a", "b", "b", "a"], num_neighbors=3)
+    assert result["knn_accuracy_image_to_text"] == 0  # each sees one image of its own label and two of the other
 
 
 def test_an_item_with_two_labels_counts_with_each(load):

@@ -4,14 +4,13 @@ from .arguments import DataArguments
 from .collator import PairCollator, count_truncated
 from .hashing import group_ids, normalize_caption, stable_hash
 from .images import Augmentation, cache_images, check_images, decode_image
-from .sampler import DistinctBatchSampler, DistinctSampler, group_ids_of, sequential_batches
+from .sampler import DistinctSampler, group_ids_of
 from .sources import load_pairs
 
 
 __all__ = [
     "Augmentation",
     "DataArguments",
-    "DistinctBatchSampler",
     "DistinctSampler",
     "PairCollator",
     "cache_images",
@@ -22,6 +21,5 @@ __all__ = [
     "group_ids_of",
     "load_pairs",
     "normalize_caption",
-    "sequential_batches",
     "stable_hash",
 ]

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
-from .hashing import group_ids
+from .hashing import group_ids, stable_hash
 from .images import Augmentation, decode_image
 
 
@@ -19,7 +19,8 @@ class PairCollator:
 
     Args:
         processor: has `image_processor` and `tokenizer`.
-        augmentation: for training; None leaves the images alone.
+        augmentation: for training; None leaves the images alone. A row whose `augment` is False, as `load_pairs` marks
+            those of validation and test, is left alone too: a Trainer has one collator for both.
         max_length: captions are cut after so many tokens; default the tokenizer's own limit, if it has one.
         window: (centre, width) for DICOM, 16-bit and float images; default their own.
         pad_to_max_length: pad every batch to `max_length`, so that all have one shape (for a compiled model), instead
@@ -58,13 +59,14 @@ class PairCollator:
         Raises:
             ValueError: an image cannot be read.
         """
-        images = [decode_image(row["image"], self.min_size, self.window, name=_name(row)) for row in rows]
+        images = [decode_image(row["image"], self._min_size(row), self.window, name=_name(row)) for row in rows]
+        ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
-            images = [self.augmentation(image) for image in images]
+            images = self._augment(images, rows, ids)
         captions = [row["caption"] for row in rows]
         batch = {
             "pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"],
-            "group_ids": torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64),
+            "group_ids": ids,
         }
         text = self.processor.tokenizer(
             captions,
@@ -76,6 +78,22 @@ class PairCollator:
             return_tensors="pt",
         )
         return batch | {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+    def _varies(self, row: dict[str, Any]) -> bool:
+        return self.augmentation is not None and row.get("augment", True)
+
+    def _min_size(self, row: dict[str, Any]) -> int | None:
+        return self.min_size if self._varies(row) else None
+
+    def _augment(self, images: list, rows: list[dict[str, Any]], ids: torch.Tensor) -> list:
+        """Seeded by the rows of the batch and their order, not by a worker's history: a run that was killed and resumed
+        meets the same batches, and so varies their images as the unbroken run would have."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_hash(str(ids.tolist())))
+            return [
+                self.augmentation(image) if self._varies(row) else image
+                for image, row in zip(images, rows, strict=True)
+            ]
 
 
 def _name(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from logging import getLogger
 
 import numpy as np
 from datasets import Dataset
-from torch.utils.data import BatchSampler, Sampler, SequentialSampler
+from torch.utils.data import Sampler
 
 from .hashing import group_ids
 
@@ -151,38 +151,6 @@ class DistinctSampler(Sampler[int]):
                     return
         batches[home].append(row)
         taken[home].update(keys)
-
-
-class DistinctBatchSampler(BatchSampler):
-    """Batches of `DistinctSampler`, for a DataLoader's `batch_sampler`; `len` is exact.
-
-    Args:
-        groups: (image, caption) hashes of each pair, from `group_ids_of`.
-        batch_size: pairs a batch.
-        seed: as for `DistinctSampler`.
-        drop_last: leave out the last batch of an epoch if it is not full.
-        num_processes: keep pairs apart across so many consecutive batches, which accelerate gives to as many
-            processes: their losses see one another's embeddings.
-    """
-
-    def __init__(
-        self,
-        groups: list[tuple[int, int]],
-        batch_size: int,
-        seed: int = 0,
-        drop_last: bool = False,
-        num_processes: int = 1,
-    ):
-        super().__init__(DistinctSampler(groups, batch_size * num_processes, seed), batch_size, drop_last)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The order that the next iteration takes."""
-        self.sampler.set_epoch(epoch)
-
-
-def sequential_batches(num_pairs: int, batch_size: int) -> BatchSampler:
-    """The order for evaluation: every pair once, as they stand, nothing kept apart and nothing dropped."""
-    return BatchSampler(SequentialSampler(range(num_pairs)), batch_size, drop_last=False)
 
 
 def _renumber(values: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

@@ -38,7 +38,7 @@ def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
 
     Returns:
         Canonical pairs: `image` (undecoded: `{"bytes", "path"}`), `caption`, `image_id`, `label` if the source has
-        one, and the source's other scalar columns. With `args.streaming` an `IterableDataset`; the training split is
+        one, and the source's other scalar columns; `augment`, False, in validation and test. With `args.streaming` an `IterableDataset`; the training split is
         then shuffled through a buffer.
 
     Raises:
@@ -56,7 +56,16 @@ def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
         pairs = _take_fold(pairs, args, held_out=split == "validation")
     if args.max_pairs is not None:
         pairs = pairs.take(args.max_pairs) if isinstance(pairs, IterableDataset) else _first(pairs, args.max_pairs)
+    if split != "train":
+        pairs = _not_augmented(pairs)
     return _stream(pairs, args, shuffle=split == "train") if args.streaming else pairs
+
+
+def _not_augmented(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Marks held-out pairs for the collator, which serves training and evaluation."""
+    if isinstance(pairs, IterableDataset):
+        return pairs.map(lambda row: {"augment": False})
+    return pairs.add_column("augment", [False] * len(pairs))
 
 
 def _first(pairs: Dataset, number: int) -> Dataset:

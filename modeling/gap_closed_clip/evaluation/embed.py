@@ -143,7 +143,7 @@ def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str,
             all_values.extend(values)
         new = [row for row in _first_rows(columns.image_ids) if columns.image_ids[row] not in embeds]
         if new:
-            pixel_values = pixel_values[new].to(model.device, model.dtype, non_blocking=True)
+            pixel_values = pixel_values[new].to(model.device, non_blocking=True)
             image_embeds = model(pixel_values=pixel_values).image_embeds.float().cpu().numpy()  # (new, D)
             embeds.update(zip((columns.image_ids[row] for row in new), image_embeds, strict=True))
     return embeds, seen
@@ -175,7 +175,6 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        # Not inference_mode: a tower that caches what it computes here could not train on it later.
         with torch.no_grad():
             yield
     finally:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .phantom_cases import Case
-from .phantom_drawing import Canvas
+from .cases import Case
+from .drawing import Canvas
 
 
 _HEIGHT = {"upper": -0.3, "middle": 0.02, "lower": 0.32}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .phantom_cases import Case
-from .phantom_drawing import Canvas
+from .cases import Case
+from .drawing import Canvas
 
 
 _POLE = {"upper pole": -0.26, "interpolar": 0.0, "lower pole": 0.26}

@@ -1,6 +1,6 @@
 """Findings of the chest phantoms (radiograph and CT), from common to rare, with the words for them."""
 
-from .phantom_cases import Finding, Modality
+from .cases import Finding, Modality
 
 
 _LUNG = ("lower", "upper", "middle")

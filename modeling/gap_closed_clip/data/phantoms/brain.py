@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .phantom_cases import Case
-from .phantom_drawing import Canvas
+from .cases import Case
+from .drawing import Canvas
 
 
 # Brightness of each tissue. "core", "oedema", "rim", "acute" and "blood" are what lesions are made of.

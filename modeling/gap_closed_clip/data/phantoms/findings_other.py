@@ -1,6 +1,6 @@
 """Findings of the brain, abdomen and breast phantoms, from common to rare, with the words for them."""
 
-from .phantom_cases import Finding, Modality
+from .cases import Finding, Modality
 
 
 _LOBES = ("frontal", "parietal", "deep", "occipital")

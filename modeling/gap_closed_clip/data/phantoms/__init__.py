@@ -14,16 +14,16 @@ from collections.abc import Iterator
 import numpy as np
 from datasets import Dataset, Features, Image, Value
 
-from .phantom_brain import draw_brain
-from .phantom_captions import write_caption
-from .phantom_cases import Case, draw_case, zipf_index
-from .phantom_ct import draw_ct
-from .phantom_drawing import Canvas
-from .phantom_findings_chest import CT, RADIOGRAPH
-from .phantom_findings_other import BRAIN, MAMMOGRAM, ULTRASOUND
-from .phantom_mammogram import draw_mammogram
-from .phantom_radiograph import draw_radiograph
-from .phantom_ultrasound import draw_ultrasound
+from .brain import draw_brain
+from .captions import write_caption
+from .cases import Case, draw_case, zipf_index
+from .ct import draw_ct
+from .drawing import Canvas
+from .findings_chest import CT, RADIOGRAPH
+from .findings_other import BRAIN, MAMMOGRAM, ULTRASOUND
+from .mammogram import draw_mammogram
+from .radiograph import draw_radiograph
+from .ultrasound import draw_ultrasound
 
 
 MODALITIES = (RADIOGRAPH, CT, BRAIN, ULTRASOUND, MAMMOGRAM)
