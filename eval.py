@@ -6,7 +6,7 @@
 A model is a folder that train.py wrote, or a Hub id. The pairs are those of the first model's train_config.yaml;
 `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
 
-    split        train, validation or test (default: test)
+    split        train, validation or test (default: the first model's training.final_split)
     output       folder for metrics.json, metrics.md, projection.png, cosines.png (default: outputs/eval)
     batch_size   images or captions at once (default: 64)
     num_workers  processes that decode the images (default: 2)
@@ -44,7 +44,7 @@ from gap_closed_clip.training.config import fields_of
 class EvalArguments:
     """The settings of the module's docstring."""
 
-    split: str = "test"
+    split: str = ""
     output: str = "outputs/eval"
     batch_size: int = 64
     num_workers: int = 2
@@ -76,7 +76,7 @@ def parse(words: list[str]) -> tuple[list[str], EvalArguments, list[str]]:
 
 
 def data_config(models: list[str], overrides: list[str]) -> RunConfig:
-    """The configuration whose data section says what to evaluate on."""
+    """The first model's configuration with the overrides: its data section says what to evaluate on."""
     found = [path for model in models if (path := Path(model) / "train_config.yaml").is_file()]
     if not found and not any(override.startswith("data.source=") for override in overrides):
         raise ValueError(
@@ -110,7 +110,9 @@ def run(words: list[str]) -> None:
         if is_local(model):
             check_checkpoint(model)  # all of them, before the first is evaluated
     config = data_config(models, overrides)
-    pairs = pairs_of(config.data, settings.split, settings.num_workers)
+    final_split = config.training.get("final_split", "validation")
+    split = settings.split or ("validation" if final_split == "none" else final_split)
+    pairs = pairs_of(config.data, split, settings.num_workers)
     train_pairs = pairs_of(config.data, "train", settings.num_workers) if settings.centring else None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     how = {
@@ -130,8 +132,9 @@ def run(words: list[str]) -> None:
             centred = f"{name}, centred"
             embeddings[centred] = post_hoc_centring(embeddings[name], means)
             results[centred] = evaluate_embeddings(embeddings[centred])
-    table = write_report(settings.output, results, embeddings, config.to_dict()["data"], settings.split)
-    print(f"\n{len(embeddings[name])} pairs, split '{settings.split}' of '{config.data.source}'\n\n{table}\n")
+    data = {"source": config.data.source, **config.to_dict()["data"]}  # to_dict leaves defaults out
+    table = write_report(settings.output, results, embeddings, data, split)
+    print(f"\n{len(embeddings[name])} pairs, split '{split}' of '{config.data.source}'\n\n{table}\n")
     print(f"metrics.json, metrics.md, projection.png and cosines.png are in {settings.output}")
 
 

@@ -29,7 +29,7 @@ CAPTIONS = [
 
 
 def tiny_config(**kwargs) -> GapClosedClipConfig:
-    """An EVA-02 of one block and a BERT of one layer; `kwargs` are fields of the config."""
+    """An EVA-02 of one block and a BERT of one layer, the papers' objective; `kwargs` are fields of the config."""
     vision_config = {
         "model_type": "timm_wrapper",
         "architecture": "eva02_tiny_patch14_224",
@@ -44,8 +44,9 @@ def tiny_config(**kwargs) -> GapClosedClipConfig:
         "vocab_size": 200,
         "max_position_embeddings": 64,
     }
+    paper = {"align_weight": 1.0, "uniformity_weight": 1.0, "center_projections": False}
     return GapClosedClipConfig(
-        **{"vision_config": vision_config, "text_config": text_config, "projection_dim": 32, **kwargs}
+        **{"vision_config": vision_config, "text_config": text_config, "projection_dim": 32, **paper, **kwargs}
     )
 
 

@@ -65,6 +65,15 @@ def test_text_pooling():
             torch.testing.assert_close(model(**text_inputs).text_embeds, expected)
 
 
+def test_texts_pooled_before_give_the_same(tiny_model):
+    inputs = tiny_inputs()
+    expected = tiny_model.eval()(**inputs)
+    pixel_values = inputs.pop("pixel_values")
+    pooled = tiny_model.encode_text(**inputs).pooler_output
+    output = tiny_model(pixel_values, pooled_text=pooled)
+    assert torch.equal(output.text_embeds, expected.text_embeds) and output.loss == expected.loss
+
+
 def test_one_modality_alone_comes_first_in_the_output(tiny_model):
     inputs = tiny_inputs()
     image, text = embeds(tiny_model, inputs)

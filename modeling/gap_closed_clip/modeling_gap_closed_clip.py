@@ -252,8 +252,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             hidden_states=outputs.hidden_states,
         )
 
-    @can_return_tuple
-    def get_text_features(
+    def encode_text(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -261,12 +260,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         position_ids: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """
-        Projected text features, (B, D) as `pooler_output`; not normalised. Centred where the config says so.
-
-        Args:
-            input_ids, attention_mask, token_type_ids, position_ids: (B, length), as the tokenizer makes them.
-        """
+        """The text tower alone: its states (B, length, hidden) and, as `pooler_output`, what represents a text (B, "
+        "hidden)."""
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -275,13 +270,38 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        features = self.text_projection(self._pool_text(outputs, attention_mask))
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.text_centering(_at_least_float32(features)),
+            pooler_output=self._pool_text(outputs, attention_mask),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pooled_text: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Projected text features, (B, D) as `pooler_output`; not normalised. Centred where the config says so.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, length), as the tokenizer makes them.
+            pooled_text: (B, hidden), the `pooler_output` of `encode_text` from before: a frozen tower need not run
+                again.
+        """
+        if pooled_text is None:
+            outputs = self.encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        else:
+            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
+        features = _at_least_float32(self.text_projection(outputs.pooler_output))
+        outputs.pooler_output = self.text_centering(features)
+        return outputs
 
     @can_return_tuple
     def forward(
@@ -292,6 +312,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         group_ids: Tensor | None = None,
+        pooled_text: Tensor | None = None,
         return_loss: bool = True,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -305,6 +326,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             input_ids, attention_mask, token_type_ids, position_ids: (C, length).
             group_ids: integers, (B,) or (B, G): pairs that agree in any column (one image, one caption) are not
                 negatives of one another.
+            pooled_text: (C, hidden), instead of `input_ids`; see `get_text_features`.
             return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
             output_attentions: of the text tower; timm's towers have none to give.
             output_hidden_states: of both towers.
@@ -312,7 +334,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: neither images nor texts; in training, numbers of images and texts that differ.
         """
-        if pixel_values is None and input_ids is None:
+        has_text = input_ids is not None or pooled_text is not None
+        if pixel_values is None and not has_text:
             raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
         vision_outputs = text_outputs = image_embeds = text_embeds = logits = None
         losses = {}
@@ -321,12 +344,13 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
                 pixel_values, output_hidden_states=output_hidden_states, return_dict=True
             )
             image_embeds = unit_vectors(vision_outputs.pooler_output)  # (B, D)
-        if input_ids is not None:
+        if has_text:
             text_outputs = self.get_text_features(
                 input_ids,
                 attention_mask,
                 token_type_ids,
                 position_ids,
+                pooled_text,
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 return_dict=True,

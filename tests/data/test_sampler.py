@@ -156,7 +156,7 @@ def test_accelerate_shards_it_and_passes_the_epoch_on(num_processes):
         shards = loaders(groups, num_processes)
         for epoch in range(3):
             for loader in shards:
-                loader.sampler.set_epoch(epoch)
+                loader.set_epoch(epoch)
             epochs.append([[batch.tolist() for batch in loader] for loader in shards])
             steps = list(zip(*epochs[-1], strict=True))
             assert len(steps) == len(shards[0]) == 512 // 16 // num_processes

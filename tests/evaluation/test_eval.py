@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from gap_closed_clip.evaluation import read_metrics
 
@@ -38,8 +39,9 @@ def models(tiny_model, tiny_processor, tmp_path):
     for name in ("clip", "demo"):
         tiny_model.save_pretrained(tmp_path / "outputs" / name)
         tiny_processor.save_pretrained(tmp_path / "outputs" / name)
-    data = "data:\n  source: phantoms\n  phantom_test_pairs: 12\n  phantom_train_pairs: 10\n  phantom_size: 32\n"
-    (tmp_path / "outputs" / "demo" / "train_config.yaml").write_text(data)
+    data = {"source": "phantoms", "phantom_test_pairs": 12, "phantom_train_pairs": 10, "phantom_size": 32}
+    config = yaml.safe_dump({"data": data, "training": {"final_split": "test"}})
+    (tmp_path / "outputs" / "demo" / "train_config.yaml").write_text(config)
     return ["outputs/clip", "outputs/demo"]
 
 
@@ -51,7 +53,8 @@ def test_table_and_files(evaluate, models, tmp_path):
     results = read_metrics(tmp_path / "report" / "metrics.json")
     assert results["clip"] == results["demo"] and results["demo"]["num_pairs"] == 12
     content = json.loads((tmp_path / "report" / "metrics.json").read_text())
-    assert content["split"] == "test" and content["data"]["phantom_test_pairs"] == 12
+    assert content["split"] == "test" and content["data"]["source"] == "phantoms"
+    assert content["data"]["phantom_test_pairs"] == 12
     assert {path.name for path in (tmp_path / "report").iterdir()} >= {"metrics.md", "projection.png", "cosines.png"}
 
 
@@ -68,6 +71,17 @@ def test_models_of_one_name_are_told_apart(evaluate, models, tmp_path):
     code, out, err = evaluate("outputs/demo", "other/demo", "num_workers=0")
     assert code == 0, err
     assert " outputs/demo " in out and " other/demo " in out
+
+
+def test_real_pairs(evaluate, models, radiology_data):
+    words = ("split=validation", "data.source=$RADIOLOGY_DATA/medpix2", "data.label_columns=[location_category]")
+    code, out, err = evaluate(models[0], *words, "num_workers=0", "output=report")
+    assert code == 0, err
+    assert "189 pairs, split 'validation' of '$RADIOLOGY_DATA/medpix2'" in out
+    found = read_metrics("report/metrics.json")["clip"]
+    # 127 distinct captions: an untrained model's median rank is far from both ends of the gallery.
+    assert 20 < found["image_to_text_median_rank"] < 110
+    assert 0 <= found["v_measure"] < 0.5
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def naive_rand_index(truth, clusters) -> float:
 
 @pytest.mark.parametrize("num_neighbors", [1, 2, 5])
 def test_neighbours_and_probe_equal_the_loops(load, num_neighbors):
-    image, text, labels = grouped_pairs(gap=3)
+    image, text, labels = grouped_pairs(gap=1.5)
     image_ids, caption_ids = repeated_ids()
     image, text = same_content(image, text, image_ids, caption_ids)
     families = families_of(image_ids, caption_ids)
@@ -138,7 +138,7 @@ def test_neighbours_and_probe_equal_the_loops(load, num_neighbors):
     assert result["knn_accuracy_text_to_image"] == pytest.approx(naive_knn(texts, images, num_neighbors))
     assert result["linear_probe_accuracy_image_to_text"] == pytest.approx(naive_probe(images, texts))
     assert result["linear_probe_accuracy_text_to_image"] == pytest.approx(naive_probe(texts, images))
-    assert all(0.4 < result[name] < 1 for name in (*KNN, *PROBE))  # the test tells something
+    assert all(0.2 < result[name] < 1 for name in (*KNN, *PROBE))  # the test tells something
 
 
 def test_clusters_equal_the_entropies(load):

@@ -63,11 +63,16 @@ class PairCollator:
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(images, rows, ids)
-        captions = [row["caption"] for row in rows]
         batch = {
             "pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"],
             "group_ids": ids,
         }
+        if "pooled_text" in rows[0]:  # of a frozen text tower, see `training.frozen`
+            return batch | {"pooled_text": torch.tensor([row["pooled_text"] for row in rows])}
+        return batch | self.tokenize([row["caption"] for row in rows])
+
+    def tokenize(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, `token_type_ids` (B, L) int64 of B captions."""
         text = self.processor.tokenizer(
             captions,
             padding="max_length" if self.pad_to_max_length else "longest",
@@ -77,7 +82,7 @@ class PairCollator:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return batch | {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        return {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
     def _varies(self, row: dict[str, Any]) -> bool:
         return self.augmentation is not None and row.get("augment", True)
@@ -86,8 +91,10 @@ class PairCollator:
         return self.min_size if self._varies(row) else None
 
     def _augment(self, images: list, rows: list[dict[str, Any]], ids: torch.Tensor) -> list:
-        """Seeded by the rows of the batch and their order, not by a worker's history: a run that was killed and resumed
-        meets the same batches, and so varies their images as the unbroken run would have."""
+        """Seeded by the rows of the batch and their order, not by a worker's history.
+
+        A run that was killed and resumed meets the same batches, and so varies their images as the unbroken run would.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash(str(ids.tolist())))
             return [

@@ -38,8 +38,8 @@ def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
 
     Returns:
         Canonical pairs: `image` (undecoded: `{"bytes", "path"}`), `caption`, `image_id`, `label` if the source has
-        one, and the source's other scalar columns; `augment`, False, in validation and test. With `args.streaming` an `IterableDataset`; the training split is
-        then shuffled through a buffer.
+        one, the source's other scalar columns, and in validation and test `augment`, False. With `args.streaming` an
+        `IterableDataset`; the training split is then shuffled through a buffer.
 
     Raises:
         FileNotFoundError: a file or folder is missing.

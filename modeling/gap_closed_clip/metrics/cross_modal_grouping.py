@@ -133,14 +133,12 @@ def _numbered(names: list[str]) -> np.ndarray:
 def _families(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
     """(N,) number of each row's family: the connected parts of the graph whose edges are the pairs.
 
-    Numbered by the first caption of the family, so that the folds do not depend on the order of the rows.
+    The numbers follow those of the images, so neither families nor folds depend on the order of the rows.
     """
-    num_images, num_captions = int(images.max()) + 1, int(captions.max()) + 1
-    size = num_images + num_captions
+    num_images = int(images.max()) + 1
+    size = num_images + int(captions.max()) + 1
     edges = coo_array((np.ones(len(images)), (images, num_images + captions)), shape=(size, size))
-    component = connected_components(edges, directed=False)[1]
-    first_caption = np.unique(component[num_images:], return_index=True)[1]
-    return np.argsort(np.argsort(first_caption))[component[images]]
+    return connected_components(edges, directed=False)[1][images]
 
 
 def _folds(families: np.ndarray, num_folds: int) -> np.ndarray:

@@ -116,7 +116,7 @@ def _ranks(queries: np.ndarray, gallery: np.ndarray, relevant: np.ndarray, block
         relevant: (P, 2) distinct (query, gallery) positions of the correct items, sorted; every query has one.
     """
     ranks = np.empty(len(queries), dtype=np.int64)
-    for start in tqdm(range(0, len(queries), block_size), desc=name, delay=2, leave=False):
+    for start in tqdm(range(0, len(queries), block_size), desc=f"Ranking {name}", delay=2, leave=False):
         stop = min(start + block_size, len(queries))
         low, high = np.searchsorted(relevant[:, 0], [start, stop])
         query, item = relevant[low:high, 0] - start, relevant[low:high, 1]

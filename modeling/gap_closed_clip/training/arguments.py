@@ -1,9 +1,16 @@
 """What a run of train.py is told of the model and the training, beside the data."""
 
-from dataclasses import dataclass, field
+import difflib
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from transformers import TrainingArguments
+import timm
+from huggingface_hub.errors import StrictDataclassError
+from transformers import BertConfig, TimmWrapperConfig, TrainingArguments
+
+
+# What a mapping under model.vision or model.text describes.
+TOWERS = {"vision": TimmWrapperConfig, "text": BertConfig}
 
 
 @dataclass
@@ -20,16 +27,15 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Image tower: Hub id or folder of a timm model, or a mapping (architecture, model_args) to start "
-            "a "
-            "timm architecture from scratch."
+            "a timm architecture from scratch."
         },
     )
     text: str | dict | None = field(
         default=None,
         metadata={
-            "help": "Text tower: Hub id, folder or name of a BERT-family encoder, or a mapping of BertConfig fields "
-            "to "
-            "start one from scratch, with a WordPiece vocabulary of the training captions."
+            "help": "Text tower: Hub id or folder of a BERT-family encoder, `package:module/folder` for one inside an "
+            "installed Python package, or a mapping of BertConfig fields to start one from scratch, with a WordPiece "
+            "vocabulary of the training captions."
         },
     )
     keep_vision_projection: bool = field(
@@ -45,9 +51,47 @@ class ModelArguments:
             if given or self.keep_vision_projection:
                 raise ValueError(
                     f"model.checkpoint is {self.checkpoint!r} and model.{(given or ['keep_vision_projection'])[0]} is "
-                    f"set "
-                    "too: a checkpoint brings its own towers, so give one or the other."
+                    "set too: a checkpoint brings its own towers, so give one or the other."
                 )
+        for name in TOWERS:
+            if isinstance(getattr(self, name), dict):
+                _check_tower(name, getattr(self, name))
+
+
+def _check_tower(name: str, description: dict[str, Any]) -> None:
+    """A config takes any keyword without a word, so a typo would train another tower than the one described."""
+    config_class = TOWERS[name]
+    known = ["model_type", *(f.name for f in fields(config_class))]
+    for key in description:
+        if key not in known:
+            raise ValueError(f"model.{name}: unknown key {key!r}{_nearest(key, known)}")
+    settings = dict(description)
+    if settings.pop("model_type", config_class.model_type) != config_class.model_type:
+        raise ValueError(
+            f"model.{name}.model_type is {description['model_type']!r}: a tower from scratch is of type "
+            f"{config_class.model_type!r}. Name a folder or a Hub id for another."
+        )
+    if name == "vision":
+        _check_architecture(settings.get("architecture"))
+    try:
+        config_class(**settings)
+    except StrictDataclassError as error:
+        raise ValueError(f"model.{name}: {' '.join(str(error).split())}") from error
+
+
+def _check_architecture(architecture: str | None) -> None:
+    if architecture is None:
+        raise ValueError(
+            "model.vision describes a tower without `architecture`: name one of timm, e.g. eva02_tiny_patch14_224."
+        )
+    if not timm.is_model(architecture):
+        near = _nearest(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
+        raise ValueError(f"model.vision.architecture: timm {timm.__version__} has no {architecture!r}{near}")
+
+
+def _nearest(name: str, known: list[str], otherwise: str = ".") -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f": did you mean {near[0]!r}?" if near else otherwise
 
 
 @dataclass
@@ -55,7 +99,8 @@ class GapClosedTrainingArguments(TrainingArguments):
     """transformers' [`TrainingArguments`] with defaults that suit pairs, and what only pairs need."""
 
     output_dir: str | None = field(
-        default="outputs/demo", metadata={"help": "The model folder; checkpoints go to its subfolder checkpoints."}
+        default="outputs/demo",
+        metadata={"help": "The model folder; its subfolders checkpoint-<step> are to resume from."},
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete another run's results in output_dir instead of refusing to start."}

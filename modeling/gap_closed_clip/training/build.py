@@ -5,8 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..configuration_gap_closed_clip import GapClosedClipConfig
+from ..evaluation import is_local, load_checkpoint
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
 from .arguments import ModelArguments
@@ -26,29 +29,20 @@ def build_model_and_processor(
         captions: of the training pairs; read only for a text tower from scratch, which needs a vocabulary.
 
     Raises:
-        ValueError: a tower is missing or of the wrong kind.
-        OSError: a checkpoint that can't be found, is incomplete, or can't be downloaded.
+        ValueError: a tower is missing, damaged or of the wrong kind, or `args.config` does not fit.
+        OSError: a tower or checkpoint that can't be found, is incomplete, or can't be downloaded.
     """
     if args.checkpoint is not None:
         model, processor = _load_checkpoint(args)
     else:
-        for name in ("vision", "text"):
-            if getattr(args, name) is None:
-                raise ValueError(
-                    f"model.{name} is not set: name a pretrained tower (a Hub id or a folder), or describe one to "
-                    f"start "
-                    "from scratch; or set model.checkpoint."
-                )
-        tokenizer, text = _text_tower(args.text, captions)
-        try:
-            model = GapClosedClipModel.from_vision_text_pretrained(
-                _vision_tower(args.vision), text, keep_vision_projection=args.keep_vision_projection, **args.config
-            )
-        except OSError as error:
-            raise _not_loaded(f"model.vision={args.vision!r} or model.text={args.text!r}", error) from error
-        processor = GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
-    tokenizer = processor.tokenizer
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(model.config.text_config))
+        model, processor = _from_towers(args, captions)
+    tokenizer, text_config = processor.tokenizer, model.config.text_config
+    if len(tokenizer) > text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and the text tower embeds {text_config.vocab_size}: they do "
+            "not belong together. Put the tower's own tokenizer into its folder."
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(text_config))
     if args.freeze_vision or args.freeze_text:
         model.freeze_towers(vision=args.freeze_vision, text=args.freeze_text)
     return model, processor
@@ -68,41 +62,93 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
 
 
 def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    model, processor = load_checkpoint(args.checkpoint)
+    if args.config:
+        config = GapClosedClipConfig.from_dict(model.config.to_dict() | args.config)  # checks the values together
+        try:
+            model = GapClosedClipModel.from_pretrained(args.checkpoint, config=config)
+        except RuntimeError as error:  # shapes
+            raise ValueError(
+                f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "
+                "their shapes, such as projection_dim."
+            ) from error
+    return model, processor
+
+
+def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    for name in ("vision", "text"):
+        if getattr(args, name) is None:
+            raise ValueError(
+                f"model.{name} is not set: name a pretrained tower (a Hub id or a folder), or describe one to start "
+                "from scratch; or set model.checkpoint."
+            )
+    vision = _vision_tower(args.vision)
+    tokenizer, text = _text_tower(args.text, captions)
+    what = f"model.vision={args.vision!r} or model.text={args.text!r}"
     try:
-        model = GapClosedClipModel.from_pretrained(args.checkpoint, **args.config)
-        return model, GapClosedClipProcessor.from_pretrained(args.checkpoint)
+        model = GapClosedClipModel.from_vision_text_pretrained(
+            vision, text, keep_vision_projection=args.keep_vision_projection, **args.config
+        )
     except OSError as error:
-        raise _not_loaded(f"model.checkpoint={args.checkpoint!r}", error) from error
+        raise _not_loaded(what, error) from error
+    except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
+        raise ValueError(f"{what} cannot be built: {error}") from error
+    return model, GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
 
 
 def _vision_tower(vision: str | dict[str, Any]) -> str | PreTrainedConfig:
     if isinstance(vision, str):
-        return _package_folder(vision)
-    if "architecture" not in vision:
-        raise ValueError(
-            "model.vision describes a tower without `architecture`: name one of timm, e.g. eva02_tiny_patch14_224."
-        )
-    return AutoConfig.for_model("timm_wrapper", **vision)
+        return _pretrained("model.vision", vision)
+    return AutoConfig.for_model(**{"model_type": "timm_wrapper", **vision})
 
 
 def _text_tower(
     text: str | dict[str, Any], captions: Iterable[str]
 ) -> tuple[PreTrainedTokenizerBase, str | PreTrainedConfig]:
-    if isinstance(text, dict):
-        tokenizer = train_tokenizer(captions, text.get("vocab_size", VOCABULARY_SIZE))
-        return tokenizer, AutoConfig.for_model(
-            "bert", **{**text, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        )
-    text = _package_folder(text)
+    if isinstance(text, str):
+        text = _pretrained("model.text", text)
+        return _tokenizer(text), text
+    tokenizer = train_tokenizer(captions, text.get("vocab_size", VOCABULARY_SIZE))
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return tokenizer, AutoConfig.for_model(**{"model_type": "bert", **text, **vocabulary})
+
+
+def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(text), text
+        tokenizer = AutoTokenizer.from_pretrained(text)
     except OSError as error:
         raise _not_loaded(f"model.text={text!r}", error) from error
+    except ValueError:
+        tokenizer = None
+    # Where a BERT's folder lacks the files, the library makes up a tokenizer of the special tokens alone.
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"model.text={text!r} has no tokenizer: put its tokenizer.json or vocab.txt there.")
+    return tokenizer
+
+
+def _pretrained(field: str, name: str) -> str:
+    """A Hub id as it is, or a folder, after a look at what can be missing or half-written in it."""
+    name = _package_folder(name)
+    if not is_local(name):
+        return name
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{field}: there is no folder {folder}.")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{field}: {folder} is no model folder, config.json is missing.")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header, which tells how long the file has to be
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{field}: {path} is truncated or no safetensors file ({error}). Copy or download it again."
+            ) from error
+    return name
 
 
 def _package_folder(name: str) -> str:
-    """`package:module/folder` is a folder inside an installed Python package, for weights that come from a package "
-    "index."""
+    """`package:module/folder` is a folder inside an installed Python package, for weights from a package index."""
     if not name.startswith("package:"):
         return name
     module, _, folder = name.removeprefix("package:").partition("/")
@@ -120,8 +166,8 @@ def _package_folder(name: str) -> str:
 def _not_loaded(what: str, error: OSError) -> OSError:
     return OSError(
         f"{what} could not be loaded. Is it a folder with config.json and model.safetensors, or a Hub id, and is the "
-        f"Hub "
-        f"within reach (network, HF_TOKEN for private ones, HF_HUB_OFFLINE unset)? The library says: {error}"
+        "Hub within reach (network, HF_TOKEN for private ones, HF_HUB_OFFLINE unset)? The library says: "
+        f"{str(error).splitlines()[0]}"
     )
 
 

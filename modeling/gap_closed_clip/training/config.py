@@ -1,5 +1,4 @@
-"""A run's configuration: YAML files and `key=value` overrides to three checked sections, `model`, `data` and "
-"`training`."""
+"""A run's configuration: YAML files and `key=value` to three checked sections, `model`, `data` and `training`."""
 
 import dataclasses
 import difflib
@@ -26,9 +25,16 @@ CONFIG_FIELDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string; everybody means the number."""
+    """YAML 1.1 reads 1e-3 as a string, and the `no` of save_strategy=no as false; everybody means the other."""
 
 
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
@@ -74,7 +80,8 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
 
     Raises:
         FileNotFoundError: a file that isn't there.
-        ValueError: an unknown section or key (with the nearest right one), a value of the wrong type, no `key=value`.
+        ValueError: an unknown section or key (with the nearest right one), a value of the wrong type or out of its
+            range, no `key=value`.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for file in files:
@@ -88,6 +95,8 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
         sections[section][key] = value
     model = dict(sections["model"])
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
+    if model.get("checkpoint") is None:  # else the checkpoint's own values belong to the check
+        GapClosedClipConfig(**config)
     return RunConfig(
         model=ModelArguments(**model, config=config),
         data=DataArguments(**sections["data"]),
@@ -162,7 +171,7 @@ def _check_field(section: str, key: str, value: Any, where: str) -> None:
         hint = f": it belongs to the section {others[0]!r}." if others else _nearest(key, known)
         raise ValueError(f"{where}: unknown key {key!r} in section {section!r}{hint}")
     if not _fits(value, known[key]):
-        expected = getattr(known[key], "__name__", str(known[key])).replace("typing.", "")
+        expected = known[key].__name__ if isinstance(known[key], type) else str(known[key]).replace("typing.", "")
         raise ValueError(f"{where}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}.")
 
 

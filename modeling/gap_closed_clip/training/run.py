@@ -14,6 +14,7 @@ from ..processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
 from .build import build_model_and_processor
 from .config import RunConfig
+from .frozen import pool_captions_once, recenter
 from .trainer import GapClosedClipTrainer
 
 
@@ -38,7 +39,7 @@ def train(config: RunConfig) -> dict[str, float]:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
     """
     args = config.training_arguments()
-    checkpoint = prepare_output_folder(args)
+    checkpoint = checkpoint_to_resume(args)
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
         train_pairs = load_training_pairs(config.data, args)
         needed = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
@@ -49,21 +50,24 @@ def train(config: RunConfig) -> dict[str, float]:
     streaming = isinstance(train_pairs, IterableDataset)
     captions = (row["caption"] for row in train_pairs) if streaming else train_pairs["caption"]
     model, processor = build_model_and_processor(config.model, captions)
-    if not streaming:
-        report_truncated_captions(train_pairs, processor, config.data)
+    check_caption_length(train_pairs, processor, config.data)
+    collator = PairCollator(processor, config.data.augmentation(), config.data.max_caption_tokens, config.data.window)
+    if not streaming and not any(parameter.requires_grad for parameter in model.text_model.parameters()):
+        train_pairs = pool_captions_once(train_pairs, model, collator, args.eval_batch_size, args.device)
+    delete_other_run(args, checkpoint)
     eval_pairs = held_out.get("validation") if args.eval_strategy != "no" else None
     trainer = GapClosedClipTrainer(
         model=model,
         args=args,
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
-        data_collator=PairCollator(
-            processor, config.data.augmentation(), config.data.max_caption_tokens, config.data.window
-        ),
+        data_collator=collator,
         processing_class=processor,
         compute_metrics=None if eval_pairs is None else build_compute_metrics(eval_pairs),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    if model.config.center_projections and not streaming:
+        recenter(model, train_pairs, collator, args.eval_batch_size, args.dataloader_num_workers)
     save_model_folder(trainer, config)
     if args.final_split == "none" or not trainer.is_world_process_zero():
         return {}
@@ -81,8 +85,7 @@ def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -
     if global_batch < 2:
         raise ValueError(
             "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
-            "more; "
-            "contrastive learning wants as many as fit."
+            "more; contrastive learning wants as many as fit."
         )
     pairs = load_pairs(data, "train")
     if isinstance(pairs, IterableDataset):
@@ -110,9 +113,23 @@ def checked_pairs(
     return check_images(pairs, data.on_bad_image, data.window, args.dataloader_num_workers)
 
 
-def report_truncated_captions(pairs: Dataset, processor: GapClosedClipProcessor, data: DataArguments) -> None:
-    """Logs how many captions lose their end."""
-    limit = data.max_caption_tokens or processor.tokenizer.model_max_length
+def check_caption_length(
+    pairs: Dataset | IterableDataset, processor: GapClosedClipProcessor, data: DataArguments
+) -> None:
+    """
+    Logs how many captions lose their end; of a stream that is not known.
+
+    Raises:
+        ValueError: `data.max_caption_tokens` is more than the text tower takes.
+    """
+    limit = processor.tokenizer.model_max_length
+    if data.max_caption_tokens is not None and data.max_caption_tokens > limit:
+        raise ValueError(
+            f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes {limit} tokens at most."
+        )
+    if isinstance(pairs, IterableDataset):
+        return
+    limit = data.max_caption_tokens or limit
     truncated = count_truncated(pairs, processor.tokenizer, limit)
     if truncated:
         logger.warning(
@@ -120,46 +137,61 @@ def report_truncated_captions(pairs: Dataset, processor: GapClosedClipProcessor,
         )
 
 
-def prepare_output_folder(args: GapClosedTrainingArguments) -> str | None:
+def checkpoint_to_resume(args: GapClosedTrainingArguments) -> str | None:
     """
-    Makes sure that no other run is written over.
-
-    Returns:
-        The checkpoint to resume from, or None.
+    The checkpoint to go on from, or None for a new run; makes sure that no other run is written over.
 
     Raises:
         ValueError: the folder holds another run, or there is no complete checkpoint to resume from.
     """
     folder = Path(args.output_dir)
     resume = args.resume_from_checkpoint
-    if isinstance(resume, str):
-        if not is_complete_checkpoint(Path(resume)):
-            missing = [name for name in CHECKPOINT_FILES if not (Path(resume) / name).is_file()]
-            raise ValueError(
-                f"training.resume_from_checkpoint: {resume} is no complete checkpoint (no {', '.join(missing)})."
-            )
-        return resume
-    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if resume:
-        complete = [path for path in checkpoints if is_complete_checkpoint(path)]
-        for path in checkpoints:
-            if path not in complete:
-                logger.warning(f"{path} was left half-written by a run that was killed; it is passed over.")
-        if not complete:
-            raise ValueError(
-                f"training.resume_from_checkpoint: {folder} holds no complete checkpoint. Leave it out to start anew."
-            )
-        return str(complete[-1])
-    if checkpoints or (folder / "config.json").exists():
-        if not args.overwrite_output_dir:
-            raise ValueError(
-                f"training.output_dir {folder} holds another run. Name another folder, or add "
-                f"resume_from_checkpoint=true to "
-                "go on from its last checkpoint, or overwrite_output_dir=true to delete it."
-            )
-        if args.process_index == 0:
-            shutil.rmtree(folder)
-    return None
+    if resume is True:
+        return str(_last_complete_checkpoint(folder))
+    if resume and not is_complete_checkpoint(Path(resume)):
+        raise ValueError(
+            f"training.resume_from_checkpoint: {resume} is no complete checkpoint: it needs "
+            f"{', '.join(CHECKPOINT_FILES)}, the last of them whole."
+        )
+    if _holds_other_run(folder, resume) and not args.overwrite_output_dir:
+        raise ValueError(
+            f"training.output_dir {folder} holds another run. Name another folder, or add resume_from_checkpoint=true "
+            "to go on from its last checkpoint, or overwrite_output_dir=true to delete it."
+        )
+    return resume or None
+
+
+def delete_other_run(args: GapClosedTrainingArguments, checkpoint: str | None) -> None:
+    """Does what `overwrite_output_dir` allows, as the last thing before training: nothing else can go wrong then."""
+    if args.overwrite_output_dir and args.process_index == 0 and _holds_other_run(Path(args.output_dir), checkpoint):
+        shutil.rmtree(args.output_dir)
+
+
+def _holds_other_run(folder: Path, checkpoint: str | None) -> bool:
+    """Whether there is a run in the folder that `checkpoint` is no part of."""
+    if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
+        return False
+    return bool(_checkpoints(folder)) or (folder / "config.json").exists()
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Of the Trainer, the last one last."""
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def _last_complete_checkpoint(folder: Path) -> Path:
+    complete = []
+    for path in _checkpoints(folder):
+        if is_complete_checkpoint(path):
+            complete.append(path)
+        else:
+            logger.warning(f"{path} was left half-written by a run that was killed; it is passed over.")
+    if not complete:
+        raise ValueError(
+            f"training.resume_from_checkpoint: {folder} holds no complete checkpoint. Leave it out to start anew."
+        )
+    return complete[-1]
 
 
 def is_complete_checkpoint(folder: Path) -> bool:
@@ -204,4 +236,4 @@ def evaluate_model_folder(
     return metrics
 
 
-__all__ = ["CONFIG_FILE", "prepare_output_folder", "train"]
+__all__ = ["CONFIG_FILE", "train"]

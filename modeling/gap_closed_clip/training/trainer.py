@@ -78,7 +78,8 @@ class GapClosedClipTrainer(Trainer):
         if not self.args.distinct_batches or isinstance(dataset, torch.utils.data.IterableDataset):
             return super()._get_train_sampler(train_dataset)
         global_batch = self._train_batch_size * self.args.world_size
-        sampler = DistinctSampler(group_ids_of(dataset), global_batch, seed=self.args.data_seed or self.args.seed)
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = DistinctSampler(group_ids_of(dataset), global_batch, seed=seed)
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 

@@ -1,0 +1,90 @@
+"""CLIP (LT), CLIP (FT) and ours from the same start with the same budget, over seeds: one table, mean ± standard deviation.
+
+    python benchmarks/compare_objectives.py configs/demo.yaml
+    python benchmarks/compare_objectives.py configs/radiology_small.yaml --seeds 0 1 2
+    python benchmarks/compare_objectives.py configs/radiology_small.yaml --folds 3 --seeds 0   # cases of the training set only
+
+A run that has finished is not repeated, so a comparison that was stopped goes on where it was, and several processes can
+share the seeds. Further words are overrides, as for train.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gap_closed_clip.data import load_pairs
+from gap_closed_clip.evaluation import (
+    evaluate_model,
+    load_checkpoint,
+    metrics_table,
+    plot_cosine_histograms,
+    plot_projection,
+    read_metrics,
+)
+from gap_closed_clip.training import load_config, train
+
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+METHODS = {
+    "CLIP (LT)": [CONFIGS / "clip_lt.yaml"],
+    "CLIP (FT)": [CONFIGS / "clip_ft.yaml"],
+    "paper 1:1": [CONFIGS / "paper_objective.yaml"],
+    "ours": [],
+}
+
+
+def slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
+
+
+def run_once(config: str, overlays: list[Path], overrides: list[str], folder: Path) -> dict[str, float]:
+    """The metrics of one training, from its folder if it has been done before."""
+    if not (folder / "metrics.json").is_file():
+        words = [*overrides, f"output_dir={folder}", "overwrite_output_dir=true"]
+        train(load_config([config, *overlays], words))
+    (metrics,) = read_metrics(folder / "metrics.json").values()
+    return metrics
+
+
+def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output: Path) -> None:
+    """Both figures for one run of each method."""
+    config = load_config([next(iter(folders.values())) / "train_config.yaml"])
+    pairs = load_pairs(config.data, config.training["final_split"])
+    embeddings = {}
+    for name, folder in folders.items():
+        model, processor = load_checkpoint(folder)
+        _, embeddings[name] = evaluate_model(model, processor, pairs, max_length=config.data.max_caption_tokens)
+    plot_projection(embeddings, results, output / "projection.png")
+    plot_cosine_histograms(embeddings, results, output / "cosines.png")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["CLIP (LT)", "CLIP (FT)", "ours"])
+    parser.add_argument("--folds", type=int, help="cross-validate over the training split instead")
+    parser.add_argument("--output", type=Path, help="default: outputs/compare-NAME")
+    args = parser.parse_intermixed_args()
+    output = args.output or Path("outputs") / f"compare-{Path(args.config).stem}"
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
+    folders: dict[str, Path] = {}
+    for seed in args.seeds:
+        for fold in range(args.folds or 1):
+            overrides = [*args.overrides, f"training.seed={seed}"]
+            if args.folds:
+                overrides += [f"data.folds={args.folds}", f"data.fold={fold}", "final_split=validation"]
+            for name in args.methods:
+                folder = output / f"{slug(name)}-seed{seed}-fold{fold}"
+                folders.setdefault(name, folder)
+                runs[name].append(run_once(args.config, METHODS[name], overrides, folder))
+    table = metrics_table(runs)
+    (output / "table.md").write_text(table + "\n", encoding="utf-8")
+    draw(folders, {name: metrics[0] for name, metrics in runs.items()}, output)
+    print(f"\n{args.config}, {len(runs[args.methods[0]])} runs each, mean ± standard deviation\n\n{table}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""The card rendered into tiny model folders: its metadata, its figures, its code."""
+
+import functools
+import json
+import math
+import os
+import re
+import shutil
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from gap_closed_clip.evaluation import write_metrics
+from gap_closed_clip.hub import write_card
+from gap_closed_clip.hub.card import describe_weight
+from gap_closed_clip.training import load_config
+
+
+TEMPLATE = Path(__file__).parent.parent.parent / "model_card" / "template.md"
+METRICS = {
+    "modality_gap": 0.11237,
+    "debiased_modality_gap": 0.08461,
+    "true_pair_cosine": 0.70449,
+    "random_pair_cosine": 0.03012,
+    "margin": 0.67437,
+    "text_to_image_recall@1": 0.12349,
+    "text_to_image_recall@10": 0.41387,
+    "image_to_text_recall@10": 0.23349,
+    "text_to_image_median_rank": 17.5,
+    "v_measure": math.nan,  # not measured
+    "num_pairs": 97.0,
+}
+PHANTOMS = ["model.vision={architecture: eva02_tiny_patch14_224}", "model.text={hidden_size: 48}"]
+HUB = [
+    "model.vision=timm/eva_giant_patch14_clip_224.laion400m",
+    "model.text=google-bert/bert-base-uncased",
+    "data.source=eltorio/ROCOv2-radiology",
+]
+
+
+@pytest.fixture(autouse=True)
+def strict_template(monkeypatch):
+    """Jinja renders a misspelt name as nothing; here it raises."""
+    monkeypatch.setattr(jinja2, "Template", functools.partial(jinja2.Template, undefined=jinja2.StrictUndefined))
+
+
+@pytest.fixture
+def folder(tiny_model, tiny_processor, tmp_path, monkeypatch) -> Path:
+    """outputs/demo, trained on phantoms and evaluated; the working directory is where training ran."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "demo"
+    tiny_model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    write_metrics(folder / "metrics.json", {"demo": METRICS}, {"phantom_size": 64}, "test")
+    for name in ("projection.png", "cosines.png"):
+        (folder / name).touch()
+    return folder
+
+
+def render(folder: Path, *overrides: str, **kwargs) -> str:
+    write_card(folder, TEMPLATE, load_config([], list(overrides) or PHANTOMS), **kwargs)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
+    return text
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_metadata_of_phantoms_round_trips(folder):
+    render(folder)
+    data = ModelCard.load(folder / "README.md").data
+    assert data.library_name == "transformers"
+    assert data.pipeline_tag == "zero-shot-image-classification"
+    assert {"custom_code", "gap-closed-clip"} <= set(data.tags)
+    assert data.model_name == "demo"
+    assert data.license is None and data.base_model is None and data.datasets is None
+    assert "license" not in data.to_yaml()
+    measured = json.loads((folder / "metrics.json").read_text())["results"]["demo"]
+    headlines = {result.metric_type: result.metric_value for result in data.eval_results}
+    assert headlines == {metric: measured[metric] for metric in data.metrics}
+    assert set(headlines) == {
+        "modality_gap",
+        "debiased_modality_gap",
+        "true_pair_cosine",
+        "margin",
+        "text_to_image_recall@10",
+        "image_to_text_recall@10",
+    }
+    first = data.eval_results[0]
+    assert (first.dataset_type, first.dataset_split, first.metric_name) == ("phantoms", "test", "modality gap")
+
+
+def test_metadata_of_hub_ids(folder):
+    write_metrics(
+        folder / "metrics.json", {"demo": METRICS}, {"source": HUB[2].partition("=")[2], "test_split": "held"}, "test"
+    )
+    text = render(folder, *HUB, repo_id="somebody/roco-clip", license="cc-by-nc-4.0")
+    data = ModelCard.load(folder / "README.md").data
+    assert data.base_model == ["timm/eva_giant_patch14_clip_224.laion400m", "google-bert/bert-base-uncased"]
+    assert data.datasets == ["eltorio/ROCOv2-radiology"]
+    assert data.license == "cc-by-nc-4.0" and data.model_name == "roco-clip"
+    assert data.eval_results[0].dataset_type == "eltorio/ROCOv2-radiology"
+    assert data.eval_results[0].dataset_split == "held"
+    assert "https://huggingface.co/datasets/eltorio/ROCOv2-radiology" in section(text, "Training data")
+    assert "split `held`" in section(text, "Evaluation")
+    assert text.count('from_pretrained("somebody/roco-clip")') == 2
+    assert "hantom" not in text and "drawn" not in text
+
+
+def test_local_sources_are_no_hub_ids(folder, tmp_path):
+    for path in ("towers/vision", "minilm", "private/pairs.csv"):
+        (tmp_path / path).mkdir(parents=True)
+    source = tmp_path / "private" / "pairs.csv"
+    text = render(folder, "model.vision=towers/vision", "model.text=minilm", f"data.source={source}")
+    data = ModelCard.load(folder / "README.md").data
+    assert data.base_model is None and data.datasets is None
+    assert "`pairs.csv`, a local copy" in section(text, "Training data")
+    text = render(folder, "model.checkpoint=package:some_package/weights", "data.source=$RADIOLOGY_DATA/medpix2")
+    data = ModelCard.load(folder / "README.md").data
+    assert data.base_model is None and data.datasets is None
+    assert text.count("started from `package:some_package/weights`") == 2 and "`medpix2`, a local copy" in text
+
+
+def test_every_number_of_the_evaluation_is_in_metrics_json(folder):
+    text = section(render(folder), "Evaluation")
+    rows = dict(re.findall(r"^\| (\w.+?) +\| +(\S+) \|$", text, flags=re.MULTILINE))
+    assert rows == {
+        "metric": "demo",
+        "modality gap ↓": "0.112",
+        "debiased modality gap ↓": "0.085",
+        "true-pair cosine ↑": "0.704",
+        "random-pair cosine": "0.030",
+        "margin (true - random) ↑": "0.674",
+        "text to image R@1 ↑": "12.3%",
+        "text to image R@10 ↑": "41.4%",
+        "text to image median rank ↓": "17.5",
+        "image to text R@10 ↑": "23.3%",
+        "pairs": "97",
+    }
+    prose = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
+    assert re.findall(r"\d+", prose) == ["97"]  # "On 97 pairs"
+    assert "split `test`" in prose
+
+
+def test_other_models_stand_beside_this_one(folder):
+    clip = METRICS | {"modality_gap": 0.39}
+    write_metrics(folder / "metrics.json", {"clip": clip, "demo": METRICS}, {}, "validation")
+    text = section(render(folder), "Evaluation")
+    assert re.search(r"\| modality gap ↓ +\| 0.390 \| 0.112 \|", text) and "This model is `demo`." in text
+    data = ModelCard.load(folder / "README.md").data
+    assert data.eval_results[0].metric_value == 0.11237 and data.eval_results[0].dataset_split == "validation"
+
+
+def test_folds(folder):
+    data = {
+        "source": "eltorio/ROCOv2-radiology",
+        "folds": 5,
+        "fold": 2,
+        "train_split": "all",
+        "validation_split": "dev",
+    }
+    write_metrics(folder / "metrics.json", {"demo": METRICS}, data, "validation")
+    text = render(folder, *HUB, "data.folds=5", "data.fold=2", "data.train_split=all")
+    assert "`all` cut into 5 folds, all but fold 2" in section(text, "Training data")
+    assert "split `validation` (the held-out fold 2 of 5)" in section(text, "Evaluation")
+
+
+def test_not_evaluated(folder):
+    for name in ("metrics.json", "projection.png", "cosines.png"):
+        (folder / name).unlink()
+    text = render(folder)
+    assert section(text, "Evaluation").strip() == "This model has not been evaluated."
+    data = ModelCard.load(folder / "README.md").data
+    assert data.eval_results is None and data.metrics is None and "model-index" not in text
+    assert re.findall(r"^- (\S+) \d", section(text, "Environment"), flags=re.MULTILINE) == ["transformers"]
+
+
+def test_figures_that_are_there(folder):
+    (folder / "cosines.png").unlink()
+    text = render(folder)
+    assert re.findall(r"!\[.+\]\((.+)\)", text) == ["projection.png"]
+
+
+def test_code_runs(folder, monkeypatch, tiny_model, tiny_processor):
+    text = section(render(folder), "How to use")
+    monkeypatch.chdir(folder.parent)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
+    Image.fromarray(pixels).save("image.png")
+    code = blocks(text, "python")
+    assert len(code) == 2
+    names: dict = {}
+    exec(code[0], names)
+    image = tiny_processor.image_processor([Image.open("image.png")], return_tensors="pt")
+    words = tiny_processor.tokenizer(names["texts"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        image_vectors = tiny_model.eval().get_image_features(**image).pooler_output.double()
+        text_vectors = tiny_model.get_text_features(**words).pooler_output.double()
+    expected = torch.cosine_similarity(image_vectors[:, None], text_vectors[None], dim=-1)
+    assert names["similarity"].shape == (1, 2)
+    torch.testing.assert_close(names["similarity"].double(), expected, atol=1e-5, rtol=0)
+    exec(code[1], names)
+    assert {score["label"] for score in names["scores"]} == {"chest radiograph", "brain MR"}
+    assert sum(score["score"] for score in names["scores"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (2.0, "2"),
+        (0, "0"),
+        ([[0.2, 1.0], [0.7, 0.0]], "1 until 20%, linearly to 0 at 70% of training"),
+        (
+            [[0, 0.5], [0.125, 1], [1.0, 2]],
+            "0.5 at the start, linearly to 1 at 12.5%, linearly to 2 at 100% of training",
+        ),
+        ([[0.3, 4]], "4"),
+        ([[0.1, 0], [0.9, 0]], "0"),
+    ],
+)
+def test_weights_in_words(weight, words):
+    assert describe_weight(weight) == words
+
+
+def test_objective_as_trained(folder, tiny_model):
+    tiny_model.config.align_weight = [[0.5, 1.0], [1.0, 2.0]]
+    tiny_model.logit_scale.data.fill_(math.log(50))
+    tiny_model.save_pretrained(folder)
+    text = render(folder)
+    objective = section(text, "Objective")
+    assert "| 1 until 50%, linearly to 2 at 100% of training |" in objective
+    assert (
+        "learned, 0.07 at the start (scale 14.3)" in objective
+        and "capped at 100; 0.02 at the end (scale 50)" in objective
+    )
+    assert "were not negatives of one another" in objective
+    assert "*Align True Pairs* and *Centroid Uniformity*" in text
+
+
+def test_plain_clip_is_called_so(folder, tiny_model):
+    tiny_model.config.update({"align_weight": 0.0, "uniformity_weight": 0.0, "learnable_temperature": False})
+    tiny_model.config.mask_groups = False
+    tiny_model.save_pretrained(folder)
+    text = render(folder)
+    assert "A plain CLIP that embeds" in text and "a baseline" in text and "*Align True Pairs*" not in text
+    assert "fixed at 0.07 (scale 14.3)" in text and "at the end" not in section(text, "Objective")
+    assert "were negatives of one another" in text
+
+
+def test_config_and_command(folder, tmp_path):
+    text = render(
+        folder, *PHANTOMS, "hub_token=hf_secret", "learning_rate=1e-3", num_processes=4, device="NVIDIA A100"
+    )
+    assert "hf_secret" not in text and "hub_token" not in text
+    command = section(text, "Training command")
+    assert blocks(command, "bash") == [
+        "accelerate launch --num_processes 4 train.py train_config.yaml output_dir=outputs/again\n"
+    ]
+    config = tmp_path / "train_config.yaml"
+    config.write_text(blocks(command, "yaml")[0])
+    expected = load_config([], [*PHANTOMS, "learning_rate=1e-3"])
+    assert load_config([config]) == expected
+    assert yaml.safe_load(config.read_text())["training"] == {"learning_rate": 1e-3}
+    assert "- trained on: NVIDIA A100, 4 processes\n" in section(text, "Environment")
+    assert "```bash\npython train.py train_config.yaml" in render(folder)
+
+
+def test_says_what_it_is_not(folder):
+    text = render(folder, num_train_pairs=768)
+    assert "not a medical device" in section(text, "Intended use") and "diagnosis" in section(text, "Intended use")
+    assert "They are not medical images" in section(text, "Training data")
+    assert "768 pairs were trained on" in section(text, "Training data")
+    assert "74.6 to 70.3" in section(text, "Limits and biases")
+    assert "arXiv:2602.20046" in section(text, "Citation") and "2601.18525" in section(text, "Citation")
+
+
+def test_versions_are_those_measured_with(folder):
+    content = json.loads((folder / "metrics.json").read_text())
+    content["versions"] = {"python": "3.10.0", "torch": "2.11.7"}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    assert section(render(folder), "Environment").strip() == "- python 3.10.0\n- torch 2.11.7"
+
+
+def test_a_renamed_folder_keeps_its_figures(folder):
+    render(folder)
+    other = shutil.move(folder, folder.parent / "renamed")
+    assert "| 0.112 |" in render(other)
+    assert ModelCard.load(other / "README.md").data.model_name == "renamed"
+
+
+def test_written_whole_or_not_at_all(folder, monkeypatch):
+    before = render(folder)
+
+    def fail(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        render(folder, *PHANTOMS, "learning_rate=1e-3")
+    assert (folder / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_bad_folders_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is no model folder: config.json is missing"):
+        render(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no_template.md"):
+        write_card(folder, tmp_path / "no_template.md", load_config([], PHANTOMS))
+    write_metrics(folder / "metrics.json", {"clip": METRICS, "ours": METRICS}, {}, "test")
+    with pytest.raises(ValueError, match=r"metrics.json holds \['clip', 'ours'\], not 'demo'"):
+        render(folder)
+    (folder / "metrics.json").write_text('{"results": {"demo": {"margin": 0.1}}, "split": "test"}')
+    with pytest.raises(ValueError, match="metrics.json has no data, versions: write it anew"):
+        render(folder)
+    (folder / "metrics.json").write_text('{"results": {"demo"')
+    with pytest.raises(ValueError, match="is not a metrics file of this package"):
+        render(folder)
+    assert not (folder / "README.md").exists()

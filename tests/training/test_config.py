@@ -1,0 +1,184 @@
+"""Files and overrides to a checked configuration, and what is said of a wrong one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gap_closed_clip.data import DataArguments
+from gap_closed_clip.training import GapClosedTrainingArguments, ModelArguments, config, load_config
+
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
+
+BASE = """
+model:
+  vision: {architecture: eva02_tiny_patch14_224, model_args: {img_size: 28}}
+  text: {hidden_size: 48, num_attention_heads: 3}
+  projection_dim: 64
+  align_weight: 2.0
+data:
+  phantom_train_pairs: 100
+training:
+  learning_rate: 1e-3
+  num_train_epochs: 3
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str, name: str = "base.yaml") -> Path:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def test_sections_become_arguments(write):
+    loaded = load_config([write(BASE)])
+    assert loaded.model == ModelArguments(
+        vision={"architecture": "eva02_tiny_patch14_224", "model_args": {"img_size": 28}},
+        text={"hidden_size": 48, "num_attention_heads": 3},
+        config={"projection_dim": 64, "align_weight": 2.0},
+    )
+    assert loaded.data == DataArguments(phantom_train_pairs=100)
+    assert loaded.training == {"learning_rate": 0.001, "num_train_epochs": 3}
+
+
+def test_later_files_and_overrides_win(write):
+    second = write("model: {align_weight: 0}\ntraining: {num_train_epochs: 5, seed: 1}", "second.yaml")
+    loaded = load_config([write(BASE), second], ["training.seed=2", "data.phantom_train_pairs=7", "model.text=some/id"])
+    assert loaded.model.config == {"projection_dim": 64, "align_weight": 0}
+    assert loaded.model.text == "some/id"
+    assert loaded.data.phantom_train_pairs == 7
+    assert loaded.training == {"learning_rate": 0.001, "num_train_epochs": 5, "seed": 2}
+
+
+def test_bare_keys_go_to_the_section_that_has_them():
+    words = ["learning_rate=5e-4", "align_weight=3", "max_pairs=9", "freeze_text=true", "output_dir=outputs/other"]
+    loaded = load_config([], words)
+    assert loaded.model.config == {"align_weight": 3} and loaded.model.freeze_text is True
+    assert loaded.data.max_pairs == 9
+    assert loaded.training == {"learning_rate": 0.0005, "output_dir": "outputs/other"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 0.001), ("2E+4", 20000.0), ("-1e-2", -0.01), ("1.5e-3", 0.0015), ("3", 3), ("0.5", 0.5)],
+)
+def test_numbers(text, value):
+    loaded = load_config([], [f"training.learning_rate={text}"]).training["learning_rate"]
+    assert loaded == value and type(loaded) is type(value)
+
+
+def test_no_is_a_word_and_only_true_and_false_are_truth_values():
+    loaded = load_config([], ["save_strategy=no", "eval_strategy=no", "streaming=true", "augment=False"])
+    assert loaded.training == {"save_strategy": "no", "eval_strategy": "no"}
+    assert loaded.data.streaming is True and loaded.data.augment is False
+    assert load_config([], ["resume_from_checkpoint=true"]).training["resume_from_checkpoint"] is True
+    with pytest.raises(ValueError, match="data.streaming is 'yes'.* has to be bool"):
+        load_config([], ["streaming=yes"])
+
+
+def test_lists_and_mappings_on_the_command_line():
+    words = ["model.align_weight=[[0.2, 1], [0.7, 2]]", "model.text={hidden_size: 12}", "report_to=[none]", "text=null"]
+    loaded = load_config([], words)
+    assert loaded.model.config == {"align_weight": [[0.2, 1], [0.7, 2]]}
+    assert loaded.model.text is None and loaded.training == {"report_to": ["none"]}
+
+
+def test_training_arguments_are_made_of_the_section_and_our_defaults(tmp_path):
+    args = load_config([], [f"output_dir={tmp_path}", "weight_decay=0.5", "report_to=none"]).training_arguments()
+    assert type(args) is GapClosedTrainingArguments and args.weight_decay == 0.5
+    assert args.dataloader_drop_last is True and args.remove_unused_columns is False and args.distinct_batches is True
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lerning_rate=1", r"unknown key 'lerning_rate': did you mean training\.learning_rate\?"),
+        ("training.lerning_rate=1", r"unknown key 'lerning_rate' in section 'training': did you mean 'learning_rate'"),
+        ("model.aling_weight=1", r"unknown key 'aling_weight' in section 'model': did you mean 'align_weight'\?"),
+        ("model.learning_rate=1", r"'learning_rate' in section 'model': it belongs to the section 'training'"),
+        ("modle.vision=x", r"unknown section 'modle' in 'modle.vision': did you mean 'model'\?"),
+        ("zzzz=1", r"unknown key 'zzzz'; sections are model, data, training"),
+        ("learning_rate", r"'learning_rate' is neither a \.yaml file nor `key=value`"),
+        ("learning_rate=fast", r"training\.learning_rate is 'fast' \(str\); it has to be float"),
+        ("learning_rate=true", r"training\.learning_rate is True \(bool\); it has to be float"),
+        ("max_pairs=3.5", r"data\.max_pairs is 3\.5 \(float\); it has to be int \| None"),
+        ("freeze_text=1", r"model\.freeze_text is 1 \(int\); it has to be bool"),
+        ("vision=3", r"model\.vision is 3 \(int\); it has to be str \| dict \| None"),
+        ("final_split=tst", r"training\.final_split is 'tst' .*'train', 'validation', 'test', 'none'"),
+        ("model.vision={architecture: a", r"The value of 'model\.vision' is not valid YAML"),
+        ("model.align_weight=-1", r"align_weight is -1: use a number of 0 or more"),
+        ("max_pairs=0", r"data\.max_pairs is 0; it must be at least 1"),
+        ("text={hiden_size: 48}", r"model\.text: unknown key 'hiden_size': did you mean 'hidden_size'\?"),
+        ("text={hidden_size: wide}", r"model\.text: .*'hidden_size' expected int, got str"),
+        ("text={model_type: gpt2}", r"model\.text\.model_type is 'gpt2': a tower from scratch is of type 'bert'"),
+        ("vision={model_args: {}}", r"model\.vision describes a tower without `architecture`"),
+        ("vision={architecture: eva02_tinny_patch14_224}", r"did you mean 'eva02_tiny_patch14_224'\?"),
+        ("vision={architecture: resnet18, model_arg: {}}", r"unknown key 'model_arg': did you mean 'model_args'\?"),
+    ],
+)
+def test_wrong_overrides(word, message):
+    with pytest.raises(ValueError, match=message):
+        load_config([], [word])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainig: {seed: 1}", r"base\.yaml: unknown section 'trainig': did you mean 'training'\?"),
+        ("training: {sed: 1}", r"base\.yaml: unknown key 'sed' in section 'training': did you mean 'seed'\?"),
+        ("training: 3", r"base\.yaml: section 'training' has to hold `field: value` lines"),
+        ("training: {seed: soon}", r"base\.yaml: training\.seed is 'soon' \(str\); it has to be int"),
+        ("- a\n- b", r"base\.yaml has to hold the sections model, data, training"),
+        ("training: {seed: 1", r"base\.yaml is not valid YAML: .*line 1"),
+    ],
+)
+def test_wrong_files(write, text, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        load_config([write(text)])
+
+
+def test_missing_file_and_the_nearest_one(write, tmp_path):
+    write(BASE, "radiology.yaml")
+    with pytest.raises(FileNotFoundError, match=r"no config file .*radiolgy\.yaml\. Did you mean .*radiology\.yaml\?"):
+        load_config([tmp_path / "radiolgy.yaml"])
+    with pytest.raises(FileNotFoundError, match="come with the package are in configs/"):
+        load_config([tmp_path / "nothing" / "alike.yaml"])
+
+
+def test_a_bare_key_that_two_sections_have(monkeypatch):
+    monkeypatch.setitem(config.CONFIG_FIELDS, "seed", int)
+    with pytest.raises(ValueError, match=r"seed is a field of model and training: write model\.seed or training\.seed"):
+        load_config([], ["seed=3"])
+
+
+def test_checkpoint_and_towers_exclude_each_other(write):
+    with pytest.raises(ValueError, match="model.checkpoint is 'outputs/demo' and model.vision is set too"):
+        load_config([write(BASE)], ["checkpoint=outputs/demo"])
+    loaded = load_config([write(BASE)], ["checkpoint=outputs/demo", "vision=null", "text=null"])
+    assert loaded.model.checkpoint == "outputs/demo"
+
+
+def test_save_and_load_round_trip(write, tmp_path):
+    words = ["save_strategy=no", "crop_scale=[0.5, 1]", "text={hidden_size: 12}", "source='Bärlauch: x'"]
+    loaded = load_config([write(BASE)], [*words, "model.uniformity_weight=[[0.2, 1], [0.7, 0]]"])
+    loaded.save(tmp_path / "saved.yaml")
+    again = load_config([tmp_path / "saved.yaml"])
+    assert again == loaded
+    content = yaml.safe_load((tmp_path / "saved.yaml").read_text(encoding="utf-8"))
+    assert content["data"] == {"source": "Bärlauch: x", "phantom_train_pairs": 100, "crop_scale": [0.5, 1]}
+    assert content["model"]["uniformity_weight"] == [[0.2, 1], [0.7, 0]] and "config" not in content["model"]
+
+
+def test_there_are_configs():
+    assert "demo.yaml" in [path.name for path in CONFIGS]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads_alone_and_over_the_demo(path):
+    load_config([path])
+    loaded = load_config([path.parent / "demo.yaml", path], ["use_cpu=true", "report_to=none"])
+    assert type(loaded.training_arguments()) is GapClosedTrainingArguments
