@@ -18,7 +18,9 @@ from pathlib import Path
 from gap_closed_clip.training import load_config, train
 
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+HERE = Path(__file__).parent
+DEFAULT_CONFIG = HERE / "configs" / "demo.yaml"
+CARD_TEMPLATE = HERE / "model_card" / "template.md"
 
 
 def main() -> int:
@@ -27,7 +29,8 @@ def main() -> int:
     words = parser.parse_args().words
     files = [word for word in words if "=" not in word]
     try:
-        train(load_config(files or [DEFAULT_CONFIG], [word for word in words if "=" in word]))
+        config = load_config(files or [DEFAULT_CONFIG], [word for word in words if "=" in word])
+        train(config, card_template=CARD_TEMPLATE)
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

@@ -1,11 +1,12 @@
-"""CLIP (LT), CLIP (FT) and ours from the same start with the same budget, over seeds: one table, mean ± standard deviation.
+"""CLIP (LT), CLIP (FT) and ours from the same start with the same budget, over seeds: one table, mean ± sd.
 
     python benchmarks/compare_objectives.py configs/demo.yaml
     python benchmarks/compare_objectives.py configs/radiology_small.yaml --seeds 0 1 2
-    python benchmarks/compare_objectives.py configs/radiology_small.yaml --folds 3 --seeds 0   # cases of the training set only
+    python benchmarks/compare_objectives.py configs/radiology_small.yaml --folds 3 --seeds 0
 
-A run that has finished is not repeated, so a comparison that was stopped goes on where it was, and several processes can
-share the seeds. Further words are overrides, as for train.py.
+With --folds the training split is cross-validated (by data.fold_column), and no other split is looked at. A run that
+has finished is not repeated, so a comparison that was stopped goes on where it was, and several processes can share
+the seeds. Further words are overrides, as for train.py.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["CLIP (LT)", "CLIP (FT)", "ours"])
-    parser.add_argument("--folds", type=int, help="cross-validate over the training split instead")
+    parser.add_argument("--folds", type=int, help="cross-validate over the training split")
     parser.add_argument("--output", type=Path, help="default: outputs/compare-NAME")
     args = parser.parse_intermixed_args()
     output = args.output or Path("outputs") / f"compare-{Path(args.config).stem}"

@@ -47,7 +47,9 @@ def test_sections_become_arguments(write):
 
 def test_later_files_and_overrides_win(write):
     second = write("model: {align_weight: 0}\ntraining: {num_train_epochs: 5, seed: 1}", "second.yaml")
-    loaded = load_config([write(BASE), second], ["training.seed=2", "data.phantom_train_pairs=7", "model.text=some/id"])
+    loaded = load_config(
+        [write(BASE), second], ["training.seed=2", "data.phantom_train_pairs=7", "model.text=some/id"]
+    )
     assert loaded.model.config == {"projection_dim": 64, "align_weight": 0}
     assert loaded.model.text == "some/id"
     assert loaded.data.phantom_train_pairs == 7
@@ -81,7 +83,12 @@ def test_no_is_a_word_and_only_true_and_false_are_truth_values():
 
 
 def test_lists_and_mappings_on_the_command_line():
-    words = ["model.align_weight=[[0.2, 1], [0.7, 2]]", "model.text={hidden_size: 12}", "report_to=[none]", "text=null"]
+    words = [
+        "model.align_weight=[[0.2, 1], [0.7, 2]]",
+        "model.text={hidden_size: 12}",
+        "report_to=[none]",
+        "text=null",
+    ]
     loaded = load_config([], words)
     assert loaded.model.config == {"align_weight": [[0.2, 1], [0.7, 2]]}
     assert loaded.model.text is None and loaded.training == {"report_to": ["none"]}
@@ -151,7 +158,9 @@ def test_missing_file_and_the_nearest_one(write, tmp_path):
 
 def test_a_bare_key_that_two_sections_have(monkeypatch):
     monkeypatch.setitem(config.CONFIG_FIELDS, "seed", int)
-    with pytest.raises(ValueError, match=r"seed is a field of model and training: write model\.seed or training\.seed"):
+    with pytest.raises(
+        ValueError, match=r"seed is a field of model and training: write model\.seed or training\.seed"
+    ):
         load_config([], ["seed=3"])
 
 

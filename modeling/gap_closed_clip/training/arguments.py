@@ -111,6 +111,9 @@ class GapClosedTrainingArguments(TrainingArguments):
     final_split: Literal["train", "validation", "test", "none"] = field(
         default="validation", metadata={"help": "Pairs of the evaluation after training; its metrics go on the card."}
     )
+    card_license: str | None = field(
+        default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
+    )
     resume_from_checkpoint: str | bool | None = field(
         default=None, metadata={"help": "true: the last complete checkpoint of output_dir; or the folder of one."}
     )

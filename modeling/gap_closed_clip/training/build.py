@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration_gap_closed_clip import GapClosedClipConfig
@@ -55,10 +57,20 @@ def longest_text(text_config: PreTrainedConfig) -> int:
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A BERT tokenizer (lower case, WordPiece) whose vocabulary is learned from captions."""
+    """A BERT tokenizer (lower case, WordPiece) whose vocabulary is learned from captions, always the same for them."""
     captions = list(captions)
-    batches = (captions[i : i + 1000] for i in range(0, len(captions), 1000))
-    return BertTokenizer().train_new_from_iterator(batches, vocab_size=vocab_size, show_progress=False)
+    blank = BertTokenizer()
+    normalize = blank.backend_tokenizer.normalizer.normalize_str
+    split = blank.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    inside = {letter for caption in captions for word, _ in split(normalize(caption)) for letter in word[1:]}
+    # The trainer numbers the letters inside words in the order of a hash table with a random seed, and decides between
+    # equally frequent pairs by these numbers. Named first they get theirs from us: a resumed run and every process of
+    # a distributed one have to read a caption alike.
+    first = [*blank.get_vocab(), *(f"##{letter}" for letter in sorted(inside))]
+    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    trained = Tokenizer.from_str(blank.backend_tokenizer.to_str())
+    trained.train_from_iterator(captions, trainer)
+    return BertTokenizer(vocab=trained.get_vocab())
 
 
 def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
@@ -72,6 +84,7 @@ def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClose
                 f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "
                 "their shapes, such as projection_dim."
             ) from error
+    model.logit_scale.requires_grad_(model.config.learnable_temperature)  # from_pretrained switches every gradient on
     return model, processor
 
 

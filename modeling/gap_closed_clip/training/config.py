@@ -68,8 +68,11 @@ class RunConfig:
         return {"model": model, "data": _changed(self.data), "training": dict(self.training)}
 
     def save(self, path: str | Path) -> None:
-        """Writes a YAML file that `load_config` reads back."""
-        Path(path).write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+        """Writes a YAML file that `load_config` reads back, without `hub_token`: the file goes where the model "
+        "goes."""
+        content = self.to_dict()
+        content["training"].pop("hub_token", None)
+        Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def load_config(files: list[str | Path], overrides: list[str] | None = None) -> RunConfig:

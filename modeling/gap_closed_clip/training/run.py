@@ -4,12 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
 from datasets import Dataset, IterableDataset
 from transformers import set_seed
 from transformers.utils import logging
 
 from ..data import DataArguments, PairCollator, cache_images, check_images, count_truncated, load_pairs
 from ..evaluation import build_compute_metrics, evaluate_model, write_report
+from ..hub import write_card
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
 from .build import build_model_and_processor
@@ -26,11 +28,15 @@ CONFIG_FILE = "train_config.yaml"
 CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-def train(config: RunConfig) -> dict[str, float]:
+def train(config: RunConfig, card_template: str | Path | None = None) -> dict[str, float]:
     """
     Trains the model that a configuration describes, and leaves a model folder in `training.output_dir`: weights,
     config, processor, `train_config.yaml`, and the evaluation on `training.final_split` (metrics.json, table,
-    figures).
+    figures), and the card.
+
+    Args:
+        config: what to train.
+        card_template: of the model card; none is written without.
 
     Returns:
         The metrics of the final evaluation; none where there is no final split, and on all processes but the first.
@@ -69,9 +75,24 @@ def train(config: RunConfig) -> dict[str, float]:
     if model.config.center_projections and not streaming:
         recenter(model, train_pairs, collator, args.eval_batch_size, args.dataloader_num_workers)
     save_model_folder(trainer, config)
-    if args.final_split == "none" or not trainer.is_world_process_zero():
+    if not trainer.is_world_process_zero():
         return {}
-    return evaluate_model_folder(trainer, config, held_out[args.final_split])
+    metrics = {}
+    if args.final_split != "none":
+        metrics = evaluate_model_folder(trainer, config, held_out[args.final_split])
+    if card_template is not None:
+        number = None if streaming else len(train_pairs)
+        device = torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU"
+        write_card(
+            args.output_dir,
+            card_template,
+            config,
+            license=args.card_license,
+            num_train_pairs=number,
+            device=device,
+            num_processes=args.world_size,
+        )
+    return metrics
 
 
 def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -> Dataset | IterableDataset:
@@ -230,7 +251,7 @@ def evaluate_model_folder(
         window=config.data.window,
     )
     name = Path(args.output_dir).name
-    data = config.to_dict()["data"]
+    data = {"source": config.data.source, **config.to_dict()["data"]}
     table = write_report(args.output_dir, {name: metrics}, {name: embeddings}, data, args.final_split)
     print(f"\n{len(embeddings)} pairs, split '{args.final_split}' of '{config.data.source}'\n\n{table}\n")
     return metrics

@@ -73,6 +73,14 @@ class GapClosedClipTrainer(Trainer):
             self._warn_of_collapse_and_scatter(means)
         super().log(logs, *args, **kwargs)
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        # transformers leaves an incomplete last batch out of the evaluation, too, where training asks for it.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if not self.args.distinct_batches or isinstance(dataset, torch.utils.data.IterableDataset):
