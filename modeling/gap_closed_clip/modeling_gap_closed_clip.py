@@ -405,7 +405,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             # the cap.
             with torch.no_grad():
                 self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
-        return _at_least_float32(self.logit_scale).exp()
+        # Detached, because from_pretrained gives every parameter a gradient.
+        logit_scale = self.logit_scale if self.config.learnable_temperature else self.logit_scale.detach()
+        return _at_least_float32(logit_scale).exp()
 
     def _pool_text(self, outputs: ModelOutput, attention_mask: Tensor | None) -> Tensor:
         hidden = outputs.last_hidden_state  # (B, length, hidden)

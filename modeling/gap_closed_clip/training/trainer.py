@@ -73,6 +73,11 @@ class GapClosedClipTrainer(Trainer):
             self._warn_of_collapse_and_scatter(means)
         super().log(logs, *args, **kwargs)
 
+    def get_decay_parameter_names(self, model) -> list[str]:
+        # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
+        sizes = {name: parameter.ndim for name, parameter in model.named_parameters()}
+        return [name for name in super().get_decay_parameter_names(model) if sizes[name] > 1]
+
     def get_eval_dataloader(self, eval_dataset=None):
         # transformers leaves an incomplete last batch out of the evaluation, too, where training asks for it.
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False

@@ -1,0 +1,366 @@
+"""Training: a plain Trainer, killed and resumed runs, what the log tells, the warnings, the batches."""
+
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as Picture
+from safetensors.torch import load_file
+from transformers import (
+    CLIPImageProcessor,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
+from gap_closed_clip.data import Augmentation, PairCollator
+from gap_closed_clip.evaluation import build_compute_metrics
+from gap_closed_clip.modeling_gap_closed_clip import GapClosedClipOutput
+from gap_closed_clip.training import (
+    GapClosedClipTrainer,
+    GapClosedTrainingArguments,
+    TrainingProgressCallback,
+    trainer,
+)
+from gap_closed_clip.training.build import train_tokenizer
+
+
+BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch, and a checkpoint in the middle of the second
+
+
+def png(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (IMAGE_SIZE + 8, IMAGE_SIZE + 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Picture.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_pairs(n: int = 26, augment: bool = True) -> Dataset:
+    """n pairs; three captions and one image occur three times."""
+    numbers = list(range(n))
+    image_of = [0 if i in (7, 13) else i for i in numbers]
+    caption_of = [i % 3 if i in (9, 10, 11, 18, 19, 20) else i for i in numbers]
+    rows = {
+        "image": [{"bytes": png(i), "path": None} for i in image_of],
+        "image_id": [f"image {i}" for i in image_of],
+        "caption": [f"{CAPTIONS[i % 6]} Case {i}." for i in caption_of],
+        "label": [f"kind {i % 6}" for i in caption_of],
+        "augment": [augment] * n,
+    }
+    text = Value("string")
+    features = {
+        "image": Image(decode=False),
+        "image_id": text,
+        "caption": text,
+        "label": text,
+        "augment": Value("bool"),
+    }
+    return Dataset.from_dict(rows, features=Features(features))
+
+
+def make_processor() -> GapClosedClipProcessor:
+    tokenizer: PreTrainedTokenizerBase = train_tokenizer(make_pairs()["caption"], 200)
+    tokenizer.model_max_length = 64
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
+
+
+def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_dataset=None, **arguments) -> Trainer:
+    """A `vanilla` Trainer, or `ours` with all that can stand in the way of an exact resume; dropout is BERT's 0.1."""
+    set_seed(5)
+    objective = {"align_weight": [[0.1, 1.0], [0.9, 3.0]], "uniformity_weight": 0.5, "center_projections": True}
+    model = GapClosedClipModel(tiny_config(**(objective if kind == "ours" else {}) | (config or {})))
+    arguments = {
+        "output_dir": str(folder),
+        "max_steps": STEPS,
+        "per_device_train_batch_size": BATCH,
+        "per_device_eval_batch_size": BATCH,
+        "learning_rate": 2e-3,
+        "logging_steps": 1,
+        "save_steps": 5,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        **arguments,
+    }
+    if kind == "ours":
+        trainer_class, args = GapClosedClipTrainer, GapClosedTrainingArguments(**arguments)
+    else:
+        trainer_class, args = Trainer, TrainingArguments(**arguments, remove_unused_columns=False)
+    return trainer_class(
+        model=model,
+        args=args,
+        train_dataset=make_pairs(),
+        eval_dataset=eval_dataset,
+        data_collator=PairCollator(make_processor(), Augmentation()),
+        compute_metrics=None if eval_dataset is None else build_compute_metrics(eval_dataset),
+        callbacks=list(callbacks),
+    )
+
+
+class Killer(TrainerCallback):
+    """SIGKILL before the step after KILLED_AT: no handler runs, nothing is flushed."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == KILLED_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def losses(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+# --- a plain Trainer
+
+
+@pytest.fixture(scope="module")
+def vanilla(tmp_path_factory):
+    """A plain Trainer after three steps, and what its evaluation gives."""
+    trainer = make_trainer(
+        "vanilla", tmp_path_factory.mktemp("vanilla"), max_steps=3, eval_dataset=make_pairs(20, augment=False)
+    )
+    trainer.train()
+    return trainer, trainer.evaluate()
+
+
+@pytest.fixture(scope="module")
+def by_hand(vanilla):
+    """Loss and embeddings of the evaluation pairs, in batches as the Trainer makes them."""
+    trainer = vanilla[0]
+    model, rows, collate = trainer.model.eval(), list(trainer.eval_dataset), PairCollator(make_processor())
+    total, parts = 0.0, []
+    with torch.no_grad():
+        for start in range(0, len(rows), BATCH):
+            batch = collate(rows[start : start + BATCH])
+            output = model(**batch)
+            total += output.loss.item() * len(output.image_embeds)
+            parts.append((output.image_embeds, output.text_embeds))
+    return total / len(rows), *(torch.cat(embeds).double().numpy() for embeds in zip(*parts, strict=True))
+
+
+def test_vanilla_trainer_gives_the_mean_loss_of_the_pairs(vanilla, by_hand):
+    assert vanilla[1]["eval_loss"] == pytest.approx(by_hand[0], rel=1e-6)
+    assert len(losses(vanilla[0])) == 3
+
+
+def test_vanilla_trainer_gives_the_metrics(vanilla, by_hand):
+    metrics, (_, image, text) = vanilla[1], by_hand
+    gap = np.linalg.norm(image.mean(0) - text.mean(0))
+    assert metrics["eval_modality_gap"] == pytest.approx(gap, abs=1e-5)
+    assert metrics["eval_true_pair_cosine"] == pytest.approx((image * text).sum(1).mean(), abs=1e-5)
+    assert metrics["eval_num_pairs"] == 20
+    recalls = [f"eval_{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+    assert {*recalls, "eval_margin", "eval_v_measure", "eval_random_pair_cosine"} <= metrics.keys()
+    assert all(0 <= metrics[name] <= 1 for name in recalls)
+
+
+# --- killed and resumed
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """Folders `vanilla` and `ours`, left behind by processes that were killed in the middle."""
+    folder = tmp_path_factory.mktemp("killed")
+    paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    result = subprocess.run(
+        [sys.executable, __file__, str(folder)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.split() == [f"vanilla:{signal.SIGKILL:d}", f"ours:{signal.SIGKILL:d}"], result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "ours"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind, killed, tmp_path):
+    unbroken = make_trainer(kind, tmp_path / "unbroken")
+    unbroken.train()
+    resumed = make_trainer(kind, killed / kind)
+    resumed.train(resume_from_checkpoint=str(killed / kind / "checkpoint-5"))
+    assert len(set(losses(unbroken))) == STEPS  # another loss in every step, so that order matters
+    assert losses(resumed) == losses(unbroken)
+    expected, state = unbroken.model.state_dict(), resumed.model.state_dict()
+    assert [name for name in expected if not torch.equal(expected[name], state[name])] == []
+    saved = load_file(killed / kind / "checkpoint-12" / "model.safetensors")
+    assert all(torch.equal(expected[name], saved[name]) for name in saved)
+
+
+def test_the_killed_run_was_killed(killed):
+    for kind in ("vanilla", "ours"):
+        state = json.loads((killed / kind / "checkpoint-5" / "trainer_state.json").read_text())
+        assert state["global_step"] == 5 and state["epoch"] == pytest.approx(1 + (2 / 3 if kind == "ours" else 1 / 4))
+
+
+# --- the log
+
+
+def test_diagnostics_are_those_of_all_pairs_of_pairs():
+    generator = torch.Generator().manual_seed(3)
+    for n in (1, 2, 9):
+        image, text = (
+            torch.nn.functional.normalize(torch.randn(n, 6, generator=generator) + 0.5, dim=-1) for _ in range(2)
+        )
+        outputs = GapClosedClipOutput(
+            contrastive_loss=torch.tensor(1.5, requires_grad=True),
+            align_loss=torch.tensor(0.5),
+            uniformity_loss=torch.tensor(-2.0),
+            image_embeds=image,
+            text_embeds=text,
+        )
+        z, c = image.double().numpy(), text.double().numpy()
+        apart = [(i, j) for i in range(n) for j in range(n) if i != j]
+
+        def mean(a, b, indices):
+            return np.mean([sum(a[i, d] * b[j, d] for d in range(6)) for i, j in indices]) if indices else 0.0
+
+        expected = {
+            "contrastive_loss": 1.5,
+            "align_loss": 0.5,
+            "uniformity_loss": -2.0,
+            "modality_gap": np.sqrt(sum((z[:, d].mean() - c[:, d].mean()) ** 2 for d in range(6))),
+            "true_pair_cosine": mean(z, c, [(i, i) for i in range(n)]),
+            "random_pair_cosine": mean(z, c, apart),
+            "mean_cosine_image": mean(z, z, apart),
+            "mean_cosine_text": mean(c, c, apart),
+        }
+        found = trainer.batch_diagnostics(outputs)
+        assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=1e-6)
+        assert not any(value.requires_grad for value in found.values())
+
+
+def test_the_log_averages_over_the_steps_since_the_last_one(tmp_path, monkeypatch):
+    seen, original = [], trainer.batch_diagnostics
+    monkeypatch.setattr(trainer, "batch_diagnostics", lambda outputs: seen.append(original(outputs)) or seen[-1])
+    training = make_trainer(
+        "ours", tmp_path, max_steps=4, logging_steps=2, save_strategy="no", eval_dataset=make_pairs(10, augment=False)
+    )
+    training.train()
+    training.evaluate()  # is no training: adds nothing to the next log
+    assert len(seen) == 4
+    entries = [entry for entry in training.state.log_history if "loss" in entry]
+    for entry, steps in zip(entries, (seen[:2], seen[2:]), strict=True):
+        for name in steps[0]:
+            assert entry[name] == pytest.approx(np.mean([step[name].item() for step in steps]), abs=1e-4)
+    last = entries[-1]
+    assert last["logit_scale"] == pytest.approx(training.model.logit_scale.exp().item(), abs=1e-4)
+    assert last["uniformity_weight"] == 0.5 and last["contrastive_weight"] == 1.0
+
+
+# --- weights that follow a schedule
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "ours"])
+def test_scheduled_weights_move_with_the_training(kind, tmp_path):
+    weights = []
+
+    class Recorder(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            weights.append(model.objective_weights()["align_weight"].item())
+
+    callbacks = [Recorder()] if kind == "ours" else [TrainingProgressCallback(), Recorder()]
+    config = {"align_weight": [[0.25, 1.0], [0.75, 3.0]]}
+    training = make_trainer(kind, tmp_path, callbacks, config, max_steps=8, save_strategy="no")
+    training.train()
+    assert weights == [1.0, 1.0, 1.0, 1.5, 2.0, 2.5, 3.0, 3.0]
+    assert training.model.training_progress == 7 / 8
+    if kind == "ours":
+        assert [entry["align_weight"] for entry in training.state.log_history if "loss" in entry] == weights
+
+
+# --- collapse and scatter
+
+
+def train_standing_still(folder, caplog, image_axis: int, text_axis: int, align_weight: float, max_steps: int = 4):
+    """Trains with no learning rate and every image, and every caption, at one place; returns the warnings."""
+    still = {"align_weight": align_weight, "center_projections": False, "uniformity_weight": 0.0}
+    training = make_trainer("ours", folder, config=still, max_steps=max_steps, learning_rate=0.0, save_strategy="no")
+    model = training.model
+    for projection, axis in ((model.visual_projection, image_axis), (model.text_projection, text_axis)):
+        torch.nn.init.zeros_(projection.weight)
+        with torch.no_grad():
+            projection.bias.copy_(torch.eye(32)[axis])
+    with caplog.at_level(logging.WARNING):
+        training.train()
+    records = [record for record in caplog.records if record.name.startswith("gap_closed_clip.training")]
+    return [record.getMessage() for record in records]
+
+
+def test_collapse_is_warned_of_once_and_not_before_half_of_the_training(tmp_path, caplog):
+    (warning,) = train_standing_still(tmp_path, caplog, 0, 0, align_weight=1.0)
+    assert "The space is collapsing: random pairs have a mean cosine of 1.00 (true pairs 1.00)" in warning
+    assert "lower model.align_weight" in warning
+
+
+def test_scatter_is_warned_of_where_pairs_are_being_aligned(tmp_path, caplog):
+    (warning,) = train_standing_still(tmp_path, caplog, 0, 1, align_weight=1.0)
+    assert "The space is scattered: true pairs have a mean cosine of only 0.00 after 50% of training" in warning
+    caplog.clear()
+    assert train_standing_still(tmp_path, caplog, 0, 1, align_weight=0.0) == []
+
+
+# --- batches
+
+
+class Spy:
+    """A collator that remembers which rows it was given."""
+
+    def __init__(self, collator: PairCollator):
+        self.collator = collator
+        self.batches = []
+
+    def __call__(self, rows):
+        self.batches.append([(row["image_id"], row["caption"]) for row in rows])
+        return self.collator(rows)
+
+
+def batches_of(folder, **arguments) -> list[list[list[tuple[str, str]]]]:
+    """Batches of each of three epochs."""
+    training = make_trainer("ours", folder, save_strategy="no", max_steps=9, **arguments)
+    spy = training.data_collator = Spy(training.data_collator)
+    training.train()
+    assert len(spy.batches) == 9
+    return [spy.batches[start : start + 3] for start in (0, 3, 6)]
+
+
+def is_distinct(batch: list[tuple[str, str]]) -> bool:
+    return all(len(set(values)) == len(batch) for values in zip(*batch, strict=True))
+
+
+def test_batches_hold_no_image_and_no_caption_twice(tmp_path):
+    epochs = batches_of(tmp_path)
+    assert all(len(batch) == BATCH and is_distinct(batch) for epoch in epochs for batch in epoch)
+    for epoch in epochs:
+        assert len({row for batch in epoch for row in batch}) == 24  # every pair at most once an epoch
+    assert len({str(epoch) for epoch in epochs}) == 3  # in another order each time
+    assert batches_of(tmp_path) == epochs
+    assert batches_of(tmp_path, data_seed=0) != epochs  # 0 is a seed, too
+    assert batches_of(tmp_path, data_seed=42) == epochs  # as `seed` is by default
+
+
+def test_distinct_batches_can_be_switched_off(tmp_path):
+    epochs = batches_of(tmp_path, distinct_batches=False)
+    assert not all(is_distinct(batch) for epoch in epochs for batch in epoch)
+
+
+if __name__ == "__main__":
+    for name in ("vanilla", "ours"):
+        child = os.fork()  # before any training: the library's threads do not survive a fork
+        if child == 0:
+            make_trainer(name, Path(sys.argv[1]) / name, [Killer()]).train()
+            os._exit(0)
+        print(f"{name}:{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1}", flush=True)
