@@ -15,7 +15,6 @@ import torch
 from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
-from safetensors.torch import load_file
 from transformers import (
     CLIPImageProcessor,
     PreTrainedTokenizerBase,
@@ -38,7 +37,7 @@ from gap_closed_clip.training import (
 from gap_closed_clip.training.build import train_tokenizer
 
 
-BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch, and a checkpoint in the middle of the second
+BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch (four in the plain Trainer)
 
 
 def png(seed: int) -> bytes:
@@ -98,6 +97,8 @@ def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_datase
         **arguments,
     }
     if kind == "ours":
+        # A worker of its own has random numbers of its own, which no checkpoint keeps.
+        arguments = {"dataloader_num_workers": 1, **arguments}
         trainer_class, args = GapClosedClipTrainer, GapClosedTrainingArguments(**arguments)
     else:
         trainer_class, args = Trainer, TrainingArguments(**arguments, remove_unused_columns=False)
@@ -182,28 +183,25 @@ def killed(tmp_path_factory) -> Path:
         capture_output=True,
         text=True,
     )
-    assert result.stdout.split() == [f"vanilla:{signal.SIGKILL:d}", f"ours:{signal.SIGKILL:d}"], result.stderr
+    assert result.returncode == 0, result.stderr
+    ends = json.loads((folder / "ends.json").read_text())
+    assert ends == {"vanilla": -signal.SIGKILL, "ours": -signal.SIGKILL}, result.stderr
     return folder
 
 
 @pytest.mark.parametrize("kind", ["vanilla", "ours"])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind, killed, tmp_path):
-    unbroken = make_trainer(kind, tmp_path / "unbroken")
+    unbroken = make_trainer(kind, tmp_path, save_steps=6)
     unbroken.train()
-    resumed = make_trainer(kind, killed / kind)
-    resumed.train(resume_from_checkpoint=str(killed / kind / "checkpoint-5"))
     assert len(set(losses(unbroken))) == STEPS  # another loss in every step, so that order matters
-    assert losses(resumed) == losses(unbroken)
-    expected, state = unbroken.model.state_dict(), resumed.model.state_dict()
-    assert [name for name in expected if not torch.equal(expected[name], state[name])] == []
-    saved = load_file(killed / kind / "checkpoint-12" / "model.safetensors")
-    assert all(torch.equal(expected[name], saved[name]) for name in saved)
-
-
-def test_the_killed_run_was_killed(killed):
-    for kind in ("vanilla", "ours"):
-        state = json.loads((killed / kind / "checkpoint-5" / "trainer_state.json").read_text())
-        assert state["global_step"] == 5 and state["epoch"] == pytest.approx(1 + (2 / 3 if kind == "ours" else 1 / 4))
+    assert [path.name for path in (killed / kind).glob("checkpoint-*")] == ["checkpoint-5"]
+    end_of_epoch = tmp_path / "checkpoint-6"
+    for checkpoint in (killed / kind / "checkpoint-5", end_of_epoch):
+        resumed = make_trainer(kind, checkpoint.parent)
+        resumed.train(resume_from_checkpoint=str(checkpoint))
+        assert losses(resumed) == losses(unbroken)
+        expected, state = unbroken.model.state_dict(), resumed.model.state_dict()
+        assert [name for name in expected if not torch.equal(expected[name], state[name])] == []
 
 
 # --- the log
@@ -330,7 +328,7 @@ class Spy:
 
 def batches_of(folder, **arguments) -> list[list[list[tuple[str, str]]]]:
     """Batches of each of three epochs."""
-    training = make_trainer("ours", folder, save_strategy="no", max_steps=9, **arguments)
+    training = make_trainer("ours", folder, save_strategy="no", max_steps=9, dataloader_num_workers=0, **arguments)
     spy = training.data_collator = Spy(training.data_collator)
     training.train()
     assert len(spy.batches) == 9
@@ -357,10 +355,16 @@ def test_distinct_batches_can_be_switched_off(tmp_path):
     assert not all(is_distinct(batch) for epoch in epochs for batch in epoch)
 
 
-if __name__ == "__main__":
-    for name in ("vanilla", "ours"):
+def run_until_killed(folder: Path) -> None:
+    ends = {}
+    for kind in ("vanilla", "ours"):
         child = os.fork()  # before any training: the library's threads do not survive a fork
         if child == 0:
-            make_trainer(name, Path(sys.argv[1]) / name, [Killer()]).train()
+            make_trainer(kind, folder / kind, [Killer()]).train()
             os._exit(0)
-        print(f"{name}:{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1}", flush=True)
+        ends[kind] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    (folder / "ends.json").write_text(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    run_until_killed(Path(sys.argv[1]))
