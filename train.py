@@ -15,12 +15,29 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.training import load_config, train
+from gap_closed_clip.hub import write_card
+from gap_closed_clip.training import RunConfig, load_config, train
 
 
 HERE = Path(__file__).parent
 DEFAULT_CONFIG = HERE / "configs" / "demo.yaml"
 CARD_TEMPLATE = HERE / "model_card" / "template.md"
+
+
+def run(config: RunConfig) -> None:
+    result = train(config)
+    args = config.training_arguments()
+    if args.process_index == 0:
+        write_card(
+            args.output_dir,
+            CARD_TEMPLATE,
+            config,
+            license=args.card_license,
+            num_train_pairs=result.num_train_pairs,
+            device=result.device,
+            num_processes=result.num_processes,
+        )
+        print(f"The model folder is {args.output_dir}; its card is README.md there.")
 
 
 def main() -> int:
@@ -29,8 +46,7 @@ def main() -> int:
     words = parser.parse_args().words
     files = [word for word in words if "=" not in word]
     try:
-        config = load_config(files or [DEFAULT_CONFIG], [word for word in words if "=" in word])
-        train(config, card_template=CARD_TEMPLATE)
+        run(load_config(files or [DEFAULT_CONFIG], [word for word in words if "=" in word]))
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -19,10 +19,8 @@ from ..configuration_gap_closed_clip import GapClosedClipConfig, Weight
 from ..data import DataArguments
 from ..evaluation import metrics_table, read_metrics
 from ..evaluation.report import ROWS
+from ..training import RunConfig
 
-
-if TYPE_CHECKING:
-    from ..training import RunConfig  # which may itself import this package, to write cards
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 FIGURES = ("projection.png", "cosines.png")
@@ -35,7 +33,7 @@ TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "C
 def write_card(
     folder: str | Path,
     template: str | Path,
-    config: "RunConfig",
+    config: RunConfig,
     *,
     repo_id: str | None = None,
     license: str | None = None,
@@ -101,7 +99,7 @@ def _read_evaluation(folder: Path) -> dict[str, Any] | None:
     return content | {"results": results, "name": name, "data": DataArguments(**content["data"])}
 
 
-def _metadata(name: str, license: str | None, config: "RunConfig", evaluation: dict[str, Any] | None) -> ModelCardData:
+def _metadata(name: str, license: str | None, config: RunConfig, evaluation: dict[str, Any] | None) -> ModelCardData:
     towers = (config.model.checkpoint, config.model.vision, config.model.text)
     measured = [metric for metric in HEADLINES if evaluation and metric in evaluation["results"][evaluation["name"]]]
     return ModelCardData(
@@ -132,7 +130,7 @@ def _eval_result(metric: str, evaluation: dict[str, Any]) -> EvalResult:
     )
 
 
-def _facts(folder: Path, config: "RunConfig", evaluation: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(folder: Path, config: RunConfig, evaluation: dict[str, Any] | None) -> dict[str, Any]:
     """What the template speaks of, beside the metadata."""
     model_config = GapClosedClipConfig.from_pretrained(folder)
     sections = config.to_dict()

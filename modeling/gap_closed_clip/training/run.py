@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,6 @@ from transformers.utils import logging
 
 from ..data import DataArguments, PairCollator, cache_images, check_images, count_truncated, load_pairs
 from ..evaluation import build_compute_metrics, evaluate_model, write_report
-from ..hub import write_card
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
 from .build import build_model_and_processor
@@ -28,18 +28,29 @@ CONFIG_FILE = "train_config.yaml"
 CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 
-def train(config: RunConfig, card_template: str | Path | None = None) -> dict[str, float]:
+@dataclass
+class TrainingResult:
+    """
+    What a finished run tells, beside its model folder.
+
+    Args:
+        metrics: of the final evaluation; empty where there is none, and on all processes but the first.
+        num_train_pairs: pairs trained on; None for a stream.
+        device: name of the device.
+        num_processes: that trained together.
+    """
+
+    metrics: dict[str, float]
+    num_train_pairs: int | None
+    device: str
+    num_processes: int
+
+
+def train(config: RunConfig) -> TrainingResult:
     """
     Trains the model that a configuration describes, and leaves a model folder in `training.output_dir`: weights,
     config, processor, `train_config.yaml`, and the evaluation on `training.final_split` (metrics.json, table,
-    figures), and the card.
-
-    Args:
-        config: what to train.
-        card_template: of the model card; none is written without.
-
-    Returns:
-        The metrics of the final evaluation; none where there is no final split, and on all processes but the first.
+    figures).
 
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
@@ -75,24 +86,15 @@ def train(config: RunConfig, card_template: str | Path | None = None) -> dict[st
     if model.config.center_projections and not streaming:
         recenter(model, train_pairs, collator, args.eval_batch_size, args.dataloader_num_workers)
     save_model_folder(trainer, config)
-    if not trainer.is_world_process_zero():
-        return {}
     metrics = {}
-    if args.final_split != "none":
+    if args.final_split != "none" and trainer.is_world_process_zero():
         metrics = evaluate_model_folder(trainer, config, held_out[args.final_split])
-    if card_template is not None:
-        number = None if streaming else len(train_pairs)
-        device = torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU"
-        write_card(
-            args.output_dir,
-            card_template,
-            config,
-            license=args.card_license,
-            num_train_pairs=number,
-            device=device,
-            num_processes=args.world_size,
-        )
-    return metrics
+    return TrainingResult(
+        metrics=metrics,
+        num_train_pairs=None if streaming else len(train_pairs),
+        device=torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
+        num_processes=args.world_size,
+    )
 
 
 def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -> Dataset | IterableDataset:
@@ -257,4 +259,4 @@ def evaluate_model_folder(
     return metrics
 
 
-__all__ = ["CONFIG_FILE", "train"]
+__all__ = ["CONFIG_FILE", "TrainingResult", "train"]
