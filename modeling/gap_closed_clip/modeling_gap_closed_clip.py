@@ -22,6 +22,7 @@ from .losses_gap_closed_clip import (
     scheduled_weight,
     unit_vectors,
 )
+from .projection_gap_closed_clip import ProjectionCentering, centering, projection
 
 
 logger = logging.get_logger(__name__)
@@ -54,34 +55,6 @@ class GapClosedClipOutput(ModelOutput):
     group_ids: Tensor | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
-
-
-class ProjectionCentering(nn.Module):
-    """
-    Subtracts a modality's mean: in training that of the global batch, otherwise running statistics saved with the
-    model.
-
-    A BatchNorm without scale. A modality can't then sit in a cone of its own, nor can both crowd into one: what closes
-    the gap has to align the pairs. The running mean is the plain mean of the first 1 / momentum batches and moves by
-    `momentum` from then on, so that short trainings don't keep a part of the initial zero.
-    """
-
-    def __init__(self, dim: int, momentum: float):
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("num_batches_tracked", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D). In training B of every process must be the same."""
-        if not self.training:
-            return x - self.running_mean.to(x.dtype)
-        mean = gather_across_processes(x.mean(0, keepdim=True)).mean(0)  # (D,)
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            share = (1 / self.num_batches_tracked).clamp(min=self.momentum).to(self.running_mean.dtype)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        return x - mean
 
 
 class GapClosedClipPreTrainedModel(PreTrainedModel):
@@ -135,10 +108,10 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
             self.text_model.pooler = None
         self.image_size = _fixed_image_size(self.vision_model)
-        self.visual_projection = _projection(self.vision_model.timm_model.head_hidden_size, config)
-        self.text_projection = _projection(config.text_config.hidden_size, config)
-        self.visual_centering = _centering(config)
-        self.text_centering = _centering(config)
+        self.visual_projection = projection(self.vision_model.timm_model.head_hidden_size, config)
+        self.text_projection = projection(config.text_config.hidden_size, config)
+        self.visual_centering = centering(config)
+        self.text_centering = centering(config)
         self.logit_scale = nn.Parameter(
             torch.tensor(float(config.logit_scale_init_value)), requires_grad=config.learnable_temperature
         )
@@ -448,24 +421,15 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
 
 
-def _projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
-    if config.projection_hidden_dim is None:
-        return nn.Linear(in_dim, config.projection_dim)
-    hidden_dim = config.projection_hidden_dim
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, config.projection_dim))
-
-
-def _centering(config: GapClosedClipConfig) -> nn.Module:
-    if config.center_projections:
-        return ProjectionCentering(config.projection_dim, config.centering_momentum)
-    return nn.Identity()
-
-
 def _fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
     """(height, width) where the timm model takes no other size, else None."""
     patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
     if patch_embed is None or not getattr(patch_embed, "strict_img_size", False):
         return None
+    if patch_embed.num_patches == 0:
+        raise ValueError(
+            f"The image tower's img_size {patch_embed.img_size} is less than one patch {patch_embed.patch_size}."
+        )
     return tuple(patch_embed.img_size)
 
 

@@ -84,7 +84,8 @@ def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClose
                 f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "
                 "their shapes, such as projection_dim."
             ) from error
-    model.logit_scale.requires_grad_(model.config.learnable_temperature)  # from_pretrained switches every gradient on
+    # from_pretrained gives every parameter a gradient; DistributedDataParallel would wait for that of a fixed scale.
+    model.logit_scale.requires_grad_(model.config.learnable_temperature)
     return model, processor
 
 

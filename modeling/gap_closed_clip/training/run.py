@@ -59,10 +59,8 @@ def train(config: RunConfig) -> TrainingResult:
     checkpoint = checkpoint_to_resume(args)
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
         train_pairs = load_training_pairs(config.data, args)
-        needed = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
-        held_out = {
-            split: checked_pairs(load_pairs(config.data, split), config.data, args) for split in needed - {"none"}
-        }
+        splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
+        held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
     set_seed(args.seed)
     streaming = isinstance(train_pairs, IterableDataset)
     captions = (row["caption"] for row in train_pairs) if streaming else train_pairs["caption"]
@@ -123,6 +121,22 @@ def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -
             f"training.per_device_train_batch_size."
         )
     return pairs
+
+
+def load_held_out_pairs(
+    split: str, data: DataArguments, args: GapClosedTrainingArguments
+) -> Dataset | IterableDataset:
+    """
+    The checked pairs of a split to evaluate on.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such split, or it is wrong; with the setting that asked for it.
+    """
+    try:
+        return checked_pairs(load_pairs(data, split), data, args)
+    except (FileNotFoundError, ValueError) as error:
+        asker = f"training.final_split={split}" if split == args.final_split else "training.eval_strategy"
+        raise type(error)(f"{error} (These pairs are needed because of {asker}.)") from error
 
 
 def checked_pairs(

@@ -1,0 +1,53 @@
+"""From a tower's features to the shared space: projection and centring of one modality."""
+
+import torch
+from torch import Tensor, nn
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .losses_gap_closed_clip import gather_across_processes
+
+
+class ProjectionCentering(nn.Module):
+    """
+    Subtracts a modality's mean: in training that of the global batch, otherwise running statistics saved with the
+    model.
+
+    A BatchNorm without scale. A modality can't then sit in a cone of its own, nor can both crowd into one: what closes
+    the gap has to align the pairs. The running mean is the plain mean of the first 1 / momentum batches and moves by
+    `momentum` from then on, so that short trainings don't keep a part of the initial zero.
+    """
+
+    def __init__(self, dim: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("num_batches_tracked", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D). In training B of every process must be the same."""
+        if not self.training:
+            return x - self.running_mean.to(x.dtype)
+        mean = gather_across_processes(x.mean(0, keepdim=True)).mean(0)  # (D,)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            share = (1 / self.num_batches_tracked).clamp(min=self.momentum).to(self.running_mean.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        return x - mean
+
+
+def projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
+    """(..., in_dim) -> (..., D): linear, or with a hidden layer of `config.projection_hidden_dim`."""
+    if config.projection_hidden_dim is None:
+        return nn.Linear(in_dim, config.projection_dim)
+    hidden_dim = config.projection_hidden_dim
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, config.projection_dim))
+
+
+def centering(config: GapClosedClipConfig) -> nn.Module:
+    """[`ProjectionCentering`] where the config asks for it, else nothing."""
+    if config.center_projections:
+        return ProjectionCentering(config.projection_dim, config.centering_momentum)
+    return nn.Identity()
+
+
+__all__ = ["ProjectionCentering", "centering", "projection"]
