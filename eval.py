@@ -21,9 +21,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from datasets import Dataset
 
-from gap_closed_clip.data import DataArguments, cache_images, check_images, load_pairs
+from gap_closed_clip.data import load_checked_pairs
 from gap_closed_clip.data.messages import suggest
 from gap_closed_clip.evaluation import (
     check_checkpoint,
@@ -86,18 +85,6 @@ def data_config(models: list[str], overrides: list[str]) -> RunConfig:
     return load_config(found[:1], overrides)
 
 
-def pairs_of(data: DataArguments, split: str, num_workers: int) -> Dataset:
-    """The pairs of a split, as training sees them."""
-    pairs = load_pairs(data, split)
-    if data.streaming:
-        return pairs
-    if data.cache_images is not None:
-        return cache_images(pairs, data.cache_images, data.on_bad_image, data.window, num_workers)
-    if data.on_bad_image == "skip":
-        return check_images(pairs, data.on_bad_image, data.window, num_workers)
-    return pairs
-
-
 def column_names(models: list[str]) -> list[str]:
     """The folders' names, or their whole paths where two have the same."""
     names = [Path(model).resolve().name if is_local(model) else model for model in models]
@@ -112,8 +99,8 @@ def run(words: list[str]) -> None:
     config = data_config(models, overrides)
     final_split = config.training.get("final_split", "validation")
     split = settings.split or ("validation" if final_split == "none" else final_split)
-    pairs = pairs_of(config.data, split, settings.num_workers)
-    train_pairs = pairs_of(config.data, "train", settings.num_workers) if settings.centring else None
+    pairs = load_checked_pairs(config.data, split, settings.num_workers)
+    train_pairs = load_checked_pairs(config.data, "train", settings.num_workers) if settings.centring else None
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     how = {
         "batch_size": settings.batch_size,

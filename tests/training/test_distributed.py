@@ -1,5 +1,6 @@
 """Two processes do what one does with the whole batch: gradients, running statistics, the Trainer, train()."""
 
+import json
 import os
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from gap_closed_clip.training import GapClosedClipTrainer, GapClosedTrainingArgu
 from gap_closed_clip.training.build import train_tokenizer
 
 
-PROCESSES, GLOBAL_BATCH, STEPS = 2, 8, 5
+PROCESSES, GLOBAL_BATCH, STEPS, SAVED = 2, 8, 7, 4  # 26 pairs: three steps an epoch
 # Pairs of both processes share an image (1 and 5) or a caption (2 and 6); two of one process share one, too.
 GROUPS = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [4, 3], [1, 5], [6, 2], [7, 7]])
 CASES = {
@@ -79,19 +80,20 @@ def step(model, rows: slice, centred: bool, groups: bool) -> tuple[GapClosedClip
     return output, tensors | {name: b for name, b in inner.named_buffers() if "centering" in name}
 
 
-def make_trainer(folder: str, batch_size: int) -> GapClosedClipTrainer:
+def make_trainer(folder: Path, batch_size: int, resume_from: Path | None = None) -> GapClosedClipTrainer:
+    """A Trainer that has trained; its batches are in `data_collator.batches`."""
     pairs = make_phantoms(26, seed=2, image_size=32)
     model = make_model(center_projections=True, align_weight=[[0.0, 1.0], [1.0, 3.0]])
     tokenizer = train_tokenizer(CAPTIONS, 200)
     tokenizer.model_max_length = 64
     args = GapClosedTrainingArguments(
-        output_dir=folder,
+        output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=batch_size,
         learning_rate=0.01,
         optim="sgd",  # Adam makes a whole step of what is only rounding
         logging_steps=1,
-        save_strategy="no",
+        save_steps=SAVED,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
@@ -99,7 +101,7 @@ def make_trainer(folder: str, batch_size: int) -> GapClosedClipTrainer:
     )
     collator = PairCollator(GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer))
     trainer = GapClosedClipTrainer(model=model, args=args, train_dataset=pairs, data_collator=Spy(collator))
-    trainer.train()
+    trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     return trainer
 
 
@@ -130,11 +132,13 @@ def work(folder: Path) -> None:
         output, tensors = step(model, rows, *case)
         terms = {term: output[term].detach() for term in ("loss", "contrastive_loss", "align_loss", "uniformity_loss")}
         save_file(tensors | terms, folder / f"{name}-{rank}.safetensors")
-    trainer = make_trainer(str(folder / "trainer"), share)
+    trainer = make_trainer(folder / "trainer", share)
     state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+    resumed = make_trainer(folder / "resumed", share, resume_from=folder / "trainer" / f"checkpoint-{SAVED}")
     if rank == 0:
-        save_file(state | {"losses": losses(trainer)}, folder / "trainer.safetensors")
-    (folder / f"batches-{rank}.txt").write_text("\n".join(" ".join(batch) for batch in trainer.data_collator.batches))
+        save_file(state | {"losses": losses(trainer), "resumed": losses(resumed)}, folder / "trainer.safetensors")
+    batches = {"trainer": trainer.data_collator.batches, "resumed": resumed.data_collator.batches}
+    (folder / f"batches-{rank}.json").write_text(json.dumps(batches))
     result = train(load_config([folder / "run.yaml"], [f"output_dir={folder / 'run'}"]))
     (folder / f"metrics-{rank}.txt").write_text(str(result.metrics.get("num_pairs")))
     dist.destroy_process_group()
@@ -172,6 +176,12 @@ def results(tmp_path_factory) -> Path:
             process.kill()
     assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(errors)
     return folder
+
+
+def global_batches(results: Path, name: str) -> list[list[str]]:
+    """Image ids of the batches of both processes together."""
+    both = [json.loads((results / f"batches-{rank}.json").read_text())[name] for rank in range(PROCESSES)]
+    return [[image for half in halves for image in half] for halves in zip(*both, strict=True)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -212,17 +222,23 @@ def test_the_cases_differ():
 
 
 def test_the_trainer_in_two_processes_takes_the_steps_of_one(results, tmp_path):
-    trainer = make_trainer(str(tmp_path), GLOBAL_BATCH)
+    trainer = make_trainer(tmp_path, GLOBAL_BATCH)
     found = load_file(results / "trainer.safetensors")
     torch.testing.assert_close(found.pop("losses"), losses(trainer), rtol=1e-4, atol=0)
     expected = trainer.model.state_dict()
     assert expected["training_progress"] == (STEPS - 1) / STEPS
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
-    both = [(results / f"batches-{rank}.txt").read_text().splitlines() for rank in range(PROCESSES)]
-    halves = [" ".join(halves).split() for halves in zip(*both, strict=True)]
-    assert halves[:STEPS] == trainer.data_collator.batches[:STEPS]
-    assert all(len(set(batch)) == GLOBAL_BATCH for batch in halves[:STEPS])
+    batches = global_batches(results, "trainer")[:STEPS]
+    assert batches == trainer.data_collator.batches[:STEPS]
+    assert all(len(set(batch)) == GLOBAL_BATCH for batch in batches)
+
+
+def test_resumed_processes_meet_the_same_batches(results):
+    found = load_file(results / "trainer.safetensors")
+    torch.testing.assert_close(found["resumed"], found["losses"], rtol=1e-6, atol=0)
+    expected = global_batches(results, "trainer")[SAVED:STEPS]
+    assert global_batches(results, "resumed")[: STEPS - SAVED] == expected
 
 
 def test_train_in_two_processes_leaves_one_model_folder(results):

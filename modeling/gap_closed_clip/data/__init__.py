@@ -5,7 +5,7 @@ from .collator import PairCollator, count_truncated
 from .hashing import group_ids, normalize_caption, stable_hash
 from .images import Augmentation, cache_images, check_images, decode_image
 from .sampler import DistinctSampler, group_ids_of
-from .sources import load_pairs
+from .sources import load_checked_pairs, load_pairs
 
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "decode_image",
     "group_ids",
     "group_ids_of",
+    "load_checked_pairs",
     "load_pairs",
     "normalize_caption",
     "stable_hash",

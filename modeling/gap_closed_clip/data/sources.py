@@ -16,7 +16,7 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 
 from .arguments import DataArguments, expand_path
 from .hashing import stable_hash
-from .images import decode_image
+from .images import cache_images, check_images, decode_image
 from .messages import suggest
 from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
@@ -59,6 +59,20 @@ def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
     if split != "train":
         pairs = _not_augmented(pairs)
     return _stream(pairs, args, shuffle=split == "train") if args.streaming else pairs
+
+
+def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) -> Dataset | IterableDataset:
+    """`load_pairs`, and every image read once, before hours of work: kept decoded where `args.cache_images` says so.
+
+    Args:
+        num_workers: processes that help to read the images. A stream is checked as its rows pass.
+    """
+    pairs = load_pairs(args, split)
+    if isinstance(pairs, IterableDataset):
+        return pairs
+    if args.cache_images is not None:
+        return cache_images(pairs, args.cache_images, args.on_bad_image, args.window, num_workers)
+    return check_images(pairs, args.on_bad_image, args.window, num_workers)
 
 
 def _not_augmented(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:

@@ -10,7 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import set_seed
 from transformers.utils import logging
 
-from ..data import DataArguments, PairCollator, cache_images, check_images, count_truncated, load_pairs
+from ..data import DataArguments, PairCollator, count_truncated, load_checked_pairs
 from ..evaluation import build_compute_metrics, evaluate_model, write_report
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
@@ -108,12 +108,11 @@ def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -
             "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
             "more; contrastive learning wants as many as fit."
         )
-    pairs = load_pairs(data, "train")
+    pairs = load_checked_pairs(data, "train", args.dataloader_num_workers)
     if isinstance(pairs, IterableDataset):
         if args.max_steps <= 0:
             raise ValueError("data.streaming has no known length: set training.max_steps.")
         return pairs
-    pairs = checked_pairs(pairs, data, args)
     if len(pairs) < global_batch:
         raise ValueError(
             f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {global_batch} "
@@ -133,21 +132,10 @@ def load_held_out_pairs(
         FileNotFoundError, ValueError: there is no such split, or it is wrong; with the setting that asked for it.
     """
     try:
-        return checked_pairs(load_pairs(data, split), data, args)
+        return load_checked_pairs(data, split, args.dataloader_num_workers)
     except (FileNotFoundError, ValueError) as error:
         asker = f"training.final_split={split}" if split == args.final_split else "training.eval_strategy"
         raise type(error)(f"{error} (These pairs are needed because of {asker}.)") from error
-
-
-def checked_pairs(
-    pairs: Dataset | IterableDataset, data: DataArguments, args: GapClosedTrainingArguments
-) -> Dataset | IterableDataset:
-    """The pairs after every image has been read once, kept decoded where `data.cache_images` says so."""
-    if isinstance(pairs, IterableDataset):
-        return pairs
-    if data.cache_images is not None:
-        return cache_images(pairs, data.cache_images, data.on_bad_image, data.window, args.dataloader_num_workers)
-    return check_images(pairs, data.on_bad_image, data.window, args.dataloader_num_workers)
 
 
 def check_caption_length(
