@@ -373,6 +373,15 @@ def test_from_vision_text_pretrained_refuses_what_does_not_fit(towers):
         GapClosedClipModel.from_vision_text_pretrained(str(folder / "nothing"), text)
 
 
+def test_a_tower_with_weights_of_other_names_is_refused(towers, tmp_path):
+    text = towers[0] / "text"
+    (tmp_path / "config.json").write_text((text / "config.json").read_text())
+    weights = load_file(text / "model.safetensors")
+    save_file({f"other.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="weights of a BertModel"):
+        GapClosedClipModel.from_vision_text_pretrained(str(towers[0] / "vision"), str(tmp_path))
+
+
 def test_processor_fits_the_tower(towers):
     folder = towers[0]
     model = GapClosedClipModel.from_vision_text_pretrained(str(folder / "vision"), str(folder / "text"))

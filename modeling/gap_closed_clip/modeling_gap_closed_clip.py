@@ -436,7 +436,15 @@ def _fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
 def _load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
     if isinstance(name_or_config, PreTrainedConfig):
         return AutoModel.from_config(name_or_config, **kwargs)
-    return AutoModel.from_pretrained(name_or_config, **kwargs)
+    model, info = AutoModel.from_pretrained(name_or_config, output_loading_info=True, **kwargs)
+    # A BERT's pooler is often missing, and is dropped where it isn't asked for.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"{name_or_config} lacks {len(missing)} weights of a {type(model).__name__} ({missing[0]}, ...), which would "
+            "start at random: its weights are of another model, or have other names."
+        )
+    return model
 
 
 def _pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """train() and train.py from end to end, on a few phantoms."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -270,3 +271,17 @@ def test_train_py_says_in_one_line_what_is_wrong(tiny):
     assert result.returncode == 1 and result.stdout == ""
     expected = "train.py: The command line: unknown key 'lerning_rate': did you mean training.learning_rate?\n"
     assert result.stderr == expected
+
+
+def test_train_py_leaves_a_model_folder_with_a_card(tiny, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    words = [str(tiny), f"output_dir={tmp_path / 'run'}", "max_steps=1", "eval_strategy=no", "save_strategy=no"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    assert module.main() == 0
+    output = capsys.readouterr().out
+    assert "12 pairs, split 'test' of 'phantoms'" in output and "| modality gap" in output
+    assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "metrics.json").is_file()
+    assert module.main() == 1  # the folder holds this run now
+    assert capsys.readouterr().err.startswith(f"train.py: training.output_dir {tmp_path / 'run'} holds another run.")
