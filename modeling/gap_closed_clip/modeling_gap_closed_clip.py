@@ -441,8 +441,8 @@ def _load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrai
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise ValueError(
-            f"{name_or_config} lacks {len(missing)} weights of a {type(model).__name__} ({missing[0]}, ...), which would "
-            "start at random: its weights are of another model, or have other names."
+            f"{name_or_config} lacks {len(missing)} weights of a {type(model).__name__} ({missing[0]}, ...), which "
+            "would start at random: its weights are of another model, or have other names."
         )
     return model
 
