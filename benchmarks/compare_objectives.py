@@ -5,8 +5,8 @@
     python benchmarks/compare_objectives.py configs/radiology_small.yaml --folds 3 --seeds 0
 
 With --folds the training split is cross-validated (by data.fold_column), and no other split is looked at. A run that
-has finished is not repeated, so a comparison that was stopped goes on where it was, and several processes can share
-the seeds. Further words are overrides, as for train.py.
+has finished is not repeated: a comparison that was stopped goes on where it was, and several processes can each take
+some of the seeds. Further words are overrides, as for train.py.
 """
 
 import argparse
