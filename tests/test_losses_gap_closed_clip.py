@@ -17,8 +17,8 @@ WEIGHTS = {"contrastive_weight": 0.9, "align_weight": 1.7, "uniformity_weight": 
 
 
 def naive_terms(embeddings: list[torch.Tensor], scale: torch.Tensor, groups: list[tuple] | None):
-    """Contrastive, align, uniformity as the papers write them: sample by sample, with differences and sums of exponentials
-    in float64, no matrix product and no log-sum-exp; differentiable."""
+    """Contrastive, align, uniformity as the papers write them: sample by sample, with differences and sums of
+    exponentials in float64, no matrix product and no log-sum-exp; differentiable."""
     n, others = len(embeddings[0]), range(1, len(embeddings))
 
     def related(i: int, j: int) -> bool:
