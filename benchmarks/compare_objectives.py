@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.data import load_pairs
+from gap_closed_clip.data import load_checked_pairs
 from gap_closed_clip.evaluation import (
     evaluate_model,
     load_checkpoint,
@@ -50,7 +50,7 @@ def run_once(config: str, overlays: list[Path], overrides: list[str], folder: Pa
 def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output: Path) -> None:
     """Both figures for one run of each method."""
     config = load_config([next(iter(folders.values())) / "train_config.yaml"])
-    pairs = load_pairs(config.data, config.training["final_split"])
+    pairs = load_checked_pairs(config.data, config.training["final_split"])  # as the metrics saw them
     embeddings = {}
     for name, folder in folders.items():
         model, processor = load_checkpoint(folder)

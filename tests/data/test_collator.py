@@ -102,13 +102,6 @@ def test_long_captions_are_cut(processor, rows):
     assert PairCollator(processor)(rows)["input_ids"][1].tolist() == [2, 6, 7, 8, 5, 3]
 
 
-def test_padding_to_one_shape(processor, rows):
-    batch = PairCollator(processor, max_length=20, pad_to_max_length=True)(rows)
-    assert batch["input_ids"].shape == batch["token_type_ids"].shape == (3, 20)
-    with pytest.raises(ValueError, match="pad_to_max_length needs max_length"):
-        PairCollator(processor, pad_to_max_length=True)
-
-
 def test_count_truncated(processor, rows):
     captions = ["chest ct"] * 3 + ["ct of the chest , the lung"] * 4 + ["ct of the"] * 5  # 4, 9 and 5 tokens
     pairs = Dataset.from_dict({"caption": captions})

@@ -23,11 +23,6 @@ class PairCollator:
             those of validation and test, is left alone too: a Trainer has one collator for both.
         max_length: captions are cut after so many tokens; default the tokenizer's own limit, if it has one.
         window: (centre, width) for DICOM, 16-bit and float images; default their own.
-        pad_to_max_length: pad every batch to `max_length`, so that all have one shape (for a compiled model), instead
-            of to its longest caption.
-
-    Raises:
-        ValueError: `pad_to_max_length` without a length.
     """
 
     def __init__(
@@ -36,16 +31,12 @@ class PairCollator:
         augmentation: Augmentation | None = None,
         max_length: int | None = None,
         window: tuple[float, float] | None = None,
-        pad_to_max_length: bool = False,
     ):
         limit = processor.tokenizer.model_max_length
         self.max_length = max_length or (limit if limit < NO_LIMIT else None)
-        if pad_to_max_length and self.max_length is None:
-            raise ValueError("pad_to_max_length needs max_length: the tokenizer names no limit of its own.")
         self.processor = processor
         self.augmentation = augmentation
         self.window = window
-        self.pad_to_max_length = pad_to_max_length
         self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -75,7 +66,7 @@ class PairCollator:
         """`input_ids`, `attention_mask`, `token_type_ids` (B, L) int64 of B captions."""
         text = self.processor.tokenizer(
             captions,
-            padding="max_length" if self.pad_to_max_length else "longest",
+            padding="longest",
             truncation=self.max_length is not None,
             max_length=self.max_length,
             return_token_type_ids=True,

@@ -42,9 +42,9 @@ class GapClosedClipTrainer(Trainer):
 
     - scheduled weights follow the training's progress ([`TrainingProgressCallback`]);
     - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments);
-    - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine, mean cosine inside each
-    modality, averaged
-      over the logged steps, and a warning where the space collapses or scatters.
+    - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine and the mean cosine
+      inside each modality, averaged over the logged steps, with a warning where the space collapses or scatters;
+    - evaluation keeps its last batch where training drops it, and vectors and scalars are not decayed.
     """
 
     def __init__(self, *args, **kwargs):
