@@ -1,5 +1,4 @@
-"""The model: its embeddings and loss, saving and loading, freezing, checkpointing, autocast, compile, towers from "
-"elsewhere."""
+"""The model: embeddings, loss, saving and loading, freezing, checkpointing, autocast, compile, pretrained towers."""
 
 import json
 import logging

@@ -10,12 +10,19 @@ computed in float32, or float64 where the embeddings are float64, also under aut
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from .distributed_gap_closed_clip import world_size
+from .streaming_gap_closed_clip import GlobalBatch, streaming_contrastive_loss, streaming_uniformity_loss
+
+
+# Rows from which on the N x N matrices are visited in tiles instead of kept.
+STREAMING_FROM = 1024
 
 
 class GapClosedLoss(NamedTuple):
@@ -34,30 +41,83 @@ def gap_closed_loss(
     contrastive_weight: float | Tensor = 1.0,
     align_weight: float | Tensor = 1.0,
     uniformity_weight: float | Tensor = 1.0,
+    across_processes: bool = False,
+    streaming: bool | None = None,
 ) -> GapClosedLoss:
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
+
+    A weight that is the number 0 saves its term's backward pass; the term itself is still computed.
 
     Args:
         embeddings: M >= 2 tensors of shape (N, D) on the unit sphere; the first is the anchor.
         logit_scale: scalar, the *scale* itself (1 / temperature), not its log.
         group_ids: integers of shape (N,) or (N, G). Samples that agree in any column are not negatives of one another.
         contrastive_weight, align_weight, uniformity_weight: weights of the terms.
+        across_processes: the batch is that of all processes of the process group, each with any number of rows of its
+            own. The loss is that of the global batch on every process, and the gradients become exact by the averaging
+            of DistributedDataParallel or FSDP.
+        streaming: never keep an N x N matrix; same result to rounding. By default from `STREAMING_FROM` rows on, and
+            always across processes.
 
     Raises:
         ValueError: fewer than two modalities, shapes that differ, or `group_ids` of another length.
     """
     _check_embeddings(embeddings, group_ids)
+    across_processes = across_processes and world_size() > 1
+    if streaming is None:
+        streaming = len(embeddings[0]) >= STREAMING_FROM
     with torch.autocast(embeddings[0].device.type, enabled=False):
-        embeddings = [_at_least_float32(z) for z in embeddings]
-        excluded = _excluded_pairs(embeddings[0], group_ids)  # (N, N)
-        anchor, others = embeddings[0], embeddings[1:]
-        scale = logit_scale.to(anchor.dtype)
-        contrastive = torch.stack([contrastive_loss(anchor, other, scale, excluded) for other in others]).mean()
-        align = align_true_pairs_loss(embeddings)
-        uniformity = centroid_uniformity_loss(embeddings, excluded)
+        if streaming or across_processes:
+            terms = _streaming_terms(embeddings, logit_scale, group_ids, across_processes)
+        else:
+            terms = _dense_terms(embeddings, logit_scale, group_ids)
+        weights = (contrastive_weight, align_weight, uniformity_weight)
+        contrastive, align, uniformity = map(_evaluate, terms, weights)
         loss = contrastive_weight * contrastive + align_weight * align + uniformity_weight * uniformity
     return GapClosedLoss(loss, contrastive, align, uniformity)
+
+
+def _evaluate(term: Callable[[], Tensor], weight: float | Tensor) -> Tensor:
+    """A term that counts nothing is computed without what its backward pass would need."""
+    counts_nothing = isinstance(weight, int | float) and weight == 0
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not counts_nothing):
+        return term()
+
+
+def _dense_terms(
+    embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None
+) -> tuple[Callable[[], Tensor], ...]:
+    embeddings = [_at_least_float32(z) for z in embeddings]
+    anchor, others = embeddings[0], embeddings[1:]
+    scale = logit_scale.to(anchor.dtype)
+    excluded = _excluded_pairs(anchor, group_ids)  # (N, N)
+    return (
+        lambda: torch.stack([contrastive_loss(anchor, other, scale, excluded) for other in others]).mean(),
+        lambda: align_true_pairs_loss(embeddings),
+        lambda: centroid_uniformity_loss(embeddings, excluded),
+    )
+
+
+def _streaming_terms(
+    embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None, across_processes: bool
+) -> tuple[Callable[[], Tensor], ...]:
+    batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
+    anchor, others = embeddings[0], embeddings[1:]
+    scale = logit_scale.to(_at_least_float32(anchor).dtype)
+
+    def contrastive() -> Tensor:
+        pairs = [streaming_contrastive_loss(anchor, other, scale, batch, m) for m, other in enumerate(others, start=1)]
+        return torch.stack(pairs).mean()
+
+    def uniformity() -> Tensor:
+        with torch.no_grad():
+            everyone = centroids_of(batch.embeddings)
+            # Kernels multiply half precision at full speed; torch computes in float32 anyway.
+            everyone = everyone.to(anchor.dtype) if anchor.is_cuda else everyone
+        return streaming_uniformity_loss(centroids_of(embeddings), everyone, batch)
+
+    return contrastive, lambda: batch.mean_over_rows(align_true_pairs_loss(embeddings)), uniformity
 
 
 def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, excluded: Tensor | None = None) -> Tensor:
@@ -76,7 +136,7 @@ def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, exclude
 
 def align_true_pairs_loss(embeddings: list[Tensor]) -> Tensor:
     """L_ATP = 1/(M-1) sum over m != a of 1/N sum_i || z_i^m - z_i^a ||^2 (arXiv 2602.20046, Align True Pairs)."""
-    anchor, others = embeddings[0], embeddings[1:]
+    anchor, *others = [_at_least_float32(z) for z in embeddings]
     return torch.stack([(other - anchor).square().sum(-1).mean() for other in others]).mean()
 
 
@@ -88,7 +148,7 @@ def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None =
     `excluded` (N, N), bool: pairs left out of the mean, the diagonal always among them. Where no pair is left (N = 1,
     or one group only) the loss is 0 with zero gradient.
     """
-    centroids = unit_vectors(torch.stack(embeddings).mean(0))  # (N, D)
+    centroids = centroids_of(embeddings)  # (N, D)
     squared_norms = centroids.square().sum(-1)
     squared_distances = squared_norms[:, None] + squared_norms - 2 * centroids @ centroids.T  # (N, N)
     ignored = torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
@@ -101,17 +161,21 @@ def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None =
     return torch.where(count > 0, log_mean, torch.zeros_like(log_mean))
 
 
+def centroids_of(embeddings: list[Tensor]) -> Tensor:
+    """mu_i, the mean over modalities of z_i brought back to the sphere: (N, D), float32 or float64."""
+    return unit_vectors(sum(_at_least_float32(z) for z in embeddings) / len(embeddings))
+
+
 def unit_vectors(x: Tensor) -> Tensor:
-    """Rows of x (..., D) scaled to unit length. A row of zeros has no direction: it stays zero and gets no "
-    "gradient."""
+    """Rows of x (..., D) at unit length. A row of zeros has no direction: it stays zero and gets no gradient."""
     squared_norm = x.square().sum(-1, keepdim=True)
     is_zero = squared_norm == 0
     return torch.where(is_zero, torch.zeros_like(x), x * squared_norm.masked_fill(is_zero, 1.0).rsqrt())
 
 
-def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> Tensor:
+def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> float | Tensor:
     """
-    Value of a weight at a fraction of training.
+    Value of a weight at a fraction of training: a scheduled one as a scalar tensor, a constant one as it is.
 
     Args:
         weight: a number, or points [fraction, value] with rising fractions: linear between points, constant outside
@@ -119,38 +183,11 @@ def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> Ten
         progress: scalar tensor in [0, 1]. A tensor, so that torch.compile does not compile anew at every step.
     """
     if isinstance(weight, int | float):
-        return torch.full_like(progress, weight)
+        return weight
     value = torch.full_like(progress, weight[0][1])
     for (start, a), (end, b) in zip(weight, weight[1:], strict=False):
         value = value + (b - a) * ((progress - start) / (end - start)).clamp(0, 1)
     return value
-
-
-def gather_across_processes(x: Tensor) -> Tensor:
-    """
-    Rows of every process, (N, ...) -> (world size * N, ...), with the gradient: each process gets the sum of all
-    processes' gradients for its own rows, which DistributedDataParallel's averaging turns into the exact gradient of
-    the global batch.
-
-    Every process must hold the same number of rows. Without a process group, x itself.
-    """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return x
-    return _AllGather.apply(x)
-
-
-class _AllGather(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        gathered = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, x.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _excluded_pairs(anchor: Tensor, group_ids: Tensor | None) -> Tensor | None:
@@ -187,9 +224,9 @@ __all__ = [
     "GapClosedLoss",
     "align_true_pairs_loss",
     "centroid_uniformity_loss",
+    "centroids_of",
     "contrastive_loss",
     "gap_closed_loss",
-    "gather_across_processes",
     "scheduled_weight",
     "unit_vectors",
 ]

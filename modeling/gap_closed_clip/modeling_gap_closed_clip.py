@@ -1,5 +1,4 @@
-"""[`GapClosedClipModel`]: a timm image tower and a BERT text tower in one space, trained with the objective that "
-"closes the gap."""
+"""[`GapClosedClipModel`]: a timm image tower and a BERT text tower in one space, with the loss that closes the gap."""
 
 import copy
 import math
@@ -18,7 +17,6 @@ from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import (
     GapClosedLoss,
     gap_closed_loss,
-    gather_across_processes,
     scheduled_weight,
     unit_vectors,
 )
@@ -112,8 +110,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         self.text_projection = projection(config.text_config.hidden_size, config)
         self.visual_centering = centering(config)
         self.text_centering = centering(config)
+        # (1,) and not a scalar, which FSDP can't shard
         self.logit_scale = nn.Parameter(
-            torch.tensor(float(config.logit_scale_init_value)), requires_grad=config.learnable_temperature
+            torch.tensor([float(config.logit_scale_init_value)]), requires_grad=config.learnable_temperature
         )
         # Saved with the model, so that a reloaded checkpoint evaluates its loss with the weights it was trained with.
         self.register_buffer("training_progress", torch.zeros(()))
@@ -193,8 +192,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         self.training_progress.fill_(progress)
         self._progress_is_set = True
 
-    def objective_weights(self) -> dict[str, Tensor]:
-        """The three weights at the present training progress; scalar tensors."""
+    def objective_weights(self) -> dict[str, float | Tensor]:
+        """The three weights at the present training progress; scheduled ones as scalar tensors."""
         names = ("contrastive_weight", "align_weight", "uniformity_weight")
         # .float(): a progress in bfloat16 moves in steps of 1/256
         return {name: scheduled_weight(getattr(self.config, name), self.training_progress.float()) for name in names}
@@ -233,8 +232,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         position_ids: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The text tower alone: its states (B, length, hidden) and, as `pooler_output`, what represents a text (B, "
-        "hidden)."""
+        """The text tower alone: (B, length, hidden) and, as `pooler_output`, what represents a text, (B, hidden)."""
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -359,11 +357,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         self._warn_of_standing_schedule()
         if not self.config.mask_groups:
             group_ids = None
-        if self.training:
-            embeddings = [gather_across_processes(z) for z in embeddings]
-            group_ids = None if group_ids is None else gather_across_processes(group_ids)
+        scale = self._scale().to(embeddings[0].device)
         return gap_closed_loss(
-            embeddings, self._scale().to(embeddings[0].device), group_ids, **self.objective_weights()
+            embeddings, scale, group_ids, **self.objective_weights(), across_processes=self.training
         )
 
     def get_input_embeddings(self) -> nn.Module:
@@ -373,14 +369,17 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def _scale(self) -> Tensor:
-        if self.training and self.config.learnable_temperature:
+        logit_scale, cap = self.logit_scale.squeeze(0), math.log(self.config.max_logit_scale)
+        if not self.config.learnable_temperature:
+            logit_scale = logit_scale.detach()  # because from_pretrained gives every parameter a gradient
+        elif self.training:
             # The parameter itself is capped, as in CLIP: clamping its exponential would leave it without gradient at
             # the cap.
             with torch.no_grad():
-                self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
-        # Detached, because from_pretrained gives every parameter a gradient.
-        logit_scale = self.logit_scale if self.config.learnable_temperature else self.logit_scale.detach()
-        return _at_least_float32(logit_scale).exp()
+                self.logit_scale.clamp_(max=cap)
+        # Under FSDP what was capped is a copy: the value is, whatever the parameter.
+        over = (logit_scale.detach() - cap).clamp(min=0)
+        return _at_least_float32(logit_scale - over).exp()
 
     def _pool_text(self, outputs: ModelOutput, attention_mask: Tensor | None) -> Tensor:
         hidden = outputs.last_hidden_state  # (B, length, hidden)

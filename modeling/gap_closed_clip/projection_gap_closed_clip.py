@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import gather_across_processes
+from .distributed_gap_closed_clip import sum_across_processes
 
 
 class ProjectionCentering(nn.Module):
@@ -24,10 +24,11 @@ class ProjectionCentering(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D). In training B of every process must be the same."""
+        """(B, D) -> (B, D)."""
         if not self.training:
             return x - self.running_mean.to(x.dtype)
-        mean = gather_across_processes(x.mean(0, keepdim=True)).mean(0)  # (D,)
+        count = sum_across_processes(x.new_tensor(float(len(x))))
+        mean = sum_across_processes(x.sum(0)) / count  # (D,)
         with torch.no_grad():
             self.num_batches_tracked += 1
             share = (1 / self.num_batches_tracked).clamp(min=self.momentum).to(self.running_mean.dtype)

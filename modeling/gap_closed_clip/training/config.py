@@ -68,8 +68,7 @@ class RunConfig:
         return {"model": model, "data": _changed(self.data), "training": dict(self.training)}
 
     def save(self, path: str | Path) -> None:
-        """Writes a YAML file that `load_config` reads back, without `hub_token`: the file goes where the model "
-        "goes."""
+        """Writes a YAML file that `load_config` reads back, without `hub_token`: it goes where the model goes."""
         content = self.to_dict()
         content["training"].pop("hub_token", None)
         Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -1,5 +1,4 @@
-"""What need not be computed in every step: a frozen text tower's output, and the centre of a trained model's "
-"projections."""
+"""What need not be computed in every step: a frozen text tower's output, and the centre of trained projections."""
 
 import numpy as np
 import torch

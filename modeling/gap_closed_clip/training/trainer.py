@@ -1,5 +1,4 @@
-"""The Trainer, with what pairs need: batches without repeats, progress for scheduled weights, and an eye on the "
-"space."""
+"""The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
 import torch
 from torch import Tensor
@@ -26,8 +25,7 @@ class TrainingProgressCallback(TrainerCallback):
 
 
 class _SamplerEpochCallback(TrainerCallback):
-    """accelerate hands the epoch on to a sampler except where it has wrapped it three times (resuming, several "
-    "processes)."""
+    """accelerate hands the epoch on to a sampler except where it has wrapped it thrice (resuming, many processes)."""
 
     def __init__(self, sampler: DistinctSampler):
         self.sampler = sampler
@@ -67,7 +65,7 @@ class GapClosedClipTrainer(Trainer):
             means = {name: (total / self._count).item() for name, total in self._sums.items()}
             model = self.accelerator.unwrap_model(self.model)
             means["logit_scale"] = model.logit_scale.detach().exp().item()
-            means.update({name: weight.item() for name, weight in model.objective_weights().items()})
+            means.update({name: float(weight) for name, weight in model.objective_weights().items()})
             logs.update({name: round(value, 4) for name, value in means.items()})
             self._sums, self._count = {}, 0
             self._warn_of_collapse_and_scatter(means)
