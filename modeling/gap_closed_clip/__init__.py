@@ -2,6 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
 
+from .chunking_gap_closed_clip import MicroBatches
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import gap_closed_loss
 from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
@@ -20,5 +21,6 @@ __all__ = [
     "GapClosedClipModel",
     "GapClosedClipOutput",
     "GapClosedClipProcessor",
+    "MicroBatches",
     "gap_closed_loss",
 ]

@@ -47,7 +47,7 @@ def gap_closed_loss(
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
 
-    A weight that is the number 0 saves its term's backward pass; the term itself is still computed.
+    A weight of alignment or uniformity that is the number 0 saves the term's backward pass; its value is still told.
 
     Args:
         embeddings: M >= 2 tensors of shape (N, D) on the unit sphere; the first is the anchor.
@@ -72,14 +72,17 @@ def gap_closed_loss(
             terms = _streaming_terms(embeddings, logit_scale, group_ids, across_processes)
         else:
             terms = _dense_terms(embeddings, logit_scale, group_ids)
-        weights = (contrastive_weight, align_weight, uniformity_weight)
-        contrastive, align, uniformity = map(_evaluate, terms, weights)
+        contrastive = terms[0]()
+        align, uniformity = _evaluate(terms[1], align_weight), _evaluate(terms[2], uniformity_weight)
         loss = contrastive_weight * contrastive + align_weight * align + uniformity_weight * uniformity
     return GapClosedLoss(loss, contrastive, align, uniformity)
 
 
 def _evaluate(term: Callable[[], Tensor], weight: float | Tensor) -> Tensor:
-    """A term that counts nothing is computed without what its backward pass would need."""
+    """
+    A term that counts nothing is computed without what its backward pass would need. (Not so the contrastive one: the
+    scale would get no gradient, which DistributedDataParallel refuses.)
+    """
     counts_nothing = isinstance(weight, int | float) and weight == 0
     with torch.set_grad_enabled(torch.is_grad_enabled() and not counts_nothing):
         return term()
@@ -103,8 +106,9 @@ def _streaming_terms(
     embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None, across_processes: bool
 ) -> tuple[Callable[[], Tensor], ...]:
     batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
+    embeddings = [_at_least_float32(z) for z in embeddings]
     anchor, others = embeddings[0], embeddings[1:]
-    scale = logit_scale.to(_at_least_float32(anchor).dtype)
+    scale = logit_scale.to(anchor.dtype)
 
     def contrastive() -> Tensor:
         pairs = [streaming_contrastive_loss(anchor, other, scale, batch, m) for m, other in enumerate(others, start=1)]
@@ -113,8 +117,8 @@ def _streaming_terms(
     def uniformity() -> Tensor:
         with torch.no_grad():
             everyone = centroids_of(batch.embeddings)
-            # Kernels multiply half precision at full speed; torch computes in float32 anyway.
-            everyone = everyone.to(anchor.dtype) if anchor.is_cuda else everyone
+            # Kernels multiply half precision as it is; torch computes in float32 anyway.
+            everyone = everyone.to(batch.embeddings[0].dtype) if everyone.is_cuda else everyone
         return streaming_uniformity_loss(centroids_of(embeddings), everyone, batch)
 
     return contrastive, lambda: batch.mean_over_rows(align_true_pairs_loss(embeddings)), uniformity

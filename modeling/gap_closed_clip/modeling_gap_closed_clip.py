@@ -5,22 +5,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, cached_file, logging
+from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
+from .chunking_gap_closed_clip import MicroBatches, encode_in_chunks
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import (
-    GapClosedLoss,
-    gap_closed_loss,
-    scheduled_weight,
-    unit_vectors,
-)
+from .losses_gap_closed_clip import STREAMING_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
 from .projection_gap_closed_clip import ProjectionCentering, centering, projection
+from .towers_gap_closed_clip import fixed_image_size, load_tower, pretrained_head
 
 
 logger = logging.get_logger(__name__)
@@ -34,7 +30,8 @@ class GapClosedClipOutput(ModelOutput):
     Args:
         loss (scalar): weighted sum of the three terms; only with both modalities, `return_loss` and B = C.
         contrastive_loss, align_loss, uniformity_loss (scalars): the terms before weighting.
-        logits_per_image (B, C): scale times cosine.
+        logits_per_image (B, C): scale times cosine. Left out of training with large batches, where it would be the
+            matrix that the loss gets by without.
         logits_per_text (C, B): its transpose.
         image_embeds (B, D), text_embeds (C, D): unit vectors in the shared space, float32 (float64 in a float64
             model).
@@ -105,7 +102,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         if config.text_pooling != "pooler":
             # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
             self.text_model.pooler = None
-        self.image_size = _fixed_image_size(self.vision_model)
+        self.image_size = fixed_image_size(self.vision_model)
         self.visual_projection = projection(self.vision_model.timm_model.head_hidden_size, config)
         self.text_projection = projection(config.text_config.hidden_size, config)
         self.visual_centering = centering(config)
@@ -147,17 +144,17 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             ValueError: an image tower that is not timm's, or `keep_vision_projection` where there is no fitting head.
         """
         vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
-        vision_model = _load_tower(vision_model_name_or_path, vision_kwargs)
+        vision_model = load_tower(vision_model_name_or_path, vision_kwargs)
         if vision_model.config.model_type != "timm_wrapper":
             raise ValueError(
                 f"{vision_model_name_or_path} is a {vision_model.config.model_type} model: the image tower has to be "
                 f"a "
                 "timm model (Hub ids that begin with timm/), e.g. timm/eva02_base_patch16_clip_224.merged2b."
             )
-        text_model = _load_tower(text_model_name_or_path, text_kwargs)
+        text_model = load_tower(text_model_name_or_path, text_kwargs)
         head = None
         if keep_vision_projection:
-            head = _pretrained_head(vision_model_name_or_path, vision_kwargs.get("revision"))
+            head = pretrained_head(vision_model_name_or_path, vision_kwargs.get("revision"))
             head_dim = len(head["weight"])
             asked = config_kwargs.setdefault("projection_dim", head_dim)
             if asked != head_dim or config_kwargs.get("projection_hidden_dim") is not None:
@@ -209,20 +206,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: a height or width that the tower can't take.
         """
-        size = tuple(pixel_values.shape[-2:])
-        if self.image_size is not None and size != self.image_size:
-            raise ValueError(
-                f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "
-                f"{self.image_size[1]}: "
-                "set the image processor's crop_size and size, or the tower's model_args={'dynamic_img_size': True}."
-            )
-        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
-        features = self.visual_projection(outputs.pooler_output)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.visual_centering(_at_least_float32(features)),
-            hidden_states=outputs.hidden_states,
-        )
+        outputs = self._project_images(pixel_values, **kwargs)
+        outputs.pooler_output = self.visual_centering(outputs.pooler_output)
+        return outputs
 
     def encode_text(
         self,
@@ -266,12 +252,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             pooled_text: (B, hidden), the `pooler_output` of `encode_text` from before: a frozen tower need not run
                 again.
         """
-        if pooled_text is None:
-            outputs = self.encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
-        else:
-            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
-        features = _at_least_float32(self.text_projection(outputs.pooler_output))
-        outputs.pooler_output = self.text_centering(features)
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, pooled_text)
+        outputs = self._project_texts(*inputs, **kwargs)
+        outputs.pooler_output = self.text_centering(outputs.pooler_output)
         return outputs
 
     @can_return_tuple
@@ -284,6 +267,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         position_ids: Tensor | None = None,
         group_ids: Tensor | None = None,
         pooled_text: Tensor | None = None,
+        micro_batches: MicroBatches | None = None,
         return_loss: bool = True,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -298,6 +282,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             group_ids: integers, (B,) or (B, G): pairs that agree in any column (one image, one caption) are not
                 negatives of one another.
             pooled_text: (C, hidden), instead of `input_ids`; see `get_text_features`.
+            micro_batches: one large batch in parts ([`MicroBatches`] of the inputs above), instead of all of them.
+                Same embeddings, loss and gradients; the activations are those of one part at a time.
             return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
             output_attentions: of the text tower; timm's towers have none to give.
             output_hidden_states: of both towers.
@@ -305,11 +291,18 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: neither images nor texts; in training, numbers of images and texts that differ.
         """
+        if micro_batches is not None:
+            micro_batches, group_ids = micro_batches.pop_group_ids()
+            image_embeds, text_embeds = self._embed_in_chunks(micro_batches)
+            compared = self._compare(image_embeds, text_embeds, group_ids, return_loss)
+            return GapClosedClipOutput(
+                **compared, image_embeds=image_embeds, text_embeds=text_embeds, group_ids=group_ids
+            )
         has_text = input_ids is not None or pooled_text is not None
         if pixel_values is None and not has_text:
             raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
-        vision_outputs = text_outputs = image_embeds = text_embeds = logits = None
-        losses = {}
+        vision_outputs = text_outputs = image_embeds = text_embeds = None
+        compared = {}
         if pixel_values is not None:
             vision_outputs = self.get_image_features(
                 pixel_values, output_hidden_states=output_hidden_states, return_dict=True
@@ -329,14 +322,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             text_embeds = unit_vectors(text_outputs.pooler_output)  # (C, D)
         if image_embeds is not None and text_embeds is not None:
             text_embeds = text_embeds.to(image_embeds.device)  # device_map may have parted the towers
-            with torch.autocast(text_embeds.device.type, enabled=False):
-                logits = self._scale().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)
-            if return_loss and self._have_same_number(image_embeds, text_embeds):
-                losses = self.compute_loss([image_embeds, text_embeds], group_ids)._asdict()
+            compared = self._compare(image_embeds, text_embeds, group_ids, return_loss)
         return GapClosedClipOutput(
-            **losses,
-            logits_per_image=logits,
-            logits_per_text=None if logits is None else logits.T,
+            **compared,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             group_ids=group_ids,
@@ -367,6 +355,65 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
+
+    def _project_images(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """`get_image_features` before the centring."""
+        size = tuple(pixel_values.shape[-2:])
+        if self.image_size is not None and size != self.image_size:
+            raise ValueError(
+                f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "
+                f"{self.image_size[1]}: set the image processor's crop_size and size, or the tower's "
+                "model_args={'dynamic_img_size': True}."
+            )
+        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=_at_least_float32(self.visual_projection(outputs.pooler_output)),
+            hidden_states=outputs.hidden_states,
+        )
+
+    def _project_texts(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pooled_text: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """`get_text_features` before the centring."""
+        if pooled_text is None:
+            outputs = self.encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
+        else:
+            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
+        outputs.pooler_output = _at_least_float32(self.text_projection(outputs.pooler_output))
+        return outputs
+
+    def _embed_in_chunks(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, D) of the images and the texts of all micro-batches together."""
+        names = micro_batches.batches[0].keys()
+        if "pixel_values" not in names or not {"input_ids", "pooled_text"} & names:
+            raise ValueError(f"micro_batches hold {', '.join(names)}: give both pixel_values and input_ids.")
+
+        def encode(pixel_values: Tensor, **text) -> tuple[Tensor, Tensor]:
+            return self._project_images(pixel_values).pooler_output, self._project_texts(**text).pooler_output
+
+        image_features, text_features = encode_in_chunks(encode, micro_batches, self.logit_scale.device)
+        # Centred by the mean of the whole batch, not of a part.
+        return unit_vectors(self.visual_centering(image_features)), unit_vectors(self.text_centering(text_features))
+
+    def _compare(
+        self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, return_loss: bool
+    ) -> dict[str, Tensor | None]:
+        """Logits and, where there is one, the loss with its terms, as fields of the output."""
+        compared = {}
+        if return_loss and self._have_same_number(image_embeds, text_embeds):
+            compared = self.compute_loss([image_embeds, text_embeds], group_ids)._asdict()
+        if self.training and compared and len(image_embeds) >= STREAMING_FROM:
+            return compared  # without the N x N matrix that the loss gets by without
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            logits = self._scale().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)
+        return {**compared, "logits_per_image": logits, "logits_per_text": logits.T}
 
     def _scale(self) -> Tensor:
         logit_scale, cap = self.logit_scale.squeeze(0), math.log(self.config.max_logit_scale)
@@ -418,52 +465,6 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         # transformers looks for its own layers only; the timm tower has a switch of its own.
         self.vision_model._set_gradient_checkpointing(enable)
         self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
-
-
-def _fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
-    """(height, width) where the timm model takes no other size, else None."""
-    patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
-    if patch_embed is None or not getattr(patch_embed, "strict_img_size", False):
-        return None
-    if patch_embed.num_patches == 0:
-        raise ValueError(
-            f"The image tower's img_size {patch_embed.img_size} is less than one patch {patch_embed.patch_size}."
-        )
-    return tuple(patch_embed.img_size)
-
-
-def _load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
-    if isinstance(name_or_config, PreTrainedConfig):
-        return AutoModel.from_config(name_or_config, **kwargs)
-    model, info = AutoModel.from_pretrained(name_or_config, output_loading_info=True, **kwargs)
-    # A BERT's pooler is often missing, and is dropped where it isn't asked for.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ValueError(
-            f"{name_or_config} lacks {len(missing)} weights of a {type(model).__name__} ({missing[0]}, ...), which "
-            "would start at random: its weights are of another model, or have other names."
-        )
-    return model
-
-
-def _pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:
-    """timm's `head.weight` (D, hidden) and `head.bias` (D,), which the wrapper drops."""
-    if not isinstance(name_or_path, str):
-        raise ValueError("keep_vision_projection: an image tower from scratch has no pretrained projection to keep.")
-    path = cached_file(name_or_path, "model.safetensors", revision=revision)
-    with safe_open(path, framework="pt") as weights:
-        names = [name for name in weights.keys() if name in ("head.weight", "timm_model.head.weight")]
-        if not names:
-            raise ValueError(
-                f"keep_vision_projection: {name_or_path} has no head.weight in model.safetensors; use a CLIP "
-                f"checkpoint of timm "
-                "(its name contains _clip_), or leave keep_vision_projection off."
-            )
-        prefix = names[0].removesuffix("weight")
-        weight = weights.get_tensor(names[0])
-        has_bias = f"{prefix}bias" in weights.keys()
-        bias = weights.get_tensor(f"{prefix}bias") if has_bias else torch.zeros(len(weight), dtype=weight.dtype)
-    return {"weight": weight, "bias": bias}
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -85,6 +85,7 @@ class GlobalBatch:
         return slice(rows.start - self.own.start, rows.stop - self.own.start)
 
 
+@torch.compiler.disable  # the loop over tiles would be unrolled
 def streaming_contrastive_loss(
     anchor: Tensor, other: Tensor, logit_scale: Tensor, batch: GlobalBatch, modality: int
 ) -> Tensor:
@@ -92,13 +93,14 @@ def streaming_contrastive_loss(
     `contrastive_loss` of the global batch, between its anchor and one more modality.
 
     Args:
-        anchor, other: (own rows, D), this process' rows of `batch.embeddings` 0 and `modality`; they get the gradient,
-            times the number of processes.
+        anchor, other: (own rows, D), this process' rows of `batch.embeddings` 0 and `modality`, in the type of
+            `logit_scale`; they get the gradient, times the number of processes.
         logit_scale: scalar, float32 or float64: what the loss is computed in.
     """
     return _Contrastive.apply(anchor, other, logit_scale, batch.embeddings[0], batch.embeddings[modality], batch)
 
 
+@torch.compiler.disable  # the loop over tiles would be unrolled
 def streaming_uniformity_loss(centroids: Tensor, all_centroids: Tensor, batch: GlobalBatch) -> Tensor:
     """
     `centroid_uniformity_loss` of the global batch.
@@ -156,9 +158,9 @@ class _Contrastive(torch.autograd.Function):
                 visit(rows, columns, True, False)
             for rows, columns in _grid(all_anchor, batch.others() if for_other else [], [own]):
                 visit(rows, columns, False, True)
-        factor = grad * len(batch.counts) / (2 * len(batch))
-        # sum over i, j of weights_ij * cosine_ij, row by row
-        of_scale = factor * torch.linalg.vecdot(of_anchor, all_anchor[own].to(scale.dtype)).sum()
+            factor = grad * len(batch.counts) / (2 * len(batch))
+            # sum over i, j of weights_ij * cosine_ij, row by row
+            of_scale = factor * torch.linalg.vecdot(of_anchor, all_anchor[own].to(scale.dtype)).sum()
         return of_anchor.mul_(factor * scale), of_other.mul_(factor * scale), of_scale, None, None, None
 
 

@@ -24,8 +24,8 @@ def group_ids_of(pairs: Dataset) -> list[tuple[int, int]]:
 class DistinctSampler(Sampler[int]):
     """An order of the pairs for one epoch, such that batches cut from it hold distinct images and captions.
 
-    The last batch, if it is not full, is drawn first, at random: with `drop_last` every pair is equally likely to be
-    left out. The others are dealt out to the full batches like cards: the pairs whose image or caption is the most
+    The last batch, if it is not full, is drawn first, at random: where it is left out, every pair is equally likely
+    to be. The others are dealt out to the full batches like cards: the pairs whose image or caption is the most
     frequent first, each to the next batch that has room and neither of the two yet; what finds no place swaps with a
     pair that does; the unique ones last, into what room is left. An image or a caption that is more frequent than
     there are batches cannot be kept apart: the surplus shares batches (nothing is dropped; the loss masks such pairs
@@ -39,16 +39,18 @@ class DistinctSampler(Sampler[int]):
         batch_size: pairs that must be distinct: one process' batch times the number of processes, as accelerate
             hands out consecutive batches to them.
         seed: with the epoch, it fixes the order.
+        drop_last: leave the last batch out where it is not full.
 
     Raises:
         ValueError: `batch_size` below 1, or no pairs.
     """
 
-    def __init__(self, groups: list[tuple[int, int]], batch_size: int, seed: int = 0):
+    def __init__(self, groups: list[tuple[int, int]], batch_size: int, seed: int = 0, drop_last: bool = False):
         if batch_size < 1 or not groups:
             raise ValueError(f"{len(groups)} pairs in batches of {batch_size}: there must be at least 1 of each.")
         self.batch_size = batch_size
         self.seed = seed
+        self.drop_last = drop_last
         self.epoch = 0
         images, captions = zip(*groups, strict=True)
         self.images, image_counts = _renumber(images)
@@ -69,7 +71,7 @@ class DistinctSampler(Sampler[int]):
             )
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.images) // self.batch_size * self.batch_size if self.drop_last else len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
         """The order that the next iteration takes."""
@@ -77,16 +79,17 @@ class DistinctSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         random = np.random.default_rng((self.seed, self.epoch))
-        permutation = random.permutation(len(self))
+        permutation = random.permutation(len(self.images))
         last = self._draw_last_batch(permutation)
         batches = self._deal(np.setdiff1d(permutation, last, assume_unique=True), random)
         for index in random.permutation(len(batches)):
             yield from random.permutation(batches[index]).tolist()
-        yield from last
+        if not self.drop_last:
+            yield from last
 
     def _draw_last_batch(self, permutation: np.ndarray) -> list[int]:
         """The rows of the batch that is not full: the first that go together, then whatever is left."""
-        size = len(self) % self.batch_size
+        size = len(self.images) % self.batch_size
         batch, taken, refused = [], set(), []
         for row in permutation.tolist():
             if len(batch) == size:

@@ -105,6 +105,13 @@ class GapClosedTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Delete another run's results in output_dir instead of refusing to start."}
     )
+    contrastive_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs that are compared with one another in a step, over all devices. More than fit are encoded "
+            "per_device_train_batch_size at a time on each device, and once more in the backward pass."
+        },
+    )
     distinct_batches: bool = field(
         default=True, metadata={"help": "Keep pairs that share an image or a caption out of one batch where possible."}
     )
@@ -122,6 +129,36 @@ class GapClosedTrainingArguments(TrainingArguments):
     # The collator needs captions and image bytes, which forward's signature does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this off."})
     report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where logs go."})
+
+    @property
+    def global_batch_size(self) -> int:
+        """Pairs that are compared with one another in a step, over all devices."""
+        return self.contrastive_batch_size or self.train_batch_size * self.world_size
+
+    @property
+    def num_micro_batches(self) -> int:
+        """
+        Parts in which each device encodes its share of the contrastive batch.
+
+        Raises:
+            ValueError: the contrastive batch is no multiple of what all devices encode at a time, or is asked for
+                together with gradient accumulation.
+        """
+        at_a_time = self.train_batch_size * self.world_size
+        parts, rest = divmod(self.global_batch_size, at_a_time)
+        if rest or not parts:
+            raise ValueError(
+                f"training.contrastive_batch_size is {self.contrastive_batch_size}: it has to be a multiple of the "
+                f"{at_a_time} pairs that are encoded at a time (per_device_train_batch_size={self.train_batch_size} "
+                f"on each of {self.world_size} devices), e.g. {max(parts, 1) * at_a_time}."
+            )
+        if self.contrastive_batch_size is not None and self.gradient_accumulation_steps not in (1, parts):
+            raise ValueError(
+                f"training.contrastive_batch_size is {self.contrastive_batch_size} and gradient_accumulation_steps is "
+                f"{self.gradient_accumulation_steps}: leave the latter out. The contrastive batch is encoded in as "
+                "many parts as it takes, and makes one step."
+            )
+        return parts
 
 
 __all__ = ["GapClosedTrainingArguments", "ModelArguments"]

@@ -56,6 +56,7 @@ def train(config: RunConfig) -> TrainingResult:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
     """
     args = config.training_arguments()
+    check_devices(args)
     checkpoint = checkpoint_to_resume(args)
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
         train_pairs = load_training_pairs(config.data, args)
@@ -95,6 +96,20 @@ def train(config: RunConfig) -> TrainingResult:
     )
 
 
+def check_devices(args: GapClosedTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: several GPUs in one process, or a contrastive batch that they can't share.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would split each batch among them (torch.nn.DataParallel), so "
+            "that no pair is compared with those of another GPU. Start one process for each, `accelerate launch "
+            "train.py ...`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    _ = args.num_micro_batches  # checks the sizes
+
+
 def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -> Dataset | IterableDataset:
     """
     The training pairs, checked.
@@ -102,8 +117,7 @@ def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -
     Raises:
         ValueError: fewer pairs than one batch, a batch of a single pair, streaming without `max_steps`.
     """
-    global_batch = args.train_batch_size * args.world_size
-    if global_batch < 2:
+    if args.global_batch_size < 2:
         raise ValueError(
             "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
             "more; contrastive learning wants as many as fit."
@@ -113,11 +127,11 @@ def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -
         if args.max_steps <= 0:
             raise ValueError("data.streaming has no known length: set training.max_steps.")
         return pairs
-    if len(pairs) < global_batch:
+    if len(pairs) < args.global_batch_size:
+        setting = "per_device_train_batch_size" if args.contrastive_batch_size is None else "contrastive_batch_size"
         raise ValueError(
-            f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {global_batch} "
-            f"({args.train_batch_size} on each of {args.world_size} devices): lower "
-            f"training.per_device_train_batch_size."
+            f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
+            f"({args.world_size} devices together): lower training.{setting}."
         )
     return pairs
 

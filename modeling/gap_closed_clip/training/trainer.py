@@ -1,10 +1,12 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
+from ..chunking_gap_closed_clip import MicroBatches
 from ..data import DistinctSampler, group_ids_of
 from ..modeling_gap_closed_clip import GapClosedClipOutput
 
@@ -38,6 +40,7 @@ class GapClosedClipTrainer(Trainer):
     """
     transformers' `Trainer`; a plain one trains the model too. This one adds:
 
+    - `contrastive_batch_size` of the arguments: any number of pairs compared in one step, encoded in micro-batches;
     - scheduled weights follow the training's progress ([`TrainingProgressCallback`]);
     - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments);
     - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine and the mean cosine
@@ -47,10 +50,36 @@ class GapClosedClipTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._prepare_micro_batches()
         self.add_callback(TrainingProgressCallback())
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._warned = False
+
+    def _prepare_micro_batches(self) -> None:
+        self._micro_batches: list[dict[str, Tensor]] = []
+        steps = self.args.gradient_accumulation_steps
+        if self.args.contrastive_batch_size is not None:
+            # To the Trainer micro-batches are those of an accumulated step: it counts steps and epochs by them.
+            self.args.gradient_accumulation_steps = self.args.num_micro_batches
+        elif steps > 1:
+            batch = self.args.global_batch_size
+            logger.warning(
+                f"gradient_accumulation_steps={steps} adds up the gradients of {steps} batches of {batch}: every pair "
+                f"is compared with the {batch - 1} others of its own batch only, so it adds no negatives. For a "
+                f"contrastive batch of {steps * batch} set contrastive_batch_size={steps * batch} instead."
+            )
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None) -> Tensor:
+        if self.args.num_micro_batches == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._micro_batches.append(inputs)
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        # A stream that ended in the middle of a step has left some behind.
+        micro_batches, self._micro_batches = self._micro_batches[-self.args.num_micro_batches :], []
+        self.current_gradient_accumulation_steps = 1  # the loss is that of the whole batch, no sum to be divided
+        return super().training_step(model, {"micro_batches": MicroBatches(micro_batches)}, num_items_in_batch)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
@@ -84,13 +113,29 @@ class GapClosedClipTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
+    def get_train_dataloader(self) -> DataLoader:
+        if self.args.num_micro_batches == 1 or isinstance(self.train_dataset, IterableDataset):
+            return super().get_train_dataloader()
+        # Each micro-batch goes to the device when it is encoded: together they may not fit.
+        placement, self.accelerator.device_placement = self.accelerator.device_placement, False
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.accelerator.device_placement = placement
+
     def _get_train_sampler(self, train_dataset=None):
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not self.args.distinct_batches or isinstance(dataset, torch.utils.data.IterableDataset):
+        batch_size, drop_last = self.args.global_batch_size, self.args.dataloader_drop_last
+        if isinstance(dataset, IterableDataset):
             return super()._get_train_sampler(train_dataset)
-        global_batch = self._train_batch_size * self.args.world_size
+        if not self.args.distinct_batches:
+            sampler = super()._get_train_sampler(train_dataset)
+            if drop_last and isinstance(sampler, RandomSampler):
+                # The DataLoader would leave out an incomplete micro-batch only.
+                return RandomSampler(dataset, num_samples=len(dataset) // batch_size * batch_size)
+            return sampler
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = DistinctSampler(group_ids_of(dataset), global_batch, seed=seed)
+        sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 

@@ -1,0 +1,56 @@
+"""The towers' published weights, and what a timm tower tells of itself."""
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+
+def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
+    """(height, width) where the timm model takes no other size, else None."""
+    patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
+    if patch_embed is None or not getattr(patch_embed, "strict_img_size", False):
+        return None
+    if patch_embed.num_patches == 0:
+        raise ValueError(
+            f"The image tower's img_size {patch_embed.img_size} is less than one patch {patch_embed.patch_size}."
+        )
+    return tuple(patch_embed.img_size)
+
+
+def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
+    if isinstance(name_or_config, PreTrainedConfig):
+        return AutoModel.from_config(name_or_config, **kwargs)
+    model, info = AutoModel.from_pretrained(name_or_config, output_loading_info=True, **kwargs)
+    # A BERT's pooler is often missing, and is dropped where it isn't asked for.
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
+    if missing:
+        raise ValueError(
+            f"{name_or_config} lacks {len(missing)} weights of a {type(model).__name__} ({missing[0]}, ...), which "
+            "would start at random: its weights are of another model, or have other names."
+        )
+    return model
+
+
+def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:
+    """timm's `head.weight` (D, hidden) and `head.bias` (D,), which the wrapper drops."""
+    if not isinstance(name_or_path, str):
+        raise ValueError("keep_vision_projection: an image tower from scratch has no pretrained projection to keep.")
+    path = cached_file(name_or_path, "model.safetensors", revision=revision)
+    with safe_open(path, framework="pt") as weights:
+        names = [name for name in weights.keys() if name in ("head.weight", "timm_model.head.weight")]
+        if not names:
+            raise ValueError(
+                f"keep_vision_projection: {name_or_path} has no head.weight in model.safetensors; use a CLIP "
+                f"checkpoint of timm "
+                "(its name contains _clip_), or leave keep_vision_projection off."
+            )
+        prefix = names[0].removesuffix("weight")
+        weight = weights.get_tensor(names[0])
+        has_bias = f"{prefix}bias" in weights.keys()
+        bias = weights.get_tensor(f"{prefix}bias") if has_bias else torch.zeros(len(weight), dtype=weight.dtype)
+    return {"weight": weight, "bias": bias}
+
+
+__all__ = ["fixed_image_size", "load_tower", "pretrained_head"]

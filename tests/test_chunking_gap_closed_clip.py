@@ -1,0 +1,169 @@
+"""One large batch in micro-batches: the same embeddings and gradients, the activations of one part."""
+
+import pytest
+import torch
+from conftest import tiny_config, tiny_inputs
+from peft import LoraConfig, get_peft_model
+from transformers import BertConfig, TimmWrapperConfig
+
+import gap_closed_clip.chunking_gap_closed_clip as chunking_module
+from gap_closed_clip import GapClosedClipModel, MicroBatches
+from gap_closed_clip.losses_gap_closed_clip import STREAMING_FROM
+
+
+BATCH, CHUNK = 10, 3  # the last part is smaller
+TERMS = ("loss", "contrastive_loss", "align_loss", "uniformity_loss")
+
+
+def noisy_model(dropout: float = 0.2, **kwargs) -> GapClosedClipModel:
+    """With dropout in the text tower and dropout and drop-path in the image tower."""
+    config = tiny_config(**kwargs)
+    vision, text = config.vision_config.to_dict(), config.text_config.to_dict()
+    vision["model_args"] |= {"depth": 2, "drop_path_rate": dropout, "proj_drop_rate": dropout}
+    text |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    torch.manual_seed(1)
+    parts = {"vision_config": TimmWrapperConfig(**vision), "text_config": BertConfig(**text)}
+    return GapClosedClipModel(tiny_config(**parts, **kwargs)).train()
+
+
+def inputs_with_groups() -> dict[str, torch.Tensor]:
+    return tiny_inputs(BATCH, seed=3) | {"group_ids": torch.arange(BATCH) // 2}
+
+
+def with_lora(model):
+    for block in model.vision_model.timm_model.blocks:
+        block.attn.qkv_bias_separate = True  # else adapters of the fused qkv get no gradient
+    return get_peft_model(model, LoraConfig(target_modules=["qkv", "query", "value"], lora_dropout=0.3))
+
+
+def step(model, **inputs):
+    """(output, gradients by name) from one random state."""
+    model.zero_grad()
+    torch.manual_seed(7)
+    output = model(**inputs)
+    output.loss.backward()
+    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(found, expected, tolerance=1e-5):
+    for name in (*TERMS, "image_embeds", "text_embeds"):
+        torch.testing.assert_close(found[0][name], expected[0][name], rtol=tolerance, atol=tolerance)
+    assert found[1].keys() == expected[1].keys()
+    whole = torch.stack([gradient.norm() for gradient in expected[1].values()]).norm()
+    for name, gradient in expected[1].items():
+        # The floor is for gradients that are zero but for rounding: what attention or the centring cancels out.
+        error = (found[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * whole)
+        assert error < tolerance, f"{name}: relative error {error:.1e}"
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_without_noise_it_is_the_plain_batch(centred):
+    model = noisy_model(dropout=0.0, center_projections=centred)
+    inputs = inputs_with_groups()
+    found = step(model, micro_batches=MicroBatches.split(inputs, CHUNK))
+    means = {name: b.clone() for name, b in model.named_buffers() if "centering" in name}
+    again = noisy_model(dropout=0.0, center_projections=centred)
+    assert_same_step(found, step(again, **inputs))
+    for name, mean in means.items():  # of the whole batch, counted once
+        torch.testing.assert_close(mean, dict(again.named_buffers())[name], rtol=1e-5, atol=1e-7)
+    assert len(means) == (4 if centred else 0)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
+def test_with_dropout_the_gradients_are_those_of_keeping_everything(lora, precision, monkeypatch):
+    """The same micro-batches, encoded in the same order, with all activations kept: no recomputation."""
+    model = noisy_model(center_projections=True)
+    model = with_lora(model) if lora else model
+    parts = MicroBatches.split(inputs_with_groups(), CHUNK)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"):
+        found = step(model, micro_batches=parts)
+        monkeypatch.setattr(chunking_module, "checkpoint", lambda run, *args, use_reentrant: run(*args))
+        expected = step(model, micro_batches=parts)
+        torch.manual_seed(8)
+        other_noise = model(micro_batches=parts)
+    assert_same_step(found, expected)
+    assert (other_noise.loss - expected[0].loss).abs() > 1e-3  # there is noise to be restored
+    if lora:
+        adapters = [name for name in found[1] if "lora_B" in name]
+        assert len(adapters) == 4 and all(found[1][name].norm() > 0 for name in adapters)
+
+
+def test_what_the_caller_draws_next_is_undisturbed():
+    model, parts = noisy_model(), MicroBatches.split(inputs_with_groups(), CHUNK)
+    torch.manual_seed(7)
+    loss = model(micro_batches=parts).loss
+    state = torch.get_rng_state()
+    loss.backward()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_nothing_but_features_is_kept_for_the_backward_pass():
+    model = noisy_model()
+    kept = {}
+
+    def count(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    sizes = []
+    for batch in (8, 32):
+        kept.clear()
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        parts = MicroBatches.split(tiny_inputs(batch), 4)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            model(micro_batches=parts)
+        sizes.append(sum(size for pointer, size in kept.items() if pointer not in weights))
+    # features, unit vectors, centroids, ... of 32 floats each, and the small batch' matrices: no tower's activations
+    assert sizes[1] - sizes[0] < 24 * 4 * (20 * 32 + 20 * 32)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        kept.clear()
+        model(**tiny_inputs(32))
+    assert sum(kept.values()) > 10 * sizes[1]
+
+
+def test_pooled_text_and_inference_take_micro_batches(monkeypatch):
+    model, inputs = noisy_model().eval(), tiny_inputs(BATCH)
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.no_grad():
+        expected = model(**inputs)
+        pooled = model.encode_text(**text).pooler_output
+        parts = MicroBatches.split({"pixel_values": inputs["pixel_values"], "pooled_text": pooled}, CHUNK)
+        output = model(micro_batches=parts)
+    for name in ("loss", "image_embeds", "text_embeds", "logits_per_image"):
+        torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_texts_of_different_length_need_no_padding_to_one():
+    model, inputs = noisy_model().eval(), tiny_inputs(4)
+    first = {name: value[:2, :5] if value.ndim == 2 else value[:2] for name, value in inputs.items()}
+    second = {name: value[2:] for name, value in inputs.items()}
+    output = model(micro_batches=MicroBatches([first, second]))
+    torch.testing.assert_close(output.text_embeds[:2], model(**first).text_embeds)
+    torch.testing.assert_close(output.text_embeds[2:], model(**second).text_embeds)
+
+
+def test_large_batches_have_no_logits_in_training(monkeypatch):
+    monkeypatch.setattr("gap_closed_clip.modeling_gap_closed_clip.STREAMING_FROM", BATCH)
+    model, inputs = noisy_model(), tiny_inputs(BATCH)
+    assert STREAMING_FROM > BATCH
+    assert model(**inputs).logits_per_image is None and model(**inputs).loss is not None
+    assert model(**tiny_inputs(BATCH - 1)).logits_per_image.shape == (BATCH - 1, BATCH - 1)
+    assert model.eval()(**inputs).logits_per_image.shape == (BATCH, BATCH)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "one part or more.*none"),
+        ([{"pixel_values": 1, "input_ids": 2}, {"pixel_values": 1}], "input_ids, pixel_values; pixel_values"),
+    ],
+)
+def test_parts_that_do_not_go_together(batches, message):
+    with pytest.raises(ValueError, match=message):
+        MicroBatches(batches)
+
+
+def test_parts_of_one_modality():
+    with pytest.raises(ValueError, match="micro_batches hold input_ids: give both pixel_values and input_ids"):
+        noisy_model()(micro_batches=MicroBatches([{"input_ids": torch.ones(2, 4, dtype=torch.int64)}]))
