@@ -69,6 +69,14 @@ def test_as_many_copies_as_batches():
         assert sum(shared(groups, batch) for batch in sampler) == 0
 
 
+def test_drop_last_leaves_out_what_fills_no_batch():
+    """A batch of the sampler may be several of the loader, of which the last would be full."""
+    groups = teaching_file(50)
+    whole, cut = DistinctSampler(groups, 16, seed=3), DistinctSampler(groups, 16, seed=3, drop_last=True)
+    assert len(cut) == 48 and list(cut) == list(whole)[:48]
+    assert len(whole) == 50
+
+
 def test_what_cannot_be_kept_apart_is_not_dropped(caplog):
     groups = [(index, 0 if index < 60 else index) for index in range(100)]
     with caplog.at_level(logging.WARNING):

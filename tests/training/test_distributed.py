@@ -1,4 +1,4 @@
-"""Two processes do what one does with the whole batch: gradients, running statistics, the Trainer, train()."""
+"""Two and four processes do what one does with the whole batch: gradients, statistics, the Trainer, train()."""
 
 import json
 import os
@@ -12,10 +12,13 @@ import torch
 import torch.distributed as dist
 from conftest import CAPTIONS, tiny_config, tiny_inputs
 from safetensors.torch import load_file, save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig
 
-from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
+from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, MicroBatches
 from gap_closed_clip.data import PairCollator
 from gap_closed_clip.data.phantoms import make_phantoms
 from gap_closed_clip.modeling_gap_closed_clip import GapClosedClipOutput
@@ -24,7 +27,7 @@ from gap_closed_clip.training import GapClosedClipTrainer, GapClosedTrainingArgu
 from gap_closed_clip.training.build import train_tokenizer
 
 
-PROCESSES, GLOBAL_BATCH, STEPS, SAVED = 2, 8, 7, 4  # 26 pairs: three steps an epoch
+GLOBAL_BATCH, STEPS, SAVED = 8, 20, 17  # 26 pairs: three steps an epoch
 # Pairs of both processes share an image (1 and 5) or a caption (2 and 6); two of one process share one, too.
 GROUPS = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [4, 3], [1, 5], [6, 2], [7, 7]])
 CASES = {
@@ -32,6 +35,9 @@ CASES = {
     for centred in (True, False)
     for groups in (True, False)
 }
+# How the model is wrapped and its rows are shared out, for each number of processes.
+TERMS = ("loss", "contrastive_loss", "align_loss", "uniformity_loss")
+WAYS = {2: ("ddp", "uneven", "chunked", "fsdp", "fsdp-chunked"), 4: ("ddp", "chunked")}
 
 
 RUN = """
@@ -68,19 +74,52 @@ def make_model(**kwargs) -> GapClosedClipModel:
     return GapClosedClipModel(tiny_config(**{"text_config": BertConfig(**text), "uniformity_weight": 0.5, **kwargs}))
 
 
-def step(model, rows: slice, centred: bool, groups: bool) -> tuple[GapClosedClipOutput, dict[str, torch.Tensor]]:
-    """Two forward passes, the second one backward: (output, gradients and running statistics), in float64."""
+def step(model, rows: slice, centred: bool, groups: bool, parts: int | None = None) -> GapClosedClipOutput:
+    """Two forward passes, the second one backward, in float64; in micro-batches of `parts` rows."""
     for seed in (3, 4):
         inputs = {name: value[rows] for name, value in tiny_inputs(GLOBAL_BATCH, seed).items()}
         inputs["pixel_values"] = inputs["pixel_values"].double()
-        output = model(**inputs, group_ids=GROUPS[rows] if groups else None)
+        if groups:
+            inputs["group_ids"] = GROUPS[rows]
+        output = model(micro_batches=MicroBatches.split(inputs, parts)) if parts else model(**inputs)
     output.loss.backward()
-    inner = getattr(model, "module", model)
-    tensors = {name: parameter.grad for name, parameter in inner.named_parameters()}
-    return output, tensors | {name: b for name, b in inner.named_buffers() if "centering" in name}
+    return output
 
 
-def make_trainer(folder: Path, batch_size: int, resume_from: Path | None = None) -> GapClosedClipTrainer:
+def results_of(model, output: GapClosedClipOutput) -> dict[str, torch.Tensor]:
+    """Gradients, running statistics and terms by name."""
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    whole = {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+    statistics = {name: b for name, b in model.named_buffers() if "centering" in name}
+    return whole | statistics | {term: output[term].detach() for term in TERMS}
+
+
+def one_process(name: str) -> dict[str, torch.Tensor]:
+    """What one process does with the whole batch."""
+    model = make_model(center_projections=CASES[name][0]).double().train()
+    return results_of(model, step(model, slice(None), *CASES[name]))
+
+
+def one_of_many(way: str, name: str) -> dict[str, torch.Tensor]:
+    """What this process does with its rows."""
+    rank, share = dist.get_rank(), GLOBAL_BATCH // dist.get_world_size()
+    rows = slice(rank * share, (rank + 1) * share)
+    if way == "uneven":
+        rows = slice(0, 3) if rank == 0 else slice(3, GLOBAL_BATCH)
+    model = make_model(center_projections=CASES[name][0]).double().train()
+    wrapped = model
+    if way.startswith("fsdp"):
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        for part in (model.vision_model, model.text_model, model):
+            fully_shard(part, mesh=mesh)
+    else:
+        wrapped = DistributedDataParallel(model)
+    return results_of(model, step(wrapped, rows, *CASES[name], parts=2 if way.endswith("chunked") else None))
+
+
+def make_trainer(
+    folder: Path, batch_size: int, resume_from: Path | None = None, contrastive_batch_size: int | None = None
+) -> GapClosedClipTrainer:
     """A Trainer that has trained; its batches are in `data_collator.batches`."""
     pairs = make_phantoms(26, seed=2, image_size=32)
     model = make_model(center_projections=True, align_weight=[[0.0, 1.0], [1.0, 3.0]])
@@ -90,6 +129,7 @@ def make_trainer(folder: Path, batch_size: int, resume_from: Path | None = None)
         output_dir=str(folder),
         max_steps=STEPS,
         per_device_train_batch_size=batch_size,
+        contrastive_batch_size=contrastive_batch_size,
         learning_rate=0.01,
         optim="sgd",  # Adam makes a whole step of what is only rounding
         logging_steps=1,
@@ -122,32 +162,33 @@ def losses(trainer: GapClosedClipTrainer) -> torch.Tensor:
 
 
 def work(folder: Path) -> None:
-    """What each of the two processes does; the results go to files."""
+    """What each of the processes does; the results go to files."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    share = GLOBAL_BATCH // PROCESSES
-    rows = slice(rank * share, (rank + 1) * share)
-    for name, case in CASES.items():
-        model = DistributedDataParallel(make_model(center_projections=case[0]).double().train())
-        output, tensors = step(model, rows, *case)
-        terms = {term: output[term].detach() for term in ("loss", "contrastive_loss", "align_loss", "uniformity_loss")}
-        save_file(tensors | terms, folder / f"{name}-{rank}.safetensors")
-    trainer = make_trainer(folder / "trainer", share)
-    state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
-    resumed = make_trainer(folder / "resumed", share, resume_from=folder / "trainer" / f"checkpoint-{SAVED}")
-    if rank == 0:
-        save_file(state | {"losses": losses(trainer), "resumed": losses(resumed)}, folder / "trainer.safetensors")
-    batches = {"trainer": trainer.data_collator.batches, "resumed": resumed.data_collator.batches}
-    (folder / f"batches-{rank}.json").write_text(json.dumps(batches))
-    result = train(load_config([folder / "run.yaml"], [f"output_dir={folder / 'run'}"]))
-    (folder / f"metrics-{rank}.txt").write_text(str(result.metrics.get("num_pairs")))
+    for way in WAYS[dist.get_world_size()]:
+        for name in CASES:
+            save_file(one_of_many(way, name), folder / f"{way}-{name}-{rank}.safetensors")
+    if dist.get_world_size() == 2:
+        train_in_two(folder, rank)
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Path:
-    """The folder that two processes wrote to."""
-    folder = tmp_path_factory.mktemp("distributed")
+def train_in_two(folder: Path, rank: int) -> None:
+    share = GLOBAL_BATCH // 2
+    trainers = {"trainer": make_trainer(folder / "trainer", share)}
+    trainers["resumed"] = make_trainer(folder / "resumed", share, folder / "trainer" / f"checkpoint-{SAVED}")
+    trainers["chunked"] = make_trainer(folder / "chunked", share // 2, contrastive_batch_size=GLOBAL_BATCH)
+    for name, trainer in trainers.items():
+        (folder / f"batches-{name}-{rank}.json").write_text(json.dumps(trainer.data_collator.batches))
+        state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
+        if rank == 0:
+            save_file(state | {"losses": losses(trainer)}, folder / f"{name}.safetensors")
+    result = train(load_config([folder / "run.yaml"], [f"output_dir={folder / 'run'}"]))
+    (folder / f"metrics-{rank}.txt").write_text(str(result.metrics.get("num_pairs")))
+
+
+def run_processes(folder: Path, number: int) -> Path:
+    """`work` in so many processes."""
     (folder / "run.yaml").write_text(RUN)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -157,7 +198,7 @@ def results(tmp_path_factory) -> Path:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
-        "WORLD_SIZE": str(PROCESSES),
+        "WORLD_SIZE": str(number),
     }
     processes = [
         subprocess.Popen(
@@ -167,84 +208,89 @@ def results(tmp_path_factory) -> Path:
             stdout=subprocess.DEVNULL,
             text=True,
         )
-        for rank in range(PROCESSES)
+        for rank in range(number)
     ]
     try:
         errors = [process.communicate(timeout=300)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * PROCESSES, "\n".join(errors)
+    assert [process.returncode for process in processes] == [0] * number, "\n".join(errors)
     return folder
 
 
-def global_batches(results: Path, name: str) -> list[list[str]]:
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> dict[int, Path]:
+    """The folders that two and four processes wrote to."""
+    return {number: run_processes(tmp_path_factory.mktemp(f"of-{number}"), number) for number in WAYS}
+
+
+def global_batches(folder: Path, name: str, parts: int = 1) -> list[list[str]]:
     """Image ids of the batches of both processes together."""
-    both = [json.loads((results / f"batches-{rank}.json").read_text())[name] for rank in range(PROCESSES)]
-    return [[image for half in halves for image in half] for halves in zip(*both, strict=True)]
+    both = [json.loads((folder / f"batches-{name}-{rank}.json").read_text()) for rank in range(2)]
+    at_a_time = [[image for half in halves for image in half] for halves in zip(*both, strict=True)]
+    return [sum(at_a_time[start : start + parts], []) for start in range(0, len(at_a_time), parts)]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_averaged_gradients_are_those_of_the_whole_batch(results, name):
-    model = make_model(center_projections=CASES[name][0]).double().train()
-    output, expected = step(model, slice(None), *CASES[name])
-    assert "logit_scale" in expected and expected["logit_scale"].abs() > 1e-3
-    whole = torch.stack([tensor.norm() for tensor in expected.values()]).norm().item()
-    for rank in range(PROCESSES):
-        found = load_file(results / f"{name}-{rank}.safetensors")
-        for term in ("loss", "contrastive_loss", "align_loss", "uniformity_loss"):
-            torch.testing.assert_close(found[term], output[term].detach(), rtol=1e-10, atol=1e-12)
-        assert expected.keys() <= found.keys()
+@pytest.mark.parametrize(("number", "way"), [(number, way) for number, ways in WAYS.items() for way in ways])
+def test_gradients_and_statistics_are_those_of_the_whole_batch(results, number, way, name):
+    expected = one_process(name)
+    assert expected["logit_scale"].abs() > 1e-3
+    assert len([key for key in expected if "centering" in key]) == (4 if CASES[name][0] else 0)
+    # Below the floor is the rounding of gradients that are zero: what attention or the centring cancels out.
+    floor = 1e-9 * torch.stack([tensor.norm() for tensor in expected.values()]).norm().item()
+    for rank in range(number):
+        found = load_file(results[number] / f"{way}-{name}-{rank}.safetensors")
+        assert expected.keys() == found.keys()
         for key, tensor in expected.items():
-            # Below the floor is the rounding of gradients that are zero: what attention or the centring cancels out.
-            floor = 1e-9 * whole
             error = (found[key] - tensor).norm() / tensor.norm().clamp(min=floor)
-            assert error < 1e-6, f"{key}: relative error {error:.1e}"
-
-
-def test_running_statistics_are_those_of_the_whole_batch(results):
-    _, expected = step(make_model(center_projections=True).double().train(), slice(None), True, True)
-    names = [name for name in expected if "centering" in name]
-    assert len(names) == 4
-    for rank in range(PROCESSES):
-        found = load_file(results / f"centred-groups-{rank}.safetensors")
-        for name in names:
-            assert expected[name].abs().max() > 0
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-10, atol=1e-12)
+            assert error < (1e-10 if key in TERMS or "centering" in key else 1e-6), (
+                f"{key}: relative error {error:.1e}"
+            )
 
 
 def test_the_cases_differ():
-    gradients = [
-        step(make_model(center_projections=case[0]).double().train(), slice(None), *case)[1]["logit_scale"].item()
-        for case in CASES.values()
-    ]
-    assert len({round(gradient, 6) for gradient in gradients}) == len(CASES)
+    assert len({round(one_process(name)["logit_scale"].item(), 6) for name in CASES}) == len(CASES)
 
 
-def test_the_trainer_in_two_processes_takes_the_steps_of_one(results, tmp_path):
-    trainer = make_trainer(tmp_path, GLOBAL_BATCH)
-    found = load_file(results / "trainer.safetensors")
-    torch.testing.assert_close(found.pop("losses"), losses(trainer), rtol=1e-4, atol=0)
-    expected = trainer.model.state_dict()
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> GapClosedClipTrainer:
+    return make_trainer(tmp_path_factory.mktemp("alone"), GLOBAL_BATCH)
+
+
+def assert_same_training(found: dict[str, torch.Tensor], alone: GapClosedClipTrainer) -> None:
+    torch.testing.assert_close(found.pop("losses"), losses(alone), rtol=1e-4, atol=0)
+    expected = alone.model.state_dict()
     assert expected["training_progress"] == (STEPS - 1) / STEPS
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
-    batches = global_batches(results, "trainer")[:STEPS]
-    assert batches == trainer.data_collator.batches[:STEPS]
+
+
+@pytest.mark.parametrize(("name", "parts"), [("trainer", 1), ("chunked", 2)])
+def test_the_trainer_in_two_processes_takes_the_steps_of_one(results, alone, name, parts):
+    assert_same_training(load_file(results[2] / f"{name}.safetensors"), alone)
+    batches = global_batches(results[2], name, parts)[:STEPS]
+    assert [sorted(batch) for batch in batches] == [sorted(batch) for batch in alone.data_collator.batches[:STEPS]]
     assert all(len(set(batch)) == GLOBAL_BATCH for batch in batches)
 
 
+def test_the_trainer_in_micro_batches_takes_the_steps_of_whole_ones(alone, tmp_path):
+    chunked = make_trainer(tmp_path, 2, contrastive_batch_size=GLOBAL_BATCH)
+    assert_same_training(chunked.model.state_dict() | {"losses": losses(chunked)}, alone)
+
+
 def test_resumed_processes_meet_the_same_batches(results):
-    found = load_file(results / "trainer.safetensors")
-    torch.testing.assert_close(found["resumed"], found["losses"], rtol=1e-6, atol=0)
-    expected = global_batches(results, "trainer")[SAVED:STEPS]
-    assert global_batches(results, "resumed")[: STEPS - SAVED] == expected
+    unbroken, resumed = (load_file(results[2] / f"{name}.safetensors") for name in ("trainer", "resumed"))
+    torch.testing.assert_close(resumed["losses"], unbroken["losses"], rtol=1e-6, atol=0)
+    expected = global_batches(results[2], "trainer")[SAVED:STEPS]
+    assert global_batches(results[2], "resumed")[: STEPS - SAVED] == expected
 
 
 def test_train_in_two_processes_leaves_one_model_folder(results):
-    names = {path.name for path in (results / "run").iterdir()}
+    names = {path.name for path in (results[2] / "run").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "train_config.yaml"}
-    assert [(results / f"metrics-{rank}.txt").read_text() for rank in range(PROCESSES)] == ["9.0", "None"]
+    assert [(results[2] / f"metrics-{rank}.txt").read_text() for rank in range(2)] == ["9.0", "None"]
 
 
 if __name__ == "__main__":

@@ -203,7 +203,15 @@ def test_nothing_to_resume_from(interrupted, configure, tmp_path, finished):
         (["per_device_train_batch_size=1"], "per_device_train_batch_size is 1: a pair needs other pairs"),
         (
             ["per_device_train_batch_size=32"],
-            r"phantoms has 24 training pairs, fewer than one batch of 32 \(32 on each of 1 devices\): lower",
+            r"phantoms has 24 training pairs, fewer than one batch of 32 \(1 devices together\): lower training.per_",
+        ),
+        (
+            ["per_device_train_batch_size=8", "contrastive_batch_size=32"],
+            "phantoms has 24 training pairs, fewer than one batch of 32 .*: lower training.contrastive_batch_size",
+        ),
+        (
+            ["per_device_train_batch_size=8", "contrastive_batch_size=20"],
+            "contrastive_batch_size is 20: it has to be a multiple of the 8 pairs",
         ),
         (["data.streaming=true", "max_steps=-1"], "data.streaming has no known length: set training.max_steps"),
         (["max_caption_tokens=97"], "max_caption_tokens is 97, but the text tower takes 96 tokens at most"),

@@ -38,6 +38,7 @@ from gap_closed_clip.training.build import train_tokenizer
 
 
 BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch (four in the plain Trainer)
+KINDS = ("vanilla", "ours", "chunked")
 
 
 def png(seed: int) -> bytes:
@@ -78,10 +79,13 @@ def make_processor() -> GapClosedClipProcessor:
 
 
 def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_dataset=None, **arguments) -> Trainer:
-    """A `vanilla` Trainer, or `ours` with all that can stand in the way of an exact resume; dropout is BERT's 0.1."""
+    """A `vanilla` Trainer, or `ours` with all that can stand in the way of an exact resume; dropout is BERT's 0.1.
+
+    `chunked` is `ours` with batches in two parts.
+    """
     set_seed(5)
     objective = {"align_weight": [[0.1, 1.0], [0.9, 3.0]], "uniformity_weight": 0.5, "center_projections": True}
-    model = GapClosedClipModel(tiny_config(**(objective if kind == "ours" else {}) | (config or {})))
+    model = GapClosedClipModel(tiny_config(**({} if kind == "vanilla" else objective) | (config or {})))
     arguments = {
         "output_dir": str(folder),
         "max_steps": STEPS,
@@ -96,7 +100,9 @@ def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_datase
         "dataloader_pin_memory": False,
         **arguments,
     }
-    if kind == "ours":
+    if kind == "chunked":
+        arguments |= {"per_device_train_batch_size": BATCH // 2, "contrastive_batch_size": BATCH}
+    if kind != "vanilla":
         # A worker of its own has random numbers of its own, which no checkpoint keeps.
         arguments = {"dataloader_num_workers": 1, **arguments}
         trainer_class, args = GapClosedClipTrainer, GapClosedTrainingArguments(**arguments)
@@ -174,7 +180,7 @@ def test_vanilla_trainer_gives_the_metrics(vanilla, by_hand):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory) -> Path:
-    """Folders `vanilla` and `ours`, left behind by processes that were killed in the middle."""
+    """A folder for each kind, left behind by processes that were killed in the middle."""
     folder = tmp_path_factory.mktemp("killed")
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     result = subprocess.run(
@@ -185,13 +191,13 @@ def killed(tmp_path_factory) -> Path:
     )
     assert result.returncode == 0, result.stderr
     ends = json.loads((folder / "ends.json").read_text())
-    assert ends == {"vanilla": -signal.SIGKILL, "ours": -signal.SIGKILL}, result.stderr
+    assert ends == dict.fromkeys(KINDS, -signal.SIGKILL), result.stderr
     return folder
 
 
-@pytest.mark.parametrize("kind", ["vanilla", "ours"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(kind, killed, tmp_path):
-    end_of_epoch = 6 if kind == "ours" else 8
+    end_of_epoch = 8 if kind == "vanilla" else 6
     unbroken = make_trainer(kind, tmp_path, save_steps=end_of_epoch)
     unbroken.train()
     assert len(set(losses(unbroken))) == STEPS  # another loss in every step, so that order matters
@@ -355,9 +361,65 @@ def test_distinct_batches_can_be_switched_off(tmp_path):
     assert not all(is_distinct(batch) for epoch in epochs for batch in epoch)
 
 
+# --- micro-batches (that they make the steps of one batch: test_distributed.py)
+
+
+def test_a_contrastive_batch_in_parts_is_one_step_of_distinct_pairs(tmp_path):
+    """And the pairs that fill no batch are left out, although they would fill a part."""
+    arguments = {"per_device_train_batch_size": 2, "contrastive_batch_size": BATCH, "dataloader_num_workers": 0}
+    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=6, **arguments)
+    spy = training.data_collator = Spy(training.data_collator)
+    training.train()
+    assert training.state.global_step == 6 and training.state.epoch == 2 and len(losses(training)) == 6
+    assert [len(part) for part in spy.batches] == [2] * 24
+    for step in range(6):
+        assert is_distinct([row for part in spy.batches[4 * step : 4 * step + 4] for row in part])
+
+
+def test_parts_in_random_order_drop_the_last_batch_too(tmp_path):
+    arguments = {"per_device_train_batch_size": 4, "contrastive_batch_size": 12, "distinct_batches": False}
+    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=4, num_train_epochs=1, **arguments)
+    assert len(training.get_train_dataloader()) == 6  # of 26 pairs 24
+    training.args.dataloader_drop_last = False
+    assert len(training.get_train_dataloader()) == 7
+
+
+def test_parts_wait_on_the_cpu_for_their_turn(tmp_path):
+    """accelerate's loader would move all of them to the GPU first."""
+    loaders = [make_trainer(kind, tmp_path).get_train_dataloader() for kind in ("ours", "chunked")]
+    assert [loader.device for loader in loaders] == [torch.device("cpu"), None]
+
+
+def test_accumulated_gradients_are_said_to_add_no_negatives(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        make_trainer("ours", tmp_path, gradient_accumulation_steps=4)
+    (message,) = [record.message for record in caplog.records if "accumulation" in record.message]
+    assert "compared with the 7 others" in message and "set contrastive_batch_size=32 instead" in message
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        make_trainer("chunked", tmp_path)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"contrastive_batch_size": 20}, r"20: it has to be a multiple of the 8 .*on each of 1 devices\), e.g. 16"),
+        ({"contrastive_batch_size": 4}, "has to be a multiple of the 8 .*e.g. 8"),
+        (
+            {"contrastive_batch_size": 16, "gradient_accumulation_steps": 3},
+            "accumulation_steps is 3: leave the latter",
+        ),
+    ],
+)
+def test_contrastive_batches_that_cannot_be_made(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make_trainer("ours", tmp_path, **arguments)
+
+
 def run_until_killed(folder: Path) -> None:
     ends = {}
-    for kind in ("vanilla", "ours"):
+    for kind in KINDS:
         child = os.fork()  # before any training: the library's threads do not survive a fork
         if child == 0:
             make_trainer(kind, folder / kind, [Killer()]).train()
