@@ -48,7 +48,9 @@ class Blocks(NamedTuple):
     stages: int
 
 
-# Fixed, not autotuned: tuning would run again for every new N.
+# Fixed, not autotuned: tuning would run again for every new N. Three stages take 96 kB of shared memory, which leaves
+# room for two programs on a multiprocessor of an H100: one multiplies while the other takes exponentials. (Compiled for
+# it, not yet timed on one.)
 BLOCKS_16_BIT = Blocks(128, 128, 64, group=8, precision="ieee", warps=8, stages=3)
 BLOCKS_TF32 = Blocks(128, 128, 32, group=8, precision="tf32", warps=8, stages=3)
 BLOCKS_FLOAT32 = Blocks(64, 64, 16, group=8, precision="ieee", warps=4, stages=3)  # no tensor cores
@@ -112,11 +114,14 @@ def add_product(total: Tensor, weights: Tensor, x: Tensor) -> None:
 
 def blocks_for(a: Tensor) -> Blocks:
     """How tiles with operands like a are cut."""
+    # Triton no longer knows the tensor cores of before Ampere, and most AMD GPUs have no TF32.
+    if a.is_cuda and torch.cuda.get_device_capability(a.device) < (8, 0):
+        return BLOCKS_FLOAT32
     if a.element_size() == 2:
         return BLOCKS_16_BIT
-    # What cuBLAS goes by in `add_product`; "medium" of torch.set_float32_matmul_precision is TF32 here as there.
-    # torch.get_float32_matmul_precision raises once anyone, such as transformers, has used torch's newer setting.
-    # Most AMD GPUs have no TF32.
+    # The setting of cuBLAS, so of `add_product`: "medium" of torch.set_float32_matmul_precision is TF32 there too.
+    # torch.get_float32_matmul_precision raises where the newer torch.backends.fp32_precision is set, as transformers
+    # does.
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.version.hip is None
     return BLOCKS_TF32 if tf32 else BLOCKS_FLOAT32
 
@@ -255,9 +260,9 @@ def _uniformity_kernel(
     columns = column_block * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)
     cosines = _cosines(a, b, rows, columns, num_rows, num_columns, DIM, DEPTH, PRECISION)
     # -2 |a - b|^2 = 4 a.b - 2 |a|^2 - 2 |b|^2; outside the tile norms are infinite and weights 0
-    a_part = -2 * LOG2_E * tl.load(a_norms + rows, mask=rows < num_rows, other=float("inf"))
-    b_part = -2 * LOG2_E * tl.load(b_norms + columns, mask=columns < num_columns, other=float("inf"))
-    values = tl.exp2(4 * LOG2_E * cosines + (a_part[:, None] + b_part[None, :]))
+    a_part = tl.load(a_norms + rows, mask=rows < num_rows, other=float("inf")) * (-2 * LOG2_E)
+    b_part = tl.load(b_norms + columns, mask=columns < num_columns, other=float("inf")) * (-2 * LOG2_E)
+    values = tl.exp2(cosines * (4 * LOG2_E) + (a_part[:, None] + b_part[None, :]))
     values = _exclude(values, 0.0, row_ids, column_ids, rows, columns, num_rows, num_columns, offset, GROUPS, DIAGONAL)
     _store_partial(of_rows, tl.sum(values, 1), column_block, rows, num_rows)
     _store_partial(of_columns, tl.sum(values, 0), row_block, columns, num_columns)
@@ -319,12 +324,11 @@ def _exclude(
     if GROUPS > 0:
         row_ids += _int64_within(rows, num_rows) * GROUPS
         column_ids += _int64_within(columns, num_columns) * GROUPS
-        excluded = tl.load(row_ids)[:, None] == tl.load(column_ids)[None, :]
-        for group in tl.static_range(1, GROUPS):
-            excluded = excluded | (tl.load(row_ids + group)[:, None] == tl.load(column_ids + group)[None, :])
-        if DIAGONAL:
-            excluded = excluded & ~_on_diagonal(rows, columns, offset)
-        x = tl.where(excluded, value, x)
+        for group in tl.static_range(GROUPS):
+            excluded = tl.load(row_ids + group)[:, None] == tl.load(column_ids + group)[None, :]
+            if DIAGONAL:
+                excluded = excluded & ~_on_diagonal(rows, columns, offset)
+            x = tl.where(excluded, value, x)
     elif not DIAGONAL:
         x = tl.where(_on_diagonal(rows, columns, offset), value, x)
     return x

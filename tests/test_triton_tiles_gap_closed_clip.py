@@ -1,0 +1,221 @@
+"""
+Tiles by Triton's kernels against tiles by torch in float64; the objective with these kernels against its dense form.
+
+Kernels run in Triton's interpreter on CPUs, and on a GPU where there is one. The interpreter has to be chosen before
+Triton is imported, so all of its results come from one process of its own: `python this_file folder`.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest.mock import patch
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gap_closed_clip.streaming_gap_closed_clip as streaming_module
+from gap_closed_clip.losses_gap_closed_clip import gap_closed_loss, unit_vectors
+from gap_closed_clip.tiles_gap_closed_clip import TORCH_TILES, Tile
+
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("the package triton is not installed", allow_module_level=True)
+
+N = 300
+SCALE = 100.0  # exp(100) is beyond float32
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Of weights: exp's at 100, or that of their type; the interpreter cuts bfloat16 off instead of rounding it.
+ROUNDING = {"float32": 3e-5, "bfloat16": 2**-7, "float16": 2**-10}
+IDS = ["no ids", "one column", "two columns", "one group"]
+
+
+class Shape(NamedTuple):
+    rows: slice
+    columns: slice
+    dim: int
+    small_blocks: bool
+
+
+SHAPES = {
+    "square": Shape(slice(10, 50), slice(10, 50), 24, True),
+    "strip": Shape(slice(20, 57), slice(0, 70), 40, True),
+    "off the diagonal": Shape(slice(0, 33), slice(33, 70), 32, True),
+    "default blocks": Shape(slice(130, N), slice(0, N), 40, False),
+}
+
+
+class Case(NamedTuple):
+    dtype: str
+    ids: str
+    diagonal: bool
+    shape: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, {self.ids}, {'diagonal' if self.diagonal else 'no diagonal'}, {self.shape}"
+
+
+CASES = [
+    Case(dtype, ids, diagonal, shape)
+    for dtype in DTYPES
+    for ids in IDS
+    for diagonal in (True, False)
+    for shape in SHAPES
+    if (dtype == "float32" and shape != "default blocks") or (ids == "two columns" and diagonal)
+]
+OBJECTIVES = [("float32", 2, "no ids"), ("float32", 3, "two columns"), ("bfloat16", 2, "one column")]
+
+
+def group_ids(kind: str) -> torch.Tensor | None:
+    """(N, G), spread over all 64 bits."""
+    columns = torch.randint(0, 12, (N, 2), generator=torch.Generator().manual_seed(1))
+    columns = (columns - 6) << torch.tensor([0, 33])
+    ids = {"one column": columns[:, 1:], "two columns": columns, "one group": torch.full((N, 1), 5)}
+    return ids.get(kind)
+
+
+def embeddings(count: int, dim: int, dtype: str) -> list[torch.Tensor]:
+    """Unit vectors (N, dim), rows of zeros and duplicates among them, in `dtype`."""
+    z = unit_vectors(torch.randn(count, N, dim, generator=torch.Generator().manual_seed(dim)))
+    z[:, 30] = 0
+    z[1:, 22] = z[0, 40]
+    z[1:, 41] = -z[0, 41]
+    return list(z.to(DTYPES[dtype]))
+
+
+def tile_results(functions, case: Case, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
+    """What the four functions make of a tile; scale and norms in `dtype`."""
+    rows, columns, dim, _ = SHAPES[case.shape]
+    ids = group_ids(case.ids)
+    tile = Tile(rows, columns, None if ids is None else ids.to(device), case.diagonal)
+    a, b = (z[part].to(device) for z, part in zip(embeddings(2, dim, case.dtype), (rows, columns), strict=True))
+    norms = [x.to(dtype).square().sum(1) for x in (a, b)]
+    scale = torch.tensor(SCALE, device=device, dtype=dtype)
+    # Whole rows hold more than the tile's: the term of 0.
+    lses = [x.logaddexp(torch.zeros_like(x)) for x in TORCH_TILES.log_sum_exps(a, b, scale.double(), tile)]
+    contrastive = functions.contrastive_weights(a, b, scale, tile, *[x.float().to(dtype) for x in lses])
+    uniformity, row_sums, column_sums = functions.uniformity_weights(a, b, *norms, tile)
+    weights = (a.double() @ b.double().T).to(a.dtype)
+    of_rows, of_columns = torch.ones_like(a, dtype=dtype), torch.ones_like(b, dtype=dtype)
+    if functions is TORCH_TILES:
+        weights = weights.to(dtype)
+    functions.add_product(of_rows, weights, b)
+    functions.add_product(of_columns, weights.T, a)
+    row_lse, column_lse = functions.log_sum_exps(a, b, scale, tile)
+    return {
+        "row_lse": row_lse,
+        "column_lse": column_lse,
+        "contrastive": contrastive,
+        "uniformity": uniformity,
+        "row_sums": row_sums,
+        "column_sums": column_sums,
+        "product of rows": of_rows,
+        "product of columns": of_columns,
+    }
+
+
+def objective_results(
+    streaming: bool, dtype: str, modalities: int, ids: str, compute_dtype: torch.dtype, device: str
+) -> dict[str, torch.Tensor]:
+    """The loss, its terms and its gradients."""
+    inputs = [z.to(device, compute_dtype).requires_grad_() for z in embeddings(modalities, 24, dtype)]
+    scale = torch.tensor(14.0, device=device, dtype=torch.promote_types(compute_dtype, torch.float32)).requires_grad_()
+    values = gap_closed_loss(inputs, scale, group_ids(ids), 0.9, 1.7, 0.6, streaming=streaming)
+    values.loss.backward()
+    gradients = {f"gradient {i}": x.grad for i, x in enumerate([*inputs, scale])}
+    return {**{name: x.detach() for name, x in values._asdict().items()}, **gradients}
+
+
+def kernel_results(device: str) -> dict[str, torch.Tensor]:
+    """Everything by the kernels: "case: name" to tensor."""
+    import gap_closed_clip.triton_tiles_gap_closed_clip as kernels
+
+    small = kernels.Blocks(16, 32, 16, group=2, precision="ieee", warps=4, stages=2)
+    results = {}
+    for case in CASES:
+        blocks_for = (lambda a: small) if SHAPES[case.shape].small_blocks else kernels.blocks_for
+        with patch.object(kernels, "blocks_for", blocks_for):
+            found = tile_results(kernels.TRITON_TILES, case, torch.float32, device)
+        results |= {f"{case}: {name}": x for name, x in found.items()}
+    tiles = {"tile_functions": lambda x: kernels.TRITON_TILES, "CPU_TILE": 128, "GPU_TILE_BYTES": 0}
+    for case in OBJECTIVES:
+        with patch.multiple(streaming_module, **tiles):
+            found = objective_results(True, *case, DTYPES[case[0]], device)
+        results |= {f"{case}: {name}": x for name, x in found.items()}
+    return results
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "interpreter",
+        pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")),
+    ],
+)
+def found(request, tmp_path_factory) -> dict[str, torch.Tensor]:
+    if request.param == "cuda":
+        return {name: x.cpu() for name, x in kernel_results("cuda").items()}
+    folder = tmp_path_factory.mktemp("interpreter")
+    env = {**os.environ, "TRITON_INTERPRET": "1"}
+    run = subprocess.run([sys.executable, __file__, folder], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return load_file(folder / "results.safetensors")
+
+
+@pytest.fixture
+def expected(case) -> dict[str, torch.Tensor]:
+    return tile_results(TORCH_TILES, case, torch.float64, "cpu")
+
+
+def assert_close(found, expected, case, name, rtol, atol, dtype=torch.float32):
+    x = found[f"{case}: {name}"]
+    assert x.dtype == dtype
+    torch.testing.assert_close(x.double(), expected[name].double(), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_log_sum_exps(found, expected, case):
+    for name in ("row_lse", "column_lse"):
+        assert_close(found, expected, case, name, rtol=1e-6, atol=3e-5)
+    if case.ids == "one group" and not case.diagonal:
+        assert (found[f"{case}: row_lse"] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_contrastive_weights(found, expected, case):
+    dtype = DTYPES[case.dtype]
+    assert_close(found, expected, case, "contrastive", rtol=ROUNDING[case.dtype], atol=3e-5, dtype=dtype)
+    assert (found[f"{case}: contrastive"][expected["contrastive"] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_uniformity_weights(found, expected, case):
+    dtype = DTYPES[case.dtype]
+    assert_close(found, expected, case, "uniformity", rtol=ROUNDING[case.dtype], atol=0, dtype=dtype)
+    assert ((found[f"{case}: uniformity"] == 0) == (expected["uniformity"] == 0)).all()
+    for name in ("row_sums", "column_sums"):
+        assert_close(found, expected, case, name, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_add_product(found, expected, case):
+    for name in ("product of rows", "product of columns"):
+        assert_close(found, expected, case, name, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "modalities", "ids"), OBJECTIVES)
+def test_objective_is_that_of_the_dense_form(found, dtype, modalities, ids):
+    expected = objective_results(False, dtype, modalities, ids, torch.float64, "cpu")
+    for name, y in expected.items():
+        x = found[f"{(dtype, modalities, ids)}: {name}"].double()
+        # Weights and gradients are rounded to the type of the embeddings.
+        tolerance = 1e-5 if dtype == "float32" else 1e-2
+        assert (x - y).norm() <= tolerance * y.norm(), name
+
+
+if __name__ == "__main__":
+    results = {name: x.contiguous() for name, x in kernel_results("cpu").items()}
+    save_file(results, Path(sys.argv[1]) / "results.safetensors")
