@@ -33,7 +33,7 @@ from .tiles_gap_closed_clip import TORCH_TILES, Tile, TileFunctions
 # Rows and columns of a tile on CPUs: long enough for fast matrix products, small enough for the caches.
 CPU_TILE = 1024
 # On GPUs a tile takes all columns and as many rows as fit into this many bytes: few launches, long matrix products.
-GPU_TILE_BYTES = 2**29
+GPU_TILE_BYTES = 2**30
 
 
 @dataclass

@@ -49,8 +49,8 @@ class Blocks(NamedTuple):
 
 
 # Fixed, not autotuned: tuning would run again for every new N. Three stages take 96 kB of shared memory, which leaves
-# room for two programs on a multiprocessor of an H100: one multiplies while the other takes exponentials. (Compiled for
-# it, not yet timed on one.)
+# room for two programs on a multiprocessor of an H100: one multiplies while the other takes exponentials. (Compiled
+# for it, not yet timed on one.)
 BLOCKS_16_BIT = Blocks(128, 128, 64, group=8, precision="ieee", warps=8, stages=3)
 BLOCKS_TF32 = Blocks(128, 128, 32, group=8, precision="tf32", warps=8, stages=3)
 BLOCKS_FLOAT32 = Blocks(64, 64, 16, group=8, precision="ieee", warps=4, stages=3)  # no tensor cores
