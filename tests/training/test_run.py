@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from gap_closed_clip.data import load_pairs
 from gap_closed_clip.evaluation import evaluate_model, load_checkpoint, read_metrics
-from gap_closed_clip.training import load_config, run, train
+from gap_closed_clip.training import GapClosedTrainingArguments, load_config, run, train
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "train.py"
@@ -195,6 +195,13 @@ def test_nothing_to_resume_from(interrupted, configure, tmp_path, finished):
 
 
 # --- pairs and batches that can't be trained on
+
+
+def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
+    """torch.nn.DataParallel would compare no pair with those of another GPU."""
+    monkeypatch.setattr(GapClosedTrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="sees 2 GPUs .* `accelerate launch train.py"):
+        train(configure())
 
 
 @pytest.mark.parametrize(
