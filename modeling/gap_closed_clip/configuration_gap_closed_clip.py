@@ -166,4 +166,6 @@ def _check_weight(name: str, weight: Weight) -> None:
         raise ValueError(remedy)
 
 
+GapClosedClipConfig.register_for_auto_class()
+
 __all__ = ["GapClosedClipConfig"]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -169,6 +170,25 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         if head is not None:
             model.visual_projection.load_state_dict(head)
         return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """
+        As `PreTrainedModel.save_pretrained`. Beside the weights goes the code, so that the folder loads where this
+        package is not installed, with `trust_remote_code=True`.
+        """
+        from .pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+
+        # custom_object_save names only the auto class that a model was loaded by last.
+        class_name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+        self.config.auto_map = dict.fromkeys(("AutoModel", "AutoModelForZeroShotImageClassification"), class_name)
+        self.config.custom_pipelines = {
+            "image-text-retrieval": {
+                "impl": f"pipeline_gap_closed_clip.{ImageTextRetrievalPipeline.__name__}",
+                "pt": ["AutoModel"],
+                "type": "multimodal",
+            }
+        }
+        super().save_pretrained(save_directory, **kwargs)
 
     def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
         """Switches the towers' gradients off (or on); a tower without trainable parameters also stays in eval mode."""
@@ -470,5 +490,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
+
+# Saving puts the code beside the weights.
+GapClosedClipModel.register_for_auto_class("AutoModel")
 
 __all__ = ["GapClosedClipModel", "GapClosedClipOutput", "GapClosedClipPreTrainedModel"]

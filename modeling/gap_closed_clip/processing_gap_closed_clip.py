@@ -36,4 +36,6 @@ def image_processor_for(vision_model) -> CLIPImageProcessor:
     )
 
 
+GapClosedClipProcessor.register_for_auto_class()
+
 __all__ = ["GapClosedClipProcessor", "image_processor_for"]
