@@ -6,6 +6,7 @@ from .chunking_gap_closed_clip import MicroBatches
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import gap_closed_loss
 from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
+from .pipeline_gap_closed_clip import ImageTextRetrievalPipeline
 from .processing_gap_closed_clip import GapClosedClipProcessor
 
 
@@ -21,6 +22,7 @@ __all__ = [
     "GapClosedClipModel",
     "GapClosedClipOutput",
     "GapClosedClipProcessor",
+    "ImageTextRetrievalPipeline",
     "MicroBatches",
     "gap_closed_loss",
 ]

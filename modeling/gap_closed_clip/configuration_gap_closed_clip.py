@@ -55,6 +55,9 @@ class GapClosedClipConfig(PreTrainedConfig):
             negatives.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the projections' initial weights.
+        hypothesis_template (`str`, defaults to `"Radiology image: {}."`):
+            What zero-shot classification puts a label into: `hypothesis_template` of the pipeline, which without it
+            takes every image for a photo.
 
     Raises:
         ValueError: where a value is out of range, naming the field and what it takes.
@@ -105,6 +108,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     uniformity_weight: Any = 0.0
     mask_groups: bool = True
     initializer_range: float = 0.02
+    hypothesis_template: str = "Radiology image: {}."
 
     def __post_init__(self, **kwargs):
         vision_default = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}
@@ -127,6 +131,10 @@ class GapClosedClipConfig(PreTrainedConfig):
                 f"logit_scale_init_value is {self.logit_scale_init_value} (a scale of "
                 f"{math.exp(self.logit_scale_init_value):.1f}) but max_logit_scale is {self.max_logit_scale}: "
                 "logit_scale_init_value is the log of the scale and starts at or below the cap."
+            )
+        if self.hypothesis_template.count("{}") != 1:
+            raise ValueError(
+                f"hypothesis_template is {self.hypothesis_template!r}: it holds {{}} once, where the label goes."
             )
         for name in ("contrastive_weight", "align_weight", "uniformity_weight"):
             _check_weight(name, getattr(self, name))

@@ -1,0 +1,130 @@
+"""A saved folder loads where the package is not installed, and only with the user's trust_remote_code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_inputs
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from gap_closed_clip.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+
+
+TEXTS = ["Chest radiograph with left pleural effusion.", "Sagittal T2 weighted MR image of the brain."]
+ELSEWHERE = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+class Missing(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "gap_closed_clip":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from PIL import Image
+from safetensors.torch import load_file, save_file
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
+
+folder, out = sys.argv[1:]
+found = {}
+for auto in (AutoConfig, AutoModel, AutoProcessor):
+    try:
+        auto.from_pretrained(folder)
+        found[f"{auto.__name__} untrusted"] = "loaded"
+    except ValueError as error:
+        found[f"{auto.__name__} untrusted"] = str(error)
+trusted = {"trust_remote_code": True}
+# The last one loaded is what saving would name if nothing else did.
+models = [auto.from_pretrained(folder, **trusted) for auto in (AutoModel, AutoModelForZeroShotImageClassification)]
+inputs = load_file(f"{out}/inputs.safetensors")
+with torch.no_grad():
+    outputs = [model.eval()(**inputs) for model in models]
+save_file({f"image {i}": o.image_embeds for i, o in enumerate(outputs)}, f"{out}/embeds.safetensors")
+models[0].save_pretrained(f"{out}/again")
+AutoProcessor.from_pretrained(folder, **trusted).save_pretrained(f"{out}/again")
+image, texts = Image.open(f"{out}/image.png"), json.load(open(f"{out}/texts.json"))
+zero_shot = pipeline("zero-shot-image-classification", model=folder, **trusted)
+found["zero-shot"] = zero_shot(image, candidate_labels=texts, hypothesis_template="{}")
+found["text features"] = len(pipeline("feature-extraction", model=folder, **trusted)(texts[0])[0])
+found["image features"] = len(pipeline("image-feature-extraction", model=folder, **trusted)(image)[0])
+search = pipeline(model=f"{out}/again", **trusted)
+found["retrieval"] = [[hit["index"], hit["score"]] for hit in search(texts[0], gallery=[image, *texts])]
+json.dump(found, open(f"{out}/found.json", "w"))
+"""
+
+
+@pytest.fixture
+def pipe(tiny_model, tiny_processor) -> ImageTextRetrievalPipeline:
+    return ImageTextRetrievalPipeline(tiny_model.eval(), processor=tiny_processor, device="cpu")
+
+
+def test_a_folder_works_without_the_package(tiny_model, tiny_processor, pipe, tmp_path):
+    folder, image = tmp_path / "model", Image.effect_noise((40, 36), 80).convert("RGB")
+    tiny_model.eval().save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    save_file(tiny_inputs(3), tmp_path / "inputs.safetensors")
+    image.save(tmp_path / "image.png")
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path)]
+    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    for auto in ("AutoConfig", "AutoModel", "AutoProcessor"):
+        assert "trust_remote_code=True" in found[f"{auto} untrusted"]
+    with torch.no_grad():
+        expected = tiny_model(**tiny_inputs(3)).image_embeds
+        inputs = tiny_processor(images=[image], text=TEXTS, return_tensors="pt", padding=True)
+        outputs = tiny_model(**inputs)
+    for embeds in load_file(tmp_path / "embeds.safetensors").values():
+        assert torch.equal(embeds, expected)
+    scores = {hit["label"]: hit["score"] for hit in found["zero-shot"]}
+    expected_scores = outputs.logits_per_image.softmax(-1)[0].tolist()
+    assert [scores[text] for text in TEXTS] == pytest.approx(expected_scores, abs=1e-5)
+    assert found["text features"] == found["image features"] == 32
+    assert found["retrieval"] == [
+        [hit["index"], pytest.approx(hit["score"], abs=1e-5)] for hit in pipe(TEXTS[0], [image, *TEXTS])
+    ]
+    again = tmp_path / "again"
+    assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()}
+    auto_map = [json.loads((place / "config.json").read_text())["auto_map"] for place in (folder, again)]
+    assert auto_map[0] == auto_map[1] and len(auto_map[0]) == 3
+
+
+def test_retrieval_ranks_images_and_texts_by_their_cosines(pipe, tiny_model, tiny_processor):
+    images = [Image.effect_noise((40, 36), 10 * (i + 1)).convert("RGB") for i in range(3)]
+    gallery = [images[0], TEXTS[0], images[1], {"text": TEXTS[1]}, {"image": images[2]}]
+    with torch.no_grad():
+        outputs = tiny_model(**tiny_processor(images=images, text=TEXTS, return_tensors="pt", padding=True))
+    image, text = outputs.image_embeds, outputs.text_embeds
+    embeds = torch.stack([image[0], text[0], image[1], text[1], image[2]])
+    torch.testing.assert_close(pipe.embed(gallery, batch_size=2), embeds, rtol=1e-5, atol=1e-5)
+    order = (embeds @ text[1]).argsort(descending=True).tolist()
+    hits = pipe([TEXTS[1], images[2]], gallery, top_k=4)
+    assert [hit["index"] for hit in hits[0]] == order[:4] and order[0] == 3
+    assert [hit["item"] for hit in hits[0]] == [gallery[index] for index in order[:4]]
+    assert hits[0][0]["score"] == pytest.approx(1, abs=1e-5)
+    assert pipe(TEXTS[1], embeds, top_k=9) == [
+        {"score": pytest.approx((embeds @ text[1])[index].item(), abs=1e-5), "index": index} for index in order
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gallery", "message"), [([], "needs a gallery"), ([3], "3 is neither image nor text"), (None, "needs a gallery")]
+)
+def test_what_cannot_be_searched(pipe, gallery, message):
+    with pytest.raises(ValueError, match=message):
+        pipe("text", gallery)
+
+
+def test_images_are_files_only_where_said(pipe, tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (30, 30), "gray").save(path)
+    from_path, from_dict, as_text = pipe.embed([Path(path), {"image": str(path)}, str(path)])
+    assert torch.equal(from_path, from_dict) and not torch.allclose(from_path, as_text)
