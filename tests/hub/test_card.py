@@ -63,8 +63,12 @@ def folder(tiny_model, tiny_processor, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def render(folder: Path, *overrides: str, **kwargs) -> str:
-    write_card(folder, TEMPLATE, load_config([], list(overrides) or PHANTOMS), **kwargs)
+def render(folder: Path, *overrides: str, repo_id=None, license=None, **facts) -> str:
+    """The card of a folder that was trained with these overrides; `facts` are those of run.json."""
+    if (folder / "config.json").exists():
+        load_config([], list(overrides) or PHANTOMS).save(folder / "train_config.yaml")
+        (folder / "run.json").write_text(json.dumps(facts))
+    write_card(folder, TEMPLATE, repo_id=repo_id, license=license)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
     return text
@@ -315,7 +319,7 @@ def test_bad_folders_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no model folder: config.json is missing"):
         render(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no_template.md"):
-        write_card(folder, tmp_path / "no_template.md", load_config([], PHANTOMS))
+        write_card(folder, tmp_path / "no_template.md")
     write_metrics(folder / "metrics.json", {"clip": METRICS, "ours": METRICS}, {}, "test")
     with pytest.raises(ValueError, match=r"metrics.json holds \['clip', 'ours'\], not 'demo'"):
         render(folder)

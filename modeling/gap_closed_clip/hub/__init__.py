@@ -1,6 +1,8 @@
-"""What a model folder needs to live on the Hub: its card."""
+"""What a model folder needs to live on the Hub: its card, its examples, and the way there."""
 
 from .card import write_card
+from .examples import write_examples
+from .publish import Publication, check_access, publish
 
 
-__all__ = ["write_card"]
+__all__ = ["Publication", "check_access", "publish", "write_card", "write_examples"]
