@@ -5,8 +5,8 @@
     python eval.py outputs/clip outputs/demo output=outputs/demo && python publish.py outputs/demo owner/name
                                                             # the card with CLIP beside it
 
-The folder is first loaded and run in a clean process without this package; what does not work there is not sent. Log in
-with `hf auth login`, or set HF_TOKEN.
+The folder is first loaded and run in a clean process without this package; what does not work there is not sent. Log
+in with `hf auth login`, or set HF_TOKEN.
 """
 
 import argparse

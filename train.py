@@ -5,7 +5,7 @@
     python train.py configs/demo.yaml configs/clip_lt.yaml      # a later file changes an earlier one
     python train.py configs/demo.yaml model.align_weight=3 learning_rate=5e-4 output_dir=outputs/other
     accelerate launch train.py configs/roco.yaml                # several GPUs
-    python train.py push_to_hub=true hub_model_id=owner/name    # and publish it, private (hub_private_repo=false: public)
+    python train.py push_to_hub=true hub_model_id=owner/name    # then publish it (public: hub_private_repo=false)
 
 Configuration files have three sections: `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments) and
 `training` (transformers' TrainingArguments). Any field is overridden as section.field=value, or as field=value where
@@ -41,7 +41,9 @@ def run(config: RunConfig) -> None:
                 folder, repo_id, CARD_TEMPLATE, private=args.hub_private_repo is not False, token=args.hub_token
             )
         except (ValueError, OSError) as error:
-            raise type(error)(f"{error}\nThe trained model is safe in {folder}: python publish.py {folder} {repo_id}")
+            raise OSError(
+                f"{error}\nThe trained model is safe in {folder}; to publish it: python publish.py {folder} {repo_id}"
+            ) from error
         print(f"Published: {publication.url or 'nothing has changed'}")
 
 

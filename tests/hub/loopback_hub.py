@@ -53,6 +53,7 @@ class LoopbackHub:
         repositories: by id.
         requests: (method, path) of each call so far.
         broken: a part of a path; calls whose path holds it are cut off in the middle, as when the network goes.
+        role: of the token, "read" or "write".
     """
 
     def __init__(self):
@@ -60,6 +61,7 @@ class LoopbackHub:
         self.lfs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.broken: str | None = None
+        self.role = "write"
         hub = self
 
         class Handler(_Handler):
@@ -135,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             fine = isinstance(yaml.safe_load(front_matter), dict)
             self.answer({"errors": [] if fine else [{"message": "no mapping"}], "warnings": []}, 200 if fine else 400)
         elif path == "whoami-v2" and self.authorized:
-            access = {"accessToken": {"role": "write", "displayName": "loopback"}}
+            access = {"accessToken": {"role": self.hub.role, "displayName": "loopback"}}
             orgs = [{"name": ORGANISATION, "type": "org"}]
             self.answer({"type": "user", "name": USER, "orgs": orgs, "auth": access})
         elif path.startswith("repos/") or path == "whoami-v2":

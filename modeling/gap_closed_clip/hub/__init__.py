@@ -2,7 +2,7 @@
 
 from .card import write_card
 from .examples import write_examples
-from .publish import Publication, check_access, publish
+from .publication import Publication, check_access, publish
 
 
 __all__ = ["Publication", "check_access", "publish", "write_card", "write_examples"]

@@ -94,7 +94,9 @@ def _read_run(folder: Path) -> dict[str, Any] | None:
         try:
             facts |= json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): delete it to leave what it says out of the card.") from error
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it to leave what it says out of the card."
+            ) from error
     return facts | {"config": load_config([folder / CONFIG_FILE])}
 
 
