@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from gap_closed_clip.hub import check_access, publish, write_card, write_examples
-from gap_closed_clip.training import RunConfig, load_config, train
+from gap_closed_clip.training import GapClosedTrainingArguments, RunConfig, load_config, train
 
 
 HERE = Path(__file__).parent
@@ -52,7 +52,8 @@ def repository(config: RunConfig) -> str | None:
     settings = config.training
     if not settings.get("push_to_hub"):
         return None
-    name = settings.get("hub_model_id") or Path(config.training_arguments().output_dir).name
+    folder = settings.get("output_dir", GapClosedTrainingArguments.output_dir)
+    name = settings.get("hub_model_id") or Path(folder).name
     return check_access(name, settings.get("hub_token"))
 
 

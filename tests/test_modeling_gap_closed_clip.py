@@ -219,6 +219,7 @@ def test_config_round_trip_and_defaults(tmp_path):
         ({"projection_dim": 0}, "projection_dim is 0"),
         ({"logit_scale_init_value": 14.3}, "log of the scale"),
         ({"centering_momentum": 0.0}, "centering_momentum is 0"),
+        ({"hypothesis_template": "Radiology image."}, "hypothesis_template is 'Radiology image.': it holds {} once"),
         ({"vision_config": {"architecture": "eva02_tiny_patch14_224"}}, "vision_config has no model_type"),
     ],
 )

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from loopback_hub import TOKEN, LoopbackHub
+
+from .loopback_hub import TOKEN, LoopbackHub
 
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,14 +6,16 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
-from loopback_hub import TOKEN
+from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.hub import check_access, publication, publish
 from gap_closed_clip.hub.reload import check_code, check_reload
+
+from .conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
+from .loopback_hub import TOKEN
 
 
 PUBLISH = str(ROOT / "publish.py")
@@ -314,3 +316,59 @@ def test_the_command_says_what_is_wrong_in_one_line(python, model_folder):
     run = python(PUBLISH, str(model_folder), "other/demo", check=False)
     assert run.returncode == 1 and run.stdout == ""
     assert run.stderr == "publish.py: The token is tester's, who can't write to other/demo, but to: tester, lab.\n"
+
+
+TINY_RUN = """
+model:
+  vision: {architecture: eva02_tiny_patch14_224, model_args: {img_size: 28, embed_dim: 48, depth: 1, num_heads: 3}}
+  text: {hidden_size: 48, num_hidden_layers: 1, num_attention_heads: 3, intermediate_size: 64, vocab_size: 300}
+  projection_dim: 16
+data: {phantom_train_pairs: 24, phantom_test_pairs: 24, phantom_size: 32}
+training:
+  output_dir: outputs/tiny
+  max_steps: 2
+  per_device_train_batch_size: 8
+  save_steps: 1
+  final_split: test
+  use_cpu: true
+  report_to: none
+  push_to_hub: true
+  card_license: apache-2.0
+"""
+
+
+def test_train_py_publishes_the_finished_model(hub, python, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY_RUN)
+    train = [str(ROOT / "train.py"), "tiny.yaml"]
+    refused = python(*train, "hub_model_id=other/tiny", check=False)
+    assert refused.returncode == 1 and "train.py: The token is tester's, who can't write to other" in refused.stderr
+    assert not (tmp_path / "outputs").exists()  # said before training
+    printed = python(*train, "hub_token=hf_loopback", HF_TOKEN="").stdout
+    repository = hub.repositories["tester/tiny"]
+    assert repository.private and len(repository.commits) == 2 and "Published: http" in printed
+    files = hub.files("tester/tiny")
+    added = {"train_config.yaml", "run.json", "metrics.json", "projection.png", "cosines.png"}
+    examples = {name for name in files if name.startswith("examples/")}
+    assert set(files) == {".gitattributes", *SAVED, *CODE, *ADDED, *added, *examples} and len(examples) >= 2
+    assert (tmp_path / "outputs" / "tiny" / "checkpoint-2").is_dir()
+    assert not any(b"hf_loopback" in content for content in files.values())
+    card = ModelCard(files["README.md"].decode())
+    metrics = json.loads(files["metrics.json"])["results"]["tiny"]
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {
+        m: metrics[m] for m in card.data.metrics
+    }
+    assert card.data.license == "apache-2.0" and card.data.widget[0]["src"].startswith(
+        f"{hub.url}/tester/tiny/resolve/"
+    )
+    assert "24 pairs were trained on" in card.text and "- trained on: CPU" in card.text
+
+
+def test_a_push_that_fails_after_training_names_the_way_out(hub, python, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY_RUN)
+    hub.broken = "repos/create"
+    run = python(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1", check=False)
+    assert run.returncode == 1 and (tmp_path / "outputs" / "tiny" / "model.safetensors").is_file()
+    last = run.stderr.splitlines()[-1]
+    assert (
+        last == "The trained model is safe in outputs/tiny; to publish it: python publish.py outputs/tiny tester/tiny"
+    )
