@@ -163,7 +163,7 @@ def test_other_models_stand_beside_this_one(folder):
     clip = METRICS | {"modality_gap": 0.39}
     write_metrics(folder / "metrics.json", {"clip": clip, "demo": METRICS}, {}, "validation")
     text = section(render(folder), "Evaluation")
-    assert re.search(r"\| modality gap ↓ +\| 0.390 \| 0.112 \|", text) and "This model is `demo`." in text
+    assert re.search(r"\| modality gap ↓ +\| 0.390 \| 0.112 \|", text) and "This model is `demo`; the others" in text
     data = ModelCard.load(folder / "README.md").data
     assert data.eval_results[0].metric_value == 0.11237 and data.eval_results[0].dataset_split == "validation"
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.hub import check_access, publication, publish
 from gap_closed_clip.hub.reload import check_code, check_reload
+from gap_closed_clip.training import load_config
 
 from .conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
 from .loopback_hub import TOKEN
@@ -220,7 +221,7 @@ def test_a_commit_in_between_is_not_undone(online, model_folder, skip_reload, mo
 def test_dry_run(online, model_folder, skip_reload, monkeypatch):
     done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True)
     assert set(done.changes) == {*SAVED, *CODE, *ADDED} and set(done.changes.values()) == {"new"}
-    assert not online.repositories and done.problem is None
+    assert not online.repositories and done.remarks == []
     text = str(done)
     assert re.search(r"^ +new  model.safetensors +[\d.]+ kB$", text, flags=re.MULTILINE) and "left out: " in text
     monkeypatch.delenv("HF_TOKEN")
@@ -229,6 +230,15 @@ def test_dry_run(online, model_folder, skip_reload, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert set(publish(model_folder, "tester/demo", TEMPLATE, dry_run=True).changes.values()) == {"?"}
     assert not any(method in ("POST", "PUT") for method, _ in online.requests)
+
+
+def test_paths_of_the_machine_are_pointed_out(online, model_folder, skip_reload, tmp_path):
+    words = [f"model.vision={tmp_path}/tower", "model.text=google-bert/bert-base-uncased", "data.source=$DATA/pairs"]
+    load_config([], words).save(model_folder / "train_config.yaml")
+    (remark,) = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True).remarks
+    assert remark == (
+        f"Everybody will read the path {tmp_path}/tower: it is model.vision in train_config.yaml and on the card."
+    )
 
 
 def test_the_card_of_the_folder_is_kept_where_asked(online, model_folder, skip_reload):
@@ -351,7 +361,8 @@ def test_train_py_publishes_the_finished_model(hub, python, tmp_path):
     examples = {name for name in files if name.startswith("examples/")}
     assert set(files) == {".gitattributes", *SAVED, *CODE, *ADDED, *added, *examples} and len(examples) >= 2
     assert (tmp_path / "outputs" / "tiny" / "checkpoint-2").is_dir()
-    assert not any(b"hf_loopback" in content for content in files.values())
+    assert not any(b"hf_loopback" in content or str(tmp_path).encode() in content for content in files.values())
+    assert b"output_dir" not in files["train_config.yaml"] and b"max_steps: 2" in files["train_config.yaml"]
     card = ModelCard(files["README.md"].decode())
     metrics = json.loads(files["metrics.json"])["results"]["tiny"]
     assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {

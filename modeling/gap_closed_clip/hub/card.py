@@ -205,7 +205,7 @@ def _facts(folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] 
         "added_terms": [TERMS[term] for term in ("align", "uniformity") if weights[term] != "0"],
         "initial_scale": math.exp(model_config.logit_scale_init_value),
         "final_scale": _final_scale(folder),
-        "config_yaml": run and yaml.safe_dump(_public(run["config"]), sort_keys=False, allow_unicode=True).rstrip(),
+        "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
         "table": evaluation and metrics_table(evaluation["results"]),
         "figures": [name for name in FIGURES if (folder / name).is_file()],
@@ -214,11 +214,12 @@ def _facts(folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] 
     }
 
 
-def _public(config: RunConfig) -> dict[str, Any]:
-    """The sections of a configuration without secrets."""
+def public_config(config: RunConfig) -> str:
+    """A run's configuration as YAML, without its secrets and without where the run was on its own machine."""
     sections = config.to_dict()
-    sections["training"] = {name: value for name, value in sections["training"].items() if name != "hub_token"}
-    return sections
+    private = ("hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
+    sections["training"] = {name: value for name, value in sections["training"].items() if name not in private}
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
 
 
 def describe_weight(weight: Weight) -> str:

@@ -21,7 +21,8 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import sha, validate_repo_id
 
 from ..evaluation import check_checkpoint
-from .card import FIGURES, write_card
+from ..training import CONFIG_FILE, load_config
+from .card import FIGURES, public_config, write_card
 from .reload import PACKAGE, check_code, check_reload
 
 
@@ -68,15 +69,16 @@ class Publication:
         sizes: path -> bytes.
         left_out: what the folder holds besides.
         url: of the commit; None if nothing was sent.
-        problem: of a dry run, why it could not be sent now.
+        remarks: what its owner should know: paths of this machine that everybody will read; of a dry run, why it could
+            not be sent now.
     """
 
     repo_id: str
     changes: dict[str, str]
     sizes: dict[str, int]
     left_out: list[str]
+    remarks: list[str]
     url: str | None = None
-    problem: str | None = None
 
     def __str__(self) -> str:
         width = max(map(len, self.changes))
@@ -86,9 +88,7 @@ class Publication:
         ]
         if self.left_out:
             lines.append(f"left out: {', '.join(self.left_out)}")
-        if self.problem:
-            lines.append(f"It could not be sent now: {self.problem}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.remarks])
 
 
 def publish(
@@ -132,13 +132,13 @@ def publish(
         check_code(folder)
     if keep_card and not (folder / "README.md").is_file():
         raise FileNotFoundError(f"{folder} has no README.md to keep: leave keep_card (--keep-card) out.")
-    api, problem = HfApi(token=token), None
+    api, remarks = HfApi(token=token), _local_paths(folder)
     try:
         repo_id = check_access(repo_id, token)
     except OSError as error:
         if not dry_run:
             raise
-        problem = str(error)
+        remarks.append(f"It could not be sent now: {error}")
     with _staged(folder) as staged:
         if not keep_card:
             write_card(staged, template, repo_id=repo_id, license=license)
@@ -151,7 +151,7 @@ def publish(
                 changes=_changes(files, remote),
                 sizes={name: path.stat().st_size for name, path in files.items()},
                 left_out=_left_out(folder, files),
-                problem=problem,
+                remarks=remarks,
             )
             if not dry_run:
                 publication.url = _commit(api, publication, files, head, private, message)
@@ -191,11 +191,13 @@ def _staged(folder: Path) -> Iterator[Path]:
         for name, path in _published(folder).items():
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # The card's folder is written to; a link would lead out of it.
-            if name == "README.md" or name.startswith(".eval_results/") or not _linked(path, target):
+            # What is written anew must not be a link into the folder at home.
+            if name in ("README.md", CONFIG_FILE) or not _linked(path, target):
                 shutil.copyfile(path, target)
         shutil.copyfile(PACKAGE / "hub" / "handler.py", staged / "handler.py")
         (staged / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+        if (staged / CONFIG_FILE).is_file():
+            (staged / CONFIG_FILE).write_text(public_config(load_config([staged / CONFIG_FILE])), encoding="utf-8")
         yield staged
 
 
@@ -216,6 +218,20 @@ def _published(folder: Path) -> dict[str, Path]:
 def _left_out(folder: Path, files: dict[str, Path]) -> list[str]:
     going = {name.partition("/")[0] for name in files}
     return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in going)
+
+
+def _local_paths(folder: Path) -> list[str]:
+    """A remark on each path of this machine that the published configuration and the card name."""
+    if not (folder / CONFIG_FILE).is_file():
+        return []
+    config = load_config([folder / CONFIG_FILE])
+    named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
+    named |= {"model.text": config.model.text, "data.source": config.data.source}
+    return [
+        f"Everybody will read the path {path}: it is {name} in {CONFIG_FILE} and on the card."
+        for name, path in named.items()
+        if isinstance(path, str) and Path(path).is_absolute()
+    ]
 
 
 def _remote_files(api: HfApi, repo_id: str, may_fail: bool) -> tuple[dict[str, str] | None, str | None]:
