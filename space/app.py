@@ -25,7 +25,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr  # noqa: E402
 from cards import numbers, results  # noqa: E402
-from projection import draw, fit_view, measure, reach_of  # noqa: E402
+from projection import draw, fit_view, measure, window_of  # noqa: E402
 from search import (  # noqa: E402
     Engine,
     Gallery,
@@ -51,12 +51,34 @@ QUERIES = [
     "Axial chest CT showing a pulmonary nodule.",
 ]
 LABELS = "chest radiograph, chest CT, brain MR, ultrasound, mammogram"
-PICKS = 24
+INTRODUCTION = (
+    "After CLIP training, images and captions sit in two separate regions of the sphere, the *modality gap*. The same "
+    "towers, trained to close it, can rank both kinds by one query."
+)
+SOFTMAX = (
+    "A softmax over *these* labels at each model's own temperature: one of them always wins, and no score is a "
+    "probability of disease."
+)
+MAP = (
+    "Both modalities of the gallery's {pairs} pairs. Horizontal: from the mean caption to the mean image, so a gap is "
+    "drawn at its own length. Vertical: the direction in which the rest varies most. The axes are fitted on half of "
+    "the captions, and the pairs of the *other* half are drawn. The numbers are of all pairs; the gap is the debiased "
+    "one."
+)
+MARGIN = (
+    "A closed gap alone proves nothing: when everything crowds into one cone the gap closes, too. Look at the margin, "
+    "how much closer true pairs are than random ones."
+)
+PICKS, PICK_HEIGHT = 24, 250
+UPLOAD = "Upload an image (PNG or JPEG), or pick one of the gallery."
 # One at a time: two requests share the models' tokenizers, which cannot pad for both at once.
 EVENT = {"concurrency_id": "models", "concurrency_limit": 1, "api_visibility": "private"}
 LAUNCH = {
-    "theme": gr.themes.Soft(
-        primary_hue="blue", neutral_hue="slate", font=["system-ui", "sans-serif"], font_mono=["monospace"]
+    "theme": gr.themes.Default(
+        primary_hue="blue",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
     ),
     "css_paths": HERE / "style.css",
     "footer_links": ["gradio"],
@@ -89,10 +111,9 @@ class Handlers:
         for view, pair, query in zip(self.views, self.pairs, queries, strict=True):
             drawn += [view(part[view.rows]) for part in pair]
             drawn += [] if query is None else [view(query[None])]
-        reach = reach_of(*drawn)
+        window = window_of(drawn)
         return [
-            draw(*pair, view, reach, query)
-            for view, pair, query in zip(self.views, self.pairs, queries, strict=True)
+            draw(*pair, view, window, query) for view, pair, query in zip(self.views, self.pairs, queries, strict=True)
         ]
 
     def numbers(self) -> list[str]:
@@ -107,7 +128,7 @@ def friendly(handler: Callable) -> Callable:
         try:
             values = handler(*inputs)
         except InputError as error:
-            gr.Warning(str(error), title="Please check")
+            gr.Warning(str(error))
             return gr.skip()
         return values[0] if len(values) == 1 else values
 
@@ -121,8 +142,8 @@ def image_input(value: Path | None = None) -> gr.Image:
         type="filepath",
         image_mode=None,
         sources=["upload", "clipboard"],
-        label="Image (PNG or JPEG)",
-        height=230,
+        label="Image",
+        height=PICK_HEIGHT,
         buttons=[],
     )
     gradio_own = image.preprocess
@@ -142,9 +163,9 @@ def picker(gallery: Gallery, image: gr.Image):
     files = [str(gallery.images[row]) for row in gallery.spread(PICKS)]
     pictures = gr.Gallery(
         files,
-        label="... or pick one of these",
+        show_label=False,
         columns=6,
-        height=230,
+        height=PICK_HEIGHT,
         object_fit="cover",
         allow_preview=False,
         interactive=False,
@@ -162,21 +183,27 @@ def search_tab(handlers: Handlers) -> None:
     gallery = handlers.gallery
     with gr.Row():
         by = gr.Radio([BY_TEXT, BY_IMAGE], value=BY_TEXT, label="Search by", elem_id="by")
-        wanted = gr.Radio(list(WANTED), value=next(iter(WANTED)), label="for", elem_id="wanted", scale=2)
+        wanted = gr.Radio(list(WANTED), value=next(iter(WANTED)), label="Look for", elem_id="wanted", scale=2)
     with gr.Column() as text_column:
-        text = gr.Textbox(QUERIES[0], label="Text", max_lines=3, elem_id="query", submit_btn="Search")
+        with gr.Row(equal_height=True, elem_classes="ask"):
+            text = gr.Textbox(QUERIES[0], label="Text", max_lines=3, elem_id="query", scale=5, min_width=260)
+            ask = gr.Button("Search", variant="primary", min_width=120, elem_id="ask")
         examples = gr.Examples([[query] for query in QUERIES], text, label="Examples")
     with gr.Column(visible=False) as image_column:
+        gr.Markdown(UPLOAD)
         with gr.Row():
             with gr.Column(min_width=240):
                 image = image_input()
             with gr.Column(min_width=300, scale=2):
                 picked = picker(gallery, image)
-        go = gr.Button("Search", variant="primary")
+        go = gr.Button("Search", variant="primary", elem_id="go")
     inputs = [by, text, image, wanted]
     first = handlers.search(BY_TEXT, QUERIES[0], None, wanted.value)
     with gr.Row(elem_id="found"):
-        outputs = [gr.HTML(value, min_width=340, elem_classes="panel") for value in first]
+        outputs = []
+        for value in first:
+            with gr.Column(min_width=340):
+                outputs.append(gr.HTML(value))
     by.change(
         lambda value: [gr.update(visible=value == BY_TEXT), gr.update(visible=value == BY_IMAGE)],
         by,
@@ -185,62 +212,58 @@ def search_tab(handlers: Handlers) -> None:
         show_progress="hidden",
     )
     search = friendly(handlers.search)
-    for start in (text.submit, go.click, wanted.input, picked.success, examples.load_input_event.success):
+    for start in (text.submit, ask.click, go.click, wanted.input, picked.success, examples.load_input_event.success):
         start(search, inputs, outputs, **EVENT)
 
 
 def zero_shot_tab(handlers: Handlers) -> None:
     gallery, template = handlers.gallery, handlers.engines[-1].template
     value = gallery.images[gallery.spread(PICKS)[0]]
+    gr.Markdown(UPLOAD)
     with gr.Row():
         with gr.Column(min_width=240):
             image = image_input(value)
         with gr.Column(min_width=300, scale=2):
             picked = picker(gallery, image)
     with gr.Row():
-        labels = gr.Textbox(LABELS, label="Labels, separated by commas or new lines", lines=2, elem_id="labels", scale=2)
+        labels = gr.Textbox(
+            LABELS, label="Labels, separated by commas or new lines", lines=2, elem_id="labels", scale=2
+        )
         form = gr.Textbox(template, label="Template: {} is where a label goes", elem_id="template")
     go = gr.Button("Classify", variant="primary", elem_id="classify")
     inputs = [image, labels, form]
     first = handlers.classify(str(value), LABELS, template)
     with gr.Row():
-        outputs = [
-            gr.Label(scores, num_top_classes=10, label=engine.title, min_width=320, elem_classes="scores")
-            for engine, scores in zip(handlers.engines, first, strict=True)
-        ]
-    gr.Markdown(
-        "A softmax over *these* labels at each model's own temperature: one of them always wins, and no score is a "
-        "probability of disease."
-    )
+        outputs = []
+        for engine, scores in zip(handlers.engines, first, strict=True):
+            with gr.Column(min_width=320):
+                outputs.append(gr.Label(scores, num_top_classes=10, label=engine.title, elem_classes="scores"))
+    gr.Markdown(SOFTMAX)
     for start in (go.click, labels.submit, form.submit, picked.success):
         start(friendly(handlers.classify), inputs, outputs, **EVENT)
 
 
 def map_tab(handlers: Handlers) -> None:
-    gr.Markdown(
-        f"Both modalities of the gallery's {len(handlers.gallery.pairs)} pairs. Horizontal: from the mean caption to the "
-        "mean image, so a gap is drawn at its own length. Vertical: the direction in which the rest varies most. The axes "
-        "are fitted on half of the captions and the pairs of the *other* half are drawn. The numbers are of all pairs; the "
-        "gap is the debiased one."
-    )
+    gr.Markdown(MAP.format(pairs=len(handlers.gallery.pairs)))
     with gr.Row():
         panels = []
         for value, figure in zip(handlers.numbers(), handlers.figures(), strict=True):
             with gr.Column(min_width=340):
                 gr.HTML(value)
                 panels.append(gr.Plot(figure, format="png", show_label=False, elem_classes="map"))
-    own = gr.Textbox(
-        label="Put a text of your own into both pictures",
-        placeholder=QUERIES[3],
-        max_lines=3,
-        elem_id="own",
-        submit_btn="Show",
-    )
-    gr.Markdown(
-        "A closed gap alone proves nothing: when everything crowds into one cone the gap closes, too. Look at the margin, "
-        "how much closer true pairs are than random ones."
-    )
-    own.submit(friendly(handlers.figures), own, panels, **EVENT)
+    with gr.Row(equal_height=True, elem_classes="ask"):
+        own = gr.Textbox(
+            label="Put a text of your own into both pictures",
+            placeholder=QUERIES[3],
+            max_lines=3,
+            elem_id="own",
+            scale=5,
+            min_width=260,
+        )
+        show = gr.Button("Show", variant="primary", min_width=120, elem_id="show")
+    gr.Markdown(MARGIN)
+    for start in (own.submit, show.click):
+        start(friendly(handlers.figures), own, panels, **EVENT)
 
 
 def about(gallery: Gallery) -> str:
@@ -267,10 +290,7 @@ def build(engines: list[Engine], gallery: Gallery) -> gr.Blocks:
     handlers = Handlers(engines, gallery)
     drawings = "The pictures are drawings, not medical images. " if gallery.drawn else ""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(300, 900)) as app:
-        gr.Markdown(
-            f"# {TITLE}\nAfter CLIP training, images and captions sit in two separate regions of the sphere, the *modality "
-            "gap*. The same towers, trained to close it, can rank both kinds by one query."
-        )
+        gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         gr.HTML(f'<div class="notice"><b>Not a medical device.</b> {drawings}For research only.</div>')
         with gr.Tab("Search"):
             search_tab(handlers)
@@ -292,15 +312,16 @@ def not_ready(reason: str) -> gr.Blocks:
 
 
 def main() -> None:
+    folder = Path(os.environ.get("GALLERY") or HERE / "gallery").resolve()
     try:
-        gallery = Gallery.load(Path(os.environ.get("GALLERY") or HERE / "gallery"))
+        gallery = Gallery.load(folder)
         app = build(load_engines(os.environ, gallery), gallery)
     except SetupError as error:
         if "SPACE_ID" not in os.environ:  # not on the Hub: the terminal is the place to say it
             sys.exit(f"app.py: {error}")
         print(f"app.py: {error}", file=sys.stderr)
         app = not_ready(str(error))
-    app.queue(max_size=32).launch(**LAUNCH)
+    app.queue(max_size=32).launch(allowed_paths=[str(folder)], **LAUNCH)  # the gallery is public
 
 
 if __name__ == "__main__":

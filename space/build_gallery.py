@@ -1,7 +1,7 @@
 """Write the gallery that the Space searches: pictures and captions.jsonl in space/gallery.
 
-    python space/build_gallery.py                                          # phantoms: held-out pairs of configs/demo.yaml
-    python space/build_gallery.py data.source=/data/my_pairs --size 224    # your own pairs
+    python space/build_gallery.py                                        # held-out phantoms of configs/demo.yaml
+    python space/build_gallery.py data.source=/data/my_pairs --size 224  # your own pairs
     python space/build_gallery.py configs/roco.yaml --split validation
 
 A source is whatever train.py takes. Needs the package (`pip install -e .`); the Space itself does not.
@@ -29,7 +29,9 @@ DEMO = HERE.parent / "configs" / "demo.yaml"
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="CONFIG.yaml or data.FIELD=VALUE", help="default: configs/demo.yaml")
+    parser.add_argument(
+        "words", nargs="*", metavar="CONFIG.yaml or data.FIELD=VALUE", help="default: configs/demo.yaml"
+    )
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument("--pairs", type=int, default=160, help="how many pairs, drawn at random (default: 160)")
     parser.add_argument("--size", type=int, default=112, help="shorter side of the pictures in pixels (default: 112)")

@@ -42,7 +42,9 @@ def row(rank: int, hit: Hit, gallery: Gallery) -> str:
 
 def strip(hits: list[Hit]) -> str:
     """The kinds of the first hits as coloured cells, and where the first one of each kind comes."""
-    cells = "".join(f'<i class="{hit.kind}" title="{rank}: {NAMES[hit.kind]}"></i>' for rank, hit in enumerate(hits[:STRIP], 1))
+    cells = "".join(
+        f'<i class="{hit.kind}" title="{rank}: {NAMES[hit.kind]}"></i>' for rank, hit in enumerate(hits[:STRIP], 1)
+    )
     counts = {kind: sum(hit.kind == kind for hit in hits[:TOP]) for kind in NAMES}
     late = max(next((rank for rank, hit in enumerate(hits, 1) if hit.kind == kind), 0) for kind in NAMES)
     missing = NAMES[hits[late - 1].kind]

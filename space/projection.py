@@ -84,13 +84,15 @@ def measure(image: np.ndarray, text: np.ndarray) -> dict[str, float]:
     }
 
 
-def draw(image: np.ndarray, text: np.ndarray, view: View, reach: float, query: np.ndarray | None = None) -> Figure:
+def draw(
+    image: np.ndarray, text: np.ndarray, view: View, window: np.ndarray, query: np.ndarray | None = None
+) -> Figure:
     """
     Both modalities of the pairs that `view` names, lines between some true pairs, and the two means.
 
     Args:
         image, text: (N, D) unit vectors.
-        reach: the axes go from -reach to reach: the same for every model.
+        window: what `window_of` gives: the same for every model.
         query: (D,) a visitor's own text or image, drawn as a star.
     """
     image, text = view(image[view.rows]), view(text[view.rows])  # (P, 2)
@@ -112,18 +114,21 @@ def draw(image: np.ndarray, text: np.ndarray, view: View, reach: float, query: n
     if query is not None:
         (point,) = view(query[None])
         axes.scatter(*point, s=330, marker="*", color=QUERY_COLOR, edgecolors="white", linewidths=1.5, zorder=6)
-        handles.append(
-            Line2D([], [], color=QUERY_COLOR, marker="*", linestyle="", markersize=14, label="your own")
-        )
-    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        handles.append(Line2D([], [], color=QUERY_COLOR, marker="*", linestyle="", markersize=14, label="your own"))
+    axes.set(xlim=window[0], ylim=window[1], aspect="equal")
     axes.set_xlabel("from the mean caption to the mean image", fontsize=11)
     axes.set_ylabel("first principal component of the rest", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=INK, labelsize=10)
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=10.5)
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=2 if query is None else 3, frameon=False, fontsize=10.5
+    )
     return figure
 
 
-def reach_of(*points: np.ndarray) -> float:
-    """The reach that shows all these (P, 2) points."""
-    return 1.08 * max(float(np.abs(part).max()) for part in points)
+def window_of(points: list[np.ndarray]) -> np.ndarray:
+    """The square that shows all these (P, 2) points, as ((left, right), (bottom, top))."""
+    every = np.concatenate(points)
+    low, high = every.min(axis=0), every.max(axis=0)
+    half = 0.54 * float((high - low).max())
+    return np.stack([(low + high) / 2 - half, (low + high) / 2 + half], axis=1)

@@ -205,9 +205,9 @@ def load_pipeline(name: str, revision: str | None, variable: str) -> Pipeline:
     """
     The `image-text-retrieval` pipeline that is saved beside the weights.
 
-    `trust_remote_code=True` runs the Python files of the repository `name`. It is right here because the Space's owner,
-    and nobody else, names it, in a variable that visitors cannot set. Whoever may push there may change what runs:
-    pin a commit in MODEL_REVISION and CLIP_MODEL_REVISION for models that are not your own.
+    `trust_remote_code=True` runs the Python files of the repository `name`. It is right here because the Space's
+    owner, and nobody else, names it, in a variable that visitors cannot set. Whoever may push there may change what
+    runs: pin a commit in MODEL_REVISION and CLIP_MODEL_REVISION for models that are not your own.
     """
     try:
         pipe = pipeline("image-text-retrieval", model=name, revision=revision, trust_remote_code=True)
@@ -221,7 +221,7 @@ def load_pipeline(name: str, revision: str | None, variable: str) -> Pipeline:
 
 def open_image(path: str | Path | None) -> Image.Image:
     """
-    An 8-bit RGB picture, upright. More than 8 bits are scaled over the image's own range, transparency is put on black.
+    An 8-bit RGB picture, upright: more than 8 bits scaled over the image's own range, transparency put on black.
 
     Raises:
         InputError: no image, a damaged one, or one too large.
