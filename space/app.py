@@ -227,9 +227,9 @@ def zero_shot_tab(handlers: Handlers) -> None:
             picked = picker(gallery, image)
     with gr.Row():
         labels = gr.Textbox(
-            LABELS, label="Labels, separated by commas or new lines", lines=2, elem_id="labels", scale=2
+            LABELS, label="Labels, separated by commas or new lines", lines=2, elem_id="labels", scale=2, min_width=280
         )
-        form = gr.Textbox(template, label="Template: {} is where a label goes", elem_id="template")
+        form = gr.Textbox(template, label="Template: {} is where a label goes", elem_id="template", min_width=280)
     go = gr.Button("Classify", variant="primary", elem_id="classify")
     inputs = [image, labels, form]
     first = handlers.classify(str(value), LABELS, template)
