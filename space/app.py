@@ -24,7 +24,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr  # noqa: E402
-from cards import numbers, results  # noqa: E402
+from cards import TOP, numbers, results  # noqa: E402
 from projection import draw, fit_view, measure, window_of  # noqa: E402
 from search import (  # noqa: E402
     Engine,
@@ -93,13 +93,17 @@ class Handlers:
 
     def __init__(self, engines: list[Engine], gallery: Gallery):
         self.engines, self.gallery = engines, gallery
+        self.mixing = [engine.mixing(TOP) for engine in engines]
         self.pairs = [(e.image_embeds[gallery.pairs[:, 0]], e.text_embeds[gallery.pairs[:, 1]]) for e in engines]
         self.views = [fit_view(image, text, gallery.pairs[:, 1]) for image, text in self.pairs]
 
     def search(self, by: str, text: str, image: str | None, wanted: str) -> list[str]:
         query = check_query(text) if by == BY_TEXT else open_image(image)
         kinds = WANTED[wanted]
-        return [results(engine.title, engine.search(query, kinds), self.gallery, kinds) for engine in self.engines]
+        return [
+            results(engine.title, engine.search(query, kinds), self.gallery, kinds, mixing)
+            for engine, mixing in zip(self.engines, self.mixing, strict=True)
+        ]
 
     def classify(self, image: str | None, labels: str, template: str) -> list[dict[str, float]]:
         picture, named, template = open_image(image), parse_labels(labels), check_template(template)

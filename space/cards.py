@@ -9,14 +9,22 @@ TOP, STRIP = 12, 60
 NAMES = {"image": "image", "text": "caption"}
 
 
-def results(title: str, hits: list[Hit], gallery: Gallery, kinds: tuple[str, ...]) -> str:
-    """One model's answer: a grid of images, a list of captions, or both in one list under a strip of their kinds."""
+def results(title: str, hits: list[Hit], gallery: Gallery, kinds: tuple[str, ...], mixing: float) -> str:
+    """One model's answer: a grid of images, a list of captions, or both in one list under a strip of their kinds.
+
+    `mixing` is what one query cannot tell: `Engine.mixing(TOP)`.
+    """
     best = hits[:TOP]
     if kinds == ("image",):
         body = f'<div class="grid">{"".join(image_card(hit, gallery) for hit in best)}</div>'
     else:
         body = f'<ol class="hits">{"".join(row(rank, hit, gallery) for rank, hit in enumerate(best, 1))}</ol>'
-    mixed = strip(hits) if len(kinds) > 1 else ""
+    mixed = ""
+    if len(kinds) > 1:
+        overall = (
+            f"Over all {len(gallery.images) + len(gallery.captions)} items of the gallery as queries, {mixing:.0%}"
+        )
+        mixed = f'{strip(hits)}<p class="overall">{overall} of the first {TOP} are of the other kind.</p>'
     return f'<section class="model"><h3>{escape(title)}</h3>{mixed}{body}</section>'
 
 

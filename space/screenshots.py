@@ -113,7 +113,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with running_app() as address, browser(int(sys.argv[2]) if len(sys.argv) > 2 else 1280) as driver:
         driver.get(address)
-        type_into(driver, "#query textarea", "Brain MRI showing a glioma with oedema.")
+        type_into(driver, "#query textarea", "Frontal chest radiograph with a right pleural effusion.")
         act(driver, shown(driver, "#ask"), "#found")
         save(driver, folder / "space_search.png")
 

@@ -162,6 +162,15 @@ class Engine:
         hits = [Hit(kind, row, cosine) for kind in kinds for row, cosine in enumerate(cosines[kind])]
         return sorted((hit for hit in hits if hit[:2] != (own, itself)), key=lambda hit: -hit.score)
 
+    def mixing(self, top: int) -> float:
+        """How much of the first `top` is of the other kind, on average over the whole gallery's items as queries."""
+        embeds = np.concatenate([self.image_embeds, self.text_embeds])
+        kinds = np.repeat([0, 1], [len(self.image_embeds), len(self.text_embeds)])
+        cosines = embeds @ embeds.T
+        np.fill_diagonal(cosines, -np.inf)
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, : min(top, len(embeds) - 1)]
+        return float((kinds[best] != kinds[:, None]).mean())
+
     def classify(self, image: Image.Image, labels: list[str], template: str) -> dict[str, float]:
         """The softmax of the model's logits over the labels, each put into the template."""
         texts = [template.replace("{}", label) for label in labels]
