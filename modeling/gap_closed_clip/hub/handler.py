@@ -34,6 +34,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import uuid
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -431,7 +432,7 @@ def _fetch(url: str, where: str) -> bytes:
         except RequestError as error:
             raise RequestError(f"{where}: {error}", error.status) from None
         except Exception:  # sockets, TLS, HTTP and malformed URLs each have their own
-            raise RequestError(f"{where}: the URL can't be fetched.") from None
+            raise RequestError(f"{where}: the URL can't be fetched, or not within {FETCH_SECONDS:g} s.") from None
         if status not in (301, 302, 303, 307, 308) or not location:
             break
         url = urljoin(url, location)
@@ -454,11 +455,11 @@ def _get(url: str) -> tuple[int, str | None, bytes]:
         raise RequestError("the URL leads to an address that is not public.", 403)
     connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(parts.hostname, port)
     # The address that was checked, not the name: that may lead elsewhere a moment later.
-    connection.sock = socket.create_connection(
-        (min(addresses, key=lambda address: ":" in address), port), timeout=FETCH_SECONDS
-    )
+    address = min(addresses, key=lambda address: ":" in address)  # IPv4 where there is a choice
+    connection.sock = socket.create_connection((address, port), timeout=FETCH_SECONDS)
     # That timeout is for one packet, and a server may send a byte at a time: this one is for all of them.
-    timer = threading.Timer(FETCH_SECONDS, _hang_up, (connection,))
+    line, deadline = connection.sock.dup(), time.monotonic() + FETCH_SECONDS
+    timer = threading.Timer(FETCH_SECONDS, _hang_up, (line,))
     timer.daemon = True
     timer.start()
     try:
@@ -468,15 +469,19 @@ def _get(url: str) -> tuple[int, str | None, bytes]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers={"Accept": "image/*"})
         response = connection.getresponse()
-        return response.status, response.getheader("Location"), response.read(MAX_IMAGE_BYTES + 1)
+        data = response.read(MAX_IMAGE_BYTES + 1)
+        if time.monotonic() > deadline:  # without a Content-Length, a body that was cut off looks complete
+            raise TimeoutError
+        return response.status, response.getheader("Location"), data
     finally:
         timer.cancel()
+        line.close()
         connection.close()
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # it may just have ended by itself
-        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+def _hang_up(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may just have ended by itself
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _is_public(address: str) -> bool:
