@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -183,6 +184,21 @@ def test_zero_shot_of_several_images(endpoint, classify):
     images = [b64(image) for image in IMAGES]
     assert endpoint(classified(images)) == endpoint(classified({"images": images})) == near(expected)
     assert endpoint(classified(images[:1])) == near(expected[:1])
+
+
+def test_the_scale_is_capped_as_in_the_model(endpoint, classify):
+    capped = torch.full((1,), 6.0)  # a scale of 403, above the cap of 100
+    with torch.no_grad():
+        before = endpoint.model.logit_scale.clone()
+        for model in (endpoint.model, classify.model):
+            model.logit_scale.copy_(capped)
+    try:
+        expected = classify(IMAGES[0], candidate_labels=LABELS, hypothesis_template="Radiology image: {}.")
+        assert endpoint(classified(IMAGE)) == near(expected)
+    finally:
+        with torch.no_grad():
+            for model in (endpoint.model, classify.model):
+                model.logit_scale.copy_(before)
 
 
 def test_an_image_in_any_form_is_the_same(endpoint):
@@ -384,8 +400,8 @@ BAD = [
         "inputs.texts[0] is not valid Unicode: it has half of a surrogate pair.",
     ),
     ({"inputs": {"text": "a" * 10_001}}, 413, "inputs.text has 10001 characters: a text may have 10000."),
-    ({"inputs": {"texts": ["a"] * 513}}, 413, "513 texts: a request may have 512. Send several."),
-    ({"inputs": {"images": [IMAGE] * 65}}, 413, "65 images: a request may have 64. Send several."),
+    ({"inputs": {"texts": ["a"] * 513}}, 413, "513 texts: a request may have 512. Send several requests."),
+    ({"inputs": {"images": [IMAGE] * 65}}, 413, "65 images: a request may have 64. Send several requests."),
     ({"inputs": {"query": "a"}}, 400, f'{RETRIEVAL} takes inputs {{"query": ..., "gallery": [...]}}.'),
     (search("a", []), 400, "inputs.gallery is a list of texts and images, or of embeddings, and not empty."),
     (search("a", ["b"], top_k="3"), 400, "top_k is '3': send a whole number, 1 or more."),
@@ -500,6 +516,22 @@ def test_threads_do_not_disturb_one_another(endpoint):
         assert list(pool.map(endpoint, requests * 3)) == expected * 3
 
 
+def test_one_forward_pass_at_a_time(endpoint, monkeypatch):
+    forward, running, together = endpoint.model.forward, [], []
+
+    def watched(*args, **kwargs):
+        running.append(None)
+        time.sleep(0.01)
+        together.append(len(running))
+        running.pop()
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(endpoint.model, "forward", watched)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(endpoint, [{"inputs": {"text": text}} for text in TEXTS * 4]))
+    assert together == [1] * 8
+
+
 def test_a_folder_serves_without_the_package(endpoint, folder, tmp_path):
     requests = [
         classified(IMAGE),
@@ -523,4 +555,4 @@ def test_urls_are_fetched_where_switched_on(endpoint, handler, folder, monkeypat
     monkeypatch.setattr(handler, "_get", lambda url: (200, None, file_bytes(IMAGES[0])))
     assert allowing(classified("https://example.org/a.png")) == endpoint(classified(IMAGE))
     answer = allowing({"inputs": {"images": ["https://example.org/a.png"] * 9}})
-    assert answer == {"error": "9 URLs: a request may have 8. Send several.", "status": 413}
+    assert answer == {"error": "9 URLs: a request may have 8. Send several requests.", "status": 413}

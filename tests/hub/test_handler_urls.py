@@ -116,15 +116,15 @@ def ask(endpoint, url: str) -> dict:
     return endpoint({"inputs": url, "parameters": {"task": "embeddings"}})
 
 
-def _lookup(monkeypatch, answers: list[str]) -> list[str]:
-    """Lets names lead to one address after the other; gives the names that are looked up."""
+def _lookup(monkeypatch, *answers: list[str]) -> list[str]:
+    """What names lead to, one lookup after the other; gives the names that are looked up."""
     looked_up = []
 
     def lookup(host, port, *args, **kwargs):
         if host[0].isdigit():  # what a connection itself asks for
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port))]
         looked_up.append(host)
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers[len(looked_up) - 1], port))]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in answers[len(looked_up) - 1]]
 
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     return looked_up
@@ -181,11 +181,17 @@ def test_a_url_that_leads_nowhere_is_answered(endpoint, loopback, table, url):
 
 def test_a_name_is_looked_up_once(endpoint, handler, loopback, server, monkeypatch):
     """It may lead elsewhere a moment after its address was checked."""
-    looked_up = _lookup(monkeypatch, ["127.0.0.1", "127.0.0.2"])
+    looked_up = _lookup(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
     url = f"http://pictures.example:{server.server_port}/a.png"
     assert handler._fetch(url, "inputs") == picture()
     assert looked_up == ["pictures.example"]
     assert server.asked == [("/a.png", f"pictures.example:{server.server_port}")]
+
+
+def test_a_name_may_have_no_private_address_beside_a_public_one(endpoint, loopback, server, monkeypatch):
+    _lookup(monkeypatch, ["127.0.0.1", "10.0.0.1"])
+    answer = ask(endpoint, f"http://pictures.example:{server.server_port}/a.png")
+    assert answer == {"error": NOT_PUBLIC, "status": 403} and server.asked == []
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
@@ -198,7 +204,7 @@ def test_over_tls_the_name_has_to_be_the_certificates(endpoint, handler, loopbac
     context.load_cert_chain(certificate, key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    _lookup(monkeypatch, ["127.0.0.1"] * 2)
+    _lookup(monkeypatch, ["127.0.0.1"], ["127.0.0.1"])
     assert handler._fetch(f"https://pictures.example:{server.server_port}/a.png", "inputs") == picture()
     answer = ask(endpoint, f"https://other.example:{server.server_port}/a.png")
     assert answer == {"error": "inputs: the URL can't be fetched, or not within 10 s.", "status": 400}
@@ -224,6 +230,7 @@ def test_over_tls_the_name_has_to_be_the_certificates(endpoint, handler, loopbac
         ("fd00::1", False),
         ("::ffff:10.0.0.1", False),
         ("::ffff:8.8.8.8", True),
+        ("::ffff:224.0.0.251", False),
         ("64:ff9b::a00:1", False),
         ("2002:a00:1::", False),
         ("ff02::1", False),

@@ -95,8 +95,8 @@ class EndpointHandler:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.allow_urls = os.environ.get(URL_SWITCH) == "1"
-        # Tokenizers change their padding while they run and fail in two threads at once; and two forward passes side
-        # by side need twice the memory and are no faster.
+        # A tokenizer can't be set to another padding while it runs in another thread; and forward passes side by side
+        # need twice the memory and are no faster.
         self._lock = threading.Lock()
 
     def __call__(self, data: dict[str, Any]) -> list | dict[str, Any]:
@@ -163,7 +163,7 @@ class EndpointHandler:
         if not isinstance(inputs, dict) or not {"query", "gallery"} <= inputs.keys():
             raise RequestError('image-text-retrieval takes inputs {"query": ..., "gallery": [...]}.')
         _check_names(inputs, ("query", "gallery"), "inputs of image-text-retrieval")
-        top_k = parameters.get("top_k", 10)
+        top_k = 10 if parameters.get("top_k") is None else parameters["top_k"]
         if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
             raise RequestError(f"top_k is {_short(top_k)}: send a whole number, 1 or more.")
         queries, many = _as_list(inputs["query"], "inputs.query")
@@ -193,13 +193,10 @@ class EndpointHandler:
         """
         images, texts = ([item for item in items if item.kind == kind] for kind in ("image", "text"))
         urls = [item for item in images if _is_url(item.value)]
-        for name, several, limit in (
-            ("images", images, MAX_IMAGES),
-            ("texts", texts, MAX_TEXTS),
-            ("URLs", urls, MAX_URLS),
-        ):
+        limits = {"images": (images, MAX_IMAGES), "texts": (texts, MAX_TEXTS), "URLs": (urls, MAX_URLS)}
+        for name, (several, limit) in limits.items():
             if len(several) > limit:
-                raise RequestError(f"{len(several)} {name}: a request may have {limit}. Send several.", 413)
+                raise RequestError(f"{len(several)} {name}: a request may have {limit}. Send several requests.", 413)
         texts = [_text(item.value, item.where) for item in texts]
         # One after the other, so that only one picture of full size is in memory.
         pixels = [self._pixels(item) for item in images]
@@ -438,8 +435,6 @@ def _fetch(url: str, where: str) -> bytes:
         url = urljoin(url, location)
     if status != 200:
         raise RequestError(f"{where}: the URL answers with status {status}.")
-    if len(data) > MAX_IMAGE_BYTES:
-        raise _too_large(where)
     return data
 
 
