@@ -34,6 +34,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 import uuid
 from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
@@ -94,8 +95,8 @@ class EndpointHandler:
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.allow_urls = os.environ.get(URL_SWITCH) == "1"
-        # Tokenizers change their padding while they run and fail in two threads at once; and two forward passes side
-        # by side need twice the memory and are no faster.
+        # A tokenizer can't be set to another padding while it runs in another thread; and forward passes side by side
+        # need twice the memory and are no faster.
         self._lock = threading.Lock()
 
     def __call__(self, data: dict[str, Any]) -> list | dict[str, Any]:
@@ -162,7 +163,7 @@ class EndpointHandler:
         if not isinstance(inputs, dict) or not {"query", "gallery"} <= inputs.keys():
             raise RequestError('image-text-retrieval takes inputs {"query": ..., "gallery": [...]}.')
         _check_names(inputs, ("query", "gallery"), "inputs of image-text-retrieval")
-        top_k = parameters.get("top_k", 10)
+        top_k = 10 if parameters.get("top_k") is None else parameters["top_k"]
         if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
             raise RequestError(f"top_k is {_short(top_k)}: send a whole number, 1 or more.")
         queries, many = _as_list(inputs["query"], "inputs.query")
@@ -192,13 +193,10 @@ class EndpointHandler:
         """
         images, texts = ([item for item in items if item.kind == kind] for kind in ("image", "text"))
         urls = [item for item in images if _is_url(item.value)]
-        for name, several, limit in (
-            ("images", images, MAX_IMAGES),
-            ("texts", texts, MAX_TEXTS),
-            ("URLs", urls, MAX_URLS),
-        ):
+        limits = {"images": (images, MAX_IMAGES), "texts": (texts, MAX_TEXTS), "URLs": (urls, MAX_URLS)}
+        for name, (several, limit) in limits.items():
             if len(several) > limit:
-                raise RequestError(f"{len(several)} {name}: a request may have {limit}. Send several.", 413)
+                raise RequestError(f"{len(several)} {name}: a request may have {limit}. Send several requests.", 413)
         texts = [_text(item.value, item.where) for item in texts]
         # One after the other, so that only one picture of full size is in memory.
         pixels = [self._pixels(item) for item in images]
@@ -431,14 +429,12 @@ def _fetch(url: str, where: str) -> bytes:
         except RequestError as error:
             raise RequestError(f"{where}: {error}", error.status) from None
         except Exception:  # sockets, TLS, HTTP and malformed URLs each have their own
-            raise RequestError(f"{where}: the URL can't be fetched.") from None
+            raise RequestError(f"{where}: the URL can't be fetched, or not within {FETCH_SECONDS:g} s.") from None
         if status not in (301, 302, 303, 307, 308) or not location:
             break
         url = urljoin(url, location)
     if status != 200:
         raise RequestError(f"{where}: the URL answers with status {status}.")
-    if len(data) > MAX_IMAGE_BYTES:
-        raise _too_large(where)
     return data
 
 
@@ -454,11 +450,11 @@ def _get(url: str) -> tuple[int, str | None, bytes]:
         raise RequestError("the URL leads to an address that is not public.", 403)
     connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(parts.hostname, port)
     # The address that was checked, not the name: that may lead elsewhere a moment later.
-    connection.sock = socket.create_connection(
-        (min(addresses, key=lambda address: ":" in address), port), timeout=FETCH_SECONDS
-    )
+    address = min(addresses, key=lambda address: ":" in address)  # IPv4 where there is a choice
+    connection.sock = socket.create_connection((address, port), timeout=FETCH_SECONDS)
     # That timeout is for one packet, and a server may send a byte at a time: this one is for all of them.
-    timer = threading.Timer(FETCH_SECONDS, _hang_up, (connection,))
+    line, deadline = connection.sock.dup(), time.monotonic() + FETCH_SECONDS
+    timer = threading.Timer(FETCH_SECONDS, _hang_up, (line,))
     timer.daemon = True
     timer.start()
     try:
@@ -468,15 +464,19 @@ def _get(url: str) -> tuple[int, str | None, bytes]:
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers={"Accept": "image/*"})
         response = connection.getresponse()
-        return response.status, response.getheader("Location"), response.read(MAX_IMAGE_BYTES + 1)
+        data = response.read(MAX_IMAGE_BYTES + 1)
+        if time.monotonic() > deadline:  # without a Content-Length, a body that was cut off looks complete
+            raise TimeoutError
+        return response.status, response.getheader("Location"), data
     finally:
         timer.cancel()
+        line.close()
         connection.close()
 
 
-def _hang_up(connection: http.client.HTTPConnection) -> None:
-    with contextlib.suppress(OSError, AttributeError):  # it may just have ended by itself
-        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+def _hang_up(line: socket.socket) -> None:
+    with contextlib.suppress(OSError):  # it may just have ended by itself
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _is_public(address: str) -> bool:
