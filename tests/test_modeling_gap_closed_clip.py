@@ -249,6 +249,12 @@ def test_wrong_configs(kwargs, message):
         GapClosedClipConfig(**kwargs)
 
 
+def test_too_long_texts_name_the_limit(tiny_model):
+    tiny_model(input_ids=torch.ones(1, 64, dtype=torch.int64))
+    with pytest.raises(ValueError, match="65 tokens long, the text tower takes 64 at most: tokenize with truncation="):
+        tiny_model(input_ids=torch.ones(1, 65, dtype=torch.int64))
+
+
 def test_wrong_image_size_names_both_sizes(tiny_model):
     with pytest.raises(ValueError, match=rf"30 x 30 pixels, the image tower takes {IMAGE_SIZE} x {IMAGE_SIZE}"):
         tiny_model(torch.randn(1, 3, 30, 30))

@@ -17,7 +17,7 @@ from .chunking_gap_closed_clip import MicroBatches, encode_in_chunks
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import STREAMING_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
 from .projection_gap_closed_clip import ProjectionCentering, centering, projection
-from .towers_gap_closed_clip import fixed_image_size, load_tower, pretrained_head, select_states
+from .towers_gap_closed_clip import fixed_image_size, load_tower, longest_text, pretrained_head, select_states
 
 
 logger = logging.get_logger(__name__)
@@ -238,7 +238,18 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         position_ids: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """The text tower alone: (B, length, hidden) and, as `pooler_output`, what represents a text, (B, hidden)."""
+        """
+        The text tower alone: (B, length, hidden) and, as `pooler_output`, what represents a text, (B, hidden).
+
+        Raises:
+            ValueError: texts longer than the tower takes.
+        """
+        limit = longest_text(self.config.text_config)
+        if input_ids.shape[1] > limit:
+            raise ValueError(
+                f"The texts are {input_ids.shape[1]} tokens long, the text tower takes {limit} at most: tokenize with "
+                f"truncation=True, max_length={limit}."
+            )
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,

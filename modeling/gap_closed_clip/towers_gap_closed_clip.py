@@ -21,6 +21,12 @@ def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
     return tuple(patch_embed.img_size)
 
 
+def longest_text(text_config: PreTrainedConfig) -> int:
+    """Tokens that a text tower takes. RoBERTa numbers positions from behind its padding id."""
+    reserved = text_config.pad_token_id + 1 if text_config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return text_config.max_position_embeddings - reserved
+
+
 def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
     if isinstance(name_or_config, PreTrainedConfig):
         return AutoModel.from_config(name_or_config, **kwargs)
@@ -62,4 +68,4 @@ def select_states(states: Sequence[Tensor], indices: int | Sequence[int]) -> tup
     return tuple(state if place in indices or place - n in indices else None for place, state in enumerate(states))
 
 
-__all__ = ["fixed_image_size", "load_tower", "pretrained_head", "select_states"]
+__all__ = ["fixed_image_size", "load_tower", "longest_text", "pretrained_head", "select_states"]

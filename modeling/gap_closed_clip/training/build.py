@@ -14,6 +14,7 @@ from ..configuration_gap_closed_clip import GapClosedClipConfig
 from ..evaluation import is_local, load_checkpoint
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
+from ..towers_gap_closed_clip import longest_text
 from .arguments import ModelArguments
 
 
@@ -48,12 +49,6 @@ def build_model_and_processor(
     if args.freeze_vision or args.freeze_text:
         model.freeze_towers(vision=args.freeze_vision, text=args.freeze_text)
     return model, processor
-
-
-def longest_text(text_config: PreTrainedConfig) -> int:
-    """Tokens that a text tower takes. RoBERTa numbers positions from behind its padding id."""
-    reserved = text_config.pad_token_id + 1 if text_config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return text_config.max_position_embeddings - reserved
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -185,4 +180,4 @@ def _not_loaded(what: str, error: OSError) -> OSError:
     )
 
 
-__all__ = ["build_model_and_processor", "longest_text", "train_tokenizer"]
+__all__ = ["build_model_and_processor", "train_tokenizer"]
