@@ -303,5 +303,5 @@ def check_template(text: str | None) -> str:
     """
     text = (text or "").strip()
     if text.count("{}") != 1 or len(text) > MAX_LENGTH:
-        raise InputError("The template is a short text with {} in it once, where the label goes: Radiology image: {}.")
+        raise InputError("The template is a short text with {} in it once, where the label goes: Medical image of {}.")
     return text

@@ -55,7 +55,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             negatives.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the projections' initial weights.
-        hypothesis_template (`str`, defaults to `"Radiology image: {}."`):
+        hypothesis_template (`str`, defaults to `"Medical image of {}."`):
             What zero-shot classification puts a label into: `hypothesis_template` of the pipeline, which without it
             takes every image for a photo.
 
@@ -108,7 +108,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     uniformity_weight: Any = 0.0
     mask_groups: bool = True
     initializer_range: float = 0.02
-    hypothesis_template: str = "Radiology image: {}."
+    hypothesis_template: str = "Medical image of {}."
 
     def __post_init__(self, **kwargs):
         vision_default = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}

@@ -157,7 +157,7 @@ def near(expected) -> list | dict:
     return pytest.approx(expected, abs=1e-5) if isinstance(expected, float) else expected
 
 
-def classified(image, labels=LABELS, template="Radiology image: {}.") -> dict:
+def classified(image, labels=LABELS, template="Medical image of {}.") -> dict:
     return {"inputs": image, "parameters": {"candidate_labels": labels, "hypothesis_template": template}}
 
 
@@ -173,14 +173,14 @@ def test_zero_shot_is_answered_as_by_the_pipeline(endpoint, classify, table, inp
         request["parameters"]["hypothesis_template"] = template
     answer = endpoint(request)
     table.append((request, answer))
-    template = template or "Radiology image: {}."
+    template = template or "Medical image of {}."
     assert answer == near(classify(IMAGES[0], candidate_labels=LABELS, hypothesis_template=template))
     assert answer[0]["score"] > answer[-1]["score"] + 0.01
     json.dumps(answer)
 
 
 def test_zero_shot_of_several_images(endpoint, classify):
-    expected = classify(IMAGES, candidate_labels=LABELS, hypothesis_template="Radiology image: {}.")
+    expected = classify(IMAGES, candidate_labels=LABELS, hypothesis_template="Medical image of {}.")
     images = [b64(image) for image in IMAGES]
     assert endpoint(classified(images)) == endpoint(classified({"images": images})) == near(expected)
     assert endpoint(classified(images[:1])) == near(expected[:1])
@@ -193,7 +193,7 @@ def test_the_scale_is_capped_as_in_the_model(endpoint, classify):
         for model in (endpoint.model, classify.model):
             model.logit_scale.copy_(capped)
     try:
-        expected = classify(IMAGES[0], candidate_labels=LABELS, hypothesis_template="Radiology image: {}.")
+        expected = classify(IMAGES[0], candidate_labels=LABELS, hypothesis_template="Medical image of {}.")
         assert endpoint(classified(IMAGE)) == near(expected)
     finally:
         with torch.no_grad():

@@ -109,12 +109,12 @@ def test_a_published_model_works_where_the_package_is_not(
     # The pipelines against the model by hand.
     model, close = tiny_model, lambda values: pytest.approx(values, abs=1e-5)
     labels = ["chest radiograph", "brain MR"]
-    inputs = tiny_processor(images=[image], text=[f"Radiology image: {label}." for label in labels],
+    inputs = tiny_processor(images=[image], text=[f"Medical image of {label}." for label in labels],
                             return_tensors="pt", padding=True)  # fmt: skip
     with torch.inference_mode():
         probabilities = model(**inputs).logits_per_image.softmax(-1)[0].tolist()
         gallery = model(**tiny_processor(text=["Normal chest radiograph."], return_tensors="pt")).text_embeds
-    assert found["template"] == "Radiology image: {}."
+    assert found["template"] == "Medical image of {}."
     assert {score["label"]: score["score"] for score in found["scores"]} == close(
         dict(zip(labels, probabilities, strict=True))
     )

@@ -36,7 +36,7 @@ def test_code_of_the_readme(block, tiny_model, tiny_processor, tmp_path, monkeyp
         names["gallery"], torch.stack([image_embeds[0], text_embeds[2], text_embeds[1]]), **close
     )
     assert {score["label"] for score in names["scores"]} == {"chest radiograph", "brain MR"}
-    assert names["template"] == "Radiology image: {}." and len(names["hits"]) == 2
+    assert names["template"] == "Medical image of {}." and len(names["hits"]) == 2
 
 
 def test_the_readme_shows_every_pipeline():
