@@ -227,8 +227,8 @@ def test_readme_example_runs(case, picture, tmp_path, monkeypatch):
     levels = np.array(case.processor.image_processor.image_std)[:, None, None] * 255
     distance = np.abs(names["pixels"](tmp_path / "image.png") - inputs["pixel_values"][0].numpy()) * levels
     mixed = (picture[0] > 28) != (picture[1] > 42) and "width" in case.processor.image_processor.to_dict()["size"]
-    if mixed:  # torchvision and Pillow filter in another order, as the README says of such a processor only
-        assert 1 < distance.max() < 16 and "one side shrinks" in text
+    if mixed:  # torchvision and Pillow may filter in another order, as the README says
+        assert distance.max() < 16 and "one side shrinks" in text
     else:
         assert distance.max() < 1.01 and (distance > 0.01).mean() < 0.02
     assert np.abs(names["text_embeds"] - expected.text_embeds.numpy()).max() < TOLERANCE

@@ -172,9 +172,9 @@ def _example_steps(image: dict[str, Any]) -> list[str]:
 
 ACCURACY = """, and the cosine between the embeddings of the two was
 above 0.99999 where this was measured"""
-# Pillow filters rows first, torchvision here columns, and both round to 8 bits in between.
+# torchvision filters along the rows first, Pillow 13 the side that shrinks; both round to 8 bits in between.
 ACCURACY_OF_FIXED_SIZE = """. Where one side shrinks and the other
-grows it is a quarter of them, in noise by up to 14 levels"""
+grows it can be a quarter of them, in noise by up to 14 levels"""
 README = Template("""\
 # $model as ONNX
 
