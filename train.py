@@ -5,6 +5,7 @@
     python train.py configs/demo.yaml configs/clip_lt.yaml      # a later file changes an earlier one
     python train.py configs/demo.yaml model.align_weight=3 learning_rate=5e-4 output_dir=outputs/other
     accelerate launch train.py configs/roco.yaml                # several GPUs
+    python train.py push_to_hub=true hub_model_id=owner/name    # then publish it (public: hub_private_repo=false)
 
 Configuration files have three sections: `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments) and
 `training` (transformers' TrainingArguments). Any field is overridden as section.field=value, or as field=value where
@@ -15,8 +16,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.hub import write_card
-from gap_closed_clip.training import RunConfig, load_config, train
+from gap_closed_clip.hub import check_access, publish, write_card, write_examples
+from gap_closed_clip.training import GapClosedTrainingArguments, RunConfig, load_config, train
 
 
 HERE = Path(__file__).parent
@@ -25,19 +26,35 @@ CARD_TEMPLATE = HERE / "model_card" / "template.md"
 
 
 def run(config: RunConfig) -> None:
-    result = train(config)
+    repo_id = repository(config)
+    train(config)
     args = config.training_arguments()
-    if args.process_index == 0:
-        write_card(
-            args.output_dir,
-            CARD_TEMPLATE,
-            config,
-            license=args.card_license,
-            num_train_pairs=result.num_train_pairs,
-            device=result.device,
-            num_processes=result.num_processes,
-        )
-        print(f"The model folder is {args.output_dir}; its card is README.md there.")
+    if args.process_index != 0:
+        return
+    folder = args.output_dir
+    write_examples(folder, config.data)
+    write_card(folder, CARD_TEMPLATE, repo_id=repo_id)
+    print(f"The model folder is {folder}; its card is README.md there.")
+    if repo_id is not None:
+        try:
+            publication = publish(
+                folder, repo_id, CARD_TEMPLATE, private=args.hub_private_repo is not False, token=args.hub_token
+            )
+        except (ValueError, OSError) as error:
+            raise OSError(
+                f"{error}\nThe trained model is safe in {folder}; to publish it: python publish.py {folder} {repo_id}"
+            ) from error
+        print(f"Published: {publication.url or 'nothing has changed'}")
+
+
+def repository(config: RunConfig) -> str | None:
+    """Where `push_to_hub` will publish to; None without it. Said now if it can't: not after hours of training."""
+    settings = config.training
+    if not settings.get("push_to_hub"):
+        return None
+    folder = settings.get("output_dir", GapClosedTrainingArguments.output_dir)
+    name = settings.get("hub_model_id") or Path(folder).name
+    return check_access(name, settings.get("hub_token"))
 
 
 def main() -> int:

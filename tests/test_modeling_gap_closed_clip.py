@@ -85,6 +85,27 @@ def test_one_modality_alone_comes_first_in_the_output(tiny_model):
         tiny_model()
 
 
+def test_hidden_states_by_argument_by_config_and_by_index():
+    config = tiny_config()
+    config.text_config.num_hidden_layers, config.vision_config.model_args["depth"] = 3, 2
+    model, inputs = GapClosedClipModel(config).eval(), tiny_inputs()
+    with torch.no_grad():
+        nothing = model(**inputs)
+        everything = model(**inputs, output_hidden_states=True)
+        # 3 is beyond the image tower
+        some = model(**inputs, output_hidden_states=[0, 3])
+        last = model(**inputs, output_hidden_states=[-1])
+        for tower in (model.config.vision_config, model.config.text_config):
+            tower.output_hidden_states = True
+        by_config = model(**inputs)
+    for name, n, kept in (("vision_model_output", 2, [0]), ("text_model_output", 4, [0, 3])):
+        states = everything[name].hidden_states
+        assert nothing[name].hidden_states is None and len(states) == len(by_config[name].hidden_states) == n
+        assert [i for i, state in enumerate(some[name].hidden_states) if state is not None] == kept
+        assert torch.equal(some[name].hidden_states[0], states[0])
+        assert [state is None for state in last[name].hidden_states] == [True] * (n - 1) + [False]
+
+
 def test_different_numbers_at_inference_and_in_training(tiny_model):
     inputs = tiny_inputs(4) | {"pixel_values": tiny_inputs(3)["pixel_values"]}
     output = tiny_model.eval()(**inputs)
@@ -219,6 +240,7 @@ def test_config_round_trip_and_defaults(tmp_path):
         ({"projection_dim": 0}, "projection_dim is 0"),
         ({"logit_scale_init_value": 14.3}, "log of the scale"),
         ({"centering_momentum": 0.0}, "centering_momentum is 0"),
+        ({"hypothesis_template": "Radiology image."}, "hypothesis_template is 'Radiology image.': it holds {} once"),
         ({"vision_config": {"architecture": "eva02_tiny_patch14_224"}}, "vision_config has no model_type"),
     ],
 )
@@ -387,3 +409,11 @@ def test_processor_fits_the_tower(towers):
     image_processor = image_processor_for(model.vision_model)
     assert list(image_processor.image_mean) == [0.1, 0.2, 0.3] and list(image_processor.image_std) == [0.4, 0.5, 0.6]
     assert dict(image_processor.crop_size) == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+
+
+def test_saving_a_processor_leaves_it_as_it_was(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    loaded = type(tiny_processor).from_pretrained(tmp_path)
+    before = loaded.to_dict()
+    loaded.save_pretrained(tmp_path / "again")
+    assert loaded.to_dict() == before == type(tiny_processor).from_pretrained(tmp_path / "again").to_dict()

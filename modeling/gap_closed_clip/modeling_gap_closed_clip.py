@@ -17,7 +17,7 @@ from .chunking_gap_closed_clip import MicroBatches, encode_in_chunks
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import STREAMING_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
 from .projection_gap_closed_clip import ProjectionCentering, centering, projection
-from .towers_gap_closed_clip import fixed_image_size, load_tower, pretrained_head
+from .towers_gap_closed_clip import fixed_image_size, load_tower, pretrained_head, select_states
 
 
 logger = logging.get_logger(__name__)
@@ -290,7 +290,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         micro_batches: MicroBatches | None = None,
         return_loss: bool = True,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         **kwargs,
     ) -> GapClosedClipOutput:
         """
@@ -306,7 +306,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
                 Same embeddings, loss and gradients; the activations are those of one part at a time.
             return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
             output_attentions: of the text tower; timm's towers have none to give.
-            output_hidden_states: of both towers.
+            output_hidden_states: of both towers; indices instead of True leave None in the place of the other states.
 
         Raises:
             ValueError: neither images nor texts; in training, numbers of images and texts that differ.
@@ -329,15 +329,16 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             )
             image_embeds = unit_vectors(vision_outputs.pooler_output)  # (B, D)
         if has_text:
+            # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
+            asked = {"output_attentions": output_attentions, "output_hidden_states": output_hidden_states}
             text_outputs = self.get_text_features(
                 input_ids,
                 attention_mask,
                 token_type_ids,
                 position_ids,
                 pooled_text,
-                output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states,
                 return_dict=True,
+                **{name: value for name, value in asked.items() if value is not None},
             )
             text_embeds = unit_vectors(text_outputs.pooler_output)  # (C, D)
         if image_embeds is not None and text_embeds is not None:
@@ -376,7 +377,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def _project_images(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def _project_images(
+        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
         """`get_image_features` before the centring."""
         size = tuple(pixel_values.shape[-2:])
         if self.image_size is not None and size != self.image_size:
@@ -385,11 +388,19 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
                 f"{self.image_size[1]}: set the image processor's crop_size and size, or the tower's "
                 "model_args={'dynamic_img_size': True}."
             )
-        outputs = self.vision_model(pixel_values=pixel_values, return_dict=True, **kwargs)
+        # timm raises on indices beyond its last block, which the text tower may well have, and drops the other states.
+        selects = output_hidden_states is not None and not isinstance(output_hidden_states, bool)
+        outputs = self.vision_model(
+            pixel_values=pixel_values,
+            output_hidden_states=True if selects else output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        states = select_states(outputs.hidden_states, output_hidden_states) if selects else outputs.hidden_states
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=_at_least_float32(self.visual_projection(outputs.pooler_output)),
-            hidden_states=outputs.hidden_states,
+            hidden_states=states,
         )
 
     def _project_texts(

@@ -1,5 +1,7 @@
 """[`GapClosedClipProcessor`]: images and captions to what [`GapClosedClipModel`] takes."""
 
+import os
+
 from transformers import CLIPImageProcessor, ProcessorMixin
 
 
@@ -14,6 +16,13 @@ class GapClosedClipProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> list[str]:
+        """As `ProcessorMixin.save_pretrained`; where the code is stands in what is written, not in the processor."""
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        # from_pretrained doesn't bring the entry back: left here, a processor would differ from what is loaded of it.
+        vars(self).pop("auto_map", None)
+        return files
 
 
 def image_processor_for(vision_model) -> CLIPImageProcessor:

@@ -1,5 +1,7 @@
 """The towers' published weights, and what a timm tower tells of itself."""
 
+from collections.abc import Sequence
+
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -53,4 +55,11 @@ def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) 
     return {"weight": weight, "bias": bias}
 
 
-__all__ = ["fixed_image_size", "load_tower", "pretrained_head"]
+def select_states(states: Sequence[Tensor], indices: int | Sequence[int]) -> tuple[Tensor | None, ...]:
+    """The states at `indices`, None in the place of the others; as in transformers, an index may point outside."""
+    indices = [indices] if isinstance(indices, int) else indices
+    n = len(states)
+    return tuple(state if place in indices or place - n in indices else None for place, state in enumerate(states))
+
+
+__all__ = ["fixed_image_size", "load_tower", "pretrained_head", "select_states"]

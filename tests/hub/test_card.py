@@ -1,6 +1,7 @@
 """The card rendered into tiny model folders: its metadata, its figures, its code."""
 
 import functools
+import io
 import json
 import math
 import os
@@ -11,13 +12,13 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pytest
-import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, parse_eval_result_entries
 from PIL import Image
 
+from gap_closed_clip.data import DataArguments, load_pairs
 from gap_closed_clip.evaluation import write_metrics
-from gap_closed_clip.hub import write_card
+from gap_closed_clip.hub import write_card, write_examples
 from gap_closed_clip.hub.card import describe_weight
 from gap_closed_clip.training import load_config
 
@@ -63,8 +64,12 @@ def folder(tiny_model, tiny_processor, tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def render(folder: Path, *overrides: str, **kwargs) -> str:
-    write_card(folder, TEMPLATE, load_config([], list(overrides) or PHANTOMS), **kwargs)
+def render(folder: Path, *overrides: str, repo_id=None, license=None, **facts) -> str:
+    """The card of a folder that was trained with these overrides; `facts` are those of run.json."""
+    if (folder / "config.json").exists():
+        load_config([], list(overrides) or PHANTOMS).save(folder / "train_config.yaml")
+        (folder / "run.json").write_text(json.dumps(facts))
+    write_card(folder, TEMPLATE, repo_id=repo_id, license=license)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
     return text
@@ -115,7 +120,7 @@ def test_metadata_of_hub_ids(folder):
     assert data.eval_results[0].dataset_split == "held"
     assert "https://huggingface.co/datasets/eltorio/ROCOv2-radiology" in section(text, "Training data")
     assert "split `held`" in section(text, "Evaluation")
-    assert text.count('from_pretrained("somebody/roco-clip")') == 2
+    assert text.count('"somebody/roco-clip", trust_remote_code=True)') == 6
     assert "hantom" not in text and "drawn" not in text
 
 
@@ -158,7 +163,7 @@ def test_other_models_stand_beside_this_one(folder):
     clip = METRICS | {"modality_gap": 0.39}
     write_metrics(folder / "metrics.json", {"clip": clip, "demo": METRICS}, {}, "validation")
     text = section(render(folder), "Evaluation")
-    assert re.search(r"\| modality gap ↓ +\| 0.390 \| 0.112 \|", text) and "This model is `demo`." in text
+    assert re.search(r"\| modality gap ↓ +\| 0.390 \| 0.112 \|", text) and "This model is `demo`; the others" in text
     data = ModelCard.load(folder / "README.md").data
     assert data.eval_results[0].metric_value == 0.11237 and data.eval_results[0].dataset_split == "validation"
 
@@ -193,26 +198,68 @@ def test_figures_that_are_there(folder):
     assert re.findall(r"!\[.+\]\((.+)\)", text) == ["projection.png"]
 
 
-def test_code_runs(folder, monkeypatch, tiny_model, tiny_processor):
-    text = section(render(folder), "How to use")
-    monkeypatch.chdir(folder.parent)
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 30), dtype=np.uint8)
-    Image.fromarray(pixels).save("image.png")
-    code = blocks(text, "python")
-    assert len(code) == 2
-    names: dict = {}
-    exec(code[0], names)
-    image = tiny_processor.image_processor([Image.open("image.png")], return_tensors="pt")
-    words = tiny_processor.tokenizer(names["texts"], return_tensors="pt", padding=True)
-    with torch.no_grad():
-        image_vectors = tiny_model.eval().get_image_features(**image).pooler_output.double()
-        text_vectors = tiny_model.get_text_features(**words).pooler_output.double()
-    expected = torch.cosine_similarity(image_vectors[:, None], text_vectors[None], dim=-1)
-    assert names["similarity"].shape == (1, 2)
-    torch.testing.assert_close(names["similarity"].double(), expected, atol=1e-5, rtol=0)
-    exec(code[1], names)
-    assert {score["label"] for score in names["scores"]} == {"chest radiograph", "brain MR"}
-    assert sum(score["score"] for score in names["scores"]) == pytest.approx(1)
+def test_examples_are_the_widget(folder):
+    for name in ("chest_CT.png", "brain_MR.png", "notes.txt"):
+        (folder / "examples" / name).parent.mkdir(exist_ok=True)
+        (folder / "examples" / name).touch()
+    render(folder, repo_id="owner/name")
+    address = "https://huggingface.co/owner/name/resolve/main/examples"
+    labels = "brain MR, chest CT"
+    assert ModelCard.load(folder / "README.md").data.widget == [
+        {"src": f"{address}/brain_MR.png", "candidate_labels": labels, "example_title": "brain MR"},
+        {"src": f"{address}/chest_CT.png", "candidate_labels": labels, "example_title": "chest CT"},
+    ]
+    (folder / "examples" / "brain_MR.png").unlink()  # a single label tells nothing apart
+    render(folder, repo_id="owner/name")
+    assert ModelCard.load(folder / "README.md").data.get("widget") is None
+
+
+def test_examples_are_held_out_phantoms_and_of_nobody_else(tmp_path):
+    data = DataArguments(phantom_train_pairs=40, phantom_test_pairs=60, phantom_size=40)
+    write_examples(tmp_path, data)
+    names = {path.stem for path in (tmp_path / "examples").iterdir()}
+    assert names == {"chest_radiograph", "chest_CT", "brain_MR", "ultrasound", "mammogram"}
+    pictures = {name: load_pairs(data, name)["image"] for name in ("train", "test")}
+    shown = {np.asarray(Image.open(path)).tobytes() for path in (tmp_path / "examples").iterdir()}
+    pixels = {
+        name: {np.asarray(Image.open(io.BytesIO(image["bytes"]))).tobytes() for image in images}
+        for name, images in pictures.items()
+    }
+    assert shown <= pixels["test"] and not shown & pixels["train"]
+    write_examples(tmp_path / "real", DataArguments(source="hospital/pairs"))
+    assert not (tmp_path / "real").exists()
+
+
+def test_eval_results_of_hub_data_sets(folder):
+    source = HUB[2].partition("=")[2]
+    write_metrics(folder / "metrics.json", {"demo": METRICS}, {"source": source, "test_split": "held"}, "test")
+    render(folder, *HUB)
+    (path,) = (folder / ".eval_results").iterdir()
+    assert path.name == "ROCOv2-radiology.yaml"
+    entries = parse_eval_result_entries(yaml.safe_load(path.read_text()))
+    assert {entry.dataset_id for entry in entries} == {source}
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert [entry.value for entry in entries] == [result.metric_value for result in results] and len(entries) == 6
+    assert entries[4].task_id == "text_to_image_recall_at_10" and entries[4].notes == "split held; text to image R@10"
+    write_metrics(folder / "metrics.json", {"demo": METRICS}, {}, "test")
+    render(folder)  # phantoms are no data set of the Hub
+    assert not (folder / ".eval_results").exists()
+
+
+def test_a_folder_that_train_py_did_not_make(folder):
+    write_card(folder, TEMPLATE, repo_id="owner/name")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "\n## Training data\n" not in text and "\n## Training command\n" not in text
+    assert "from scratch" not in text and "None" not in text and "\n\n\n" not in text
+    assert "| 0.112 |" in section(text, "Evaluation") and 'model="owner/name"' in section(text, "How to use")
+
+
+def test_licences(folder):
+    text = render(folder, *HUB, "data.license=CC BY-NC-SA 4.0", "training.card_license=apache-2.0")
+    assert "Licence of the pairs: CC BY-NC-SA 4.0." in section(text, "Training data")
+    assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"
+    assert "does not know their licence" in section(render(folder, *HUB), "Training data")
+    assert "Apache-2.0" in section(render(folder), "Training data")
 
 
 @pytest.mark.parametrize(
@@ -315,7 +362,7 @@ def test_bad_folders_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no model folder: config.json is missing"):
         render(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no_template.md"):
-        write_card(folder, tmp_path / "no_template.md", load_config([], PHANTOMS))
+        write_card(folder, tmp_path / "no_template.md")
     write_metrics(folder / "metrics.json", {"clip": METRICS, "ours": METRICS}, {}, "test")
     with pytest.raises(ValueError, match=r"metrics.json holds \['clip', 'ours'\], not 'demo'"):
         render(folder)

@@ -40,6 +40,9 @@ class DataArguments:
             "Environment variables are filled in: '$RADIOLOGY_DATA/medpix2'."
         },
     )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the pairs, in the source's words; for the model card only."}
+    )
     subset: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set with several."})
     train_split: str = field(default="train", metadata={"help": "The source's name of the training split."})
     validation_split: str = field(

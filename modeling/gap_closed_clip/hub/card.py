@@ -6,11 +6,19 @@ Every figure of this model is read from its metrics.json: what was not measured 
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    eval_result_entries_to_yaml,
+    hf_hub_url,
+)
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
@@ -19,11 +27,13 @@ from ..configuration_gap_closed_clip import GapClosedClipConfig, Weight
 from ..data import DataArguments
 from ..evaluation import metrics_table, read_metrics
 from ..evaluation.report import ROWS
-from ..training import RunConfig
+from ..training import CONFIG_FILE, RUN_FILE, RunConfig, load_config
 
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 FIGURES = ("projection.png", "cosines.png")
+EXAMPLES = "examples"
+EVAL_RESULTS = ".eval_results"
 # What the metadata tells of the evaluation; the table on the card has all of it.
 GAP = ("modality_gap", "debiased_modality_gap", "true_pair_cosine", "margin")
 HEADLINES = (*GAP, "text_to_image_recall@10", "image_to_text_recall@10", "v_measure")
@@ -31,54 +41,63 @@ TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "C
 
 
 def write_card(
-    folder: str | Path,
-    template: str | Path,
-    config: RunConfig,
-    *,
-    repo_id: str | None = None,
-    license: str | None = None,
-    num_train_pairs: int | None = None,
-    device: str | None = None,
-    num_processes: int = 1,
+    folder: str | Path, template: str | Path, *, repo_id: str | None = None, license: str | None = None
 ) -> ModelCard:
     """
-    Writes README.md into a trained model folder, whole or not at all, over an older one.
+    Writes README.md into a model folder, whole or not at all, over an older one; and, where the model was measured on
+    a data set of the Hub, `.eval_results/` for that data set's leaderboard.
 
+    The card tells what the folder tells: config.json and weights; train_config.yaml and run.json, which train.py
+    leaves; metrics.json with its figures; examples/, pictures named by what they show. What is missing is left out.
     Call it where the training ran: a tower or data source that is no folder or file there is taken for a Hub id.
 
     Args:
-        folder: holds config.json and weights; metrics.json, projection.png and cosines.png go on the card if present.
+        folder: a model folder.
         template: Jinja template of the card, model_card/template.md.
-        config: the configuration that the model was trained with; secrets in it are left out.
         repo_id: what the examples load; by default the folder's name. Its last part is the title.
-        license: identifier of the weights' licence, e.g. "apache-2.0"; left out unless given.
-        num_train_pairs: pairs that were trained on, after what was skipped; left out unless given.
-        device: what each process trained on, e.g. "NVIDIA A100"; left out unless given.
-        num_processes: of the training, for the command that repeats it.
+        license: identifier of the weights' licence, e.g. "apache-2.0"; by default `training.card_license`.
 
     Raises:
         FileNotFoundError: `folder` is no model folder, or there is no template.
-        ValueError: metrics.json is not one of this package, or holds several models and none of the folder's name.
+        ValueError: metrics.json, train_config.yaml or run.json is damaged, or metrics.json holds several models and
+            none of the folder's name.
     """
-    folder = Path(folder).resolve()
+    folder = Path(folder).absolute()
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model folder: config.json is missing. Train or save the model first.")
     evaluation = _read_evaluation(folder)
-    name = (repo_id or folder.name).rpartition("/")[2]
+    run = _read_run(folder)
+    repo_id = repo_id or folder.name
+    name = repo_id.rpartition("/")[2]
+    license = license or (run["config"].training.get("card_license") if run else None)
     card = ModelCard.from_template(
-        _metadata(name, license, config, evaluation),
+        _metadata(folder, repo_id, license, run and run["config"], evaluation),
         template_path=str(template),
         model_name=name,
-        repo_id=repo_id or name,
-        num_train_pairs=num_train_pairs,
-        device=device,
-        num_processes=num_processes,
-        **_facts(folder, config, evaluation),
+        repo_id=repo_id,
+        **_facts(folder, run, evaluation),
     )
     draft = folder / "README.md.tmp"
     draft.write_text(f"{str(card).rstrip()}\n", encoding="utf-8", newline="\n")
     os.replace(draft, folder / "README.md")
+    _write_eval_results(folder, evaluation)
     return card
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    """`config` of the training and what run.json tells of it; None for a folder that train.py did not make."""
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    facts = {"num_train_pairs": None, "device": None, "num_processes": 1}
+    path = folder / RUN_FILE
+    if path.is_file():
+        try:
+            facts |= json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}): delete it to leave what it says out of the card."
+            ) from error
+    return facts | {"config": load_config([folder / CONFIG_FILE])}
 
 
 def _read_evaluation(folder: Path) -> dict[str, Any] | None:
@@ -99,23 +118,32 @@ def _read_evaluation(folder: Path) -> dict[str, Any] | None:
     return content | {"results": results, "name": name, "data": DataArguments(**content["data"])}
 
 
-def _metadata(name: str, license: str | None, config: RunConfig, evaluation: dict[str, Any] | None) -> ModelCardData:
-    towers = (config.model.checkpoint, config.model.vision, config.model.text)
-    measured = [metric for metric in HEADLINES if evaluation and metric in evaluation["results"][evaluation["name"]]]
+def _metadata(
+    folder: Path, repo_id: str, license: str | None, config: RunConfig | None, evaluation: dict[str, Any] | None
+) -> ModelCardData:
+    towers = (config.model.checkpoint, config.model.vision, config.model.text) if config else ()
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         tags=TAGS,
         license=license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
-        datasets=[config.data.source] if _is_hub_id(config.data.source) else None,
-        metrics=measured or None,
-        model_name=name,
-        eval_results=[_eval_result(metric, evaluation) for metric in measured] or None,
+        datasets=[config.data.source] if config and _is_hub_id(config.data.source) else None,
+        metrics=list(_headlines(evaluation)) or None,
+        model_name=repo_id.rpartition("/")[2],
+        eval_results=[_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
+        or None,
+        widget=_widget(folder, repo_id),
     )
 
 
-def _eval_result(metric: str, evaluation: dict[str, Any]) -> EvalResult:
+def _headlines(evaluation: dict[str, Any] | None) -> dict[str, float]:
+    """Those of HEADLINES that were measured."""
+    own = evaluation["results"][evaluation["name"]] if evaluation else {}
+    return {metric: own[metric] for metric in HEADLINES if metric in own}
+
+
+def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalResult:
     data = evaluation["data"]
     return EvalResult(
         task_type="image-text-retrieval",
@@ -126,31 +154,72 @@ def _eval_result(metric: str, evaluation: dict[str, Any]) -> EvalResult:
         dataset_split=_public_split(data, evaluation["split"]),
         metric_type=metric,
         metric_name=ROWS[metric][0].rstrip(" ↑↓"),
-        metric_value=evaluation["results"][evaluation["name"]][metric],
+        metric_value=value,
     )
 
 
-def _facts(folder: Path, config: RunConfig, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+def _widget(folder: Path, repo_id: str) -> list[dict[str, str]] | None:
+    """Examples for the model's page, from pictures that are published with it: each is named by what it shows."""
+    pictures = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
+    titles = [path.stem.replace("_", " ") for path in pictures]
+    if len(titles) < 2:
+        return None  # a single label tells nothing apart
+    labels = ", ".join(titles)
+    return [
+        {
+            "src": hf_hub_url(repo_id, f"{EXAMPLES}/{path.name}"),
+            "candidate_labels": labels,
+            "example_title": title,
+        }
+        for path, title in zip(pictures, titles, strict=True)
+    ]
+
+
+def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
+    """The newer form of model-index, a file a data set; only data sets of the Hub have one."""
+    shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
+    if not evaluation or not _is_hub_id(source := evaluation["data"].source):
+        return
+    entries = [
+        EvalResultEntry(
+            dataset_id=source,
+            task_id=metric.replace("@", "_at_"),
+            value=value,
+            notes=f"split {_public_split(evaluation['data'], evaluation['split'])}; {ROWS[metric][0].rstrip(' ↑↓')}",
+        )
+        for metric, value in _headlines(evaluation).items()
+    ]
+    (folder / EVAL_RESULTS).mkdir()
+    path = folder / EVAL_RESULTS / f"{source.rpartition('/')[2]}.yaml"
+    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+
+
+def _facts(folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> dict[str, Any]:
     """What the template speaks of, beside the metadata."""
     model_config = GapClosedClipConfig.from_pretrained(folder)
-    sections = config.to_dict()
-    sections["training"] = {name: value for name, value in sections["training"].items() if name != "hub_token"}
     weights = {term: describe_weight(getattr(model_config, f"{term}_weight")) for term in TERMS}
     return {
         "config": model_config,
-        "start": config.model,
-        "data": config.data,
+        "run": run,
         "weights": weights,
         "added_terms": [TERMS[term] for term in ("align", "uniformity") if weights[term] != "0"],
         "initial_scale": math.exp(model_config.logit_scale_init_value),
         "final_scale": _final_scale(folder),
-        "config_yaml": yaml.safe_dump(sections, sort_keys=False, allow_unicode=True).rstrip(),
+        "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
         "table": evaluation and metrics_table(evaluation["results"]),
         "figures": [name for name in FIGURES if (folder / name).is_file()],
         "public_name": _public_name,
         "public_split": _public_split,
     }
+
+
+def public_config(config: RunConfig) -> str:
+    """A run's configuration as YAML, without its secrets and without where the run was on its own machine."""
+    sections = config.to_dict()
+    private = ("hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
+    sections["training"] = {name: value for name, value in sections["training"].items() if name not in private}
+    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
 
 
 def describe_weight(weight: Weight) -> str:

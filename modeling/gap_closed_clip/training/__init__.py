@@ -3,11 +3,13 @@
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .build import build_model_and_processor
 from .config import RunConfig, load_config
-from .run import train
+from .run import CONFIG_FILE, RUN_FILE, train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 
 
 __all__ = [
+    "CONFIG_FILE",
+    "RUN_FILE",
     "GapClosedClipTrainer",
     "GapClosedTrainingArguments",
     "ModelArguments",

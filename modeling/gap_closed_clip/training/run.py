@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,8 @@ from .trainer import GapClosedClipTrainer
 
 logger = logging.get_logger(__name__)
 
-CONFIG_FILE = "train_config.yaml"
+# What a finished run leaves beside the weights: its configuration, and what else its card tells.
+CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
 # What the Trainer writes into a checkpoint, in this order: one that was being written when the run was killed lacks
 # the last.
 CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -31,7 +32,7 @@ CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_stat
 @dataclass
 class TrainingResult:
     """
-    What a finished run tells, beside its model folder.
+    What a finished run tells beside its configuration; all but the metrics is `run.json` in its model folder.
 
     Args:
         metrics: of the final evaluation; empty where there is none, and on all processes but the first.
@@ -49,13 +50,15 @@ class TrainingResult:
 def train(config: RunConfig) -> TrainingResult:
     """
     Trains the model that a configuration describes, and leaves a model folder in `training.output_dir`: weights,
-    config, processor, `train_config.yaml`, and the evaluation on `training.final_split` (metrics.json, table,
-    figures).
+    config, processor, code, `train_config.yaml`, `run.json`, and the evaluation on `training.final_split`
+    (metrics.json, table, figures).
 
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
     """
     args = config.training_arguments()
+    # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
+    args.push_to_hub = False
     check_devices(args)
     checkpoint = checkpoint_to_resume(args)
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
@@ -88,12 +91,16 @@ def train(config: RunConfig) -> TrainingResult:
     metrics = {}
     if args.final_split != "none" and trainer.is_world_process_zero():
         metrics = evaluate_model_folder(trainer, config, held_out[args.final_split])
-    return TrainingResult(
+    result = TrainingResult(
         metrics=metrics,
         num_train_pairs=None if streaming else len(train_pairs),
         device=torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         num_processes=args.world_size,
     )
+    if trainer.is_world_process_zero():
+        facts = {name: value for name, value in asdict(result).items() if name != "metrics"}
+        (Path(args.output_dir) / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return result
 
 
 def check_devices(args: GapClosedTrainingArguments) -> None:
@@ -245,7 +252,7 @@ def is_complete_checkpoint(folder: Path) -> bool:
 
 
 def save_model_folder(trainer: GapClosedClipTrainer, config: RunConfig) -> None:
-    """Weights, config, processor and `train_config.yaml` into `output_dir`."""
+    """Weights, config, processor, code and `train_config.yaml` into `output_dir`."""
     folder = Path(trainer.args.output_dir)
     trainer.save_model()
     if trainer.is_world_process_zero():
@@ -275,4 +282,4 @@ def evaluate_model_folder(
     return metrics
 
 
-__all__ = ["CONFIG_FILE", "TrainingResult", "train"]
+__all__ = ["CONFIG_FILE", "RUN_FILE", "TrainingResult", "train"]

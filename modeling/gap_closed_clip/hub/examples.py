@@ -1,0 +1,26 @@
+"""Pictures that are published with a model, to try it with on its page."""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+from ..data import DataArguments, load_pairs
+from .card import EXAMPLES
+
+
+def write_examples(folder: str | Path, data: DataArguments) -> None:
+    """
+    A held-out picture of each modality into `examples/` of a model folder, named by what it shows.
+
+    Only of phantoms: whether pictures of another source may be shown to everybody is not for a program to decide. Put
+    your own there, `pleural_effusion.png`, `normal_chest.png`: the names become the labels of the model page.
+    """
+    if data.source != "phantoms":
+        return
+    folder = Path(folder) / EXAMPLES
+    folder.mkdir(exist_ok=True)
+    for row in load_pairs(data, "test"):
+        path = folder / f"{row['modality'].replace(' ', '_')}.png"
+        if not path.exists():
+            Image.open(io.BytesIO(row["image"]["bytes"])).save(path)

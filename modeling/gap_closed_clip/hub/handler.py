@@ -1,0 +1,499 @@
+"""
+Serves a model folder on Hugging Face Inference Endpoints, as the folder's `handler.py`, without the package.
+
+A request is `{"inputs": ..., "parameters": {...}}`. `parameters.task` names the task; it may be left out, since the
+other fields tell it, except for a lone base64 string without labels.
+
+- zero-shot-image-classification: inputs an image, `{"image": image}` or a list of images; parameters
+  `candidate_labels`, `hypothesis_template` (default: the model's own). Gives `[{"label", "score"}]`, the best first; a
+  list of those for a list of images.
+- embeddings: inputs `{"images": [image], "texts": [text]}` or one of the two. Gives unit vectors,
+  `{"image_embeds": [[...]], "text_embeds": [[...]]}`.
+- image-text-retrieval: inputs `{"query": item, "gallery": [item]}`, where an item is a text, `{"text": text}` or
+  `{"image": image}`, or a gallery of embeddings from before, [[...]]; parameter `top_k` (default 10). Gives
+  `[{"index", "score"}]`, score the cosine, the best first; a list of those for a list of queries.
+
+An image is base64 of a file, with or without `data:...;base64,` before it (in Python also bytes or a PIL image). With
+the environment variable GAP_CLOSED_CLIP_ALLOW_URLS=1 it may be a URL; a path is never opened. 16-bit gray is scaled
+to its own range and transparency laid on black, as in training.
+
+A bad request gets `{"error": what is wrong, "status": 400}`, or 403, 413 (too large) or 500 (with the number under
+which the log has the traceback).
+"""
+
+import base64
+import binascii
+import contextlib
+import difflib
+import http.client
+import io
+import ipaddress
+import logging
+import os
+import socket
+import ssl
+import sys
+import threading
+import uuid
+from typing import Any, NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers import AutoModel, AutoProcessor
+
+
+logger = logging.getLogger(__name__)
+
+URL_SWITCH = "GAP_CLOSED_CLIP_ALLOW_URLS"
+CHUNK = 16  # images or texts in one forward pass
+MAX_IMAGES = 64  # of a request
+MAX_TEXTS = 512  # of a request
+MAX_LABELS = 256
+MAX_TEXT_LENGTH = 10_000  # characters; what the text tower can't take of them is cut off
+MAX_GALLERY_EMBEDDINGS = 20_000
+MAX_IMAGE_BYTES = 20 * 2**20
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 20  # long side to short side: the short one is resized to the tower's, the long one follows
+MAX_URLS = 8  # of a request
+MAX_REDIRECTS = 3
+FETCH_SECONDS = 10.0  # for a whole URL
+# No more than these: Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+PARAMETERS = {
+    "zero-shot-image-classification": ("candidate_labels", "hypothesis_template"),
+    "embeddings": (),
+    "image-text-retrieval": ("top_k",),
+}
+# Addresses that carry an IPv4 address inside, which a gateway may send on to a private one: NAT64, 6to4, Teredo.
+TRANSLATED = [ipaddress.ip_network(network) for network in ("64:ff9b::/96", "2002::/16", "2001::/32")]
+
+
+class RequestError(Exception):
+    """What is wrong with a request, for whoever sent it."""
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+class Item(NamedTuple):
+    kind: str  # "image" or "text"
+    value: Any
+    where: str  # its place in the request, for messages
+
+
+class EndpointHandler:
+    """Answers requests; may be called from several threads."""
+
+    def __init__(self, path: str = ""):
+        # Deploying a repository is consent to its code: this file is part of it and runs already.
+        self.model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+        self.allow_urls = os.environ.get(URL_SWITCH) == "1"
+        # Tokenizers change their padding while they run and fail in two threads at once; and two forward passes side
+        # by side need twice the memory and are no faster.
+        self._lock = threading.Lock()
+
+    def __call__(self, data: dict[str, Any]) -> list | dict[str, Any]:
+        try:
+            return self._answer(data)
+        except RequestError as error:
+            failure = error
+        except Exception:
+            number = uuid.uuid4().hex[:8]
+            logger.exception("Internal error %s", number)
+            failure = RequestError(f"Internal error {number}: the endpoint's log has it under this number.", 500)
+        if "huggingface_inference_toolkit" in sys.modules:
+            # It answers HTTP 200 to whatever is returned, and to whatever is raised HTTP 400 with {"error": message}.
+            raise failure
+        return {"error": str(failure), "status": failure.status}
+
+    def _answer(self, data: Any) -> list | dict[str, Any]:
+        if not isinstance(data, dict):
+            raise RequestError(f'The request is {_kind(data)}: send an object, {{"inputs": ..., "parameters": ...}}.')
+        _check_names(data, ("inputs", "parameters", "options"), "the request")  # options: older Hub clients send them
+        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+        if inputs is None or (isinstance(inputs, list | dict | str | bytes) and not inputs):
+            raise RequestError('The request has no inputs: send {"inputs": ..., "parameters": ...}.')
+        if not isinstance(parameters, dict):
+            raise RequestError(f"parameters is {_kind(parameters)}: send an object.")
+        _check_names(parameters, ("task", *sum(PARAMETERS.values(), ())), "parameters")
+        task = _task(inputs, parameters)
+        _check_names(parameters, ("task", *PARAMETERS[task]), f"parameters of {task}")
+        if task == "embeddings":
+            return self._embeddings(inputs)
+        answer = self._classify if task == "zero-shot-image-classification" else self._retrieve
+        return answer(inputs, parameters)
+
+    def _classify(self, inputs: Any, parameters: dict) -> list:
+        labels, template = _labels(parameters), _template(parameters, self.model.config.hypothesis_template)
+        images, many = _images(inputs)
+        prompts = [
+            Item("text", template.replace("{}", label), f"candidate_labels[{i}]") for i, label in enumerate(labels)
+        ]
+        embeds = self.embed([*images, *prompts])
+        scale = self.model.logit_scale.detach().float().cpu().exp().clamp(max=self.model.config.max_logit_scale)
+        logits = scale * embeds[: len(images)] @ embeds[len(images) :].T  # (images, labels)
+        ranked = [
+            sorted(
+                ({"label": label, "score": score} for label, score in zip(labels, scores, strict=True)),
+                key=lambda entry: -entry["score"],
+            )
+            for scores in logits.softmax(-1).tolist()
+        ]
+        return ranked if many else ranked[0]
+
+    def _embeddings(self, inputs: Any) -> dict[str, list[list[float]]]:
+        images, texts = [], []
+        if isinstance(inputs, dict):
+            _check_names(inputs, ("image", "images", "text", "texts"), "inputs of embeddings")
+            images, texts = _listed(inputs, "image")[0], _listed(inputs, "text")[0]
+        else:
+            images = _images(inputs)[0]
+        embeds = self.embed([*images, *texts]).tolist()
+        found = {"image_embeds": embeds[: len(images)], "text_embeds": embeds[len(images) :]}
+        return {name: rows for name, rows in found.items() if rows}
+
+    def _retrieve(self, inputs: Any, parameters: dict) -> list:
+        if not isinstance(inputs, dict) or not {"query", "gallery"} <= inputs.keys():
+            raise RequestError('image-text-retrieval takes inputs {"query": ..., "gallery": [...]}.')
+        _check_names(inputs, ("query", "gallery"), "inputs of image-text-retrieval")
+        top_k = parameters.get("top_k", 10)
+        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
+            raise RequestError(f"top_k is {_short(top_k)}: send a whole number, 1 or more.")
+        queries, many = _as_list(inputs["query"], "inputs.query")
+        gallery = inputs["gallery"]
+        if not isinstance(gallery, list) or not gallery:
+            raise RequestError("inputs.gallery is a list of texts and images, or of embeddings, and not empty.")
+        items = [_item(query, f"inputs.query[{i}]" if many else "inputs.query") for i, query in enumerate(queries)]
+        if isinstance(gallery[0], list):
+            gallery_embeds, query_embeds = _vectors(gallery, self.model.config.projection_dim), self.embed(items)
+        else:
+            items += [_item(entry, f"inputs.gallery[{i}]") for i, entry in enumerate(gallery)]
+            embeds = self.embed(items)
+            query_embeds, gallery_embeds = embeds[: len(queries)], embeds[len(queries) :]
+        best = (query_embeds @ gallery_embeds.T).topk(min(top_k, len(gallery_embeds)))
+        ranked = [
+            [{"index": index, "score": score} for index, score in zip(indices, scores, strict=True)]
+            for indices, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        return ranked if many else ranked[0]
+
+    def embed(self, items: list[Item]) -> Tensor:
+        """
+        Images and texts, in any order, to unit vectors (N, D) on the CPU.
+
+        Raises:
+            RequestError: an item that can't be read, or too many of them.
+        """
+        images, texts = ([item for item in items if item.kind == kind] for kind in ("image", "text"))
+        urls = [item for item in images if _is_url(item.value)]
+        for name, several, limit in (
+            ("images", images, MAX_IMAGES),
+            ("texts", texts, MAX_TEXTS),
+            ("URLs", urls, MAX_URLS),
+        ):
+            if len(several) > limit:
+                raise RequestError(f"{len(several)} {name}: a request may have {limit}. Send several.", 413)
+        texts = [_text(item.value, item.where) for item in texts]
+        # One after the other, so that only one picture of full size is in memory.
+        pixels = [self._pixels(item) for item in images]
+        rows = {"image": iter(self._encode(pixels, "image")), "text": iter(self._encode(texts, "text"))}
+        return torch.stack([next(rows[item.kind]) for item in items])
+
+    def _encode(self, values: list, kind: str) -> list[Tensor]:
+        # A tokenizer without a limit of its own gets the text tower's.
+        limit = min(self.processor.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        rows = []
+        for start in range(0, len(values), CHUNK):
+            chunk = values[start : start + CHUNK]
+            with self._lock, torch.inference_mode():
+                if kind == "image":
+                    pixel_values = torch.cat(chunk).to(self.model.device, self.model.dtype)
+                    rows += self.model(pixel_values=pixel_values).image_embeds.float().cpu()
+                else:
+                    inputs = self.processor(
+                        text=chunk, return_tensors="pt", padding=True, truncation=True, max_length=limit
+                    )
+                    rows += self.model(**inputs.to(self.model.device)).text_embeds.float().cpu()
+        return rows
+
+    def _pixels(self, item: Item) -> Tensor:
+        """What the image tower takes of an image, (1, 3, height, width)."""
+        value, where = item.value, item.where
+        if _is_url(value) and not self.allow_urls:
+            remedy = f"send the image itself as base64, or set {URL_SWITCH}=1 on the endpoint."
+            raise RequestError(f"{where} is a URL, and this endpoint fetches none: {remedy}", 403)
+        if isinstance(value, str):
+            value = _fetch(value, where) if _is_url(value) else _from_base64(value, where)
+        return self.processor(images=[_picture(value, where)], return_tensors="pt")["pixel_values"]
+
+
+def _task(inputs: Any, parameters: dict) -> str:
+    task = parameters.get("task")
+    if task is not None:
+        if not isinstance(task, str) or task not in PARAMETERS:
+            raise RequestError(f"Unknown task {_short(task)}: use {', '.join(PARAMETERS)}.")
+        return task
+    if isinstance(inputs, dict) and {"query", "gallery"} & inputs.keys():
+        return "image-text-retrieval"
+    if set(PARAMETERS["zero-shot-image-classification"]) & parameters.keys():
+        return "zero-shot-image-classification"
+    if isinstance(inputs, str | list):
+        raise RequestError(
+            f"What is asked for? Give candidate_labels, or set parameters.task: {', '.join(PARAMETERS)}."
+        )
+    return "embeddings"
+
+
+def _check_names(given: dict, allowed: tuple[str, ...], where: str) -> None:
+    for name in given:
+        if name not in allowed:
+            close = difflib.get_close_matches(str(name)[:60], allowed, 1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(allowed)}."
+            raise RequestError(f"Unknown name {_short(name)} in {where}: {remedy}")
+
+
+def _labels(parameters: dict) -> list[str]:
+    labels = parameters.get("candidate_labels")
+    if isinstance(labels, str):
+        labels = labels.split(",")  # all that the query string beside an image body can carry
+    if not isinstance(labels, list) or not labels:
+        raise RequestError("candidate_labels is a list of labels, and not empty.")
+    if len(labels) > MAX_LABELS:
+        raise RequestError(f"{len(labels)} candidate_labels: a request may have {MAX_LABELS}.", 413)
+    return [_text(label, f"candidate_labels[{i}]") for i, label in enumerate(labels)]
+
+
+def _template(parameters: dict, default: str) -> str:
+    template = parameters.get("hypothesis_template")
+    template = default if template is None else _text(template, "hypothesis_template")
+    # No other braces: str.format would read them, and {:>999999999} fills the memory.
+    if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
+        raise RequestError("hypothesis_template holds {} once, where the label goes, and no other braces.")
+    return template
+
+
+def _images(inputs: Any) -> tuple[list[Item], bool]:
+    """The images of inputs, and whether they came as a list."""
+    if isinstance(inputs, dict):
+        _check_names(inputs, ("image", "images"), "inputs")
+        return _listed(inputs, "image")
+    values, many = _as_list(inputs, "inputs")
+    return [Item("image", value, f"inputs[{i}]" if many else "inputs") for i, value in enumerate(values)], many
+
+
+def _listed(inputs: dict, kind: str) -> tuple[list[Item], bool]:
+    """What inputs has under `kind` or its plural, each one or a list; and whether it was a list."""
+    names = [name for name in (kind, f"{kind}s") if name in inputs]
+    if len(names) > 1:
+        raise RequestError(f"inputs has both {kind} and {kind}s: send one of them.")
+    if not names:
+        return [], False
+    where = f"inputs.{names[0]}"
+    values, many = _as_list(inputs[names[0]], where)
+    return [Item(kind, value, f"{where}[{i}]" if many else where) for i, value in enumerate(values)], many
+
+
+def _as_list(value: Any, where: str) -> tuple[list, bool]:
+    if not isinstance(value, list):
+        return [value], False
+    if not value:
+        raise RequestError(f"{where} is an empty list.")
+    return value, True
+
+
+def _item(value: Any, where: str) -> Item:
+    """A query or an entry of a gallery. A string is a text, as in the image-text-retrieval pipeline."""
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("image", "text"):
+        kind, value = next(iter(value.items()))
+        return Item(kind, value, f"{where}.{kind}")
+    if isinstance(value, str):
+        return Item("text", value, where)
+    if isinstance(value, bytes | Image.Image):
+        return Item("image", value, where)
+    raise RequestError(f'{where} is {_kind(value)}: send a text, {{"text": text}} or {{"image": base64}}.')
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{where} is {_kind(value)}: send a text.")
+    if not value.strip():
+        raise RequestError(f"{where} is an empty text.")
+    if value[:11].lower() == "data:image/":
+        raise RequestError(f'{where} is an image where a text is expected: an image goes into {{"image": ...}}.')
+    if len(value) > MAX_TEXT_LENGTH:
+        raise RequestError(f"{where} has {len(value)} characters: a text may have {MAX_TEXT_LENGTH}.", 413)
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise RequestError(f"{where} is not valid Unicode: it has half of a surrogate pair.")
+    return value
+
+
+def _vectors(rows: list, dim: int) -> Tensor:
+    """Embeddings from a request, (N, dim), made unit vectors once more: JSON may have rounded them."""
+    if len(rows) > MAX_GALLERY_EMBEDDINGS:
+        raise RequestError(f"{len(rows)} embeddings: a gallery may have {MAX_GALLERY_EMBEDDINGS}.", 413)
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != dim:
+            have = f"has {len(row)} numbers" if isinstance(row, list) else f"is {_kind(row)}"
+            raise RequestError(f"inputs.gallery[{i}] {have}: this model's embeddings have {dim}.")
+    try:
+        vectors = torch.tensor(rows, dtype=torch.float64)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        raise RequestError("inputs.gallery holds something that is not a number.") from None
+    if vectors.ndim != 2:
+        raise RequestError("inputs.gallery is nested too deep: embeddings are a list of lists of numbers.")
+    norms = vectors.norm(dim=-1, keepdim=True)
+    bad = (~norms.isfinite() | (norms == 0)).flatten().nonzero()
+    if len(bad):
+        raise RequestError(f"inputs.gallery[{bad[0].item()}] has no direction: it is all zeros, or NaN or infinite.")
+    return (vectors / norms).float()
+
+
+def _is_url(value: Any) -> bool:
+    return isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
+
+
+def _from_base64(value: str, where: str) -> bytes:
+    if len(value) > MAX_IMAGE_BYTES * 1.4 + 1000:  # base64 is 4/3 of the bytes, and has line breaks
+        raise _too_large(where)
+    header, comma, rest = value.partition(",")
+    if comma and header.lower().startswith("data:") and header.lower().endswith(";base64"):
+        value = rest
+    try:
+        return base64.b64decode("".join(value.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise RequestError(
+            f"{where} is not base64: send the bytes of an image file as base64. Paths are never opened."
+        ) from None
+
+
+def _picture(value: Any, where: str) -> Image.Image:
+    """An upright RGB picture of a file's bytes or a PIL image."""
+    if isinstance(value, bytes | bytearray):
+        picture = _open(bytes(value), where)
+    elif isinstance(value, Image.Image):
+        picture = value
+    else:
+        raise RequestError(f"{where} is {_kind(value)}: send an image as base64.")
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise RequestError(f"{where} has {width} x {height} pixels: an image may have {MAX_PIXELS}.", 413)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise RequestError(f"{where} has {width} x {height} pixels: one side may be {MAX_ASPECT} times the other.")
+    try:
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture))
+    except Exception:  # a damaged file makes Pillow raise a dozen different types
+        raise RequestError(f"{where} is damaged or cut off: its pixels can't be read.") from None
+
+
+def _open(data: bytes, where: str) -> Image.Image:
+    if len(data) > MAX_IMAGE_BYTES:
+        raise _too_large(where)
+    if data[128:132] == b"DICM":
+        raise RequestError(f"{where} is a DICOM file: send it windowed, as PNG or JPEG.")
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise RequestError(f"{where} has too many pixels: an image may have {MAX_PIXELS}.", 413) from None
+    except Exception:
+        raise RequestError(f"{where} is no image file of a known format: {', '.join(FORMATS)}.") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """As `gap_closed_clip.data.decode_image`, so that the model sees what it saw in training."""
+    if picture.mode[0] in "IF":  # 16- and 32-bit gray, which convert("RGB") would clip to white
+        values = np.asarray(picture).astype(np.float64)
+        finite = values[np.isfinite(values)]
+        low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 0.0)
+        if finite.size and high <= low:
+            low, high = finite.min(), finite.max()
+        if high <= low:
+            low, high = 0.0, max(high, 1.0)
+        share = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+        return Image.fromarray((share.clip(0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
+    return picture.convert("RGB")
+
+
+def _fetch(url: str, where: str) -> bytes:
+    """An image from the internet: public addresses only, at every redirect, with limits on time and size."""
+    for _ in range(MAX_REDIRECTS + 1):
+        try:
+            status, location, data = _get(url)
+        except RequestError as error:
+            raise RequestError(f"{where}: {error}", error.status) from None
+        except Exception:  # sockets, TLS, HTTP and malformed URLs each have their own
+            raise RequestError(f"{where}: the URL can't be fetched.") from None
+        if status not in (301, 302, 303, 307, 308) or not location:
+            break
+        url = urljoin(url, location)
+    if status != 200:
+        raise RequestError(f"{where}: the URL answers with status {status}.")
+    if len(data) > MAX_IMAGE_BYTES:
+        raise _too_large(where)
+    return data
+
+
+def _get(url: str) -> tuple[int, str | None, bytes]:
+    """One request without redirects: status, Location, and at most MAX_IMAGE_BYTES + 1 of the body."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RequestError("the URL is neither http nor https.", 403)
+    secure = parts.scheme == "https"
+    port = parts.port or (443 if secure else 80)
+    addresses = {entry[4][0] for entry in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)}
+    if not all(_is_public(address) for address in addresses):
+        raise RequestError("the URL leads to an address that is not public.", 403)
+    connection = (http.client.HTTPSConnection if secure else http.client.HTTPConnection)(parts.hostname, port)
+    # The address that was checked, not the name: that may lead elsewhere a moment later.
+    connection.sock = socket.create_connection(
+        (min(addresses, key=lambda address: ":" in address), port), timeout=FETCH_SECONDS
+    )
+    # That timeout is for one packet, and a server may send a byte at a time: this one is for all of them.
+    timer = threading.Timer(FETCH_SECONDS, _hang_up, (connection,))
+    timer.daemon = True
+    timer.start()
+    try:
+        if secure:
+            context = ssl.create_default_context()
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", target, headers={"Accept": "image/*"})
+        response = connection.getresponse()
+        return response.status, response.getheader("Location"), response.read(MAX_IMAGE_BYTES + 1)
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # it may just have ended by itself
+        socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+
+def _is_public(address: str) -> bool:
+    """Whether an IP address is on the internet, and not of this machine, its network or its cloud's metadata."""
+    ip = ipaddress.ip_address(address)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_global and not ip.is_multicast and not any(ip in network for network in TRANSLATED)
+
+
+def _too_large(where: str) -> RequestError:
+    return RequestError(f"{where} is too large: an image file may have {MAX_IMAGE_BYTES // 2**20} MiB.", 413)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number"}
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def _short(value: Any) -> str:
+    return f"{value!r:.60}"

@@ -1,0 +1,316 @@
+"""Publish a model folder: everything that belongs to it, in one commit, after it has loaded in a clean process."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import sha, validate_repo_id
+
+from ..evaluation import check_checkpoint
+from ..training import CONFIG_FILE, load_config
+from .card import FIGURES, public_config, write_card
+from .reload import PACKAGE, check_code, check_reload
+
+
+# What a model repository is made of. Everything else in the folder stays at home: checkpoints with their pickled
+# optimizer, logs, whatever else lies there.
+PUBLISHED = (
+    "config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "*_gap_closed_clip.py",
+    "handler.py",
+    "requirements.txt",
+    "README.md",
+    ".eval_results/*.yaml",
+    "metrics.json",
+    "train_config.yaml",
+    "run.json",
+    *FIGURES,
+    "examples/*.png",
+    "examples/*.jpg",
+    "onnx/*",
+)
+# What an Inference Endpoint installs beside transformers and torch.
+REQUIREMENTS = "timm>=1.0.20\ntorchvision\n"
+LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
+
+
+@dataclass
+class Publication:
+    """
+    What went, or would go.
+
+    Args:
+        repo_id: owner/name.
+        changes: path in the repository -> "new", "changed", "unchanged", "deleted", or "?" where the Hub could not be
+            asked.
+        sizes: path -> bytes.
+        left_out: what the folder holds besides.
+        url: of the commit; None if nothing was sent.
+        remarks: what its owner should know: paths of this machine that everybody will read; of a dry run, why it could
+            not be sent now.
+    """
+
+    repo_id: str
+    changes: dict[str, str]
+    sizes: dict[str, int]
+    left_out: list[str]
+    remarks: list[str]
+    url: str | None = None
+
+    def __str__(self) -> str:
+        width = max(map(len, self.changes))
+        lines = [
+            f"{change:>9}  {name:<{width}}  {_readable(self.sizes[name]) if name in self.sizes else '':>9}"
+            for name, change in sorted(self.changes.items())
+        ]
+        if self.left_out:
+            lines.append(f"left out: {', '.join(self.left_out)}")
+        return "\n".join([*lines, *self.remarks])
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    template: str | Path,
+    *,
+    private: bool = True,
+    license: str | None = None,
+    keep_card: bool = False,
+    trust_remote_code: bool = False,
+    dry_run: bool = False,
+    message: str | None = None,
+    token: str | None = None,
+) -> Publication:
+    """
+    Publishes a model folder in one commit: weights, config, processor, code, card, evaluation, figures, handler.
+
+    Nothing is sent that does not load and run in a clean process without this package. What the repository had from an
+    earlier publication and the folder no longer has is deleted; files that are no part of one are left alone.
+
+    Args:
+        folder: as train.py, or `model.save_pretrained` and `processor.save_pretrained`, left it.
+        repo_id: `owner/name`, or a name of the user's own.
+        template: Jinja template of the card, model_card/template.md.
+        private: of a new repository; an existing one stays what it is.
+        license: of the weights, an identifier like "apache-2.0"; by default what the training said.
+        keep_card: send the README.md of the folder instead of rendering it for this repository.
+        trust_remote_code: run the folder's Python files though they are not this version's own.
+        dry_run: check everything, send nothing; works without a token too.
+        message: of the commit.
+        token: by default that of `hf auth login` or HF_TOKEN.
+
+    Raises:
+        FileNotFoundError, ValueError: the folder is incomplete or damaged, does not load, or the id is none.
+        OSError: no token, no right to write there, or no Hub within reach; the repository is then as it was.
+    """
+    folder = Path(folder).resolve()
+    check_checkpoint(folder)
+    if not trust_remote_code:
+        check_code(folder)
+    if keep_card and not (folder / "README.md").is_file():
+        raise FileNotFoundError(f"{folder} has no README.md to keep: leave keep_card (--keep-card) out.")
+    api, remarks = HfApi(token=token), _local_paths(folder)
+    try:
+        repo_id = check_access(repo_id, token)
+    except OSError as error:
+        if not dry_run:
+            raise
+        remarks.append(f"It could not be sent now: {error}")
+    with _staged(folder) as staged:
+        if not keep_card:
+            write_card(staged, template, repo_id=repo_id, license=license)
+        check_reload(staged)
+        files = _published(staged)
+        with _hub_errors(repo_id):
+            remote, head = _remote_files(api, repo_id, may_fail=dry_run)
+            publication = Publication(
+                repo_id,
+                changes=_changes(files, remote),
+                sizes={name: path.stat().st_size for name, path in files.items()},
+                left_out=_left_out(folder, files),
+                remarks=remarks,
+            )
+            if not dry_run:
+                publication.url = _commit(api, publication, files, head, private, message)
+    return publication
+
+
+def check_access(repo_id: str, token: str | None = None) -> str:
+    """
+    The whole id, `owner/name`, of a repository that this user may write to.
+
+    Raises:
+        ValueError: it is no repository id.
+        OSError: no token, no right to write there, or no Hub within reach.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no repository id, which is owner/name: {error}") from error
+    if not (token or get_token()):
+        raise OSError(f"There is no token to publish {repo_id} with. {LOG_IN}")
+    with _hub_errors(repo_id):
+        user = HfApi(token=token).whoami()
+    owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+    owner, _, name = repo_id.rpartition("/")
+    if owner and owner not in owners:
+        raise OSError(f"The token is {user['name']}'s, who can't write to {repo_id}, but to: {', '.join(owners)}.")
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise OSError(f"The token may only read, so {repo_id} can't be published with it. {LOG_IN}")
+    return f"{owner or user['name']}/{name}"
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder of what goes: links to the files, so that the card can differ from the one at home."""
+    with tempfile.TemporaryDirectory() as parent:
+        staged = Path(parent) / folder.name  # the card finds the model's own metrics by the folder's name
+        for name, path in _published(folder).items():
+            target = staged / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # What is written anew must not be a link into the folder at home.
+            if name in ("README.md", CONFIG_FILE) or not _linked(path, target):
+                shutil.copyfile(path, target)
+        shutil.copyfile(PACKAGE / "hub" / "handler.py", staged / "handler.py")
+        (staged / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+        if (staged / CONFIG_FILE).is_file():
+            (staged / CONFIG_FILE).write_text(public_config(load_config([staged / CONFIG_FILE])), encoding="utf-8")
+        yield staged
+
+
+def _linked(path: Path, target: Path) -> bool:
+    try:
+        os.symlink(path, target)
+    except OSError:  # Windows, without the right to
+        return False
+    return True
+
+
+def _published(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of all that is published of a folder."""
+    found = (path for pattern in PUBLISHED for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
+
+
+def _left_out(folder: Path, files: dict[str, Path]) -> list[str]:
+    going = {name.partition("/")[0] for name in files}
+    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in going)
+
+
+def _local_paths(folder: Path) -> list[str]:
+    """A remark on each path of this machine that the published configuration and the card name."""
+    if not (folder / CONFIG_FILE).is_file():
+        return []
+    config = load_config([folder / CONFIG_FILE])
+    named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
+    named |= {"model.text": config.model.text, "data.source": config.data.source}
+    return [
+        f"Everybody will read the path {path}: it is {name} in {CONFIG_FILE} and on the card."
+        for name, path in named.items()
+        if isinstance(path, str) and Path(path).is_absolute()
+    ]
+
+
+def _remote_files(api: HfApi, repo_id: str, may_fail: bool) -> tuple[dict[str, str] | None, str | None]:
+    """Path -> hash of what the repository holds, and its latest commit; ({}, None) where there is no repository."""
+    try:
+        head = api.repo_info(repo_id).sha
+        entries = api.list_repo_tree(repo_id, recursive=True, revision=head)
+        files = [entry for entry in entries if isinstance(entry, RepoFile)]
+    except RepositoryNotFoundError:
+        return {}, None
+    except (HTTPError, OfflineModeIsEnabled, HFValidationError):
+        if may_fail:
+            return None, None
+        raise
+    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}, head
+
+
+def _changes(files: dict[str, Path], remote: dict[str, str] | None) -> dict[str, str]:
+    if remote is None:
+        return dict.fromkeys(files, "?")
+    changes = {name: _change(path, remote.get(name)) for name, path in files.items()}
+    gone = [name for name in remote if name not in files and any(fnmatch(name, pattern) for pattern in PUBLISHED)]
+    return changes | dict.fromkeys(gone, "deleted")
+
+
+def _change(path: Path, known: str | None) -> str:
+    if known is None:
+        return "new"
+    with open(path, "rb") as file:
+        # git's hash for a file in git itself, SHA-256 for one in its large file storage
+        own = sha.sha_fileobj(file).hex() if len(known) == 64 else sha.git_hash(file.read())
+    return "unchanged" if own == known else "changed"
+
+
+def _commit(
+    api: HfApi, publication: Publication, files: dict[str, Path], head: str | None, private: bool, message: str | None
+) -> str | None:
+    """One commit of what changed, on top of `head`; its URL."""
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for name, change in publication.changes.items():
+        if change == "deleted":
+            operations.append(CommitOperationDelete(name))
+        elif change != "unchanged":
+            operations.append(CommitOperationAdd(name, files[name].resolve()))
+    if not operations:
+        return None
+    if head is None:
+        api.create_repo(publication.repo_id, private=private)
+    message = message or f"{'Publish' if head is None else 'Update'} the model"
+    # On top of what was compared with: a commit that came in between must not be undone unseen.
+    return api.create_commit(publication.repo_id, operations, commit_message=message, parent_commit=head).commit_url
+
+
+@contextmanager
+def _hub_errors(repo_id: str) -> Iterator[None]:
+    """The Hub's errors as one line each that says what to do."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise OSError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be published. Unset it.") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        remedy = {
+            401: f" {LOG_IN}",
+            403: " The token may not write there: choose another owner, or a token with write access.",
+            412: " Somebody else has pushed in the meantime: look at it, then publish again.",
+        }.get(status, " The repository is as it was: publish again.")
+        raise OSError(f"{repo_id}: the Hub refused, {str(error).strip().splitlines()[0]}.{remedy}") from error
+    except HTTPError as error:
+        raise OSError(
+            f"{repo_id}: the Hub can't be reached ({type(error).__name__}: {error}). The repository is as it was: "
+            "publish again when the network is back."
+        ) from error
+
+
+def _readable(size: int) -> str:
+    amount, unit = float(size), "B"
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000 or unit == "GB":
+            break
+        amount /= 1000
+    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"

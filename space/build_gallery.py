@@ -1,0 +1,113 @@
+"""Write the gallery that the Space searches: pictures and captions.jsonl in space/gallery.
+
+    python space/build_gallery.py                                        # held-out phantoms of configs/demo.yaml
+    python space/build_gallery.py data.source=/data/my_pairs --size 224  # your own pairs
+    python space/build_gallery.py configs/roco.yaml --split validation
+
+A source is whatever train.py takes. Needs the package (`pip install -e .`); the Space itself does not.
+
+WHATEVER IS IN THE GALLERY BECOMES PUBLIC WITH THE SPACE. Use only pairs whose licence allows that, and that hold no
+patient's data: look at burned-in names and dates, and at the captions.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gap_closed_clip.data import decode_image, load_pairs
+from gap_closed_clip.training import RunConfig, load_config
+
+
+HERE = Path(__file__).parent
+DEMO = HERE.parent / "configs" / "demo.yaml"
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "words", nargs="*", metavar="CONFIG.yaml or data.FIELD=VALUE", help="default: configs/demo.yaml"
+    )
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--pairs", type=int, default=160, help="how many pairs, drawn at random (default: 160)")
+    parser.add_argument("--size", type=int, default=112, help="shorter side of the pictures in pixels (default: 112)")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    parser.add_argument("--output", type=Path, default=HERE / "gallery", help="default: space/gallery")
+    return parser.parse_intermixed_args(words)
+
+
+def read_config(words: list[str]) -> RunConfig:
+    files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
+    return load_config(files or [DEMO], [word for word in words if word not in files])
+
+
+def shrink(picture: Image.Image, size: int) -> Image.Image:
+    """Never larger than it is; gray where it is gray, which is half the bytes."""
+    scale = size / min(picture.size)
+    if scale < 1:
+        picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture)
+    gray = (pixels == pixels[..., :1]).all()
+    return picture.convert("L") if gray else picture
+
+
+def build(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """
+    Writes pictures, captions.jsonl and about.json. An older gallery in the folder is replaced, another folder is not.
+
+    Returns:
+        the number of pairs.
+
+    Raises:
+        ValueError: the folder holds something else, a value is out of its range, or as `load_pairs`.
+    """
+    if arguments.pairs < 2 or arguments.size < 16:
+        raise ValueError("--pairs has to be at least 2 and --size at least 16.")
+    output = arguments.output
+    if output.is_dir() and any(output.iterdir()) and not (output / "captions.jsonl").is_file():
+        raise ValueError(f"{output} is not empty and is not a gallery: give another folder with --output.")
+    pairs = load_pairs(config.data, arguments.split)
+    number = min(arguments.pairs, len(pairs))
+    chosen = np.sort(np.random.default_rng(arguments.seed).choice(len(pairs), number, replace=False))
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    names: dict[str, str] = {}
+    lines = []
+    for row in pairs.select(chosen):
+        if row["image_id"] not in names:
+            names[row["image_id"]] = f"{len(names):04d}.png"
+            picture = decode_image(row["image"], window=config.data.window, name=row["image_id"])
+            shrink(picture, arguments.size).save(output / names[row["image_id"]], optimize=True)
+        lines.append(json.dumps({"image": names[row["image_id"]], "caption": row["caption"]}, ensure_ascii=False))
+    about = {"source": Path(config.data.source).name, "split": arguments.split}  # never a path of this machine
+    (output / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    (output / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return number
+
+
+def main() -> int:
+    arguments = parse()
+    try:
+        config = read_config(arguments.words)
+        number = build(config, arguments)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"build_gallery.py: {error}", file=sys.stderr)
+        return 1
+    files = list(arguments.output.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    print(f"{number} pairs in {len(files)} files, {size / 1e6:.1f} MB: {arguments.output}")
+    if config.data.source != "phantoms":
+        print(
+            "WARNING: uploading this folder publishes these images and captions. Do it only if their licence allows "
+            "that and they hold no patient's data (burned-in text and captions, too).",
+            file=sys.stderr,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

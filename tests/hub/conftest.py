@@ -1,0 +1,83 @@
+"""A saved model folder, and a Hub to push it to."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from .loopback_hub import TOKEN, LoopbackHub
+
+
+ROOT = Path(__file__).parent.parent.parent
+TEMPLATE = ROOT / "model_card" / "template.md"
+# Put before a script that runs where the package is not installed.
+WITHOUT_PACKAGE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class NotInstalled(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("gap_closed_clip", "triton"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, NotInstalled())
+"""
+
+
+@pytest.fixture
+def hub() -> LoopbackHub:
+    hub = LoopbackHub()
+    yield hub
+    hub.close()
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path) -> LoopbackHub:
+    """The Hub as this very process sees it: conftest has switched it off before the libraries were imported."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    return hub
+
+
+@pytest.fixture
+def python(hub, tmp_path):
+    """Runs Python in a new process that knows the Hub, in `tmp_path`; checks that it succeeds unless told not to."""
+
+    def run(*words: str, home: str = "home", check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+        known = {
+            "HF_ENDPOINT": hub.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HOME": str(tmp_path / home),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            "OMP_NUM_THREADS": "1",
+        }
+        environment = {**os.environ, **known, **environment}
+        run = subprocess.run(
+            [sys.executable, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert not check or run.returncode == 0, run.stderr
+        return run
+
+    return run
+
+
+def save_folder(folder: Path, model, processor) -> Path:
+    """A model folder as a Trainer leaves it, with what must stay at home."""
+    model.eval().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "checkpoint-3").mkdir()
+    for name in ("training_args.bin", "checkpoint-3/optimizer.pt", "notes.txt"):
+        (folder / name).write_bytes(b"stays at home")
+    return folder
+
+
+@pytest.fixture
+def model_folder(tiny_model, tiny_processor, tmp_path) -> Path:
+    return save_folder(tmp_path / "outputs" / "demo", tiny_model, tiny_processor)

@@ -1,0 +1,49 @@
+"""What README.md says of a trained folder, word for word."""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from .conftest import ROOT, save_folder
+
+
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+USE = [block for block in BLOCKS if '"outputs/demo"' in block]
+
+
+@pytest.mark.parametrize("block", USE)
+def test_code_of_the_readme(block, tiny_model, tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_folder(tmp_path / "outputs" / "demo", tiny_model, tiny_processor)
+    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    image.save("image.png")
+    names: dict = {}
+    exec(block, names)
+    texts = ["Chest radiograph.", "Axial MR image of the brain.", "Normal chest radiograph."]
+    inputs = tiny_processor(images=[image], text=texts, return_tensors="pt", padding=True)
+    with torch.inference_mode():
+        outputs = tiny_model(**inputs)
+    image_embeds, text_embeds = outputs.image_embeds, outputs.text_embeds
+    if "cosines" in names:
+        torch.testing.assert_close(names["cosines"], image_embeds @ text_embeds[:2].T, atol=1e-5, rtol=0)
+        return
+    close = {"atol": 1e-5, "rtol": 0}
+    torch.testing.assert_close(torch.tensor(names["image_vector"]), image_embeds[0], **close)
+    torch.testing.assert_close(torch.tensor(names["text_vector"]), text_embeds[1], **close)
+    torch.testing.assert_close(
+        names["gallery"], torch.stack([image_embeds[0], text_embeds[2], text_embeds[1]]), **close
+    )
+    assert {score["label"] for score in names["scores"]} == {"chest radiograph", "brain MR"}
+    assert names["template"] == "Radiology image: {}." and len(names["hits"]) == 2
+
+
+def test_the_readme_shows_every_pipeline():
+    tasks = (
+        "zero-shot-image-classification",
+        "image-feature-extraction",
+        "feature-extraction",
+        "image-text-retrieval",
+    )
+    assert len(USE) == 2 and all(any(f'pipeline("{task}"' in block for block in USE) for task in tasks)
