@@ -19,6 +19,10 @@ class GapClosedClipProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> list[str]:
         """As `ProcessorMixin.save_pretrained`; where the code is stands in what is written, not in the processor."""
+        if self.tokenizer.is_fast:
+            # How the last texts were cut and padded would otherwise go into tokenizer.json.
+            self.tokenizer.backend_tokenizer.no_truncation()
+            self.tokenizer.backend_tokenizer.no_padding()
         files = super().save_pretrained(save_directory, *args, **kwargs)
         # from_pretrained doesn't bring the entry back: left here, a processor would differ from what is loaded of it.
         vars(self).pop("auto_map", None)

@@ -128,3 +128,10 @@ def test_images_are_files_only_where_said(pipe, tmp_path):
     Image.new("RGB", (30, 30), "gray").save(path)
     from_path, from_dict, as_text = pipe.embed([Path(path), {"image": str(path)}, str(path)])
     assert torch.equal(from_path, from_dict) and not torch.allclose(from_path, as_text)
+
+
+def test_saving_forgets_how_the_last_texts_were_cut(tiny_processor, tmp_path):
+    tiny_processor(text=TEXTS, truncation=True, max_length=5, padding=True)
+    tiny_processor.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert saved["truncation"] is None and saved["padding"] is None

@@ -1,0 +1,197 @@
+"""Do the ONNX files give what the model gives?"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from ..modeling_gap_closed_clip import GapClosedClipModel
+from ..processing_gap_closed_clip import GapClosedClipProcessor
+from .onnx_preprocessing import example_size, size_step
+
+
+BATCH_SIZES = (1, 5)  # neither is that of the export's example, 2
+SHORT = 11  # tokens; the example has 7
+SENTENCES = (
+    "Chest radiograph with left pleural effusion.",
+    "Axial CT of the abdomen after contrast, portal venous phase, showing a lesion of the liver (arrow).",
+    "Normal.",
+    "Sagittal T2-weighted MR image: disc herniation at L5/S1, 7 mm.",
+    "Follow-up " * 600,  # longer than any tower takes
+)
+
+
+@dataclass
+class Difference:
+    """Largest absolute difference between a file's and the model's embeddings for one batch.
+
+    Args:
+        file: `vision_model.onnx` or `text_model.onnx`.
+        inputs: what the batch is.
+        shape: of `pixel_values` or `input_ids`, the batch first.
+        maximum: of the absolute difference.
+    """
+
+    file: str
+    inputs: str
+    shape: list[int]
+    maximum: float
+
+    def __str__(self) -> str:
+        return f"{self.file:18} {self.inputs:17} {' x '.join(map(str, self.shape)):20} {self.maximum:.1e}"
+
+
+class OnnxMismatch(ValueError):
+    """A file gives other embeddings than the model; `differences` has all that was measured."""
+
+    def __init__(self, message: str, differences: list[Difference]):
+        super().__init__(message)
+        self.differences = differences
+
+
+def check_onnx(
+    model: GapClosedClipModel, processor: GapClosedClipProcessor, folder: str | Path, tolerance: float = 1e-5
+) -> list[Difference]:
+    """
+    Runs both files in onnxruntime and compares them with the model; the differences go into the folder's `check.json`.
+
+    Batches of 1 and 5: of random numbers, texts short and as long as can be, with and without padding; of pictures and
+    sentences through the processor. Also whether `tokenizer.json` gives the processor's tokens.
+
+    Args:
+        model: in evaluation mode, float32, on the CPU.
+        folder: as `export_onnx` wrote it.
+        tolerance: largest absolute difference that passes. The vectors have length one; correct exports differ by
+            1e-7 to 1e-6.
+
+    Raises:
+        ImportError: onnxruntime is not installed.
+        OnnxMismatch: a difference above `tolerance`, or other tokens.
+    """
+    onnxruntime = import_onnxruntime()
+    folder = Path(folder)
+    max_length = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["text"]["max_length"]
+    _check_tokenizer(processor, folder / "tokenizer.json", max_length)
+    batches = {
+        "vision_model.onnx": _image_batches(model, processor),
+        "text_model.onnx": _text_batches(model, processor, max_length),
+    }
+    differences = []
+    for file, named_batches in batches.items():
+        session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        for inputs, batch in named_batches:
+            found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
+            maximum = float(np.abs(found - _embed(model, batch)).max())
+            differences.append(Difference(file, inputs, list(next(iter(batch.values())).shape), maximum))
+    _raise_if_above(tolerance, differences)
+    content = {
+        "tolerance": tolerance,
+        "maximum": max(difference.maximum for difference in differences),
+        "onnxruntime": onnxruntime.__version__,
+        "differences": [asdict(difference) for difference in differences],
+    }
+    (folder / "check.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return differences
+
+
+def _raise_if_above(tolerance: float, differences: list[Difference]) -> None:
+    failed = [difference for difference in differences if not difference.maximum <= tolerance]  # nan fails too
+    if failed:
+        worst = max(failed, key=lambda difference: np.nan_to_num(difference.maximum, nan=np.inf))
+        raise OnnxMismatch(
+            f"{worst.file} differs from the model by {worst.maximum:.1e} ({worst.inputs}, "
+            f"{' x '.join(map(str, worst.shape))}), more than the tolerance {tolerance:.0e}.",
+            differences,
+        )
+
+
+def import_onnxruntime():
+    """The module.
+
+    Raises:
+        ImportError: it is not installed; how to get it.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            "The check needs onnxruntime, which is not installed: pip install 'gap-closed-clip[onnx]'."
+        ) from error
+    return onnxruntime
+
+
+def _embed(model: GapClosedClipModel, batch: dict[str, Tensor]) -> np.ndarray:
+    """The model's own answer through its forward, (B, D)."""
+    with torch.no_grad():
+        outputs = model(**batch)
+    return (outputs.image_embeds if outputs.text_embeds is None else outputs.text_embeds).numpy()
+
+
+def _image_batches(
+    model: GapClosedClipModel, processor: GapClosedClipProcessor
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+    height, width = example_size(processor)
+    step = size_step(model)
+    sizes = [(height, width)] if step is None else [(height, width), (height + 4 * step[0], width)]
+    for batch_size in BATCH_SIZES:
+        for size in sizes:
+            yield "random", {"pixel_values": torch.randn(batch_size, 3, *size, generator=generator)}
+        images = _pictures(batch_size, max(height, width))
+        yield "processed", {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
+
+
+def _text_batches(
+    model: GapClosedClipModel, processor: GapClosedClipProcessor, max_length: int
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = model.config.text_config.vocab_size
+    for batch_size in BATCH_SIZES:
+        for length in sorted({min(SHORT, max_length), max_length}):
+            ids = torch.randint(vocabulary, (batch_size, length), generator=generator)
+            whole = torch.ones_like(ids)
+            lengths = torch.arange(1, batch_size + 1)[:, None] * length // (batch_size + 1)  # (B, 1)
+            padded = (torch.arange(length) < lengths.clamp(min=1)).long()  # (B, length)
+            types = torch.zeros_like(ids)
+            yield "random", {"input_ids": ids, "attention_mask": whole, "token_type_ids": types}
+            yield "random, padded", {"input_ids": ids, "attention_mask": padded, "token_type_ids": types}
+        yield "processed", _tokens(processor, SENTENCES[:batch_size], max_length)
+
+
+def _tokens(processor: GapClosedClipProcessor, sentences: tuple[str, ...], max_length: int) -> dict[str, Tensor]:
+    tokens = processor.tokenizer(
+        list(sentences), padding=True, truncation=True, max_length=max_length, return_tensors="pt"
+    )
+    batch = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+    # RoBERTa's tokenizer makes none
+    return batch | {"token_type_ids": tokens.get("token_type_ids", torch.zeros_like(tokens["input_ids"]))}
+
+
+def _pictures(number: int, side: int) -> list[Image.Image]:
+    """Smooth and noisy pictures, upright, wide, smaller and larger than what the tower takes."""
+    generator = np.random.default_rng(0)
+    pictures = []
+    for index in range(number):
+        height, width = side + 37 * index, max(side // 2, side + 150 - 61 * index)
+        slope = np.linspace(0, 200, height)[:, None] + np.linspace(0, 55, width) * (index % 2)  # (height, width)
+        noise = generator.integers(0, 55, (height, width))
+        pictures.append(Image.fromarray((slope * 0.78 + noise).clip(0, 255).astype(np.uint8)))
+    return pictures
+
+
+def _check_tokenizer(processor: GapClosedClipProcessor, path: Path, max_length: int) -> None:
+    encodings = Tokenizer.from_file(str(path)).encode_batch(list(SENTENCES))
+    expected = _tokens(processor, SENTENCES, max_length)
+    fields = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+    for name, field in fields.items():
+        if [getattr(encoding, field) for encoding in encodings] != expected[name].tolist():
+            raise OnnxMismatch(f"tokenizer.json gives other {name} than the processor.", [])
+
+
+__all__ = ["Difference", "OnnxMismatch", "check_onnx", "import_onnxruntime"]

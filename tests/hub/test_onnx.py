@@ -1,0 +1,391 @@
+"""Tiny towers exported to ONNX and run in onnxruntime beside torch."""
+
+import copy
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import CAPTIONS, tiny_config, tiny_inputs
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
+from gap_closed_clip.hub import check_onnx, export_onnx
+from gap_closed_clip.hub.onnx import float32_model
+from gap_closed_clip.hub.onnx_check import OnnxMismatch
+from gap_closed_clip.hub.onnx_preprocessing import describe, example_size, readme
+
+
+SCRIPT = Path(__file__).parent.parent.parent / "export_onnx.py"
+TOLERANCE = 2e-6
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+FILES = {"vision_model.onnx", "text_model.onnx", "preprocessing.json", "tokenizer.json", "README.md"}
+
+
+def eva(architecture: str, **kwargs) -> dict:
+    args = {"img_size": 28, "patch_size": 14, "embed_dim": 48, "depth": 1, "num_heads": 3, **kwargs}
+    return {"model_type": "timm_wrapper", "architecture": architecture, "model_args": args}
+
+
+def lively(model: GapClosedClipModel) -> GapClosedClipModel:
+    """Large random weights and means: at their initial 0.02 attention is uniform, and errors in it would not show."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+        for centering in (model.visual_centering, model.text_centering):
+            if model.config.center_projections:
+                centering.running_mean.normal_(std=0.3)
+    return model.eval()
+
+
+def processor_of(tokenizer, **image_settings) -> GapClosedClipProcessor:
+    return GapClosedClipProcessor(CLIPImageProcessor(**image_settings), tokenizer)
+
+
+class Case:
+    """A model, its processor, and where both were exported to."""
+
+    def __init__(self, config, processor, folder: Path, **kwargs):
+        self.model, self.processor, self.folder = lively(GapClosedClipModel(config)), processor, folder
+        self.differences = export_onnx(self.model, processor, folder, **kwargs)
+
+    def run(self, name: str, **inputs: torch.Tensor) -> np.ndarray:
+        session = onnxruntime.InferenceSession(str(self.folder / f"{name}_model.onnx"))
+        return session.run(None, {key: value.numpy() for key, value in inputs.items()})[0]
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_processor, tmp_path_factory) -> Case:
+    """EVA-02 as in the demo, first token, centred."""
+    folder = tmp_path_factory.mktemp("plain") / "onnx"
+    config = tiny_config(center_projections=True)
+    return Case(config, tiny_processor, folder, name="owner/tiny", tolerance=TOLERANCE)
+
+
+@pytest.fixture(scope="module")
+def oblong(tiny_processor, tmp_path_factory) -> Case:
+    """The paper's EVA-01 with an oblong image, mean of the tokens, hidden layer, not centred; weights beside."""
+    vision = eva("eva_giant_patch14_clip_224", img_size=(28, 42))
+    config = tiny_config(vision_config=vision, text_pooling="mean", projection_hidden_dim=24)
+    size = {"height": 28, "width": 42}
+    processor = processor_of(tiny_processor.tokenizer, size=size, do_center_crop=False, image_mean=[0.1, 0.2, 0.3])
+    return Case(config, processor, tmp_path_factory.mktemp("oblong") / "a" / "onnx", external_data=True)
+
+
+@pytest.fixture(scope="module")
+def any_size(tiny_processor, tmp_path_factory) -> Case:
+    """EVA-02 that takes any size, the tower's own pooler, centred."""
+    config = tiny_config(
+        vision_config=eva("eva02_tiny_patch14_224", dynamic_img_size=True),
+        text_pooling="pooler",
+        center_projections=True,
+    )
+    return Case(config, tiny_processor, tmp_path_factory.mktemp("any_size") / "onnx", tolerance=TOLERANCE)
+
+
+@pytest.fixture(params=["plain", "oblong", "any_size"])
+def case(request) -> Case:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_images(case, batch_size):
+    height, width = example_size(case.processor)
+    pixel_values = torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(batch_size))
+    found = case.run("vision", pixel_values=pixel_values)
+    with torch.no_grad():
+        expected = case.model(pixel_values=pixel_values).image_embeds.numpy()
+    assert found.dtype == np.float32 and found.shape == (batch_size, 32)
+    assert np.abs(found - expected).max() < TOLERANCE
+    assert np.abs(np.linalg.norm(found, axis=-1) - 1).max() < 1e-5
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+@pytest.mark.parametrize("length", [2, 9, 64])
+@pytest.mark.parametrize("padded", [False, True])
+def test_texts(case, batch_size, length, padded):
+    ids = torch.randint(5, 200, (batch_size, length), generator=torch.Generator().manual_seed(length))
+    attention_mask = torch.ones_like(ids)
+    if padded:
+        attention_mask[::2, length // 2 :] = 0
+    inputs = dict(zip(TEXT_INPUTS, (ids, attention_mask, torch.zeros_like(ids)), strict=True))
+    with torch.no_grad():
+        expected = case.model(**inputs).text_embeds.numpy()
+    found = case.run("text", **inputs)
+    assert found.shape == (batch_size, 32) and np.abs(found - expected).max() < TOLERANCE
+
+
+def test_inputs_tell_apart(plain):
+    """Otherwise the comparisons above would prove little."""
+    inputs = tiny_inputs(4)
+    images = plain.run("vision", pixel_values=inputs["pixel_values"])
+    texts = plain.run("text", **{name: inputs[name] for name in TEXT_INPUTS})
+    for embeds in (images, texts):
+        assert (embeds @ embeds.T)[~np.eye(4, dtype=bool)].max() < 0.9
+
+
+def test_names_and_axes(plain, any_size):
+    def axes(case, name):
+        session = onnxruntime.InferenceSession(str(case.folder / f"{name}_model.onnx"))
+        return {node.name: node.shape for node in (*session.get_inputs(), *session.get_outputs())}
+
+    assert axes(plain, "vision") == {"pixel_values": ["batch_size", 3, 28, 28], "image_embeds": ["batch_size", 32]}
+    text = dict.fromkeys(TEXT_INPUTS, ["batch_size", "sequence_length"])
+    assert axes(plain, "text") == {**text, "text_embeds": ["batch_size", 32]}
+    assert axes(any_size, "vision")["pixel_values"] == ["batch_size", 3, "14*height", "14*width"]
+
+
+def test_other_sizes(any_size):
+    pixel_values = torch.randn(3, 3, 56, 42)
+    with torch.no_grad():
+        expected = any_size.model(pixel_values=pixel_values).image_embeds.numpy()
+    assert np.abs(any_size.run("vision", pixel_values=pixel_values) - expected).max() < TOLERANCE
+    assert json.loads((any_size.folder / "preprocessing.json").read_text())["image"]["other_sizes"] == {
+        "multiple_of": [14, 14]
+    }
+
+
+def test_folder(plain, oblong):
+    assert {path.name for path in plain.folder.iterdir()} == FILES | {"check.json"}
+    assert list(plain.folder.parent.iterdir()) == [plain.folder]  # no draft
+    weights = {"vision_model.onnx_data", "text_model.onnx_data"}
+    assert {path.name for path in oblong.folder.iterdir()} == FILES | weights
+    for name in ("vision", "text"):
+        graph, data = (oblong.folder / f"{name}_model.onnx{end}" for end in ("", "_data"))
+        tower = sum(p.numel() for p in getattr(oblong.model, f"{name}_model").parameters())
+        assert data.stat().st_size > 4 * tower and graph.stat().st_size < 3e5
+
+
+def test_preprocessing(plain, oblong, any_size):
+    content = json.loads((plain.folder / "preprocessing.json").read_text())
+    assert content["model"] == "owner/tiny" and content["opset"] == 18
+    assert content["logit_scale"] == pytest.approx(1 / 0.07) and content["hypothesis_template"].count("{}") == 1
+    assert content["embedding"] == {"dimension": 32, "dtype": "float32", "unit_length": True}
+    assert set(content["versions"]) >= {"gap_closed_clip", "onnx", "torch", "timm"}
+    image = plain.processor.image_processor
+    assert content["image"] == {
+        "file": "vision_model.onnx",
+        "input": "pixel_values",
+        "output": "image_embeds",
+        "mode": "RGB",
+        "resize": {"shortest_edge": 28, "resample": "bicubic"},
+        "center_crop": {"height": 28, "width": 28},
+        "rescale_factor": 1 / 255,
+        "mean": list(image.image_mean),
+        "std": list(image.image_std),
+        "layout": "batch, channel, height, width",
+        "dtype": "float32",
+        "size": [28, 28],
+        "other_sizes": None,
+    }
+    assert content["text"]["max_length"] == 64 and content["text"]["padding_id"] == 0
+    other = json.loads((oblong.folder / "preprocessing.json").read_text())["image"]
+    assert other["resize"] == {"height": 28, "width": 42, "resample": "bicubic"} and other["center_crop"] is None
+    assert other["mean"] == [0.1, 0.2, 0.3] and other["size"] == [28, 42]
+    assert json.loads((any_size.folder / "preprocessing.json").read_text())["model"] == "gap_closed_clip"
+
+
+def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
+    off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), False)
+    processor = processor_of(tiny_processor.tokenizer, crop_size={"height": 28, "width": 28}, **off)
+    description = describe(tiny_model, processor, "bare", 64, 18)
+    left_out = ("mode", "resize", "rescale_factor", "mean", "std")
+    assert [description["image"][name] for name in left_out] == [None] * 5
+    code = readme(description)
+    assert "how[" not in code.replace('how["center_crop"]', "") and "convert" not in code
+    small = {"longest_edge": 20, "shortest_edge": 10}
+    for settings, words in (({"size": small}, "longest_edge"), ({"do_pad": True}, "do_pad")):
+        with pytest.raises(ValueError, match=words):
+            describe(tiny_model, processor_of(tiny_processor.tokenizer, **settings), "odd", 64, 18)
+    with pytest.raises(ValueError, match="no fixed size"):
+        example_size(processor_of(tiny_processor.tokenizer, do_center_crop=False))
+
+
+@pytest.mark.parametrize("picture", [(40, 30), (28, 28), (20, 333), (301, 200)])
+def test_readme_example_runs(case, picture, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (*picture, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    text = (case.folder / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert "torch" not in code and "transformers" not in code and "$" not in text
+    monkeypatch.chdir(case.folder)
+    names = {}
+    exec(code.replace('"image.png"', repr(str(tmp_path / "image.png"))), names)
+    sentences = ["Chest radiograph.", "Axial MR image of the brain."]
+    image = Image.open(tmp_path / "image.png")
+    inputs = case.processor(images=[image], text=sentences, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        expected = case.model(**inputs)
+    levels = np.array(case.processor.image_processor.image_std)[:, None, None] * 255
+    distance = np.abs(names["pixels"](tmp_path / "image.png") - inputs["pixel_values"][0].numpy()) * levels
+    mixed = (picture[0] > 28) != (picture[1] > 42) and "width" in case.processor.image_processor.to_dict()["size"]
+    if mixed:  # torchvision and Pillow may filter in another order, as the README says
+        assert distance.max() < 16 and "one side shrinks" in text
+    else:
+        assert distance.max() < 1.01 and (distance > 0.01).mean() < 0.02
+    assert np.abs(names["text_embeds"] - expected.text_embeds.numpy()).max() < TOLERANCE
+    assert names["image_embeds"][0] @ expected.image_embeds[0].numpy() > (0.99 if mixed else 0.9999)
+    if not mixed:
+        assert np.abs(names["logits"] - expected.logits_per_image.numpy()).max() < 0.1
+
+
+def test_long_texts_are_cut_by_the_tokenizer_itself(plain):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(plain.folder / "tokenizer.json"))
+    texts = [" ".join(2 * CAPTIONS), "CHEST"]
+    found = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    tokens = plain.processor.tokenizer(texts, padding=True, truncation=True, max_length=64)
+    assert found == tokens["input_ids"] and len(found[0]) == 64
+
+
+def test_check(plain, any_size):
+    shapes = {(difference.file, difference.inputs, *difference.shape[:2]) for difference in plain.differences}
+    for batch_size in (1, 5):
+        assert ("vision_model.onnx", "random", batch_size, 3) in shapes
+        assert ("vision_model.onnx", "processed", batch_size, 3) in shapes
+        for length in (11, 64):
+            for inputs in ("random", "random, padded"):
+                assert ("text_model.onnx", inputs, batch_size, length) in shapes
+    assert 2 not in {difference.shape[0] for difference in plain.differences}
+    content = json.loads((plain.folder / "check.json").read_text())
+    assert content["maximum"] == max(difference.maximum for difference in plain.differences) < TOLERANCE
+    assert len(content["differences"]) == len(plain.differences)
+    assert [28, 28] in [d.shape[2:] for d in any_size.differences]
+    assert [84, 28] in [d.shape[2:] for d in any_size.differences]
+
+
+@pytest.mark.parametrize("part", ["visual_centering.running_mean", "text_projection.bias"])
+def test_check_finds_another_model(plain, part):
+    value = plain.model.get_parameter(part) if "bias" in part else plain.model.get_buffer(part)
+    before = (plain.folder / "check.json").read_text()
+    kept = value.detach().clone()
+    try:
+        with torch.no_grad():
+            value[0] += 0.1
+        with pytest.raises(OnnxMismatch, match=r"_model\.onnx differs from the model by .* than the tolerance 1e-05"):
+            check_onnx(plain.model, plain.processor, plain.folder)
+    finally:
+        with torch.no_grad():
+            value.copy_(kept)
+    assert (plain.folder / "check.json").read_text() == before
+
+
+def test_check_finds_another_tokenizer(plain):
+    processor = copy.deepcopy(plain.processor)  # a tokenizer keeps the way it padded last, and saves it
+    processor.tokenizer.padding_side = "left"
+    with pytest.raises(OnnxMismatch, match=r"tokenizer\.json gives other input_ids"):
+        check_onnx(plain.model, processor, plain.folder)
+
+
+def test_half_precision_becomes_float32(tmp_path):
+    model = lively(GapClosedClipModel(tiny_config(center_projections=True))).bfloat16().train()
+    model.save_pretrained(tmp_path)
+    copied = float32_model(model)
+    assert model.dtype == torch.bfloat16 and model.training and not copied.training
+    expected = GapClosedClipModel.from_pretrained(tmp_path, dtype=torch.float32)
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        assert torch.equal(copied(**inputs).image_embeds, expected(**inputs).image_embeds)
+        assert torch.equal(copied(**inputs).text_embeds, expected(**inputs).text_embeds)
+    assert float32_model(expected) is expected
+
+
+class TestRefusals:
+    """Each leaves everything as it was; none gets as far as an export."""
+
+    @pytest.fixture(autouse=True)
+    def no_export(self, monkeypatch):
+        def export(*args, **kwargs):
+            raise RuntimeError("no\nmatter what")
+
+        monkeypatch.setattr(torch.onnx, "export", export)
+
+    def test_nothing_is_left_of_an_export_that_fails(self, tiny_model, tiny_processor, tmp_path):
+        earlier = tmp_path / "onnx"
+        earlier.mkdir()
+        (earlier / "preprocessing.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"vision_model\.onnx: torch can't export .*\(RuntimeError: no\)"):
+            export_onnx(tiny_model, tiny_processor, earlier, overwrite=True)
+        assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "preprocessing.json"]
+        with pytest.raises(ValueError, match="torch can't export"):
+            export_onnx(tiny_model, tiny_processor, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+    def test_a_folder_that_exists(self, tiny_model, tiny_processor, tmp_path):
+        (tmp_path / "preprocessing.json").write_text("{}")
+        with pytest.raises(FileExistsError, match="exists: name another folder, or replace it with --overwrite"):
+            export_onnx(tiny_model, tiny_processor, tmp_path)
+        (tmp_path / "preprocessing.json").rename(tmp_path / "config.json")
+        with pytest.raises(FileExistsError, match="no earlier ONNX export"):
+            export_onnx(tiny_model, tiny_processor, tmp_path, overwrite=True)
+        with pytest.raises(OSError, match=r"config\.json"):
+            export_onnx(tiny_model, tiny_processor, tmp_path / "config.json" / "onnx")
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+    def test_missing_packages(self, tiny_model, tiny_processor, tmp_path, monkeypatch):
+        for package, tolerance in (("onnxruntime", 1e-5), ("onnxscript", None)):
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, package, None)
+                with pytest.raises(ImportError, match=rf"needs {package}.*gap-closed-clip\[onnx\]"):
+                    export_onnx(tiny_model, tiny_processor, tmp_path / "onnx", tolerance=tolerance)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_lora_has_to_be_merged_first(self, tiny_model, tiny_processor, tmp_path):
+        targets = LoraConfig(r=2, target_modules=["query", "value"])
+        adapted = get_peft_model(tiny_model, targets)
+        with pytest.raises(ValueError, match="merge them first"):
+            export_onnx(adapted.base_model.model, tiny_processor, tmp_path / "onnx")
+        merged = adapted.merge_and_unload()
+        with pytest.raises(ValueError, match="torch can't export"):  # past the refusal
+            export_onnx(merged, tiny_processor, tmp_path / "onnx")
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """command("outputs/demo", ...) -> (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("export_onnx_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *words])
+        capsys.readouterr()
+        code = module.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_command(command, plain, tmp_path):
+    demo = tmp_path / "outputs" / "demo"
+    plain.model.save_pretrained(demo)
+    plain.processor.save_pretrained(demo)
+    code, out, err = command("outputs/demo", "--check", "--tolerance", "0")
+    assert code == 1 and "export_onnx.py: " in err
+    assert "more than the tolerance 0e+00. Nothing was kept." in err
+    assert "processed" in out and not (demo / "onnx").exists() and not list(demo.glob(".onnx*"))
+    code, out, err = command("outputs/demo", "--check")
+    assert code == 0, err
+    assert len(re.findall(r"^vision_model\.onnx +\w+ +[15] x 3 x 28 x 28 +\d\.\de-\d\d$", out, flags=re.M)) == 4
+    assert "torch.onnx" not in out + err and "Skipping" not in out + err
+    assert json.loads((demo / "onnx" / "preprocessing.json").read_text())["model"] == "demo"
+    GapClosedClipModel.from_pretrained(demo)  # the folder of the model stays one
+    code, out, err = command("outputs/demo")
+    assert code == 1 and err.endswith("exists: name another folder, or replace it with --overwrite.\n")
+
+
+def test_command_says_what_is_missing(command):
+    for words, expected in ((("nobody/nothing",), "Where to?"), (("./nowhere",), "no model folder")):
+        code, _, err = command(*words)
+        assert code == 1 and expected in err and err.count("\n") == 1
