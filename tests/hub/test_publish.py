@@ -303,6 +303,14 @@ def test_a_handler_that_is_not_this_version_is_not_run(model_folder, name):
         check_code(model_folder)
 
 
+def test_what_is_written_anew_stays_as_it_was_at_home(online, model_folder, skip_reload):
+    for name in ADDED:
+        (model_folder / name).write_text("# mine\n")
+    publish(model_folder, "tester/demo", TEMPLATE, trust_remote_code=True)
+    assert [(model_folder / name).read_text() for name in ADDED] == ["# mine\n"] * len(ADDED)
+    assert not any(online.files("tester/demo")[name] == b"# mine\n" for name in ADDED)
+
+
 def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_folder):
     (model_folder / "tiles_gap_closed_clip.py").unlink()  # this package has its own, a stranger has not
     with pytest.raises(ValueError, match=r"does not load in a clean process(.|\n)*tiles_gap_closed_clip"):

@@ -52,6 +52,8 @@ PUBLISHED = (
     "examples/*.jpg",
     "onnx/*",
 )
+# Of these, what publishing writes itself.
+WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE)
 # What an Inference Endpoint installs beside transformers and torch.
 REQUIREMENTS = "timm>=1.0.20\ntorchvision\n"
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
@@ -192,7 +194,7 @@ def _staged(folder: Path) -> Iterator[Path]:
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
             # What is written anew must not be a link into the folder at home.
-            if name in ("README.md", CONFIG_FILE) or not _linked(path, target):
+            if name in WRITTEN or not _linked(path, target):
                 shutil.copyfile(path, target)
         for name in HANDLER:
             shutil.copyfile(PACKAGE / "hub" / name, staged / name)
