@@ -190,6 +190,11 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         }
         super().save_pretrained(save_directory, **kwargs)
 
+    @property
+    def max_text_length(self) -> int:
+        """Tokens of the longest text that the text tower takes; a tokenizer's own limit may be higher or missing."""
+        return longest_text(self.config.text_config)
+
     def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
         """Switches the towers' gradients off (or on); a tower without trainable parameters also stays in eval mode."""
         self.vision_model.requires_grad_(not vision)
@@ -244,7 +249,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: texts longer than the tower takes.
         """
-        limit = longest_text(self.config.text_config)
+        limit = self.max_text_length
         if input_ids.shape[1] > limit:
             raise ValueError(
                 f"The texts are {input_ids.shape[1]} tokens long, the text tower takes {limit} at most: tokenize with "

@@ -9,8 +9,6 @@ from torch import Tensor
 from transformers import Pipeline
 from transformers.image_utils import load_image
 
-from .towers_gap_closed_clip import longest_text
-
 
 class ImageTextRetrievalPipeline(Pipeline):
     """
@@ -85,7 +83,7 @@ class ImageTextRetrievalPipeline(Pipeline):
             images = [load_image(image).convert("RGB") for image in inputs["images"]]
             return self.processor(images=images, return_tensors="pt").to(self.dtype)
         # A tokenizer without a limit of its own gets the text tower's.
-        limit = min(self.processor.tokenizer.model_max_length, longest_text(self.model.config.text_config))
+        limit = min(self.processor.tokenizer.model_max_length, self.model.max_text_length)
         return self.processor(
             text=inputs["text"], return_tensors="pt", padding=True, truncation=True, max_length=limit
         )

@@ -1,9 +1,11 @@
 """A saved model folder, and a Hub to push it to."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import huggingface_hub
 import pytest
@@ -13,6 +15,7 @@ from .loopback_hub import TOKEN, LoopbackHub
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = ROOT / "model_card" / "template.md"
+HANDLER = ["handler.py", "handler_images.py"]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """
 import sys
@@ -76,6 +79,17 @@ def save_folder(folder: Path, model, processor) -> Path:
     for name in ("training_args.bin", "checkpoint-3/optimizer.pt", "notes.txt"):
         (folder / name).write_bytes(b"stays at home")
     return folder
+
+
+def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
+    """A folder's handler.py and the handler_images.py it imports, loaded as Hugging Face's toolkit loads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder / "handler.py")
+        handler = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(handler)
+    # The next folder has its own.
+    return handler, sys.modules.pop("handler_images")
 
 
 @pytest.fixture

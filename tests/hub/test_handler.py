@@ -5,7 +5,6 @@ The endpoint's handler, loaded from a model folder as Hugging Face's toolkit loa
 """
 
 import base64
-import importlib.util
 import io
 import json
 import logging
@@ -26,13 +25,14 @@ from conftest import tiny_config
 from PIL import Image
 from transformers import AutoModelForZeroShotImageClassification, ZeroShotImageClassificationPipeline
 
-import gap_closed_clip
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.data import decode_image
+from gap_closed_clip.hub.reload import PACKAGE
 from gap_closed_clip.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
 
+from .conftest import HANDLER, load_handler
 
-HANDLER = Path(gap_closed_clip.__file__).parent / "hub" / "handler.py"
+
 LABELS = ["pleural effusion", "pneumothorax", "a normal chest"]
 TEXTS = ["Chest radiograph with left pleural effusion.", "Sagittal T2 weighted MR image of the brain."]
 ZERO_SHOT, RETRIEVAL = "zero-shot-image-classification", "image-text-retrieval"
@@ -73,6 +73,15 @@ IMAGES = [noise(seed) for seed in range(3)]
 IMAGE = b64(IMAGES[0])
 
 
+def save(folder: Path, model: GapClosedClipModel, processor) -> Path:
+    """A folder as it is published."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    for name in HANDLER:
+        shutil.copy(PACKAGE / "hub" / name, folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def model() -> GapClosedClipModel:
     torch.manual_seed(0)
@@ -87,19 +96,22 @@ def model() -> GapClosedClipModel:
 
 @pytest.fixture(scope="module")
 def folder(model, tiny_processor, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    shutil.copy(HANDLER, folder / "handler.py")
-    return folder
+    return save(tmp_path_factory.mktemp("model"), model, tiny_processor)
 
 
 @pytest.fixture(scope="module")
-def handler(folder) -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("endpoint_handler", folder / "handler.py")
-    handler = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(handler)
-    return handler
+def modules(folder) -> tuple[types.ModuleType, types.ModuleType]:
+    return load_handler(folder)
+
+
+@pytest.fixture(scope="module")
+def handler(modules) -> types.ModuleType:
+    return modules[0]
+
+
+@pytest.fixture(scope="module")
+def handler_images(modules) -> types.ModuleType:
+    return modules[1]
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +277,20 @@ def test_a_long_text_is_cut_off(endpoint, model, tiny_processor):
     assert endpoint({"inputs": {"texts": [text]}}) == {"text_embeds": near(expected)}
 
 
+def test_a_long_text_is_cut_off_where_positions_start_behind_the_padding(handler, tiny_processor, tmp_path):
+    text_config = {**tiny_config().text_config.to_dict(), "model_type": "roberta", "pad_token_id": 0}
+    model = GapClosedClipModel(tiny_config(text_config=text_config)).eval()
+    assert model.max_text_length == 63 and tiny_processor.tokenizer.model_max_length == 64
+    text = "chest radiograph " * 100
+    inputs = tiny_processor(text=[text], return_tensors="pt", truncation=True, max_length=63)
+    with torch.no_grad():
+        expected = model(**inputs).text_embeds.tolist()
+    endpoint = handler.EndpointHandler(str(save(tmp_path / "roberta", model, tiny_processor)))
+    assert endpoint({"inputs": {"texts": [text]}}) == {"text_embeds": near(expected)}
+    pipe = ImageTextRetrievalPipeline(model, processor=tiny_processor, device="cpu")
+    assert pipe.embed([text]).tolist() == near(expected)
+
+
 def _deep(kind: str) -> Image.Image:
     values = np.random.default_rng(0).normal(900, 60, (40, 36)).clip(0, 4095)
     values[:2] = 65535
@@ -288,20 +314,20 @@ def _deep(kind: str) -> Image.Image:
     ],
     ids=["16 bits", "float", "nearly flat", "black", "transparent", "gray", "palette", "one colour"],
 )
-def test_every_kind_of_pixel_is_seen_as_in_training(endpoint, handler, image):
+def test_every_kind_of_pixel_is_seen_as_in_training(endpoint, handler_images, image):
     data = file_bytes(image, "TIFF" if image.mode == "F" else "PNG")
-    picture = handler._picture(data, "inputs")
+    picture = handler_images._picture(data, "inputs")
     assert picture.mode == "RGB"
     assert np.array_equal(np.asarray(picture), np.asarray(decode_image(data)))
     assert len(endpoint({"inputs": {"image": b64(data)}})["image_embeds"]) == 1
 
 
-def test_an_image_that_lies_on_its_side_is_turned(handler):
+def test_an_image_that_lies_on_its_side_is_turned(handler_images):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
     data = file_bytes(noise(0), "JPEG", exif=exif)
-    assert Image.open(io.BytesIO(data)).size == (36, 40) and handler._picture(data, "inputs").size == (40, 36)
-    assert np.array_equal(np.asarray(handler._picture(data, "")), np.asarray(decode_image(data)))
+    assert Image.open(io.BytesIO(data)).size == (36, 40) and handler_images._picture(data, "inputs").size == (40, 36)
+    assert np.array_equal(np.asarray(handler_images._picture(data, "")), np.asarray(decode_image(data)))
 
 
 def test_an_image_in_a_rare_format_is_not_decoded(handler, endpoint):
@@ -548,11 +574,11 @@ def test_a_folder_serves_without_the_package(endpoint, folder, tmp_path):
     assert json.loads(run.stdout.splitlines()[-1]) == [near(endpoint(request)) for request in requests]
 
 
-def test_urls_are_fetched_where_switched_on(endpoint, handler, folder, monkeypatch):
+def test_urls_are_fetched_where_switched_on(endpoint, handler, handler_images, folder, monkeypatch):
     assert not endpoint.allow_urls
     monkeypatch.setenv("GAP_CLOSED_CLIP_ALLOW_URLS", "1")
     allowing = handler.EndpointHandler(str(folder))
-    monkeypatch.setattr(handler, "_get", lambda url: (200, None, file_bytes(IMAGES[0])))
+    monkeypatch.setattr(handler_images, "_get", lambda url: (200, None, file_bytes(IMAGES[0])))
     assert allowing(classified("https://example.org/a.png")) == endpoint(classified(IMAGE))
     answer = allowing({"inputs": {"images": ["https://example.org/a.png"] * 9}})
     assert answer == {"error": "9 URLs: a request may have 8. Send several requests.", "status": 413}

@@ -4,7 +4,6 @@ URLs at the endpoint: fetched from public addresses only, within limits.
 `pytest -s tests/hub/test_handler_urls.py -k answered` prints the table of URLs and answers.
 """
 
-import importlib.util
 import io
 import shutil
 import socket
@@ -14,15 +13,15 @@ import threading
 import time
 import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import gap_closed_clip
+from gap_closed_clip.hub.reload import PACKAGE
+
+from .conftest import load_handler
 
 
-HANDLER = Path(gap_closed_clip.__file__).parent / "hub" / "handler.py"
 NOT_PUBLIC = "inputs: the URL leads to an address that is not public."
 
 
@@ -82,11 +81,18 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def handler() -> types.ModuleType:
-    spec = importlib.util.spec_from_file_location("url_handler", HANDLER)
-    handler = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(handler)
-    return handler
+def modules() -> tuple[types.ModuleType, types.ModuleType]:
+    return load_handler(PACKAGE / "hub")
+
+
+@pytest.fixture(scope="module")
+def handler(modules) -> types.ModuleType:
+    return modules[0]
+
+
+@pytest.fixture(scope="module")
+def handler_images(modules) -> types.ModuleType:
+    return modules[1]
 
 
 @pytest.fixture
@@ -99,10 +105,10 @@ def endpoint(handler):
 
 
 @pytest.fixture
-def loopback(handler, monkeypatch) -> None:
+def loopback(handler_images, monkeypatch) -> None:
     """Lets this one address count as public."""
-    is_public = handler._is_public
-    monkeypatch.setattr(handler, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
+    is_public = handler_images._is_public
+    monkeypatch.setattr(handler_images, "_is_public", lambda address: address == "127.0.0.1" or is_public(address))
 
 
 @pytest.fixture(scope="module")
@@ -152,15 +158,15 @@ def test_a_picture_is_fetched(endpoint, handler, loopback, server, path):
         ("/ftp", 403, "inputs: the URL is neither http nor https."),
     ],
 )
-def test_a_bad_url_is_answered(endpoint, handler, loopback, server, table, monkeypatch, path, status, message):
-    monkeypatch.setattr(handler, "MAX_IMAGE_BYTES", 500)
-    monkeypatch.setattr(handler, "FETCH_SECONDS", 0.5)
+def test_a_bad_url_is_answered(endpoint, handler_images, loopback, server, table, monkeypatch, path, status, message):
+    monkeypatch.setattr(handler_images, "MAX_IMAGE_BYTES", 500)
+    monkeypatch.setattr(handler_images, "FETCH_SECONDS", 0.5)
     url, start = f"http://127.0.0.1:{server.server_port}{path}", time.monotonic()
     answer = ask(endpoint, url)
     table.append((url, answer))
     assert answer == {"error": message, "status": status}
     assert time.monotonic() - start < 5
-    assert len(server.asked) == (1 + handler.MAX_REDIRECTS if path == "/loop" else 1)
+    assert len(server.asked) == (1 + handler_images.MAX_REDIRECTS if path == "/loop" else 1)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "0", "2130706433", "[::ffff:127.0.0.1]"])
@@ -179,11 +185,11 @@ def test_a_url_that_leads_nowhere_is_answered(endpoint, loopback, table, url):
     assert answer["error"].startswith("inputs: the URL ") and answer["status"] in (400, 403)
 
 
-def test_a_name_is_looked_up_once(endpoint, handler, loopback, server, monkeypatch):
+def test_a_name_is_looked_up_once(endpoint, handler_images, loopback, server, monkeypatch):
     """It may lead elsewhere a moment after its address was checked."""
     looked_up = _lookup(monkeypatch, ["127.0.0.1"], ["127.0.0.2"])
     url = f"http://pictures.example:{server.server_port}/a.png"
-    assert handler._fetch(url, "inputs") == picture()
+    assert handler_images._fetch(url, "inputs") == picture()
     assert looked_up == ["pictures.example"]
     assert server.asked == [("/a.png", f"pictures.example:{server.server_port}")]
 
@@ -195,7 +201,9 @@ def test_a_name_may_have_no_private_address_beside_a_public_one(endpoint, loopba
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
-def test_over_tls_the_name_has_to_be_the_certificates(endpoint, handler, loopback, server, tmp_path, monkeypatch):
+def test_over_tls_the_name_has_to_be_the_certificates(
+    endpoint, handler_images, loopback, server, tmp_path, monkeypatch
+):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout {key} -out {certificate} -subj /CN=pictures"
     names = ["-addext", "subjectAltName=DNS:pictures.example"]
@@ -205,7 +213,7 @@ def test_over_tls_the_name_has_to_be_the_certificates(endpoint, handler, loopbac
     server.socket = context.wrap_socket(server.socket, server_side=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     _lookup(monkeypatch, ["127.0.0.1"], ["127.0.0.1"])
-    assert handler._fetch(f"https://pictures.example:{server.server_port}/a.png", "inputs") == picture()
+    assert handler_images._fetch(f"https://pictures.example:{server.server_port}/a.png", "inputs") == picture()
     answer = ask(endpoint, f"https://other.example:{server.server_port}/a.png")
     assert answer == {"error": "inputs: the URL can't be fetched, or not within 10 s.", "status": 400}
     assert len(server.asked) == 1
@@ -237,5 +245,5 @@ def test_over_tls_the_name_has_to_be_the_certificates(endpoint, handler, loopbac
         ("ff0e::1", False),
     ],
 )
-def test_what_is_public(handler, address, public):
-    assert handler._is_public(address) is public
+def test_what_is_public(handler_images, address, public):
+    assert handler_images._is_public(address) is public

@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.hub import check_access, publication, publish
-from gap_closed_clip.hub.reload import check_code, check_reload
+from gap_closed_clip.hub.reload import PACKAGE, check_code, check_reload
 from gap_closed_clip.training import load_config
 
-from .conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
+from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE
 from .loopback_hub import TOKEN
 
 
 PUBLISH = str(ROOT / "publish.py")
 CODE = [path.name for path in (ROOT / "modeling" / "gap_closed_clip").glob("*_gap_closed_clip.py")]
 SAVED = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
-ADDED = ["README.md", "handler.py", "requirements.txt"]
+ADDED = ["README.md", *HANDLER, "requirements.txt"]
 
 # What the card says, word for word, where this package is not installed; and that nothing of it runs without consent.
 STRANGER = """
@@ -293,6 +293,24 @@ def test_code_that_is_not_this_version_is_not_run(online, model_folder):
     assert marker.exists() and online.files("tester/demo")[path.name] == path.read_bytes()
 
 
+@pytest.mark.parametrize("name", HANDLER)
+def test_a_handler_that_is_not_this_version_is_not_run(model_folder, name):
+    for own in HANDLER:
+        shutil.copy(PACKAGE / "hub" / own, model_folder)
+    check_code(model_folder)
+    (model_folder / name).write_text("raise SystemExit('it ran')\n")
+    with pytest.raises(ValueError, match=f"{name} is not the {name} of this version"):
+        check_code(model_folder)
+
+
+def test_what_is_written_anew_stays_as_it_was_at_home(online, model_folder, skip_reload):
+    for name in ADDED:
+        (model_folder / name).write_text("# mine\n")
+    publish(model_folder, "tester/demo", TEMPLATE, trust_remote_code=True)
+    assert [(model_folder / name).read_text() for name in ADDED] == ["# mine\n"] * len(ADDED)
+    assert not any(online.files("tester/demo")[name] == b"# mine\n" for name in ADDED)
+
+
 def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_folder):
     (model_folder / "tiles_gap_closed_clip.py").unlink()  # this package has its own, a stranger has not
     with pytest.raises(ValueError, match=r"does not load in a clean process(.|\n)*tiles_gap_closed_clip"):
@@ -305,7 +323,8 @@ def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_fo
 
 
 def test_other_embeddings_in_the_clean_process_are_noticed(model_folder, monkeypatch):
-    shutil.copy(ROOT / "modeling" / "gap_closed_clip" / "hub" / "handler.py", model_folder)
+    for name in HANDLER:
+        shutil.copy(PACKAGE / "hub" / name, model_folder)
     check_reload(model_folder)
     path = model_folder / "modeling_gap_closed_clip.py"
     path.write_text(path.read_text().replace("return hidden[:, 0]", "return hidden[:, 1]"))

@@ -23,7 +23,7 @@ from huggingface_hub.utils import sha, validate_repo_id
 from ..evaluation import check_checkpoint
 from ..training import CONFIG_FILE, load_config
 from .card import FIGURES, public_config, write_card
-from .reload import PACKAGE, check_code, check_reload
+from .reload import HANDLER, PACKAGE, check_code, check_reload
 
 
 # What a model repository is made of. Everything else in the folder stays at home: checkpoints with their pickled
@@ -40,7 +40,7 @@ PUBLISHED = (
     "special_tokens_map.json",
     "vocab.txt",
     "*_gap_closed_clip.py",
-    "handler.py",
+    *HANDLER,
     "requirements.txt",
     "README.md",
     ".eval_results/*.yaml",
@@ -52,8 +52,10 @@ PUBLISHED = (
     "examples/*.jpg",
     "onnx/*",
 )
-# What an Inference Endpoint installs beside transformers and torch.
-REQUIREMENTS = "timm>=1.0.20\ntorchvision\n"
+# Of these, what publishing writes itself.
+WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE)
+# What an Inference Endpoint installs beside torch.
+REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17\n"
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
 
 
@@ -192,9 +194,10 @@ def _staged(folder: Path) -> Iterator[Path]:
             target = staged / name
             target.parent.mkdir(parents=True, exist_ok=True)
             # What is written anew must not be a link into the folder at home.
-            if name in ("README.md", CONFIG_FILE) or not _linked(path, target):
+            if name in WRITTEN or not _linked(path, target):
                 shutil.copyfile(path, target)
-        shutil.copyfile(PACKAGE / "hub" / "handler.py", staged / "handler.py")
+        for name in HANDLER:
+            shutil.copyfile(PACKAGE / "hub" / name, staged / name)
         (staged / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
         if (staged / CONFIG_FILE).is_file():
             (staged / CONFIG_FILE).write_text(public_config(load_config([staged / CONFIG_FILE])), encoding="utf-8")

@@ -16,11 +16,11 @@ from ..evaluation import load_checkpoint
 
 
 PACKAGE = Path(__file__).parent.parent
+HANDLER = ("handler.py", "handler_images.py")  # of this folder; a model repository has them in its root
 TOLERANCE = 1e-4
 TEXTS = ["Chest radiograph.", "Axial CT image of the abdomen."]
 # Runs without the package, offline, and with nothing cached: what a stranger's first load is like.
 CLEAN_PROCESS = """
-import importlib.util
 import sys
 from importlib.abc import MetaPathFinder
 
@@ -44,10 +44,10 @@ with torch.inference_mode():
     outputs = model(**inputs)
 embeds = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
 save_file({name: value.contiguous() for name, value in embeds.items()}, out)
-spec = importlib.util.spec_from_file_location("handler", f"{folder}/handler.py")
-handler = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(handler)
-answer = handler.EndpointHandler(folder)({"inputs": {"texts": texts}})
+sys.path.insert(0, folder)  # as Hugging Face's inference toolkit does for a handler
+from handler import EndpointHandler
+
+answer = EndpointHandler(folder)({"inputs": {"texts": texts}})
 assert "error" not in answer, answer
 """
 
@@ -63,7 +63,7 @@ def check_code(folder: Path) -> None:
     if not any(path.name == "modeling_gap_closed_clip.py" for path in files):
         raise ValueError(f"{folder} has no code beside the weights, so only this package could load it. {remedy}.")
     for path in files:
-        own = PACKAGE / ("hub/handler.py" if path.name == "handler.py" else path.name)
+        own = PACKAGE / "hub" / path.name if path.name in HANDLER else PACKAGE / path.name
         if not own.is_file() or _digest(own) != _digest(path):
             raise ValueError(
                 f"{path} is not the {path.name} of this version of gap_closed_clip. {remedy}, or, if you know and "
