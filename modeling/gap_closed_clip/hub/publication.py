@@ -87,7 +87,10 @@ class Publication:
         lines = [
             f"{change:>9}  {name:<{width}}  {_readable(self.sizes[name]) if name in self.sizes else '':>9}"
             for name, change in sorted(self.changes.items())
+            if change != "unchanged"
         ]
+        if unchanged := list(self.changes.values()).count("unchanged"):
+            lines.append(f"unchanged: {unchanged} files")
         if self.left_out:
             lines.append(f"left out: {', '.join(self.left_out)}")
         return "\n".join([*lines, *self.remarks])
