@@ -53,9 +53,7 @@ def main() -> int:
     if args.dry_run:
         print(f"Nothing was sent to {publication.repo_id}.")
     else:
-        print(
-            f"Published: {publication.url}" if publication.url else f"{publication.repo_id} holds just this already."
-        )
+        print(publication.outcome)
     return 0
 
 

@@ -44,9 +44,7 @@ def run(config: RunConfig) -> None:
             raise OSError(
                 f"{error}\nThe trained model is safe in {folder}; to publish it: python publish.py {folder} {repo_id}"
             ) from error
-        print(
-            f"Published: {publication.url}" if publication.url else f"{publication.repo_id} holds just this already."
-        )
+        print(publication.outcome)
 
 
 def repository(config: RunConfig) -> str | None:

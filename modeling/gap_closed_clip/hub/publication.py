@@ -95,6 +95,10 @@ class Publication:
             lines.append(f"left out: {', '.join(self.left_out)}")
         return "\n".join([*lines, *self.remarks])
 
+    @property
+    def outcome(self) -> str:
+        return f"Published: {self.url}" if self.url else f"{self.repo_id} holds just this already."
+
 
 def publish(
     folder: str | Path,
