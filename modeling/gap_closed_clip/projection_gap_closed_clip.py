@@ -19,6 +19,8 @@ class ProjectionCentering(nn.Module):
     `momentum` from then on, so that short trainings don't keep a part of the initial zero.
     """
 
+    weight = None  # which some of peft's methods ask every module for that was trained as a whole, when they merge
+
     def __init__(self, dim: int, momentum: float):
         super().__init__()
         self.momentum = momentum
@@ -44,6 +46,8 @@ class Temperature(nn.Module):
 
     A module and not a bare parameter of the model: peft saves modules (`modules_to_save`) beside its adapters.
     """
+
+    weight = None  # as in ProjectionCentering
 
     def __init__(self, config: GapClosedClipConfig):
         super().__init__()
