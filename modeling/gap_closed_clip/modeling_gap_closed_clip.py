@@ -84,7 +84,6 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         if isinstance(module, GapClosedClipModel):
             init.zeros_(module.training_progress)
 
-
     def enable_adapters(self) -> None:
         """As in transformers, which switches off what an adapter trained as a whole (`modules_to_save`), too, but not
         on again."""

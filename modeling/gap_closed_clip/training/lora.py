@@ -91,7 +91,8 @@ class LoraArguments:
         },
     )
     merge: bool = field(
-        default=False, metadata={"help": "Leave a whole model with the adapters merged into it, instead of an adapter."}
+        default=False,
+        metadata={"help": "Leave a whole model with the adapters merged into it, instead of an adapter."},
     )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "Further fields of the method's peft configuration."}
