@@ -9,8 +9,8 @@
     python train.py push_to_hub=true hub_model_id=owner/name    # then publish it (public: hub_private_repo=false)
 
 Configuration files have the sections `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments),
-`training` (transformers' TrainingArguments) and, for adapters, `lora` (LoraArguments). Any field is overridden as section.field=value, or as field=value where
-only one section has it.
+`training` (transformers' TrainingArguments) and, for adapters, `lora` (LoraArguments). Any field is overridden as
+section.field=value, or as field=value where only one section has it.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def repository(config: RunConfig) -> str | None:
         return None
     if config.lora is not None and not config.lora.merge:
         raise ValueError(
-            "training.push_to_hub publishes whole models: set lora.merge=true, or upload the adapter's folder yourself."
+            "training.push_to_hub publishes whole models: set lora.merge=true, or upload the adapter yourself."
         )
     folder = settings.get("output_dir", GapClosedTrainingArguments.output_dir)
     name = settings.get("hub_model_id") or Path(folder).name

@@ -13,9 +13,8 @@ def without_gradient(model: nn.Module) -> list[str]:
     Those whose gradient is None, and an adapter's whose gradients are all zero. All of one layer's: most methods start
     with a factor at zero, so that the other factors get their first gradient in the second step.
     """
-    missing = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
-    ]
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = [name for name, parameter in trainable.items() if parameter.grad is None]
     for layer, parameters in _adapters(model):
         gradients = [parameter.grad for parameter in parameters.values() if parameter.grad is not None]
         if gradients and not any(gradient.any() for gradient in gradients):

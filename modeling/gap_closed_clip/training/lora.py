@@ -1,4 +1,4 @@
-"""The `lora:` section: from what a user says of adapters to a plain peft configuration, and the model wrapped in it."""
+"""The `lora:` section: from what a user says of adapters to a plain peft configuration and the wrapped model."""
 
 import dataclasses
 import difflib
