@@ -90,11 +90,13 @@ def test_what_trains_beside_the_adapters():
     fixed = make_model(learnable_temperature=False, center_projections=False)
     lora = LoraArguments(train=["temperature", "vision_model.timm_model.fc_norm"])
     assert build_peft_config(lora, fixed).modules_to_save == ["vision_model.timm_model.fc_norm"]
-    wrapped = add_adapters(make_model(), LoraArguments(towers=["vision"], train=["projections"]), "somewhere", None)
+    wrapped = add_adapters(
+        make_model().train(), LoraArguments(towers=["vision"], train=["projections"]), "somewhere", None
+    )
     trainable = {name for name, p in wrapped.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "_projection.modules_to_save" in name for name in trainable)
     assert not any("text_model" in name for name in trainable)
-    model = wrapped.get_base_model().train()
+    model = wrapped.get_base_model()
     assert model.vision_model.training and not model.text_model.training  # frozen, so without dropout
 
 
