@@ -5,17 +5,19 @@
     python train.py configs/demo.yaml configs/clip_lt.yaml      # a later file changes an earlier one
     python train.py configs/demo.yaml model.align_weight=3 learning_rate=5e-4 output_dir=outputs/other
     accelerate launch train.py configs/roco.yaml                # several GPUs
+    python train.py configs/lora.yaml checkpoint=outputs/demo   # adapters instead of full fine-tuning
     python train.py push_to_hub=true hub_model_id=owner/name    # then publish it (public: hub_private_repo=false)
 
-Configuration files have three sections: `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments) and
-`training` (transformers' TrainingArguments). Any field is overridden as section.field=value, or as field=value where
-only one section has it.
+Configuration files have the sections `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments),
+`training` (transformers' TrainingArguments) and, for adapters, `lora` (LoraArguments). Any field is overridden as
+section.field=value, or as field=value where only one section has it.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from gap_closed_clip.evaluation import is_adapter
 from gap_closed_clip.hub import check_access, publish, write_card, write_examples
 from gap_closed_clip.training import GapClosedTrainingArguments, RunConfig, load_config, train
 
@@ -32,6 +34,9 @@ def run(config: RunConfig) -> None:
     if args.process_index != 0:
         return
     folder = args.output_dir
+    if is_adapter(folder):
+        print(f"The adapter is in {folder}. For a whole model with a card: lora.merge=true.")
+        return
     write_examples(folder, config.data)
     write_card(folder, CARD_TEMPLATE, repo_id=repo_id)
     print(f"The model folder is {folder}; its card is README.md there.")
@@ -52,6 +57,10 @@ def repository(config: RunConfig) -> str | None:
     settings = config.training
     if not settings.get("push_to_hub"):
         return None
+    if config.lora is not None and not config.lora.merge:
+        raise ValueError(
+            "training.push_to_hub publishes whole models: set lora.merge=true, or upload the adapter yourself."
+        )
     folder = settings.get("output_dir", GapClosedTrainingArguments.output_dir)
     name = settings.get("hub_model_id") or Path(folder).name
     return check_access(name, settings.get("hub_token"))

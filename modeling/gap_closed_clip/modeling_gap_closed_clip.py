@@ -1,7 +1,6 @@
 """[`GapClosedClipModel`]: a timm image tower and a BERT text tower in one space, with the loss that closes the gap."""
 
 import copy
-import math
 import os
 from dataclasses import dataclass
 
@@ -16,8 +15,16 @@ from transformers.utils.generic import can_return_tuple
 from .chunking_gap_closed_clip import MicroBatches, encode_in_chunks
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import STREAMING_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
-from .projection_gap_closed_clip import ProjectionCentering, centering, projection
-from .towers_gap_closed_clip import fixed_image_size, load_tower, longest_text, pretrained_head, select_states
+from .projection_gap_closed_clip import ProjectionCentering, Temperature, at_least_float32, centering, projection
+from .towers_gap_closed_clip import (
+    fixed_image_size,
+    load_tower,
+    longest_text,
+    pool_text,
+    pretrained_head,
+    run_fused_layers_as_modules,
+    select_states,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -72,9 +79,18 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         if isinstance(module, ProjectionCentering):
             init.zeros_(module.running_mean)
             init.zeros_(module.num_batches_tracked)
-        if isinstance(module, GapClosedClipModel):
+        if isinstance(module, Temperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        if isinstance(module, GapClosedClipModel):
             init.zeros_(module.training_progress)
+
+    def enable_adapters(self) -> None:
+        """As in transformers, which switches off what an adapter trained as a whole (`modules_to_save`), too, but not
+        on again."""
+        super().enable_adapters()
+        for module in self.modules():
+            if "modules_to_save" in module._modules:
+                module.enable_adapters(enabled=True)
 
 
 class GapClosedClipModel(GapClosedClipPreTrainedModel):
@@ -103,15 +119,13 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         if config.text_pooling != "pooler":
             # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
             self.text_model.pooler = None
+        run_fused_layers_as_modules(self.vision_model)
         self.image_size = fixed_image_size(self.vision_model)
         self.visual_projection = projection(self.vision_model.timm_model.head_hidden_size, config)
         self.text_projection = projection(config.text_config.hidden_size, config)
         self.visual_centering = centering(config)
         self.text_centering = centering(config)
-        # (1,) and not a scalar, which FSDP can't shard
-        self.logit_scale = nn.Parameter(
-            torch.tensor([float(config.logit_scale_init_value)]), requires_grad=config.learnable_temperature
-        )
+        self.temperature = Temperature(config)
         # Saved with the model, so that a reloaded checkpoint evaluates its loss with the weights it was trained with.
         self.register_buffer("training_progress", torch.zeros(()))
         self._progress_is_set = False
@@ -191,6 +205,11 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         super().save_pretrained(save_directory, **kwargs)
 
     @property
+    def logit_scale(self) -> Tensor:
+        """(1,): the log of the scale; the parameter in use, also where an adapter has its own."""
+        return self.temperature.logit_scale
+
+    @property
     def max_text_length(self) -> int:
         """Tokens of the longest text that the text tower takes; a tokenizer's own limit may be higher or missing."""
         return longest_text(self.config.text_config)
@@ -265,7 +284,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         )
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self._pool_text(outputs, attention_mask),
+            pooler_output=pool_text(outputs, attention_mask, self.config.text_pooling),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -382,7 +401,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         self._warn_of_standing_schedule()
         if not self.config.mask_groups:
             group_ids = None
-        scale = self._scale().to(embeddings[0].device)
+        scale = self.temperature().to(embeddings[0].device)
         return gap_closed_loss(
             embeddings, scale, group_ids, **self.objective_weights(), across_processes=self.training
         )
@@ -415,7 +434,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         states = select_states(outputs.hidden_states, output_hidden_states) if selects else outputs.hidden_states
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=_at_least_float32(self.visual_projection(outputs.pooler_output)),
+            pooler_output=at_least_float32(self.visual_projection(outputs.pooler_output)),
             hidden_states=states,
         )
 
@@ -433,7 +452,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
             outputs = self.encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         else:
             outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
-        outputs.pooler_output = _at_least_float32(self.text_projection(outputs.pooler_output))
+        outputs.pooler_output = at_least_float32(self.text_projection(outputs.pooler_output))
         return outputs
 
     def _embed_in_chunks(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
@@ -459,32 +478,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         if self.training and compared and len(image_embeds) >= STREAMING_FROM:
             return compared  # without the N x N matrix that the loss gets by without
         with torch.autocast(text_embeds.device.type, enabled=False):
-            logits = self._scale().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)
+            logits = self.temperature().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)
         return {**compared, "logits_per_image": logits, "logits_per_text": logits.T}
-
-    def _scale(self) -> Tensor:
-        logit_scale, cap = self.logit_scale.squeeze(0), math.log(self.config.max_logit_scale)
-        if not self.config.learnable_temperature:
-            logit_scale = logit_scale.detach()  # because from_pretrained gives every parameter a gradient
-        elif self.training:
-            # The parameter itself is capped, as in CLIP: clamping its exponential would leave it without gradient at
-            # the cap.
-            with torch.no_grad():
-                self.logit_scale.clamp_(max=cap)
-        # Under FSDP what was capped is a copy: the value is, whatever the parameter.
-        over = (logit_scale.detach() - cap).clamp(min=0)
-        return _at_least_float32(logit_scale - over).exp()
-
-    def _pool_text(self, outputs: ModelOutput, attention_mask: Tensor | None) -> Tensor:
-        hidden = outputs.last_hidden_state  # (B, length, hidden)
-        if self.config.text_pooling == "pooler":
-            return outputs.pooler_output
-        if self.config.text_pooling == "cls":
-            return hidden[:, 0]
-        if attention_mask is None:
-            return hidden.mean(1)
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def _have_same_number(self, image_embeds: Tensor, text_embeds: Tensor) -> bool:
         if len(image_embeds) == len(text_embeds):
@@ -512,10 +507,6 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         # transformers looks for its own layers only; the timm tower has a switch of its own.
         self.vision_model._set_gradient_checkpointing(enable)
         self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # Saving puts the code beside the weights.

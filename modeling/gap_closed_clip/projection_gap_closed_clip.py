@@ -1,4 +1,6 @@
-"""From a tower's features to the shared space: projection and centring of one modality."""
+"""From a tower's features to the shared space: projection and centring of one modality; the temperature of both."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ class ProjectionCentering(nn.Module):
     the gap has to align the pairs. The running mean is the plain mean of the first 1 / momentum batches and moves by
     `momentum` from then on, so that short trainings don't keep a part of the initial zero.
     """
+
+    weight = None  # which some of peft's methods ask every module for that was trained as a whole, when they merge
 
     def __init__(self, dim: int, momentum: float):
         super().__init__()
@@ -36,6 +40,42 @@ class ProjectionCentering(nn.Module):
         return x - mean
 
 
+class Temperature(nn.Module):
+    """
+    What cosines are multiplied by before the softmax: exp(`logit_scale`), learned and capped as in CLIP.
+
+    A module and not a bare parameter of the model: peft saves modules (`modules_to_save`) beside its adapters.
+    """
+
+    weight = None  # as in ProjectionCentering
+
+    def __init__(self, config: GapClosedClipConfig):
+        super().__init__()
+        self.config = config
+        # (1,) and not a scalar, which FSDP can't shard
+        self.logit_scale = nn.Parameter(
+            torch.tensor([float(config.logit_scale_init_value)]), requires_grad=config.learnable_temperature
+        )
+
+    def forward(self) -> Tensor:
+        """The scale, 1 / temperature: a scalar, float32 or float64."""
+        logit_scale, cap = self.logit_scale.squeeze(0), math.log(self.config.max_logit_scale)
+        if not self.config.learnable_temperature:
+            logit_scale = logit_scale.detach()  # because from_pretrained gives every parameter a gradient
+        elif self.training:
+            # The parameter itself is capped, as in CLIP: clamping its exponential would leave it without gradient at
+            # the cap.
+            with torch.no_grad():
+                self.logit_scale.clamp_(max=cap)
+        # Under FSDP what was capped is a copy: the value is, whatever the parameter.
+        over = (logit_scale.detach() - cap).clamp(min=0)
+        return at_least_float32(logit_scale - over).exp()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
     """(..., in_dim) -> (..., D): linear, or with a hidden layer of `config.projection_hidden_dim`."""
     if config.projection_hidden_dim is None:
@@ -51,4 +91,4 @@ def centering(config: GapClosedClipConfig) -> nn.Module:
     return nn.Identity()
 
 
-__all__ = ["ProjectionCentering", "centering", "projection"]
+__all__ = ["ProjectionCentering", "Temperature", "at_least_float32", "centering", "projection"]

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils import ModelOutput, cached_file
 
 
 def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
@@ -21,10 +21,36 @@ def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
     return tuple(patch_embed.img_size)
 
 
+def run_fused_layers_as_modules(vision_model: PreTrainedModel) -> None:
+    """
+    Makes every linear layer of a timm tower take adapters (peft).
+
+    timm's attention with a fused `qkv` and a separate bias (EVA, EVA-02, BEiT, Swin v2) reads the layer's weight and
+    never calls the layer: an adapter on it gets no gradient and changes no output, and yet changes the model when it
+    is merged. timm's own switch makes it call the layer and add the bias behind; the output is the same to rounding.
+    """
+    for module in vision_model.modules():
+        if hasattr(module, "qkv_bias_separate"):
+            module.qkv_bias_separate = True
+
+
 def longest_text(text_config: PreTrainedConfig) -> int:
     """Tokens that a text tower takes. RoBERTa numbers positions from behind its padding id."""
     reserved = text_config.pad_token_id + 1 if text_config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return text_config.max_position_embeddings - reserved
+
+
+def pool_text(outputs: ModelOutput, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """(B, hidden) of a text tower's outputs for (B, length) tokens; `pooling` as in `config.text_pooling`."""
+    hidden = outputs.last_hidden_state  # (B, length, hidden)
+    if pooling == "pooler":
+        return outputs.pooler_output
+    if pooling == "cls":
+        return hidden[:, 0]
+    if attention_mask is None:
+        return hidden.mean(1)
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
@@ -68,4 +94,12 @@ def select_states(states: Sequence[Tensor], indices: int | Sequence[int]) -> tup
     return tuple(state if place in indices or place - n in indices else None for place, state in enumerate(states))
 
 
-__all__ = ["fixed_image_size", "load_tower", "longest_text", "pretrained_head", "select_states"]
+__all__ = [
+    "fixed_image_size",
+    "load_tower",
+    "longest_text",
+    "pool_text",
+    "pretrained_head",
+    "run_fused_layers_as_modules",
+    "select_states",
+]

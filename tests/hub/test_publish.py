@@ -326,7 +326,7 @@ def test_other_embeddings_in_the_clean_process_are_noticed(model_folder, monkeyp
     for name in HANDLER:
         shutil.copy(PACKAGE / "hub" / name, model_folder)
     check_reload(model_folder)
-    path = model_folder / "modeling_gap_closed_clip.py"
+    path = model_folder / "towers_gap_closed_clip.py"
     path.write_text(path.read_text().replace("return hidden[:, 0]", "return hidden[:, 1]"))
     with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's by"):
         check_reload(model_folder)

@@ -236,7 +236,7 @@ def global_batches(folder: Path, name: str, parts: int = 1) -> list[list[str]]:
 @pytest.mark.parametrize(("number", "way"), [(number, way) for number, ways in WAYS.items() for way in ways])
 def test_gradients_and_statistics_are_those_of_the_whole_batch(results, number, way, name):
     expected = one_process(name)
-    assert expected["logit_scale"].abs() > 1e-3
+    assert expected["temperature.logit_scale"].abs() > 1e-3
     assert len([key for key in expected if "centering" in key]) == (4 if CASES[name][0] else 0)
     # Below the floor is the rounding of gradients that are zero: what attention or the centring cancels out.
     floor = 1e-9 * torch.stack([tensor.norm() for tensor in expected.values()]).norm().item()
@@ -251,7 +251,7 @@ def test_gradients_and_statistics_are_those_of_the_whole_batch(results, number, 
 
 
 def test_the_cases_differ():
-    assert len({round(one_process(name)["logit_scale"].item(), 6) for name in CASES}) == len(CASES)
+    assert len({round(one_process(name)["temperature.logit_scale"].item(), 6) for name in CASES}) == len(CASES)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Embed a data set once, run the metrics, draw the figures, write the report."""
 
-from .checkpoint import check_checkpoint, is_local, load_checkpoint
+from .checkpoint import check_checkpoint, is_adapter, is_local, load_checkpoint
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_pairs import (
     build_compute_metrics,
@@ -21,6 +21,7 @@ __all__ = [
     "embed_pairs",
     "evaluate_embeddings",
     "evaluate_model",
+    "is_adapter",
     "is_local",
     "load_checkpoint",
     "load_metric",

@@ -1,9 +1,12 @@
 """Load a model folder, or say in one line what is wrong with it."""
 
 import json
+import warnings
 from pathlib import Path
 
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
+from transformers.utils import find_adapter_config_file
 
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
@@ -11,6 +14,9 @@ from ..processing_gap_closed_clip import GapClosedClipProcessor
 
 MODEL_TYPE = "gap_closed_clip"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Folder beside an adapter, with the model that the adapter belongs to.
+BASE = "base"
 AGAIN = "Save it again (train.py, or model.save_pretrained and processor.save_pretrained)."
 
 
@@ -24,6 +30,96 @@ def check_checkpoint(folder: str | Path) -> None:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no model folder {folder}.")
+    if is_adapter(folder):
+        _check_adapter(folder)
+    else:
+        _check_model(folder)
+    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
+        raise FileNotFoundError(f"{folder} has no processor: processor_config.json is missing. {AGAIN}")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise FileNotFoundError(f"{folder} has no tokenizer: tokenizer.json is missing. {AGAIN}")
+
+
+def load_checkpoint(
+    name_or_path: str | Path, revision: str | None = None
+) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    """Model and processor of a folder or of a Hub id. An adapter is loaded on its base model and merged into it.
+
+    Args:
+        revision: of a Hub id.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_checkpoint`; also if weights are missing or have other shapes, or an
+            adapter does not belong to its base model.
+        OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
+    """
+    name_or_path = str(name_or_path)
+    if is_local(name_or_path):
+        check_checkpoint(name_or_path)
+    try:
+        if is_adapter(name_or_path, revision):
+            model, missing = _load_adapter(name_or_path, revision), []
+        else:
+            model, info = GapClosedClipModel.from_pretrained(name_or_path, revision=revision, output_loading_info=True)
+            missing = sorted(info["missing_keys"])
+        processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
+    except _BaseNotLoaded:
+        raise
+    except OSError as error:
+        raise OSError(
+            f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
+            f"private one? HF_HUB_OFFLINE?): {str(error).splitlines()[0]}"
+        ) from error
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {AGAIN} {error}") from error
+    if missing:
+        raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
+    return model, processor
+
+
+def is_adapter(name_or_path: str | Path, revision: str | None = None) -> bool:
+    """Whether a folder or a Hub id holds a peft adapter and no whole model."""
+    folder = Path(name_or_path)
+    if is_local(name_or_path):
+        return (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file()
+    return find_adapter_config_file(str(name_or_path), revision=revision) is not None
+
+
+def is_local(name_or_path: str | Path) -> bool:
+    """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
+    text = str(name_or_path)
+    return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+class _BaseNotLoaded(OSError):
+    """The message names adapter and base model."""
+
+
+def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:
+    config = PeftConfig.from_pretrained(name_or_path, revision=revision)
+    base, base_revision = config.base_model_name_or_path, config.revision
+    beside = Path(name_or_path) / BASE
+    if is_local(name_or_path) and (beside / "config.json").is_file():
+        base, base_revision = str(beside), None
+    try:
+        if not base:
+            raise OSError("base_model_name_or_path is empty")
+        model, _ = load_checkpoint(base, base_revision)
+    except (OSError, ValueError) as error:
+        raise _BaseNotLoaded(
+            f"{name_or_path} is an adapter, and its base model {base} could not be loaded: {error} Put the base model "
+            f"there, or into {beside}, or correct base_model_name_or_path in {ADAPTER_CONFIG}."
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            model = PeftModel.from_pretrained(model, name_or_path, revision=revision)
+    except (RuntimeError, ValueError, UserWarning) as error:
+        raise ValueError(f"The adapter {name_or_path} does not belong to its base model {base}: {error}") from error
+    return model.merge_and_unload().eval()
+
+
+def _check_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f" Did you mean {folder / inner[-1]}?" if inner else f" {AGAIN}"
@@ -33,42 +129,13 @@ def check_checkpoint(folder: str | Path) -> None:
         raise ValueError(f"{folder} holds a model of type {found!r}, not {MODEL_TYPE!r}: give a GapClosedClipModel's.")
     for name in _weight_files(folder):
         _check_weights(folder / name)
-    if not any((folder / name).is_file() for name in ("processor_config.json", "preprocessor_config.json")):
-        raise FileNotFoundError(f"{folder} has no processor: processor_config.json is missing. {AGAIN}")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        raise FileNotFoundError(f"{folder} has no tokenizer: tokenizer.json is missing. {AGAIN}")
 
 
-def load_checkpoint(name_or_path: str | Path) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    """Model and processor of a folder or of a Hub id.
-
-    Raises:
-        FileNotFoundError, ValueError: as `check_checkpoint`; also if weights are missing or have other shapes.
-        OSError: neither a folder nor within reach on the Hub.
-    """
-    name_or_path = str(name_or_path)
-    if is_local(name_or_path):
-        check_checkpoint(name_or_path)
-    try:
-        model, info = GapClosedClipModel.from_pretrained(name_or_path, output_loading_info=True)
-        processor = GapClosedClipProcessor.from_pretrained(name_or_path)
-    except OSError as error:
-        raise OSError(
-            f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
-            f"private one? HF_HUB_OFFLINE?): {str(error).splitlines()[0]}"
-        ) from error
-    except RuntimeError as error:  # shapes
-        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {AGAIN} {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
-    return model, processor
-
-
-def is_local(name_or_path: str | Path) -> bool:
-    """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
-    text = str(name_or_path)
-    return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+def _check_adapter(folder: Path) -> None:
+    _read_json(folder / ADAPTER_CONFIG)
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise FileNotFoundError(f"{folder} has no weights: {ADAPTER_WEIGHTS} is missing. {AGAIN}")
+    _check_weights(folder / ADAPTER_WEIGHTS)
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -238,8 +238,8 @@ def _final_scale(folder: Path) -> float | None:
     """The scale (1 / temperature) in the weights; None where they are not here."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
-            if "logit_scale" in weights.keys():
-                return weights.get_tensor("logit_scale").double().exp().item()
+            if "temperature.logit_scale" in weights.keys():
+                return weights.get_tensor("temperature.logit_scale").double().exp().item()
     return None
 
 

@@ -3,6 +3,7 @@
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .build import build_model_and_processor
 from .config import RunConfig, load_config
+from .lora import LoraArguments, add_adapters, build_peft_config
 from .run import CONFIG_FILE, RUN_FILE, train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 
@@ -12,10 +13,13 @@ __all__ = [
     "RUN_FILE",
     "GapClosedClipTrainer",
     "GapClosedTrainingArguments",
+    "LoraArguments",
     "ModelArguments",
     "RunConfig",
     "TrainingProgressCallback",
+    "add_adapters",
     "build_model_and_processor",
+    "build_peft_config",
     "load_config",
     "train",
 ]

@@ -73,7 +73,7 @@ def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClose
     if args.config:
         config = GapClosedClipConfig.from_dict(model.config.to_dict() | args.config)  # checks the values together
         try:
-            model = GapClosedClipModel.from_pretrained(args.checkpoint, config=config)
+            model = GapClosedClipModel.from_pretrained(None, config=config, state_dict=model.state_dict())
         except RuntimeError as error:  # shapes
             raise ValueError(
                 f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "

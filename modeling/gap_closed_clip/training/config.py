@@ -1,4 +1,5 @@
-"""A run's configuration: YAML files and `key=value` to three checked sections, `model`, `data` and `training`."""
+"""A run's configuration: YAML files and `key=value` to checked sections: `model`, `data`, `training`, and
+`lora` for adapters."""
 
 import dataclasses
 import difflib
@@ -13,9 +14,10 @@ import yaml
 from ..configuration_gap_closed_clip import GapClosedClipConfig
 from ..data import DataArguments
 from .arguments import GapClosedTrainingArguments, ModelArguments
+from .lora import LoraArguments
 
 
-SECTIONS = ("model", "data", "training")
+SECTIONS = ("model", "data", "training", "lora")
 # What GapClosedClipConfig itself adds to PreTrainedConfig, the towers aside: these are set under `model:`.
 CONFIG_FIELDS = {
     name: hint
@@ -51,11 +53,24 @@ class RunConfig:
         model: towers, freezing and fields of [`GapClosedClipConfig`].
         data: where the pairs come from.
         training: fields of [`GapClosedTrainingArguments`], not yet made into one (that starts devices and processes).
+        lora: adapters; None trains the towers themselves.
+
+    Raises:
+        ValueError: adapters on a tower that is to stay as it is.
     """
 
     model: ModelArguments
     data: DataArguments
     training: dict[str, Any]
+    lora: LoraArguments | None = None
+
+    def __post_init__(self):
+        for tower in self.lora.towers if self.lora else ():
+            if getattr(self.model, f"freeze_{tower}"):
+                raise ValueError(
+                    f"model.freeze_{tower} is true and lora.towers has {tower!r}: an adapter trains what freezing "
+                    "keeps as it is. Leave one of them out. (Where there are adapters, all else is frozen anyway.)"
+                )
 
     def training_arguments(self) -> GapClosedTrainingArguments:
         """The `TrainingArguments` of this run."""
@@ -65,7 +80,8 @@ class RunConfig:
         """Sections of plain values, as in a YAML file; values at their default are left out."""
         model = {**_changed(self.model), **self.model.config}
         model.pop("config", None)
-        return {"model": model, "data": _changed(self.data), "training": dict(self.training)}
+        sections = {"model": model, "data": _changed(self.data), "training": dict(self.training)}
+        return sections if self.lora is None else {**sections, "lora": _changed(self.lora)}
 
     def save(self, path: str | Path) -> None:
         """Writes a YAML file that `load_config` reads back, without `hub_token`: it goes where the model goes."""
@@ -86,8 +102,10 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
             range, no `key=value`.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    has_lora = False
     for file in files:
         for section, values in _read_yaml(Path(file)).items():
+            has_lora |= section == "lora"
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
                 sections[section][key] = value
@@ -103,6 +121,7 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
         model=ModelArguments(**model, config=config),
         data=DataArguments(**sections["data"]),
         training=sections["training"],
+        lora=LoraArguments(**sections["lora"]) if has_lora or sections["lora"] else None,
     )
 
 
@@ -110,6 +129,8 @@ def fields_of(section: str) -> dict[str, Any]:
     """Names and type hints of a section's fields."""
     if section == "data":
         return typing.get_type_hints(DataArguments)
+    if section == "lora":
+        return typing.get_type_hints(LoraArguments)
     if section == "training":
         return {f.name: f.type for f in dataclasses.fields(GapClosedTrainingArguments) if f.init}
     own = {name: hint for name, hint in typing.get_type_hints(ModelArguments).items() if name != "config"}

@@ -54,8 +54,9 @@ def recenter(
         sums["image"] += model.get_image_features(pixel_values).pooler_output.sum(0)
         sums["text"] += model.get_text_features(**batch).pooler_output.sum(0)
     # Features come centred by the running mean: what is left of their mean is its error.
-    model.visual_centering.running_mean += sums["image"] / len(pairs)
-    model.text_centering.running_mean += sums["text"] / len(pairs)
+    # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
+    model.visual_centering.running_mean.add_(sums["image"] / len(pairs))
+    model.text_centering.running_mean.add_(sums["text"] / len(pairs))
     model.train(training)
 
 

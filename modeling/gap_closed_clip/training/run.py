@@ -14,6 +14,7 @@ from ..data import DataArguments, PairCollator, count_truncated, load_checked_pa
 from ..evaluation import build_compute_metrics, evaluate_model, write_report
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
+from .base import Base
 from .build import build_model_and_processor
 from .config import RunConfig
 from .frozen import pool_captions_once, recenter
@@ -27,6 +28,8 @@ CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
 # What the Trainer writes into a checkpoint, in this order: one that was being written when the run was killed lacks
 # the last.
 CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+# What config.json is to an adapter.
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -51,7 +54,8 @@ def train(config: RunConfig) -> TrainingResult:
     """
     Trains the model that a configuration describes, and leaves a model folder in `training.output_dir`: weights,
     config, processor, code, `train_config.yaml`, `run.json`, and the evaluation on `training.final_split`
-    (metrics.json, table, figures).
+    (metrics.json, table, figures). With `lora`, weights and config are those of an adapter, and a folder `base` holds
+    the model it belongs to if no other does.
 
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
@@ -70,13 +74,17 @@ def train(config: RunConfig) -> TrainingResult:
     captions = (row["caption"] for row in train_pairs) if streaming else train_pairs["caption"]
     model, processor = build_model_and_processor(config.model, captions)
     check_caption_length(train_pairs, processor, config.data)
+    base = None if config.lora is None else Base(model, config.model, args.output_dir)
+    trained = model if base is None else base.adapt(config.lora)
     collator = PairCollator(processor, config.data.augmentation(), config.data.max_caption_tokens, config.data.window)
     if not streaming and not any(parameter.requires_grad for parameter in model.text_model.parameters()):
         train_pairs = pool_captions_once(train_pairs, model, collator, args.eval_batch_size, args.device)
     delete_other_run(args, checkpoint)
+    if base is not None and not config.lora.merge and args.process_index == 0:
+        base.save(processor)
     eval_pairs = held_out.get("validation") if args.eval_strategy != "no" else None
     trainer = GapClosedClipTrainer(
-        model=model,
+        model=trained,
         args=args,
         train_dataset=train_pairs,
         eval_dataset=eval_pairs,
@@ -217,7 +225,7 @@ def _holds_other_run(folder: Path, checkpoint: str | None) -> bool:
     """Whether there is a run in the folder that `checkpoint` is no part of."""
     if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
         return False
-    return bool(_checkpoints(folder)) or (folder / "config.json").exists()
+    return bool(_checkpoints(folder)) or any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -242,7 +250,10 @@ def _last_complete_checkpoint(folder: Path) -> Path:
 
 def is_complete_checkpoint(folder: Path) -> bool:
     """Whether the Trainer finished writing this checkpoint."""
-    if not all((folder / name).is_file() for name in CHECKPOINT_FILES):
+    config, *rest = CHECKPOINT_FILES
+    if not any((folder / name).is_file() for name in (config, ADAPTER_CONFIG)):
+        return False
+    if not all((folder / name).is_file() for name in rest):
         return False
     try:
         json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
@@ -252,8 +263,10 @@ def is_complete_checkpoint(folder: Path) -> bool:
 
 
 def save_model_folder(trainer: GapClosedClipTrainer, config: RunConfig) -> None:
-    """Weights, config, processor, code and `train_config.yaml` into `output_dir`."""
+    """Weights, config, processor, code and `train_config.yaml` into `output_dir`; adapters are merged if asked for."""
     folder = Path(trainer.args.output_dir)
+    if config.lora is not None and config.lora.merge:
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     if trainer.is_world_process_zero():
         # The Trainer pickles its arguments beside the weights; train_config.yaml says the same in the open.

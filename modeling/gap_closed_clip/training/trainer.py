@@ -9,6 +9,7 @@ from transformers.utils import logging
 from ..chunking_gap_closed_clip import MicroBatches
 from ..data import DistinctSampler, group_ids_of
 from ..modeling_gap_closed_clip import GapClosedClipOutput
+from .gradients import describe_missing, without_gradient
 
 
 logger = logging.get_logger(__name__)
@@ -45,6 +46,7 @@ class GapClosedClipTrainer(Trainer):
     - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments);
     - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine and the mean cosine
       inside each modality, averaged over the logged steps, with a warning where the space collapses or scatters;
+    - the first step fails where a trainable parameter gets no gradient, a dead adapter for one;
     - evaluation keeps its last batch where training drops it, and vectors and scalars are not decayed.
     """
 
@@ -55,6 +57,7 @@ class GapClosedClipTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._warned = False
+        self._gradients_checked = False
 
     def _prepare_micro_batches(self) -> None:
         self._micro_batches: list[dict[str, Tensor]] = []
@@ -71,6 +74,27 @@ class GapClosedClipTrainer(Trainer):
             )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None) -> Tensor:
+        """
+        Raises:
+            ValueError: in the first step, a trainable parameter got no gradient.
+        """
+        loss = self._training_step(model, inputs, num_items_in_batch)
+        # (A sharded model's parameters may be empty on some process.)
+        if self.accelerator.sync_gradients and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._check_gradients_once()
+        return loss
+
+    def _check_gradients_once(self) -> None:
+        if self._gradients_checked:
+            return
+        self._gradients_checked = True
+        missing = without_gradient(self.model)
+        if missing and self.args.ddp_find_unused_parameters:
+            logger.warning(describe_missing(missing))
+        elif missing:
+            raise ValueError(describe_missing(missing))
+
+    def _training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch) -> Tensor:
         if self.args.num_micro_batches == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches.append(inputs)

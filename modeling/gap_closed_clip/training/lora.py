@@ -1,0 +1,251 @@
+"""The `lora:` section: from what a user says of adapters to a plain peft configuration and the wrapped model."""
+
+import dataclasses
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import (
+    HRAConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftConfig,
+    PeftModel,
+    VeraConfig,
+    get_peft_model,
+)
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..modeling_gap_closed_clip import GapClosedClipModel
+
+
+# Those that were tried: every adapter gets a gradient and can be merged. (AdaLoRA, for one, has to be called by the
+# training loop in every step.) Each with its settings beside the layers.
+METHODS: dict[str, tuple[type[PeftConfig], dict[str, Any]]] = {
+    "lora": (LoraConfig, {}),
+    "dora": (LoraConfig, {"use_dora": True}),
+    "ia3": (IA3Config, {}),
+    "loha": (LoHaConfig, {}),
+    "lokr": (LoKrConfig, {}),
+    "vera": (VeraConfig, {}),
+    "oft": (OFTConfig, {"oft_block_size": 0}),
+    "hra": (HRAConfig, {}),
+}
+# What peft calls our settings, by method.
+PEFT_NAMES = {
+    "rank": ("r",),
+    "alpha": ("lora_alpha", "alpha"),
+    "dropout": ("lora_dropout", "vera_dropout", "module_dropout"),
+}
+TOWERS = ("vision", "text")
+# Layers of one tower behind its name, of timm's transformers (EVA, EVA-02, ViT, BEiT, Swin) and of transformers' BERT
+# family. Nothing matches the patch embedding (`patch_embed.proj`) or a projection to the shared space.
+LAYERS = {
+    "attention": {
+        "vision": r".*\.(attn|attn_pool)\.(qkv|q_proj|k_proj|v_proj|q|kv|proj)",
+        "text": r".*\.attention\.(self\.(query|key|value)|output\.dense)",
+    },
+    "mlp": {
+        "vision": r".*\.mlp\.(fc1|fc1_g|fc1_x|fc2|w12|w3)",
+        "text": r".*\.layer\.\d+\.(intermediate|output)\.dense",
+    },
+}
+LAYERS["all"] = {tower: "|".join(kind[tower] for kind in LAYERS.values()) for tower in TOWERS}
+# What can train beside the adapters, by the names of the model's modules.
+PARTS = {"projections": ("visual_projection", "text_projection"), "temperature": ("temperature",)}
+# Moves in training whether it is asked to or not, so it belongs to every adapter.
+CENTRING = ("visual_centering", "text_centering")
+ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, Conv1D)
+
+
+@dataclass
+class LoraArguments:
+    """Adapters instead of full fine-tuning: the `lora:` section. Without the section there are none."""
+
+    method: str = field(
+        default="lora", metadata={"help": f"A method of peft: {', '.join(METHODS)}; the others by Python."}
+    )
+    rank: int = field(default=8, metadata={"help": "Rank of an adapter."})
+    alpha: float | None = field(
+        default=None, metadata={"help": "An adapter's output is multiplied by alpha / rank; default: 2 * rank."}
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Of an adapter's input, in training."})
+    towers: list[str] = field(default_factory=lambda: list(TOWERS), metadata={"help": "vision, text, or both."})
+    layers: str = field(
+        default="attention",
+        metadata={
+            "help": "attention, mlp, all, or a regular expression that matches whole names of layers, e.g. "
+            r"'vision_model\..*\.attn\.qkv'."
+        },
+    )
+    train: list[str] = field(
+        default_factory=lambda: list(PARTS),
+        metadata={
+            "help": "What is trained and saved as a whole beside the adapters: projections, temperature, names of "
+            "modules. (The centring always is.)"
+        },
+    )
+    merge: bool = field(
+        default=False,
+        metadata={"help": "Leave a whole model with the adapters merged into it, instead of an adapter."},
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Further fields of the method's peft configuration."}
+    )
+
+    def __post_init__(self):
+        if self.method not in METHODS:
+            raise ValueError(f"lora.method: unknown method {self.method!r}{_nearest(self.method, METHODS)}")
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}: it is the adapters' inner dimension, 1 or more.")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.alpha}: use a number above 0, or leave it out for 2 * rank.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout is {self.dropout}: use a number from 0 to below 1.")
+        for tower in self.towers:
+            if tower not in TOWERS:
+                raise ValueError(f"lora.towers: unknown tower {tower!r}{_nearest(tower, TOWERS)}")
+        if not self.towers:
+            raise ValueError(
+                "lora.towers is empty: name vision, text or both. To train the projections alone leave the section "
+                "lora out and set model.freeze_vision=true model.freeze_text=true."
+            )
+        try:
+            re.compile(self.layers)
+        except re.error as error:
+            raise ValueError(f"lora.layers is {self.layers!r}, which is no regular expression: {error}.") from error
+        self._check_options()
+
+    def _check_options(self) -> None:
+        config_class, _ = METHODS[self.method]
+        known = {f.name for f in dataclasses.fields(config_class)}
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        for name in PEFT_NAMES:
+            if _peft_name(name, known) is None and getattr(self, name) != defaults[name]:
+                raise ValueError(f"lora.{name}: the method {self.method!r} has none. Leave it out.")
+        ours = {"target_modules": "layers", "modules_to_save": "train", "peft_type": "method"}
+        for name in self.options:
+            if name in ours:
+                raise ValueError(f"lora.options: set lora.{ours[name]} instead of {name}.")
+            if name not in known:
+                raise ValueError(f"lora.options: {config_class.__name__} has no {name!r}{_nearest(name, known)}")
+
+
+def build_peft_config(lora: LoraArguments, model: GapClosedClipModel) -> PeftConfig:
+    """
+    The peft configuration for a model, as one could have written it by hand: a pattern in `target_modules`, names in
+    `modules_to_save`.
+
+    Raises:
+        ValueError: nothing matches, or a layer that takes no adapter does; `train` names no part of the model; options
+            that the method refuses.
+    """
+    pattern = _pattern(lora)
+    _check_pattern(pattern, lora, model)
+    config_class, settings = METHODS[lora.method]
+    settings = {**settings, "target_modules": pattern, "modules_to_save": _modules_to_save(lora, model)}
+    known = {f.name for f in dataclasses.fields(config_class)}
+    values = {"rank": lora.rank, "alpha": lora.alpha or 2 * lora.rank, "dropout": lora.dropout}
+    for name, value in values.items():
+        peft_name = _peft_name(name, known)
+        if peft_name is not None:
+            settings[peft_name] = value
+    if lora.method == "ia3":  # it scales the inputs of these, and the outputs of the others
+        settings["feedforward_modules"] = _feedforward(pattern, model)
+    try:
+        return config_class(**{**settings, **lora.options})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lora.options: {config_class.__name__} refuses this: {error}") from error
+
+
+def add_adapters(model: GapClosedClipModel, lora: LoraArguments, base: str | None, revision: str | None) -> PeftModel:
+    """
+    The model wrapped by peft: adapters and the parts beside them train, all else is frozen.
+
+    Args:
+        model: changed in place.
+        base: the folder or Hub id to note in the adapter, from which its base model loads; None where it needs none.
+        revision: of a Hub id.
+
+    Raises:
+        ValueError: as `build_peft_config`; also layers of a shape that the method can't adapt.
+    """
+    peft_config = build_peft_config(lora, model)
+    try:
+        wrapped = get_peft_model(model, peft_config)
+    except ValueError as error:  # e.g. a number of features that its block size does not divide
+        raise ValueError(f"lora.method={lora.method!r} does not fit the layers: {error}") from error
+    wrapped.peft_config["default"].base_model_name_or_path = base
+    wrapped.peft_config["default"].revision = revision
+    model.train(model.training)  # a tower that has become frozen by this is in eval mode
+    return wrapped
+
+
+def _pattern(lora: LoraArguments) -> str:
+    """What peft matches whole module names with."""
+    if lora.layers in LAYERS:
+        return "|".join(rf"{tower}_model(?:{LAYERS[lora.layers][tower]})" for tower in lora.towers)
+    return rf"(?=(?:{'|'.join(lora.towers)})_model\.)(?:{lora.layers})"
+
+
+def _check_pattern(pattern: str, lora: LoraArguments, model: GapClosedClipModel) -> None:
+    modules = dict(model.named_modules())
+    matched = [name for name in modules if re.fullmatch(pattern, name)]
+    for name in matched:
+        if not isinstance(modules[name], ADAPTABLE):
+            raise ValueError(
+                f"lora.layers={lora.layers!r} also matches {name} ({type(modules[name]).__name__}), which takes no "
+                "adapter: let it match linear layers only."
+            )
+    for tower in lora.towers:
+        prefix = f"{tower}_model."
+        if any(name.startswith(prefix) for name in matched):
+            continue
+        linear = [n for n, module in modules.items() if n.startswith(prefix) and isinstance(module, nn.Linear)]
+        examples = list({name.rpartition(".")[2]: name for name in linear}.values())
+        hint = f"e.g. {', '.join(examples[:6])}" if examples else "there are none"
+        raise ValueError(
+            f"lora.layers={lora.layers!r} matches no layer of the {tower} tower. Its linear layers: {hint}. Give a "
+            f"regular expression that matches such whole names, or leave {tower!r} out of lora.towers."
+        )
+
+
+def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str]:
+    modules = {name: module for name, module in model.named_modules() if name}
+    saved = list(CENTRING) if model.config.center_projections else []
+    for part in lora.train:
+        names = PARTS.get(part, (part,))
+        if part not in PARTS and part not in modules:
+            known = [*PARTS, *modules]
+            raise ValueError(f"lora.train: the model has no {part!r}{_nearest(part, known, list(PARTS))}")
+        if part == "temperature" and not model.config.learnable_temperature:
+            continue
+        for name in names:
+            # The layers of a container: not all methods can merge what has no weight of its own.
+            container = isinstance(modules[name], nn.Sequential)
+            leaves = [f"{name}.{child}" for child, m in modules[name].named_children() if list(m.parameters())]
+            saved.extend(leaves if container else [name])
+    return list(dict.fromkeys(saved))
+
+
+def _feedforward(pattern: str, model: GapClosedClipModel) -> list[str]:
+    """Of the layers that match, the last ones of an MLP."""
+    last = re.compile(r".*\.mlp\.(fc2|w3)|.*\.layer\.\d+\.output\.dense")
+    return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name) and last.fullmatch(name)]
+
+
+def _peft_name(name: str, known: set[str]) -> str | None:
+    return next((candidate for candidate in PEFT_NAMES[name] if candidate in known), None)
+
+
+def _nearest(name: str, known, listed=None) -> str:
+    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f": did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(listed or known))}."
+
+
+__all__ = ["LoraArguments", "add_adapters", "build_peft_config"]

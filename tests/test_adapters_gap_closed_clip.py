@@ -1,0 +1,252 @@
+"""Adapters (peft) on the model itself, by every way peft and transformers offer, without help of the package."""
+
+import copy
+
+import pytest
+import torch
+from conftest import tiny_config, tiny_inputs
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gap_closed_clip import GapClosedClipModel, MicroBatches
+
+
+SMALL = {"img_size": 28, "patch_size": 14, "embed_dim": 48, "depth": 2, "num_heads": 3}
+TOWERS = {
+    "EVA-01": {"architecture": "eva_giant_patch14_clip_224", "model_args": {**SMALL, "mlp_ratio": 2.0}},
+    "EVA-02 fused": {"architecture": "eva02_tiny_patch14_224", "model_args": SMALL},
+    "EVA-02 split": {"architecture": "eva02_base_patch16_clip_224", "model_args": SMALL},
+}
+# Others whose attention can read its weights past the layer, or pools by attention.
+RELATIVES = {
+    "beit_base_patch16_224": SMALL,
+    "swinv2_tiny_window8_256": {
+        "img_size": 64,
+        "window_size": 4,
+        "embed_dim": 24,
+        "depths": (1, 1),
+        "num_heads": (2, 2),
+    },
+    "vit_base_patch16_siglip_224": SMALL,
+}
+ALL = {**TOWERS, **{name: {"architecture": name, "model_args": args} for name, args in RELATIVES.items()}}
+PARTS = ["visual_projection", "text_projection", "visual_centering", "text_centering", "temperature"]
+
+
+def make_model(vision: dict, **config) -> GapClosedClipModel:
+    torch.manual_seed(0)
+    vision_config = {"model_type": "timm_wrapper", **vision}
+    return GapClosedClipModel(tiny_config(vision_config=vision_config, center_projections=True, **config))
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Of both towers."""
+    modules = model.named_modules()
+    return [n for n, module in modules if isinstance(module, nn.Linear) and n.startswith(("vision_", "text_model"))]
+
+
+def peft_config(model: nn.Module, **kwargs) -> LoraConfig:
+    return LoraConfig(r=2, target_modules=linear_layers(model), modules_to_save=PARTS, **kwargs)
+
+
+def train_a_little(model: nn.Module, steps: int = 3, seed: int = 0) -> nn.Module:
+    model.train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(**tiny_inputs(6, seed=seed + step)).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def outputs_of(model: nn.Module) -> Tensor:
+    """Embeddings and logits: the latter tell of the temperature."""
+    model.eval()
+    outputs = model(**tiny_inputs(5, seed=9))
+    return torch.cat([x.flatten() for x in (outputs.image_embeds, outputs.text_embeds, outputs.logits_per_image / 10)])
+
+
+@pytest.fixture(scope="module", params=TOWERS)
+def trained(request, tmp_path_factory):
+    """Folder with `base` and `adapter`, the trained PeftModel, its outputs and those without adapter."""
+    folder = tmp_path_factory.mktemp("trained")
+    base = train_a_little(make_model(TOWERS[request.param]))
+    base.save_pretrained(folder / "base")
+    before = outputs_of(base)
+    base = load_base(folder)
+    model = get_peft_model(base, peft_config(base))
+    train_a_little(model, seed=20)
+    model.save_pretrained(folder / "adapter")
+    return folder, model, outputs_of(model), before
+
+
+def load_base(folder) -> GapClosedClipModel:
+    return GapClosedClipModel.from_pretrained(folder / "base")
+
+
+def assert_same_parts(found: nn.Module, expected: nn.Module) -> None:
+    """Temperature and the statistics of the centring."""
+    assert torch.equal(found.logit_scale, expected.logit_scale)
+    for name in ("visual_centering", "text_centering"):
+        for buffer in ("running_mean", "num_batches_tracked"):
+            assert torch.equal(getattr(getattr(found, name), buffer), getattr(getattr(expected, name), buffer))
+
+
+# --- no dead adapter
+
+
+@pytest.mark.parametrize("vision", ALL.values(), ids=ALL)
+def test_an_adapter_on_any_linear_layer_trains(vision):
+    base = make_model(vision)
+    model = get_peft_model(base, peft_config(base)).train()
+    size = vision["model_args"]["img_size"]
+    inputs = {**tiny_inputs(6), "pixel_values": torch.randn(6, 3, size, size)}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(2):  # the first moves lora_B away from zero, which keeps the gradient of lora_A at zero
+        optimizer.zero_grad()
+        model(**inputs).loss.backward()
+        optimizer.step()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trainable) == 2 * len(linear_layers(make_model(vision))) + 4 + 1
+    assert [name for name, p in trainable.items() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)
+def test_calling_the_layer_changes_no_output(vision):
+    model = make_model(vision).eval()
+    attention = [module for module in model.vision_model.modules() if hasattr(module, "qkv_bias_separate")]
+    assert all(module.qkv_bias_separate for module in attention)
+    for module in attention:
+        if module.q_bias is not None:
+            nn.init.normal_(module.q_bias)
+            nn.init.normal_(module.v_bias)
+    called = outputs_of(model)
+    for module in attention:
+        module.qkv_bias_separate = False
+    torch.testing.assert_close(outputs_of(model), called, rtol=0, atol=1e-6)
+
+
+# --- each way in and out
+
+
+def test_the_adapter_changes_the_output_and_can_be_switched_off(trained):
+    _, model, expected, before = trained
+    assert (expected - before).abs().max() > 0.05
+    with model.disable_adapter():
+        assert torch.equal(outputs_of(model), before)
+    assert torch.equal(outputs_of(model), expected)
+
+
+def test_peft_model_from_pretrained(trained):
+    folder, model, expected, _ = trained
+    loaded = PeftModel.from_pretrained(load_base(folder), folder / "adapter")
+    assert torch.equal(outputs_of(loaded), expected)
+    assert_same_parts(loaded, model)
+
+
+def test_load_adapter_of_transformers(trained):
+    folder, model, expected, before = trained
+    loaded = load_base(folder)
+    loaded.load_adapter(str(folder / "adapter"))
+    assert torch.equal(outputs_of(loaded), expected)
+    assert_same_parts(loaded, model)
+    loaded.disable_adapters()
+    assert torch.equal(outputs_of(loaded), before)
+    loaded.enable_adapters()
+    assert torch.equal(outputs_of(loaded), expected)
+    assert torch.equal(outputs_of(GapClosedClipModel.from_pretrained(folder / "adapter")), expected)
+
+
+def test_add_adapter_of_transformers(trained, tmp_path):
+    folder, _, _, before = trained
+    model = load_base(folder)
+    model.add_adapter(peft_config(model))
+    train_a_little(model)
+    expected = outputs_of(model)
+    assert (expected - before).abs().max() > 0.05
+    model.save_pretrained(tmp_path)
+    again = load_base(folder)
+    again.load_adapter(str(tmp_path))
+    assert torch.equal(outputs_of(again), expected)
+    assert torch.equal(outputs_of(PeftModel.from_pretrained(load_base(folder), tmp_path)), expected)
+
+
+def test_merged_is_the_same_model_and_a_plain_one(trained, tmp_path):
+    _, model, expected, _ = trained
+    merged = copy.deepcopy(model).merge_and_unload()
+    assert type(merged) is GapClosedClipModel
+    torch.testing.assert_close(outputs_of(merged), expected, rtol=0, atol=1e-6)
+    assert_same_parts(merged, model)
+    merged.save_pretrained(tmp_path)
+    reloaded, info = GapClosedClipModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(outputs_of(reloaded), outputs_of(merged))
+
+
+def test_several_adapters_on_one_base(trained, tmp_path):
+    folder, model, expected, before = trained
+    base = load_base(folder)
+    other = train_a_little(get_peft_model(base, peft_config(base)), seed=40)
+    other.save_pretrained(tmp_path)
+    expected_other = outputs_of(other)
+    both = PeftModel.from_pretrained(load_base(folder), folder / "adapter", adapter_name="first")
+    both.load_adapter(tmp_path, "second")
+    for name, outputs, source in (("second", expected_other, other), ("first", expected, model)):
+        both.set_adapter(name)
+        assert torch.equal(outputs_of(both), outputs)
+        assert_same_parts(both, source)
+    assert not torch.equal(expected, expected_other)
+    with both.disable_adapter():
+        assert torch.equal(outputs_of(both), before)
+
+
+def test_training_moves_the_statistics_of_the_adapter_and_not_of_the_base(trained):
+    folder, model, _, _ = trained
+    weights = load_file(folder / "adapter" / "adapter_model.safetensors")
+    base = load_base(folder)
+    assert weights["base_model.model.visual_centering.num_batches_tracked"] == 6
+    assert base.visual_centering.num_batches_tracked == 3
+    assert weights["base_model.model.temperature.logit_scale"] == model.logit_scale != base.logit_scale
+
+
+# --- with other ways to train
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("vision", TOWERS.values(), ids=TOWERS)
+def test_micro_batches_and_activation_checkpointing_give_the_same_gradients(vision):
+    base = make_model(vision)
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # the masks would differ between parts and the whole
+    model = get_peft_model(base, peft_config(base))
+    train_a_little(model).train()
+    inputs, parts = tiny_inputs(6), MicroBatches.split(tiny_inputs(6), 2)
+
+    def run(**kwargs) -> dict[str, Tensor]:
+        model.zero_grad()
+        model(**kwargs).loss.backward()
+        return gradients(model)
+
+    plain, in_parts = run(**inputs), run(micro_batches=parts)
+    model.activation_checkpointing_enable()
+    assert base.vision_model.timm_model.grad_checkpointing
+    checkpointed, both = run(**inputs), run(micro_batches=parts)
+    for found in (in_parts, checkpointed, both):
+        for name, expected in plain.items():
+            torch.testing.assert_close(found[name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_bfloat16():
+    base = make_model(TOWERS["EVA-02 fused"])
+    model = get_peft_model(base, peft_config(base)).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**tiny_inputs(6)).loss
+    loss.backward()
+    assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+    assert all(gradient.any() for name, gradient in gradients(model).items() if "lora_B" in name)
