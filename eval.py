@@ -120,7 +120,8 @@ def run(words: list[str]) -> None:
             embeddings[centred] = post_hoc_centring(embeddings[name], means)
             results[centred] = evaluate_embeddings(embeddings[centred])
     data = {"source": config.data.source, **config.to_dict()["data"]}  # to_dict leaves defaults out
-    table = write_report(settings.output, results, embeddings, data, split)
+    folders = {name: path for name, path in zip(column_names(models), models, strict=True) if is_local(path)}
+    table = write_report(settings.output, results, embeddings, data, split, folders)
     print(f"\n{len(embeddings[name])} pairs, split '{split}' of '{config.data.source}'\n\n{table}\n")
     print(f"metrics.json, metrics.md, projection.png and cosines.png are in {settings.output}")
 

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.evaluation import is_local, load_checkpoint
+from gap_closed_clip.evaluation import digest_of_weights, is_local, load_checkpoint
 from gap_closed_clip.hub.onnx import Difference, OnnxMismatch, export_onnx
 
 
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         processor,
         output,
         name=Path(args.model).resolve().name if local else args.model,
+        weights=digest_of_weights(args.model) if local else None,
         tolerance=args.tolerance if args.check else None,
         overwrite=args.overwrite,
     )

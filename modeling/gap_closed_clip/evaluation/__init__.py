@@ -11,13 +11,14 @@ from .evaluate_pairs import (
     post_hoc_centring,
 )
 from .figures import plot_cosine_histograms, plot_projection
-from .report import metrics_table, read_metrics, write_metrics, write_report
+from .report import digest_of_weights, metrics_table, read_metrics, write_metrics, write_report
 
 
 __all__ = [
     "PairEmbeddings",
     "build_compute_metrics",
     "check_checkpoint",
+    "digest_of_weights",
     "embed_pairs",
     "evaluate_embeddings",
     "evaluate_model",

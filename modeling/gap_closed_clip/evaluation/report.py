@@ -1,5 +1,6 @@
 """The table of several models side by side, and metrics.json."""
 
+import hashlib
 import json
 import math
 import os
@@ -75,8 +76,25 @@ def _cell(values: list[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {form.format(np.std(values, ddof=1))}"
 
 
-def write_metrics(path: str | Path, results: Mapping[str, Metrics], data: Mapping[str, Any], split: str) -> None:
-    """Write metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, `versions`.
+def digest_of_weights(folder: str | Path) -> str:
+    """SHA-256 of a model folder's safetensors: tells whether what was made of a model is of these very weights."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_metrics(
+    path: str | Path,
+    results: Mapping[str, Metrics],
+    data: Mapping[str, Any],
+    split: str,
+    folders: Mapping[str, str | Path] | None = None,
+) -> None:
+    """Write metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, `versions`, and
+    the digests of the `weights` of those models that are in `folders`.
 
     nan is written as null.
     """
@@ -88,6 +106,7 @@ def write_metrics(path: str | Path, results: Mapping[str, Metrics], data: Mappin
         },
         "data": dict(data),
         "split": split,
+        "weights": {name: digest_of_weights(folder) for name, folder in (folders or {}).items()},
         "versions": versions | {library: version(library) for library in LIBRARIES},
     }
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -126,6 +145,7 @@ def write_report(
     embeddings: Mapping[str, PairEmbeddings],
     data: Mapping[str, Any],
     split: str,
+    folders: Mapping[str, str | Path] | None = None,
 ) -> str:
     """Write metrics.json, metrics.md, projection.png and cosines.png into the folder; returns the table.
 
@@ -133,9 +153,10 @@ def write_report(
         results, embeddings: {model name: ...}, from `evaluate_model`.
         data: what the pairs are, e.g. the `data:` section of the configuration.
         split: which split of it.
+        folders: {model name: its folder}, of those that are in one.
     """
     folder = Path(folder)
-    write_metrics(folder / "metrics.json", results, data, split)
+    write_metrics(folder / "metrics.json", results, data, split, folders)
     table = metrics_table(results)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
     plot_projection(embeddings, results, folder / "projection.png")

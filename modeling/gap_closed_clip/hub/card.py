@@ -3,7 +3,6 @@
 Every figure of this model is read from its metrics.json: what was not measured is not on the card.
 """
 
-import json
 import math
 import os
 import shutil
@@ -19,16 +18,20 @@ from huggingface_hub import (
     eval_result_entries_to_yaml,
     hf_hub_url,
 )
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
+from transformers.utils import logging
 
 from ..configuration_gap_closed_clip import GapClosedClipConfig, Weight
 from ..data import DataArguments
-from ..evaluation import metrics_table, read_metrics
+from ..evaluation import metrics_table
 from ..evaluation.report import ROWS
-from ..training import CONFIG_FILE, RUN_FILE, RunConfig, load_config
+from ..training import RunConfig
+from .facts import METRICS_FILE, read_evaluation, read_run, read_size
 
+
+logger = logging.get_logger(__name__)
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 FIGURES = ("projection.png", "cosines.png")
@@ -48,7 +51,8 @@ def write_card(
     a data set of the Hub, `.eval_results/` for that data set's leaderboard.
 
     The card tells what the folder tells: config.json and weights; train_config.yaml and run.json, which train.py
-    leaves; metrics.json with its figures; examples/, pictures named by what they show. What is missing is left out.
+    leaves; metrics.json with its figures, if it was measured on these weights; examples/, pictures named by what they
+    show. What is missing is left out.
     Call it where the training ran: a tower or data source that is no folder or file there is taken for a Hub id.
 
     Args:
@@ -59,14 +63,18 @@ def write_card(
 
     Raises:
         FileNotFoundError: `folder` is no model folder, or there is no template.
-        ValueError: metrics.json, train_config.yaml or run.json is damaged, or metrics.json holds several models and
-            none of the folder's name.
+        ValueError: config.json, metrics.json, train_config.yaml or run.json is damaged, or metrics.json holds several
+            models and none of the folder's name.
     """
     folder = Path(folder).absolute()
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model folder: config.json is missing. Train or save the model first.")
-    evaluation = _read_evaluation(folder)
-    run = _read_run(folder)
+    evaluation, run = read_evaluation(folder), read_run(folder)
+    if evaluation and evaluation["stale"]:
+        logger.warning(
+            f"{folder / METRICS_FILE} was measured on other weights, so it is not on the card: run eval.py."
+        )
+        evaluation = None
     repo_id = repo_id or folder.name
     name = repo_id.rpartition("/")[2]
     license = license or (run["config"].training.get("card_license") if run else None)
@@ -84,46 +92,13 @@ def write_card(
     return card
 
 
-def _read_run(folder: Path) -> dict[str, Any] | None:
-    """`config` of the training and what run.json tells of it; None for a folder that train.py did not make."""
-    if not (folder / CONFIG_FILE).is_file():
-        return None
-    facts = {"num_train_pairs": None, "device": None, "num_processes": 1}
-    path = folder / RUN_FILE
-    if path.is_file():
-        try:
-            facts |= json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}): delete it to leave what it says out of the card."
-            ) from error
-    return facts | {"config": load_config([folder / CONFIG_FILE])}
-
-
-def _read_evaluation(folder: Path) -> dict[str, Any] | None:
-    """metrics.json without nan: `results`, `name` of this model in them, `data`, `split` and `versions`."""
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return None
-    results = {
-        model: {metric: value for metric, value in metrics.items() if not math.isnan(value)}
-        for model, metrics in read_metrics(path).items()
-    }
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if absent := {"data", "split", "versions"} - set(content):
-        raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with eval.py.")
-    if folder.name not in results and len(results) != 1:
-        raise ValueError(f"{path} holds {list(results)}, not {folder.name!r}, the folder's name: run eval.py again.")
-    name = folder.name if folder.name in results else next(iter(results))
-    return content | {"results": results, "name": name, "data": DataArguments(**content["data"])}
-
-
 def _metadata(
     folder: Path, repo_id: str, license: str | None, config: RunConfig | None, evaluation: dict[str, Any] | None
 ) -> ModelCardData:
     towers = (config.model.checkpoint, config.model.vision, config.model.text) if config else ()
     return ModelCardData(
         library_name="transformers",
+        language="en",
         pipeline_tag="zero-shot-image-classification",
         tags=TAGS,
         license=license,
@@ -161,9 +136,9 @@ def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalR
 def _widget(folder: Path, repo_id: str) -> list[dict[str, str]] | None:
     """Examples for the model's page, from pictures that are published with it: each is named by what it shows."""
     pictures = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
-    titles = [path.stem.replace("_", " ") for path in pictures]
-    if len(titles) < 2:
-        return None  # a single label tells nothing apart
+    titles = [path.stem.replace("_", " ").replace(",", "") for path in pictures]
+    if len(titles) < 2 or "/" not in repo_id:
+        return None  # a single label tells nothing apart; and a folder at home has no page
     labels = ", ".join(titles)
     return [
         {
@@ -178,7 +153,7 @@ def _widget(folder: Path, repo_id: str) -> list[dict[str, str]] | None:
 def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
     """The newer form of model-index, a file a data set; only data sets of the Hub have one."""
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
-    if not evaluation or not _is_hub_id(source := evaluation["data"].source):
+    if not _headlines(evaluation) or not _is_hub_id(source := evaluation["data"].source):
         return
     entries = [
         EvalResultEntry(
@@ -196,11 +171,16 @@ def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None
 
 def _facts(folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> dict[str, Any]:
     """What the template speaks of, beside the metadata."""
-    model_config = GapClosedClipConfig.from_pretrained(folder)
+    try:
+        model_config = GapClosedClipConfig.from_pretrained(folder)
+    except (TypeError, AttributeError, OverflowError, StrictDataclassError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {' '.join(str(error).split())}") from error
     weights = {term: describe_weight(getattr(model_config, f"{term}_weight")) for term in TERMS}
     return {
         "config": model_config,
+        "hypothesis_template": " ".join(model_config.hypothesis_template.split()),
         "run": run,
+        **read_size(folder),
         "weights": weights,
         "added_terms": [TERMS[term] for term in ("align", "uniformity") if weights[term] != "0"],
         "initial_scale": math.exp(model_config.logit_scale_init_value),

@@ -25,7 +25,12 @@ from .onnx_preprocessing import describe, example_size, readme, size_step, token
 OPSET = 18
 # A protobuf file, which an .onnx is, holds less than 2 GiB.
 LARGEST_FILE = 2**31 - 2**26
-MARK = "preprocessing.json"  # a folder with it was made here and may be replaced
+MARK = "preprocessing.json"
+# All that an export can write: a folder of these alone may be replaced by another.
+FILES = (
+    *("vision_model.onnx", "vision_model.onnx_data", "text_model.onnx", "text_model.onnx_data"),
+    *(MARK, "check.json", "tokenizer.json", "README.md"),
+)
 
 
 class ImageEncoder(nn.Module):
@@ -57,6 +62,7 @@ def export_onnx(
     folder: str | Path,
     *,
     name: str | None = None,
+    weights: str | None = None,
     tolerance: float | None = None,
     overwrite: bool = False,
     external_data: bool = False,
@@ -72,6 +78,8 @@ def export_onnx(
     Args:
         folder: to be made; its parent too.
         name: of the model, for the descriptions; default: what it was loaded from.
+        weights: digest of the model's weights (`digest_of_weights`), by which a publication sees that the files are
+            theirs.
         tolerance: compare with torch first (`check_onnx`), and write the differences into `check.json`; a folder that
             fails does not appear.
         overwrite: replace a folder that this function made before.
@@ -92,7 +100,7 @@ def export_onnx(
     _refuse_adapters(model)
     name = name or Path(model.name_or_path).name or model.config.model_type
     max_length = min(processor.tokenizer.model_max_length, longest_text(model.config.text_config))
-    description = describe(model, processor, name, max_length, OPSET)
+    description = describe(model, processor, name, max_length, OPSET) | {"weights": weights}
     tokenizer = tokenizer_of(processor.tokenizer, max_length)
     exported = float32_model(model)
     with _new_folder(Path(folder), overwrite) as draft:
@@ -233,6 +241,11 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not (folder / MARK).is_file():
         raise FileExistsError(f"{folder} exists and is no earlier ONNX export: name another folder, or remove it.")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds what no export wrote, {foreign[0]}: move it away, or name another folder."
+        )
     if not overwrite:
         raise FileExistsError(f"{folder} exists: name another folder, or replace it with --overwrite.")
 

@@ -290,7 +290,8 @@ def evaluate_model_folder(
     )
     name = Path(args.output_dir).name
     data = {"source": config.data.source, **config.to_dict()["data"]}
-    table = write_report(args.output_dir, {name: metrics}, {name: embeddings}, data, args.final_split)
+    folder = {name: args.output_dir}
+    table = write_report(args.output_dir, {name: metrics}, {name: embeddings}, data, args.final_split, folder)
     print(f"\n{len(embeddings)} pairs, split '{args.final_split}' of '{config.data.source}'\n\n{table}\n")
     return metrics
 

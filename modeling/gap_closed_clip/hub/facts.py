@@ -1,0 +1,90 @@
+"""What a model folder tells of itself: its training, its evaluation, its size."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from ..data import DataArguments
+from ..evaluation import digest_of_weights, read_metrics
+from ..training import CONFIG_FILE, RUN_FILE, load_config
+
+
+METRICS_FILE = "metrics.json"
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """
+    `config` of the training and what run.json tells of it; None for a folder that train.py did not make.
+
+    Raises:
+        ValueError: one of the two is damaged.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    facts = {"num_train_pairs": None, "device": None, "num_processes": 1}
+    path = folder / RUN_FILE
+    try:
+        if path.is_file():
+            facts |= json.loads(path.read_text(encoding="utf-8"))
+        facts["num_processes"] = int(facts["num_processes"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the card is written without.") from error
+    try:
+        return facts | {"config": load_config([folder / CONFIG_FILE])}
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / CONFIG_FILE} is damaged ({error}): delete it or put it right.") from error
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """
+    metrics.json without nan: `results`, `name` of this model in them, `data`, `split`, `versions`, and whether it is
+    `stale`: measured on other weights than are in the folder now.
+
+    Raises:
+        ValueError: it is none of this package's, or holds several models and none of the folder's name.
+    """
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        return None
+    try:
+        results = {
+            model: {metric: value for metric, value in metrics.items() if math.isfinite(value)}
+            for model, metrics in read_metrics(path).items()
+        }
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if absent := {"data", "split", "versions"} - set(content):
+            raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with eval.py.")
+        data, versions, weights = DataArguments(**content["data"]), dict(content["versions"]), content.get("weights")
+        data.source.strip()
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not a metrics file of this package ({error}); write it anew with eval.py."
+        ) from error
+    if folder.name not in results and len(results) != 1:
+        raise ValueError(f"{path} holds {list(results)}, not {folder.name!r}, the folder's name: run eval.py again.")
+    name = folder.name if folder.name in results else next(iter(results))
+    measured_on = (weights or {}).get(name)
+    stale = measured_on is not None and measured_on != digest_of_weights(folder)
+    return content | {"results": results, "name": name, "data": data, "versions": versions, "stale": stale}
+
+
+def read_size(folder: Path) -> dict[str, Any]:
+    """`num_parameters`, `image_size` (height, width) and `max_tokens`; None for what the folder does not tell."""
+    number = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as weights:
+            number += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
+    crop = _read(folder / "processor_config.json").get("image_processor", {}).get("crop_size") or {}
+    max_tokens = _read(folder / "tokenizer_config.json").get("model_max_length")
+    return {
+        "num_parameters": number or None,
+        "image_size": (crop["height"], crop["width"]) if {"height", "width"} <= set(crop) else None,
+        "max_tokens": max_tokens if isinstance(max_tokens, int) and max_tokens < 10**6 else None,
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
