@@ -53,7 +53,9 @@ class LoopbackHub:
         repositories: by id.
         requests: (method, path) of each call so far.
         broken: a part of a path; calls whose path holds it are cut off in the middle, as when the network goes.
-        role: of the token, "read" or "write".
+        lost: likewise, but the call is done, and only its answer is lost.
+        portal: answer everything with the login page of a hotel.
+        role, organisation_role: of the token, and of the user in the organisation, "read" or "write".
     """
 
     def __init__(self):
@@ -61,7 +63,9 @@ class LoopbackHub:
         self.lfs: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.broken: str | None = None
-        self.role = "write"
+        self.role = self.organisation_role = "write"
+        self.lost: str | None = None
+        self.portal = False
         hub = self
 
         class Handler(_Handler):
@@ -93,8 +97,10 @@ class _Handler(BaseHTTPRequestHandler):
         path, self.query = unquote(split.path).strip("/"), parse_qs(split.query)
         self.hub.requests.append((self.command, path))
         if self.hub.broken is not None and self.hub.broken in path:
-            self.close_connection = True
-            self.connection.close()
+            self.hang_up()
+            return
+        if self.hub.portal:
+            self.answer(b"<html>Welcome to our hotel</html>", Content_Type="text/html")
             return
         if path.startswith("api/"):
             self.api(path.removeprefix("api/"))
@@ -108,9 +114,16 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.answer({"error": f"no such call {path}"}, 404)
 
+    def hang_up(self) -> None:
+        self.close_connection = True
+        self.connection.close()
+
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one_call
 
     def answer(self, content, status: int = 200, **headers: str) -> None:
+        if self.hub.lost is not None and self.hub.lost in self.path:
+            self.hang_up()
+            return
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -138,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer({"errors": [] if fine else [{"message": "no mapping"}], "warnings": []}, 200 if fine else 400)
         elif path == "whoami-v2" and self.authorized:
             access = {"accessToken": {"role": self.hub.role, "displayName": "loopback"}}
-            orgs = [{"name": ORGANISATION, "type": "org"}]
+            orgs = [{"name": ORGANISATION, "type": "org", "roleInOrg": self.hub.organisation_role}]
             self.answer({"type": "user", "name": USER, "orgs": orgs, "auth": access})
         elif path.startswith("repos/") or path == "whoami-v2":
             if not self.authorized:
@@ -178,6 +191,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.preupload(repository)
             else:
                 self.commit(repo_id, repository)
+            return
+        if rest and rest[0] == "commits":
+            when = {"date": "2026-01-01T00:00:00.000Z", "authors": [{"user": USER}], "message": ""}
+            self.answer([{"id": commit.oid, "title": commit.message, **when} for commit in repository.commits[::-1]])
             return
         commit = repository.at(rest[1] if len(rest) > 1 else "main")
         if commit is None:

@@ -6,16 +6,19 @@ import shutil
 
 import pytest
 import torch
+from conftest import tiny_config
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
+from gap_closed_clip.evaluation import digest_of_weights, write_metrics
 from gap_closed_clip.hub import check_access, publication, publish
 from gap_closed_clip.hub.reload import PACKAGE, check_code, check_reload
+from gap_closed_clip.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE
+from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE, save_folder
 from .loopback_hub import TOKEN
 
 
@@ -168,19 +171,21 @@ def test_nothing_changed_is_no_commit(online, model_folder, skip_reload):
 
 
 def test_what_is_gone_at_home_is_deleted_and_what_is_not_ours_stays(online, model_folder, skip_reload):
-    for name in ("examples/chest_CT.png", "examples/ultrasound.png", "onnx/vision_model.onnx"):
+    for name in ("examples/chest_CT.png", "examples/ultrasound.png"):
         (model_folder / name).parent.mkdir(exist_ok=True)
-        (model_folder / name).write_bytes(b"picture")
+        Image.new("L", (8, 8)).save(model_folder / name)
     publish(model_folder, "tester/demo", TEMPLATE, private=False)
     assert not online.repositories["tester/demo"].private
-    online.files("tester/demo").update({"adapter_config.json": b"{}", "model-00001-of-00002.safetensors": b"old"})
-    shutil.rmtree(model_folder / "onnx")
+    ours = {"model-00001-of-00002.safetensors", "onnx/vision_model.onnx", "cosines.png", "dropped_gap_closed_clip.py"}
+    theirs = {"adapter_config.json", "onnx/mine.onnx", "onnx/small/vision_model.onnx", "examples/mine/x.png"}
+    theirs |= {"tools/x_gap_closed_clip.py", ".eval_results/community.yaml", "LICENSE", "cosines/cosines.png"}
+    online.files("tester/demo").update(dict.fromkeys(ours | theirs, b"old"))
     (model_folder / "examples" / "chest_CT.png").unlink()
     done = publish(model_folder, "tester/demo", TEMPLATE)
     gone = {name for name, change in done.changes.items() if change == "deleted"}
-    assert gone == {"examples/chest_CT.png", "onnx/vision_model.onnx", "model-00001-of-00002.safetensors"}
+    assert gone == {"examples/chest_CT.png", *ours}
     files = online.files("tester/demo")
-    assert not gone & set(files) and "adapter_config.json" in files and "examples/ultrasound.png" in files
+    assert not gone & set(files) and theirs | {"examples/ultrasound.png"} <= set(files)
 
 
 @pytest.mark.parametrize("broken", ["commit/main", "lfs/", "preupload", "info/lfs"])
@@ -192,7 +197,9 @@ def test_an_interrupted_push_leaves_the_repository_as_it_was(online, model_folde
     model.save_pretrained(model_folder)
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client tries again and again, longer and longer
     online.broken = broken
-    with pytest.raises(OSError, match="tester/demo: the Hub can't be reached .* as it was: publish again"):
+    with pytest.raises(
+        OSError, match="tester/demo: the Hub can't be reached .* Nothing in the .* has changed: publish"
+    ):
         publish(model_folder, "tester/demo", TEMPLATE)
     assert online.files("tester/demo") == before and len(online.repositories["tester/demo"].commits) == 2
     online.broken = None
@@ -219,9 +226,11 @@ def test_a_commit_in_between_is_not_undone(online, model_folder, skip_reload, mo
 
 
 def test_dry_run(online, model_folder, skip_reload, monkeypatch):
-    done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True)
-    assert set(done.changes) == {*SAVED, *CODE, *ADDED} and set(done.changes.values()) == {"new"}
-    assert not online.repositories and done.remarks == []
+    done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, license="mit")
+    assert (
+        done.remarks == [] and set(done.changes) == {*SAVED, *CODE, *ADDED} and set(done.changes.values()) == {"new"}
+    )
+    assert not online.repositories
     text = str(done)
     assert re.search(r"^ +new  model.safetensors +[\d.]+ kB$", text, flags=re.MULTILINE) and "left out: " in text
     monkeypatch.delenv("HF_TOKEN")
@@ -235,7 +244,7 @@ def test_dry_run(online, model_folder, skip_reload, monkeypatch):
 def test_paths_of_the_machine_are_pointed_out(online, model_folder, skip_reload, tmp_path):
     words = [f"model.vision={tmp_path}/tower", "model.text=google-bert/bert-base-uncased", "data.source=$DATA/pairs"]
     load_config([], words).save(model_folder / "train_config.yaml")
-    (remark,) = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True).remarks
+    (remark,) = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, license="mit").remarks
     assert remark == (
         f"Everybody will read the path {tmp_path}/tower: it is model.vision in train_config.yaml and on the card."
     )
@@ -273,7 +282,11 @@ def test_tokens(online, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(OSError, match="no token to publish tester/demo with. Log in with `hf auth login`"):
         check_access("tester/demo")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert check_access("tester/demo", token=TOKEN) == "tester/demo"
+    online.organisation_role = "read"
+    with pytest.raises(OSError, match="who can't write to lab/demo, but to: tester\\."):
+        check_access("lab/demo")
     online.role = "read"
     with pytest.raises(OSError, match="The token may only read, so tester/demo can't be published with it"):
         check_access("tester/demo", token=TOKEN)
@@ -293,22 +306,128 @@ def test_code_that_is_not_this_version_is_not_run(online, model_folder):
     assert marker.exists() and online.files("tester/demo")[path.name] == path.read_bytes()
 
 
-@pytest.mark.parametrize("name", HANDLER)
-def test_a_handler_that_is_not_this_version_is_not_run(model_folder, name):
-    for own in HANDLER:
-        shutil.copy(PACKAGE / "hub" / own, model_folder)
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "onnx/evil.M"}}),
+        ("config.json", {"auto_map": {"AutoModel": "other/repo--modeling_gap_closed_clip.GapClosedClipModel"}}),
+        ("config.json", {"auto_map": {"AutoModel": "evil.M"}}),
+        ("config.json", {"text_config": {"model_type": "bert", "auto_map": {"AutoModel": "evil.M"}}}),
+        ("config.json", {"custom_pipelines": {"image-text-retrieval": {"impl": "evil.M", "pt": ["AutoModel"]}}}),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "onnx/evil.M"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "evil.M"]}}),
+        ("tokenizer_config.json", {"auto_map": ["evil.M", None]}),
+    ],
+)
+def test_code_elsewhere_is_not_run(model_folder, file, change):
     check_code(model_folder)
-    (model_folder / name).write_text("raise SystemExit('it ran')\n")
-    with pytest.raises(ValueError, match=f"{name} is not the {name} of this version"):
+    path = model_folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=f"{file} names code that is not this package's: "):
         check_code(model_folder)
 
 
-def test_what_is_written_anew_stays_as_it_was_at_home(online, model_folder, skip_reload):
-    for name in ADDED:
-        (model_folder / name).write_text("# mine\n")
-    publish(model_folder, "tester/demo", TEMPLATE, trust_remote_code=True)
-    assert [(model_folder / name).read_text() for name in ADDED] == ["# mine\n"] * len(ADDED)
-    assert not any(online.files("tester/demo")[name] == b"# mine\n" for name in ADDED)
+def test_only_what_an_export_writes_goes_from_onnx(online, model_folder, skip_reload):
+    (model_folder / "onnx").mkdir()
+    weights = {"weights": digest_of_weights(model_folder)}
+    for name in ("vision_model.onnx", "evil.py", "stolen.pkl", ".env"):
+        (model_folder / "onnx" / name).write_text("content")
+    (model_folder / "onnx" / "preprocessing.json").write_text(json.dumps(weights))
+    done = publish(model_folder, "tester/demo", TEMPLATE, license="mit")
+    sent = {name for name in online.files("tester/demo") if name.startswith("onnx/")}
+    assert sent == {"onnx/vision_model.onnx", "onnx/preprocessing.json"} and done.remarks == []
+    assert {"onnx/evil.py", "onnx/stolen.pkl", "onnx/.env"} <= set(done.left_out)
+
+
+def test_figures_and_exports_of_other_weights_stay_at_home(online, model_folder, skip_reload):
+    result = {"modality_gap": 0.5, "debiased_modality_gap": 0.4, "true_pair_cosine": 0.3, "margin": 0.2}
+    write_metrics(model_folder / "metrics.json", {"demo": result}, {}, "test", {"demo": model_folder})
+    (model_folder / "projection.png").write_bytes(b"picture")
+    (model_folder / "onnx").mkdir()
+    (model_folder / "onnx" / "preprocessing.json").write_text(json.dumps({"weights": digest_of_weights(model_folder)}))
+    publish(model_folder, "tester/demo", TEMPLATE)
+    made = {"metrics.json", "projection.png", "onnx/preprocessing.json"}
+    assert made <= set(online.files("tester/demo")) and b"0.500" in online.files("tester/demo")["README.md"]
+    model = GapClosedClipModel.from_pretrained(model_folder)
+    model.visual_projection.weight.data.neg_()
+    model.save_pretrained(model_folder)
+    done = publish(model_folder, "tester/demo", TEMPLATE, license="mit")
+    assert not made & set(online.files("tester/demo")) and b"0.500" not in online.files("tester/demo")["README.md"]
+    assert [remark.split(" ")[0] for remark in done.remarks] == ["metrics.json", "onnx/"]
+    assert made <= {path.relative_to(model_folder).as_posix() for path in model_folder.rglob("*")}
+
+
+def test_a_copy_of_what_goes(online, model_folder, skip_reload, tmp_path):
+    done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, output=tmp_path / "copy")
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == set(done.changes)
+    assert not any(path.is_symlink() for path in (tmp_path / "copy").iterdir())
+    assert done.remarks == ["The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."]
+    with pytest.raises(FileExistsError, match="copy exists already"):
+        publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, output=tmp_path / "copy")
+
+
+def test_a_commit_whose_answer_was_lost_is_found(online, model_folder, skip_reload, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    online.lost = "commit/main"
+    with pytest.raises(OSError, match="the answer was lost .* but the commit has arrived"):
+        publish(model_folder, "tester/demo", TEMPLATE)
+    online.lost = None
+    assert publish(model_folder, "tester/demo", TEMPLATE).url is None
+
+
+def test_what_is_not_the_hub(online, model_folder):
+    online.portal = True
+    with pytest.raises(OSError, match="what answers is not the Hub .* proxy or a login page"):
+        publish(model_folder, "tester/demo", TEMPLATE)
+
+
+def test_a_bfloat16_model_is_published(model_folder, tiny_processor):
+    # large enough for the rounding of rotary tables to show
+    vision = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}
+    vision["model_args"] = {"img_size": 224, "embed_dim": 128, "depth": 4, "num_heads": 2}
+    model = GapClosedClipModel(tiny_config(vision_config=vision)).to(torch.bfloat16)
+    processor = GapClosedClipProcessor(image_processor_for(model.vision_model), tiny_processor.tokenizer)
+    folder = save_folder(model_folder.parent / "half", model, processor)
+    for name in HANDLER:
+        shutil.copy(PACKAGE / "hub" / name, folder)
+    check_reload(folder)
+
+
+def test_adapters_are_merged_first(online, model_folder, skip_reload):
+    (model_folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds an adapter, and this publishes whole models: merge it"):
+        publish(model_folder, "tester/demo", TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("metrics.json", '{"results": {"accuracy": 0.5}}', "metrics.json is not a metrics file"),
+        ("metrics.json", '{"results": {"demo": {"margin": "high"}}}', "metrics.json is not a metrics file"),
+        ("metrics.json", "[]", "metrics.json is not a metrics file"),
+        (
+            "metrics.json",
+            '{"results": {"demo": {}}, "data": {"field_of_tomorrow": 1}, "split": "test", "versions": {}}',
+            "metrics.json is not a metrics file",
+        ),
+        ("config.json", "[]", "is damaged: config.json holds no mapping"),
+        ("model.safetensors.index.json", "[]", "is damaged: model.safetensors.index.json holds no mapping"),
+        ("run.json", '{"num_processes": null}', "run.json is damaged"),
+        ("train_config.yaml", "data: {crop_scale: [a, b]}", "train_config.yaml"),
+        ("examples/chest.png", "no picture", "examples/chest.png is no picture, or a damaged one"),
+    ],
+)
+def test_damaged_files_are_named(online, model_folder, skip_reload, file, content, message):
+    if file == "run.json":
+        words = ["model.vision={architecture: eva02_tiny_patch14_224}"]
+        load_config([], words).save(model_folder / "train_config.yaml")
+    if file == "model.safetensors.index.json":
+        (model_folder / "model.safetensors").unlink()
+    (model_folder / file).parent.mkdir(exist_ok=True)
+    (model_folder / file).write_text(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        publish(model_folder, "tester/demo", TEMPLATE)
+    assert str(model_folder) in str(raised.value)
 
 
 def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_folder):

@@ -142,7 +142,10 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
-        return sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
+        weight_map = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{folder} is damaged: {INDEX} has no weight_map. {AGAIN}")
+        return sorted(set(weight_map.values()))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
     hint = f"{pickled[0]} is pickled and not read" if pickled else "it may be half-written"
     raise FileNotFoundError(f"{folder} has no weights: {WEIGHTS} is missing, {hint}. {AGAIN}")
@@ -161,6 +164,9 @@ def _check_weights(path: Path) -> None:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.parent} is damaged: {path.name} is half-written ({error}). {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.parent} is damaged: {path.name} holds no mapping. {AGAIN}")
+    return content

@@ -254,4 +254,4 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-__all__ = ["Difference", "OnnxMismatch", "check_onnx", "export_onnx", "float32_model"]
+__all__ = ["FILES", "MARK", "Difference", "OnnxMismatch", "check_onnx", "export_onnx", "float32_model"]

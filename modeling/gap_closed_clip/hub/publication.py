@@ -1,12 +1,10 @@
 """Publish a model folder: everything that belongs to it, in one commit, after it has loaded in a clean process."""
 
-import os
+import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
@@ -21,41 +19,11 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import sha, validate_repo_id
 
 from ..evaluation import check_checkpoint
-from ..training import CONFIG_FILE, load_config
-from .card import FIGURES, public_config, write_card
-from .reload import HANDLER, PACKAGE, check_code, check_reload
+from .card import write_card
+from .reload import check_code, check_reload
+from .staging import left_out, published, replaced, staged
 
 
-# What a model repository is made of. Everything else in the folder stays at home: checkpoints with their pickled
-# optimizer, logs, whatever else lies there.
-PUBLISHED = (
-    "config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "*_gap_closed_clip.py",
-    *HANDLER,
-    "requirements.txt",
-    "README.md",
-    ".eval_results/*.yaml",
-    "metrics.json",
-    "train_config.yaml",
-    "run.json",
-    *FIGURES,
-    "examples/*.png",
-    "examples/*.jpg",
-    "onnx/*",
-)
-# Of these, what publishing writes itself.
-WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE)
-# What an Inference Endpoint installs beside torch.
-REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17\n"
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
 
 
@@ -71,8 +39,8 @@ class Publication:
         sizes: path -> bytes.
         left_out: what the folder holds besides.
         url: of the commit; None if nothing was sent.
-        remarks: what its owner should know: paths of this machine that everybody will read; of a dry run, why it could
-            not be sent now.
+        remarks: what its owner should know: what was left out although it looks as if it belonged to the model, paths
+            of this machine that everybody will read, no licence; of a dry run, why it could not be sent.
     """
 
     repo_id: str
@@ -110,6 +78,7 @@ def publish(
     keep_card: bool = False,
     trust_remote_code: bool = False,
     dry_run: bool = False,
+    output: str | Path | None = None,
     message: str | None = None,
     token: str | None = None,
 ) -> Publication:
@@ -128,6 +97,7 @@ def publish(
         keep_card: send the README.md of the folder instead of rendering it for this repository.
         trust_remote_code: run the folder's Python files though they are not this version's own.
         dry_run: check everything, send nothing; works without a token too.
+        output: a new folder to leave a copy of what goes, e.g. to read the card or try the handler.
         message: of the commit.
         token: by default that of `hf auth login` or HF_TOKEN.
 
@@ -136,35 +106,54 @@ def publish(
         OSError: no token, no right to write there, or no Hub within reach; the repository is then as it was.
     """
     folder = Path(folder).resolve()
-    check_checkpoint(folder)
-    if not trust_remote_code:
-        check_code(folder)
-    if keep_card and not (folder / "README.md").is_file():
-        raise FileNotFoundError(f"{folder} has no README.md to keep: leave keep_card (--keep-card) out.")
-    api, remarks = HfApi(token=token), _local_paths(folder)
+    _check_folder(folder, keep_card, trust_remote_code, output)
+    problem = None
     try:
         repo_id = check_access(repo_id, token)
     except OSError as error:
         if not dry_run:
             raise
-        remarks.append(f"It could not be sent now: {error}")
-    with _staged(folder) as staged:
+        problem = f"It could not be sent now: {error}"
+    with staged(folder) as (stage, remarks), _named(stage, folder):
         if not keep_card:
-            write_card(staged, template, repo_id=repo_id, license=license)
-        check_reload(staged)
-        files = _published(staged)
+            card = write_card(stage, template, repo_id=repo_id, license=license)
+            if card.data.license is None:
+                remarks.append(
+                    "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
+                )
+        check_reload(stage)
+        if output is not None:
+            shutil.copytree(stage, output)
+        files = published(stage)
         with _hub_errors(repo_id):
+            api = HfApi(token=token)
             remote, head = _remote_files(api, repo_id, may_fail=dry_run)
             publication = Publication(
                 repo_id,
                 changes=_changes(files, remote),
                 sizes={name: path.stat().st_size for name, path in files.items()},
-                left_out=_left_out(folder, files),
-                remarks=remarks,
+                left_out=left_out(folder, list(files)),
+                remarks=[*remarks, problem] if problem else remarks,
             )
             if not dry_run:
                 publication.url = _commit(api, publication, files, head, private, message)
     return publication
+
+
+def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output: str | Path | None) -> None:
+    """What can be known to be wrong before anything runs."""
+    check_checkpoint(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter, and this publishes whole models: merge it (lora.merge=true of train.py, or "
+            "peft's merge_and_unload) and save the model into a folder without adapter_config.json."
+        )
+    if not trust_remote_code:
+        check_code(folder)
+    if keep_card and not (folder / "README.md").is_file():
+        raise FileNotFoundError(f"{folder} has no README.md to keep: leave keep_card (--keep-card) out.")
+    if output is not None and Path(output).exists():
+        raise FileExistsError(f"{output} exists already: name a new folder for what would go.")
 
 
 def check_access(repo_id: str, token: str | None = None) -> str:
@@ -183,65 +172,14 @@ def check_access(repo_id: str, token: str | None = None) -> str:
         raise OSError(f"There is no token to publish {repo_id} with. {LOG_IN}")
     with _hub_errors(repo_id):
         user = HfApi(token=token).whoami()
-    owners = [user["name"], *(organisation["name"] for organisation in user.get("orgs", []))]
+        roles = {organisation["name"]: organisation.get("roleInOrg") for organisation in user.get("orgs", [])}
+        owners = [user["name"], *(name for name, role in roles.items() if role != "read")]
     owner, _, name = repo_id.rpartition("/")
     if owner and owner not in owners:
         raise OSError(f"The token is {user['name']}'s, who can't write to {repo_id}, but to: {', '.join(owners)}.")
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise OSError(f"The token may only read, so {repo_id} can't be published with it. {LOG_IN}")
     return f"{owner or user['name']}/{name}"
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder of what goes: links to the files, so that the card can differ from the one at home."""
-    with tempfile.TemporaryDirectory() as parent:
-        staged = Path(parent) / folder.name  # the card finds the model's own metrics by the folder's name
-        for name, path in _published(folder).items():
-            target = staged / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            # What is written anew must not be a link into the folder at home.
-            if name in WRITTEN or not _linked(path, target):
-                shutil.copyfile(path, target)
-        for name in HANDLER:
-            shutil.copyfile(PACKAGE / "hub" / name, staged / name)
-        (staged / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
-        if (staged / CONFIG_FILE).is_file():
-            (staged / CONFIG_FILE).write_text(public_config(load_config([staged / CONFIG_FILE])), encoding="utf-8")
-        yield staged
-
-
-def _linked(path: Path, target: Path) -> bool:
-    try:
-        os.symlink(path, target)
-    except OSError:  # Windows, without the right to
-        return False
-    return True
-
-
-def _published(folder: Path) -> dict[str, Path]:
-    """Path in the repository -> file, of all that is published of a folder."""
-    found = (path for pattern in PUBLISHED for path in folder.glob(pattern))
-    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
-
-
-def _left_out(folder: Path, files: dict[str, Path]) -> list[str]:
-    going = {name.partition("/")[0] for name in files}
-    return sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in going)
-
-
-def _local_paths(folder: Path) -> list[str]:
-    """A remark on each path of this machine that the published configuration and the card name."""
-    if not (folder / CONFIG_FILE).is_file():
-        return []
-    config = load_config([folder / CONFIG_FILE])
-    named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
-    named |= {"model.text": config.model.text, "data.source": config.data.source}
-    return [
-        f"Everybody will read the path {path}: it is {name} in {CONFIG_FILE} and on the card."
-        for name, path in named.items()
-        if isinstance(path, str) and Path(path).is_absolute()
-    ]
 
 
 def _remote_files(api: HfApi, repo_id: str, may_fail: bool) -> tuple[dict[str, str] | None, str | None]:
@@ -263,7 +201,7 @@ def _changes(files: dict[str, Path], remote: dict[str, str] | None) -> dict[str,
     if remote is None:
         return dict.fromkeys(files, "?")
     changes = {name: _change(path, remote.get(name)) for name, path in files.items()}
-    gone = [name for name in remote if name not in files and any(fnmatch(name, pattern) for pattern in PUBLISHED)]
+    gone = [name for name in remote if name not in files and replaced(name)]
     return changes | dict.fromkeys(gone, "deleted")
 
 
@@ -290,9 +228,40 @@ def _commit(
         return None
     if head is None:
         api.create_repo(publication.repo_id, private=private)
-    message = message or f"{'Publish' if head is None else 'Update'} the model"
-    # On top of what was compared with: a commit that came in between must not be undone unseen.
-    return api.create_commit(publication.repo_id, operations, commit_message=message, parent_commit=head).commit_url
+        head = api.repo_info(publication.repo_id).sha
+        message = message or "Publish the model"
+    message = message or "Update the model"
+    try:
+        # On top of what was compared with: a commit that came in between must not be undone unseen.
+        commit = api.create_commit(publication.repo_id, operations, commit_message=message, parent_commit=head)
+    except HTTPError as error:
+        if not _has_arrived(api, publication.repo_id, head, message):
+            raise
+        raise OSError(
+            f"{publication.repo_id}: the answer was lost ({type(error).__name__}), but the commit has arrived: "
+            "publish again to be sure, and it will say so."
+        ) from error
+    return commit.commit_url
+
+
+def _has_arrived(api: HfApi, repo_id: str, head: str, message: str) -> bool:
+    """Whether our commit is there although its answer is not."""
+    try:
+        latest, before = api.list_repo_commits(repo_id)[:2]
+    except (HTTPError, ValueError, KeyError, TypeError):
+        return False
+    return latest.title == message and before.commit_id == head
+
+
+@contextmanager
+def _named(stage: Path, folder: Path) -> Iterator[None]:
+    """Errors about the stage, which is gone when they are read, name the folder that it was made of."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if str(stage) not in str(error):
+            raise
+        raise ValueError(str(error).replace(str(stage), str(folder))) from error
 
 
 @contextmanager
@@ -308,12 +277,17 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
             401: f" {LOG_IN}",
             403: " The token may not write there: choose another owner, or a token with write access.",
             412: " Somebody else has pushed in the meantime: look at it, then publish again.",
-        }.get(status, " The repository is as it was: publish again.")
+        }.get(status, " Nothing in the repository has changed: publish again.")
         raise OSError(f"{repo_id}: the Hub refused, {str(error).strip().splitlines()[0]}.{remedy}") from error
     except HTTPError as error:
         raise OSError(
-            f"{repo_id}: the Hub can't be reached ({type(error).__name__}: {error}). The repository is as it was: "
-            "publish again when the network is back."
+            f"{repo_id}: the Hub can't be reached ({type(error).__name__}: {error}). Nothing in the repository has "
+            "changed: publish again when the network is back."
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise OSError(
+            f"{repo_id}: what answers is not the Hub ({type(error).__name__}: {error}). Is there a proxy or a login "
+            "page in between? Is HF_ENDPOINT right?"
         ) from error
 
 

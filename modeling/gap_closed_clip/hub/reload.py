@@ -1,24 +1,33 @@
 """Whether a model folder works where this package is not installed: loaded and run in a clean process."""
 
 import hashlib
+import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..evaluation import load_checkpoint
+from ..modeling_gap_closed_clip import GapClosedClipModel
+from ..processing_gap_closed_clip import GapClosedClipProcessor
 
 
 PACKAGE = Path(__file__).parent.parent
-HANDLER = ("handler.py", "handler_images.py")  # of this folder; a model repository has them in its root
+# The endpoint's own code, which a publication puts beside the model's.
+HANDLER = ("handler.py", "handler_images.py")
 TOLERANCE = 1e-4
+MINUTES = 30
 TEXTS = ["Chest radiograph.", "Axial CT image of the abdomen."]
+# Files that can name code to be loaded.
+NAMING_CODE = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 # Runs without the package, offline, and with nothing cached: what a stranger's first load is like.
 CLEAN_PROCESS = """
 import sys
@@ -44,7 +53,7 @@ with torch.inference_mode():
     outputs = model(**inputs)
 embeds = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
 save_file({name: value.contiguous() for name, value in embeds.items()}, out)
-sys.path.insert(0, folder)  # as Hugging Face's inference toolkit does for a handler
+sys.path.insert(0, folder)  # as Inference Endpoints do
 from handler import EndpointHandler
 
 answer = EndpointHandler(folder)({"inputs": {"texts": texts}})
@@ -55,20 +64,42 @@ assert "error" not in answer, answer
 def check_code(folder: Path) -> None:
     """
     Raises:
-        ValueError: the folder lacks its code, or holds Python files that are not this version's own. Loading it would
-            run them.
+        ValueError: the folder lacks its code, holds Python files that are not this version's own, or names code that
+            lies elsewhere. Loading it would run them.
     """
-    files = sorted(folder.glob("*.py"))
-    remedy = "Save the model again with this version (model.save_pretrained)"
-    if not any(path.name == "modeling_gap_closed_clip.py" for path in files):
-        raise ValueError(f"{folder} has no code beside the weights, so only this package could load it. {remedy}.")
-    for path in files:
+    allow = "If you know and trust that code, allow it to run: trust_remote_code=True (--trust-remote-code)."
+    again = "Save the model again with this version (model.save_pretrained)"
+    if not (folder / "modeling_gap_closed_clip.py").is_file():
+        raise ValueError(f"{folder} has no code beside the weights, so only this package could load it. {again}.")
+    for path in sorted(folder.glob("*.py")):
         own = PACKAGE / "hub" / path.name if path.name in HANDLER else PACKAGE / path.name
-        if not own.is_file() or _digest(own) != _digest(path):
-            raise ValueError(
-                f"{path} is not the {path.name} of this version of gap_closed_clip. {remedy}, or, if you know and "
-                "trust that code, allow it to run: trust_remote_code=True (--trust-remote-code)."
-            )
+        if not own.is_file():
+            raise ValueError(f"{path} is no file of this version of gap_closed_clip: delete it. {allow}")
+        if _digest(own) != _digest(path):
+            raise ValueError(f"{path} is not the {path.name} of this version of gap_closed_clip. {again}. {allow}")
+    for name in NAMING_CODE:
+        if (folder / name).is_file():
+            for reference in _references(json.loads((folder / name).read_text(encoding="utf-8"))):
+                # transformers also takes other/repository--module.Class, and folders before the module
+                module = re.fullmatch(r"(\w+_gap_closed_clip)\.\w+", str(reference))
+                if module is None or not (PACKAGE / f"{module[1]}.py").is_file():
+                    raise ValueError(f"{folder / name} names code that is not this package's: {reference!r}. {allow}")
+
+
+def _references(content: Any) -> Iterator[Any]:
+    """What a configuration names as code, at any depth."""
+    if isinstance(content, list):
+        for value in content:
+            yield from _references(value)
+    elif isinstance(content, dict):
+        for key, value in content.items():
+            if key == "auto_map":
+                values = value.values() if isinstance(value, dict) else [value]
+                yield from (name for names in values for name in (names if isinstance(names, list) else [names]))
+            elif key == "custom_pipelines":
+                yield from (task.get("impl") for task in value.values())
+            else:
+                yield from _references(value)
 
 
 def check_reload(folder: Path) -> None:
@@ -87,7 +118,12 @@ def check_reload(folder: Path) -> None:
         # A cache of the user's own, named by the variable, would not be a clean start.
         environment.pop("HF_MODULES_CACHE", None)
         command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(out), *TEXTS]
-        run = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+        try:
+            run = subprocess.run(
+                command, env=environment, cwd=home, capture_output=True, text=True, timeout=60 * MINUTES
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ValueError(f"{folder} does not load within {MINUTES} minutes, so it is not published.") from error
         if run.returncode:
             raise ValueError(
                 f"{folder} does not load in a clean process without this package, so it is not published. It ends "
@@ -105,11 +141,13 @@ def check_reload(folder: Path) -> None:
 
 def _embed(folder: Path) -> dict[str, Tensor]:
     """What this package's own classes make of the picture and the texts of CLEAN_PROCESS."""
-    model, processor = load_checkpoint(folder)
+    # In float32 from the start: a model loaded in bfloat16 keeps rounded rotary tables.
+    model = GapClosedClipModel.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = GapClosedClipProcessor.from_pretrained(folder)
     image = Image.linear_gradient("L").convert("RGB")
     inputs = processor(images=[image], text=TEXTS, return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():
-        outputs = model.float().eval()(**inputs)
+        outputs = model(**inputs)
     return {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
 
 

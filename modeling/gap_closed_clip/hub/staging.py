@@ -1,0 +1,155 @@
+"""What of a model folder is published, put together in a folder of its own."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path, PurePosixPath
+
+from PIL import Image
+
+from ..evaluation import digest_of_weights
+from ..training import CONFIG_FILE, RUN_FILE, RunConfig
+from . import onnx
+from .card import EVAL_RESULTS, EXAMPLES, FIGURES, public_config
+from .facts import METRICS_FILE, read_evaluation, read_run
+from .reload import HANDLER, PACKAGE
+
+
+ONNX_FOLDER = "onnx"
+# What a model repository is made of, as patterns of a path; a star stands for no slash. Everything else in the folder
+# stays at home: checkpoints with their pickled optimizer, logs, whatever else lies there.
+PUBLISHED = (
+    "config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "*_gap_closed_clip.py",
+    *HANDLER,
+    "requirements.txt",
+    "README.md",
+    METRICS_FILE,
+    CONFIG_FILE,
+    RUN_FILE,
+    *FIGURES,
+    f"{EXAMPLES}/*.png",
+    f"{EXAMPLES}/*.jpg",
+    *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),
+)
+# Of these, what publishing writes itself.
+WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE)
+# What an Inference Endpoint installs beside torch.
+REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17\n"
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """
+    A folder of what goes, links to the files at home except for what is written anew; and remarks on what was left out
+    although it looks as if it belonged to the model, or will be read by everybody.
+
+    Raises:
+        ValueError: an example that is no picture.
+    """
+    run, files = read_run(folder), published(folder)
+    remarks = _local_paths(run["config"]) if run else []
+    if "model.safetensors" in files:
+        files.pop("model.safetensors.index.json", None)  # of shards from before
+    if (evaluation := read_evaluation(folder)) and evaluation["stale"]:
+        files = {name: path for name, path in files.items() if name not in (METRICS_FILE, *FIGURES)}
+        remarks.append(f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run eval.py.")
+    if any(name.startswith(f"{ONNX_FOLDER}/") for name in files) and _stale_onnx(folder):
+        files = {name: path for name, path in files.items() if not name.startswith(f"{ONNX_FOLDER}/")}
+        remarks.append(f"{ONNX_FOLDER}/ is not of these weights, and stays out: run export_onnx.py --overwrite.")
+    _check_examples(files)
+    with tempfile.TemporaryDirectory() as parent:
+        stage = Path(parent) / folder.name  # the card finds the model's own metrics by the folder's name
+        stage.mkdir()
+        for name, path in files.items():
+            target = stage / name
+            target.parent.mkdir(exist_ok=True)
+            # What is written anew must not be a link into the folder at home.
+            if name in WRITTEN or not _linked(path.resolve(), target):
+                shutil.copyfile(path, target)
+        for name in HANDLER:
+            shutil.copyfile(PACKAGE / "hub" / name, stage / name)
+        (stage / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+        if run:
+            (stage / CONFIG_FILE).write_text(public_config(run["config"]), encoding="utf-8")
+        yield stage, remarks
+
+
+def published(folder: Path) -> dict[str, Path]:
+    """Path in the repository -> file, of all in a folder that a publication is made of."""
+    patterns = (*PUBLISHED, f"{EVAL_RESULTS}/*.yaml")
+    found = (path for pattern in patterns for path in folder.glob(pattern))
+    return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
+
+
+def replaced(name: str) -> bool:
+    """
+    Whether a publication is responsible for this path of a repository: deletes it where the folder has it no more.
+
+    (Not for other people's results of a data set, nor for what lies deeper than its own files.)
+    """
+    depth = len(PurePosixPath(name).parts)
+    return any(len(PurePosixPath(pattern).parts) == depth and fnmatch(name, pattern) for pattern in PUBLISHED)
+
+
+def left_out(folder: Path, names: list[str]) -> list[str]:
+    """What the folder holds besides; of its folders what is in them, one level down, where a part of it goes."""
+    going = {name.partition("/")[0] for name in names}
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name not in going:
+            found.append(path.name + "/" * path.is_dir())
+        elif path.is_dir():
+            inside = (entry.relative_to(folder).as_posix() for entry in sorted(path.iterdir()))
+            found += [name for name in inside if name not in names]
+    return found
+
+
+def _stale_onnx(folder: Path) -> bool:
+    try:
+        content = json.loads((folder / ONNX_FOLDER / onnx.MARK).read_text(encoding="utf-8"))
+        return content["weights"] != digest_of_weights(folder)
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+
+
+def _check_examples(files: dict[str, Path]) -> None:
+    for name, path in files.items():
+        if name.startswith(f"{EXAMPLES}/"):
+            try:
+                with Image.open(path) as picture:
+                    picture.verify()
+            except Exception as error:  # a damaged file makes Pillow raise a dozen different types
+                raise ValueError(f"{path} is no picture, or a damaged one: replace or remove it.") from error
+
+
+def _local_paths(config: RunConfig) -> list[str]:
+    """A remark on each path of this machine that the published configuration and the card name."""
+    named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
+    named |= {"model.text": config.model.text, "data.source": config.data.source}
+    return [
+        f"Everybody will read the path {path}: it is {name} in {CONFIG_FILE} and on the card."
+        for name, path in named.items()
+        if isinstance(path, str) and Path(path).is_absolute()
+    ]
+
+
+def _linked(path: Path, target: Path) -> bool:
+    try:
+        os.symlink(path, target)
+    except OSError:  # Windows, without the right to
+        return False
+    return True
