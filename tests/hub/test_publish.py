@@ -6,19 +6,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import tiny_config
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.evaluation import digest_of_weights, write_metrics
-from gap_closed_clip.hub import check_access, publication, publish
+from gap_closed_clip.hub import check_access, publication, publish, reload
 from gap_closed_clip.hub.reload import PACKAGE, check_code, check_reload
-from gap_closed_clip.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE, save_folder
+from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE
 from .loopback_hub import TOKEN
 
 
@@ -381,16 +379,16 @@ def test_what_is_not_the_hub(online, model_folder):
         publish(model_folder, "tester/demo", TEMPLATE)
 
 
-def test_a_bfloat16_model_is_published(model_folder, tiny_processor):
-    # large enough for the rounding of rotary tables to show
-    vision = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}
-    vision["model_args"] = {"img_size": 224, "embed_dim": 128, "depth": 4, "num_heads": 2}
-    model = GapClosedClipModel(tiny_config(vision_config=vision)).to(torch.bfloat16)
-    processor = GapClosedClipProcessor(image_processor_for(model.vision_model), tiny_processor.tokenizer)
-    folder = save_folder(model_folder.parent / "half", model, processor)
-    for name in HANDLER:
-        shutil.copy(PACKAGE / "hub" / name, folder)
-    check_reload(folder)
+def test_a_bfloat16_model_is_compared_in_float32(tiny_model, tiny_processor, tmp_path):
+    """As the clean process loads it: upcast after loading, it would keep rotary tables rounded to bfloat16."""
+    tiny_processor.save_pretrained(tmp_path)
+    tiny_model.to(torch.bfloat16).save_pretrained(tmp_path)
+    model = GapClosedClipModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    late = GapClosedClipModel.from_pretrained(tmp_path).float().eval()
+    pixel_values = tiny_processor(images=[Image.linear_gradient("L").convert("RGB")], return_tensors="pt").pixel_values
+    with torch.inference_mode():
+        expected, rounded = (each(pixel_values=pixel_values).image_embeds for each in (model, late))
+    assert torch.equal(reload._embed(tmp_path)["image_embeds"], expected) and not torch.equal(expected, rounded)
 
 
 def test_adapters_are_merged_first(online, model_folder, skip_reload):
