@@ -18,7 +18,8 @@ def test_code_of_the_readme(block, tiny_model, tiny_processor, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     save_folder(tmp_path / "outputs" / "demo", tiny_model, tiny_processor)
     image = Image.effect_noise((40, 36), 80).convert("RGB")
-    image.save("image.png")
+    (tmp_path / "outputs" / "demo" / "examples").mkdir()
+    image.save("outputs/demo/examples/chest_radiograph.png")
     names: dict = {}
     exec(block, names)
     texts = ["Chest radiograph.", "Axial MR image of the brain.", "Normal chest radiograph."]
