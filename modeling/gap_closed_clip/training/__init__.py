@@ -2,7 +2,7 @@
 
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .build import build_model_and_processor
-from .config import RunConfig, load_config
+from .config import RunConfig, load_config, read_words
 from .lora import LoraArguments, add_adapters, build_peft_config
 from .run import CONFIG_FILE, RUN_FILE, train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
@@ -21,5 +21,6 @@ __all__ = [
     "build_model_and_processor",
     "build_peft_config",
     "load_config",
+    "read_words",
     "train",
 ]
