@@ -25,7 +25,8 @@ import yaml
 from gap_closed_clip.data import load_checked_pairs
 from gap_closed_clip.data.messages import suggest
 from gap_closed_clip.evaluation import (
-    check_checkpoint,
+    check_model_name,
+    check_writable,
     evaluate_embeddings,
     evaluate_model,
     is_local,
@@ -35,7 +36,7 @@ from gap_closed_clip.evaluation import (
     write_report,
 )
 from gap_closed_clip.evaluation.embed import embed_pairs
-from gap_closed_clip.training import RunConfig, load_config
+from gap_closed_clip.training import RunConfig, load_config, read_words
 from gap_closed_clip.training.config import fields_of
 
 
@@ -49,6 +50,11 @@ class EvalArguments:
     num_workers: int = 2
     bf16: bool = False
     centring: bool = False
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
 
 def parse(words: list[str]) -> tuple[list[str], EvalArguments, list[str]]:
@@ -94,8 +100,8 @@ def column_names(models: list[str]) -> list[str]:
 def run(words: list[str]) -> None:
     models, settings, overrides = parse(words)
     for model in models:
-        if is_local(model):
-            check_checkpoint(model)  # all of them, before the first is evaluated
+        check_model_name(model)  # all of them, before the first is evaluated
+    check_writable(settings.output, "output")
     config = data_config(models, overrides)
     final_split = config.training.get("final_split", "validation")
     split = settings.split or ("validation" if final_split == "none" else final_split)
@@ -130,7 +136,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="MODEL or KEY=VALUE")
     try:
-        run(parser.parse_args().words)
+        run(read_words(parser))
+    except KeyboardInterrupt:
+        print("\neval.py: interrupted; no complete report was written.", file=sys.stderr)
+        return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.evaluation import digest_of_weights, is_local, load_checkpoint
+from gap_closed_clip.evaluation import check_model_name, digest_of_weights, is_local, load_checkpoint
 from gap_closed_clip.hub.onnx import Difference, OnnxMismatch, export_onnx
 
 
@@ -25,6 +25,7 @@ def parse() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
+    check_model_name(args.model)
     local = is_local(args.model)
     if args.output is None and not local:
         raise ValueError(f"Where to? {args.model} is no folder: name one, python export_onnx.py {args.model} OUTPUT")

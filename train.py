@@ -10,7 +10,8 @@
 
 Configuration files have the sections `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments),
 `training` (transformers' TrainingArguments) and, for adapters, `lora` (LoraArguments). Any field is overridden as
-section.field=value, or as field=value where only one section has it.
+section.field=value, or as field=value where only one section has it; a key of a field that holds a mapping as
+model.text.hidden_size=96.
 """
 
 import argparse
@@ -19,7 +20,14 @@ from pathlib import Path
 
 from gap_closed_clip.evaluation import is_adapter
 from gap_closed_clip.hub import check_access, publish, write_card, write_examples
-from gap_closed_clip.training import GapClosedTrainingArguments, RunConfig, load_config, train
+from gap_closed_clip.training import (
+    GapClosedTrainingArguments,
+    RunConfig,
+    last_complete_checkpoint,
+    load_config,
+    read_words,
+    train,
+)
 
 
 HERE = Path(__file__).parent
@@ -61,18 +69,35 @@ def repository(config: RunConfig) -> str | None:
         raise ValueError(
             "training.push_to_hub publishes whole models: set lora.merge=true, or upload the adapter yourself."
         )
-    folder = settings.get("output_dir", GapClosedTrainingArguments.output_dir)
-    name = settings.get("hub_model_id") or Path(folder).name
+    name = settings.get("hub_model_id") or Path(output_dir(config)).name
     return check_access(name, settings.get("hub_token"))
+
+
+def output_dir(config: RunConfig) -> str:
+    return config.training.get("output_dir", GapClosedTrainingArguments.output_dir)
+
+
+def what_is_left(config: RunConfig) -> str:
+    """Of a run that was interrupted."""
+    folder = output_dir(config)
+    checkpoint = last_complete_checkpoint(folder)
+    if checkpoint is None:
+        return f"{folder} holds no complete checkpoint to go on from; training.save_strategy asks for them."
+    return f"{checkpoint} is complete: the same command with resume_from_checkpoint=true goes on from there."
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="CONFIG.yaml or KEY=VALUE")
-    words = parser.parse_args().words
-    files = [word for word in words if "=" not in word]
     try:
-        run(load_config(files or [DEFAULT_CONFIG], [word for word in words if "=" in word]))
+        words = read_words(parser)
+        files = [word for word in words if "=" not in word]
+        config = load_config(files or [DEFAULT_CONFIG], [word for word in words if "=" in word])
+        try:
+            run(config)
+        except KeyboardInterrupt:
+            print(f"\ntrain.py: interrupted. {what_is_left(config)}", file=sys.stderr)
+            return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 1

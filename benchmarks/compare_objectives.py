@@ -59,7 +59,7 @@ def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output:
     plot_cosine_histograms(embeddings, results, output / "cosines.png")
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
@@ -67,7 +67,10 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["CLIP (LT)", "CLIP (FT)", "ours"])
     parser.add_argument("--folds", type=int, help="cross-validate over the training split")
     parser.add_argument("--output", type=Path, help="default: outputs/compare-NAME")
-    args = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args()
+
+
+def run(args: argparse.Namespace) -> None:
     output = args.output or Path("outputs") / f"compare-{Path(args.config).stem}"
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
     folders: dict[str, Path] = {}
@@ -84,6 +87,17 @@ def main() -> int:
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
     draw(folders, {name: metrics[0] for name, metrics in runs.items()}, output)
     print(f"\n{args.config}, {len(runs[args.methods[0]])} runs each, mean ± standard deviation\n\n{table}")
+
+
+def main() -> int:
+    try:
+        run(parse())
+    except KeyboardInterrupt:
+        print("\ncompare_objectives.py: interrupted. The same command goes on where this one was.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"compare_objectives.py: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -53,10 +53,22 @@ def pool_text(outputs: ModelOutput, attention_mask: Tensor | None, pooling: str)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
+def not_loaded(what: str, error: OSError) -> OSError:
+    """The error to raise for a tower, or its tokenizer, that the library does not find."""
+    return OSError(
+        f"{what} could not be loaded. Is it a folder with config.json and model.safetensors, or a Hub id, and is the "
+        "Hub within reach (network, HF_TOKEN for private ones, HF_HUB_OFFLINE unset)? The library says: "
+        f"{str(error).splitlines()[0]}"
+    )
+
+
 def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
     if isinstance(name_or_config, PreTrainedConfig):
         return AutoModel.from_config(name_or_config, **kwargs)
-    model, info = AutoModel.from_pretrained(name_or_config, output_loading_info=True, **kwargs)
+    try:
+        model, info = AutoModel.from_pretrained(name_or_config, output_loading_info=True, **kwargs)
+    except OSError as error:
+        raise not_loaded(repr(name_or_config), error) from error
     # A BERT's pooler is often missing, and is dropped where it isn't asked for.
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -98,6 +110,7 @@ __all__ = [
     "fixed_image_size",
     "load_tower",
     "longest_text",
+    "not_loaded",
     "pool_text",
     "pretrained_head",
     "run_fused_layers_as_modules",

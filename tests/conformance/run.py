@@ -45,7 +45,8 @@ def run_tests(keyword: str, reference: bool) -> Recorder:
     Runs the test classes in this process.
 
     Raises:
-        RuntimeError: pytest could not do its work (an import that fails, say), or no test matches `keyword`.
+        ValueError: no test matches `keyword`.
+        RuntimeError: pytest could not do its work (an import that fails, say).
     """
     recorder = Recorder()
     wanted = " or ".join(suite.name for suite in SUITES if reference or suite.reference)
@@ -53,6 +54,8 @@ def run_tests(keyword: str, reference: bool) -> Recorder:
     options += ["-o", "addopts="]  # the marks of transformers' tests are not registered here
     files = [str(HERE / name) for name in FILES]
     status = pytest.main([*files, *options, "-k", f"({wanted}) and ({keyword})" if keyword else wanted], [recorder])
+    if status == pytest.ExitCode.NO_TESTS_COLLECTED:
+        raise ValueError(f"No test matches -k {keyword!r}.")
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         raise RuntimeError(f"pytest ended with {status!r}: see its output above.")
     return recorder
@@ -70,8 +73,8 @@ def shortfalls(recorder: Recorder, compare: bool) -> list[str]:
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+def run(args: argparse.Namespace) -> int:
+    """The exit status."""
     sdist = args.sdist or sdist_tests.fetch(args.cache)
     with tempfile.TemporaryDirectory() as folder:
         stubbed = sdist_tests.make_importable(sdist_tests.unpack(sdist, Path(folder)))
@@ -87,6 +90,14 @@ def main(argv: list[str] | None = None) -> int:
     found = shortfalls(recorder, compare=args.reference and not args.keyword)
     print("\n" + "\n".join(found))
     return 1 if found else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        return run(parse_args(argv))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import inspect
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -60,18 +61,24 @@ def unpack(sdist: Path, folder: Path) -> Path:
     Unpacks `tests/` of `sdist` into `folder`, as a package; gives `folder`, to import it from.
 
     Raises:
-        ValueError: a distribution of another version than the installed one, or without the common tests.
+        FileNotFoundError: no such file.
+        ValueError: a distribution of another version than the installed one, without the common tests, or damaged.
     """
+    if not sdist.is_file():
+        raise FileNotFoundError(f"There is no file {sdist}.")
     if sdist.name != f"transformers-{transformers.__version__}.tar.gz":
         raise ValueError(f"{sdist.name} is not of the installed version of transformers, {transformers.__version__}.")
     package = folder / PACKAGE
-    with tarfile.open(sdist) as archive:
-        for member in archive.getmembers():
-            parts = Path(member.name).parts
-            if member.isfile() and len(parts) > 2 and parts[1] == "tests" and ".." not in parts:
-                target = package.joinpath(*parts[2:])
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(archive.extractfile(member).read())
+    try:
+        with tarfile.open(sdist, "r:gz") as archive:
+            for member in archive.getmembers():
+                parts = Path(member.name).parts
+                if member.isfile() and len(parts) > 2 and parts[1] == "tests" and ".." not in parts:
+                    target = package.joinpath(*parts[2:])
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(archive.extractfile(member).read())
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise ValueError(f"{sdist} is damaged ({error}): fetch it again.") from error
     if not (package / "test_modeling_common.py").exists():
         raise ValueError(f"{sdist.name} holds no tests/test_modeling_common.py.")
     if not (package / "__init__.py").exists():

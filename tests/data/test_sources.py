@@ -411,6 +411,17 @@ def test_nothing_there(source):
         load_pairs(DataArguments(source=source), "train")
 
 
+@pytest.mark.parametrize("name", [None, "notes.bin"])
+def test_a_folder_without_pairs(tmp_path, name):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    if name is not None:
+        (folder / name).touch()
+    message = f"^data.source '{folder}' holds no pairs. A folder has .*train/radiology/.*train.csv, .*metadata.jsonl"
+    with pytest.raises(FileNotFoundError, match=message):
+        load_pairs(DataArguments(source=str(folder)), "train")
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_hub_id_without_network(streaming):
     message = r"'eltorio/ROCOv2-radiology' is no file .*Hub cannot be reached.*HF_HUB_OFFLINE.*download"

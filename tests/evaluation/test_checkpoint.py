@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gap_closed_clip.evaluation import check_checkpoint, is_local, load_checkpoint
+from gap_closed_clip.evaluation import check_checkpoint, check_model_name, is_local, load_checkpoint
 
 
 @pytest.fixture
@@ -101,6 +101,25 @@ def test_folder_above_the_model(folder):
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no model folder .*nowhere"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_slip_in_the_name_of_a_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    parent = folder.parent.name  # parent/demo is written as a Hub id would be
+    (folder.parent / "demos.txt").touch()
+    for check in (check_model_name, load_checkpoint):
+        with pytest.raises(FileNotFoundError, match=f"^There is no folder {parent}/demoo. Did you mean {parent}/demo"):
+            check(f"{parent}/demoo")
+    with pytest.raises(FileNotFoundError, match=f"no model folder {parent}/demoo. Did you mean {parent}/demo"):
+        check_checkpoint(f"./{parent}/demoo")
+
+
+def test_a_hub_id_whose_owner_is_a_folder_by_chance(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent.parent)
+    for name in (f"{folder.parent.name}/radiology", "nobody/demoo", "demoo"):
+        check_model_name(name)
+    with pytest.raises(OSError, match="radiology is neither a folder with a model nor a Hub id within reach"):
+        load_checkpoint(f"{folder.parent.name}/radiology")
 
 
 def test_hub_id_out_of_reach():

@@ -94,6 +94,14 @@ def test_real_pairs(evaluate, models, radiology_data):
         (["outputs/clip"], "outputs/clip has no train_config.yaml, so say what to evaluate on"),
         (["./outputs/dem"], "There is no model folder outputs/dem"),
         (["outputs/demo", "split=tst"], "There is no split 'tst'"),
+        (["outputs/demoo"], "There is no folder outputs/demoo. Did you mean outputs/demo?"),
+        (["outputs/demoo", "data.source=phantoms"], "There is no folder outputs/demoo. Did you mean outputs/demo?"),
+        (["outputs/demo", "spilt=test"], "There is no setting 'spilt'. Did you mean 'split'?\n"),
+        (["outputs/demo", "zzz=1"], "There is no setting 'zzz'. The settings are: split, output, batch_size"),
+        (["outputs/demo", "batch_size=0"], "batch_size is 0; it must be at least 1."),
+        (["outputs/demo", "num_workers=-1"], "num_workers is -1; it must be at least 0."),
+        (["outputs/demo", "--split", "test"], "There is no option --split: write split=test."),
+        (["outputs/demo", "output=outputs/demo/config.json/eval"], "output outputs/demo/config.json/eval can't be w"),
         (["outputs/demo", "data.source=nowhere.csv"], "nowhere.csv"),
     ],
 )
@@ -102,6 +110,15 @@ def test_bad_input_is_one_line(evaluate, models, words, message):
     assert code == 1 and out == ""
     assert err.startswith("eval.py: ") and message in err
     assert "Traceback" not in err
+
+
+def test_an_interruption_is_one_line(evaluate, models, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["eval_script"], "load_checkpoint", interrupt)
+    code, out, err = evaluate("outputs/demo", "num_workers=0")
+    assert code == 130 and err.endswith("\neval.py: interrupted; no complete report was written.\n")
 
 
 def test_a_bad_model_is_found_before_the_first_is_evaluated(evaluate, models, tmp_path):

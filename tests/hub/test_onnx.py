@@ -367,6 +367,12 @@ def command(monkeypatch, tmp_path, capsys):
     return run
 
 
+def test_a_slip_in_the_name_is_one_line(command, tmp_path):
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    expected = "export_onnx.py: There is no folder outputs/demoo. Did you mean outputs/demo?\n"
+    assert command("outputs/demoo") == (1, "", expected)
+
+
 def test_command(command, plain, tmp_path):
     demo = tmp_path / "outputs" / "demo"
     plain.model.save_pretrained(demo)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertModel, RobertaConfig
 
 from gap_closed_clip.training import ModelArguments, build_model_and_processor
-from gap_closed_clip.training.build import longest_text, train_tokenizer
+from gap_closed_clip.training.build import check_start, longest_text, train_tokenizer
 
 
 VISION = {
@@ -216,6 +216,18 @@ def test_a_tower_that_is_not_named(name, other):
         ValueError, match=f"model.{name} is not set: name a pretrained tower .* or set model.checkpoint"
     ):
         build(**other)
+
+
+def test_what_is_missing_is_known_before_anything_is_built(towers, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="goes after one that has them: python train.py configs/demo.yaml configs/cl"):
+        check_start(ModelArguments(config={"align_weight": 0.0}))
+    with pytest.raises(FileNotFoundError, match="model.text: there is no folder .*nowhere"):
+        check_start(ModelArguments(vision=VISION, text=str(tmp_path / "nowhere")))
+    monkeypatch.chdir(towers.parent)
+    with pytest.raises(FileNotFoundError, match="no folder .*/trainde. Did you mean .*/trained?"):
+        check_start(ModelArguments(checkpoint=f"{towers.name}/trainde"))
+    check_start(ModelArguments(checkpoint=f"{towers.name}/trained"))
+    check_start(ModelArguments(vision="timm/some_model", text=str(towers / "text")))
 
 
 @pytest.mark.parametrize("name", ["vision", "text"])

@@ -1,12 +1,15 @@
 """Files and overrides to a checked configuration, and what is said of a wrong one."""
 
+import argparse
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from gap_closed_clip.data import DataArguments
-from gap_closed_clip.training import GapClosedTrainingArguments, ModelArguments, config, load_config
+from gap_closed_clip.training import GapClosedTrainingArguments, ModelArguments, config, load_config, read_words
 
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
@@ -94,6 +97,24 @@ def test_lists_and_mappings_on_the_command_line():
     assert loaded.model.text is None and loaded.training == {"report_to": ["none"]}
 
 
+def test_keys_inside_a_field_leave_its_others_as_they_are(write):
+    words = [
+        "model.vision.model_args.depth=1",
+        "vision.model_args.img_size=56",  # the section may be left out, as with fields
+        "text.hidden_size=96",
+        "text.intermediate_size=64",
+        "lora.options.use_rslora=true",
+    ]
+    loaded = load_config([write(BASE)], words)
+    assert loaded.model.vision == {
+        "architecture": "eva02_tiny_patch14_224",
+        "model_args": {"img_size": 56, "depth": 1},
+    }
+    assert loaded.model.text == {"hidden_size": 96, "num_attention_heads": 3, "intermediate_size": 64}
+    assert loaded.lora.options == {"use_rslora": True}
+    assert load_config([], ["vision.architecture=resnet18"]).model.vision == {"architecture": "resnet18"}
+
+
 def test_training_arguments_are_made_of_the_section_and_our_defaults(tmp_path):
     args = load_config([], [f"output_dir={tmp_path}", "weight_decay=0.5", "report_to=none"]).training_arguments()
     assert type(args) is GapClosedTrainingArguments and args.weight_decay == 0.5
@@ -133,6 +154,44 @@ def test_wrong_overrides(word, message):
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model.text.hiden_size=1"], r"model\.text: unknown key 'hiden_size': did you mean 'hidden_size'\?"),
+        (["model.vison.architecture=x"], r"unknown key 'vison' in section 'model': did you mean 'vision'\?"),
+        (["txt.hidden_size=1"], r"unknown section 'txt' in 'txt\.hidden_size'"),
+        (["projection_dim.x=1"], r"model\.projection_dim is \{'x': 1\} \(dict\); it has to be int"),
+        (
+            ["vision=timm/name", "vision.depth=1"],
+            r"model\.vision is 'timm/name', which has no key 'depth'",
+        ),
+    ],
+)
+def test_wrong_keys_inside_a_field(words, message):
+    with pytest.raises(ValueError, match=message):
+        load_config([], words)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--max_steps", "3"], "--max_steps: write max_steps=3."),
+        (["--max-steps=3"], "--max-steps=3: write max_steps=3."),
+        (["--max_steps", "-1", "seed=1"], "--max_steps: write max_steps=-1."),
+        (["--bf16", "seed=1"], "--bf16: write bf16=VALUE."),
+        (["a.yaml", "--bf16"], "--bf16: write bf16=VALUE."),
+    ],
+)
+def test_options_are_written_as_words(monkeypatch, words, hint):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("words", nargs="*")
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(ValueError, match=f"^There is no option {hint}$"):
+        read_words(parser)
+    monkeypatch.setattr(sys, "argv", ["train.py", "a.yaml", "max_steps=-1"])
+    assert read_words(parser) == ["a.yaml", "max_steps=-1"]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("trainig: {seed: 1}", r"base\.yaml: unknown section 'trainig': did you mean 'training'\?"),
@@ -154,6 +213,28 @@ def test_missing_file_and_the_nearest_one(write, tmp_path):
         load_config([tmp_path / "radiolgy.yaml"])
     with pytest.raises(FileNotFoundError, match="come with the package are in configs/"):
         load_config([tmp_path / "nothing" / "alike.yaml"])
+
+
+@pytest.mark.parametrize("name", ["max_steps", "training.max_steps", "vision"])
+def test_a_field_without_a_value_is_no_file(name):
+    with pytest.raises(FileNotFoundError, match=rf"no config file {name}\. Did you mean {name}=VALUE\?"):
+        load_config([name])
+
+
+def test_bf16_needs_a_gpu_or_the_cpu_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("gap_closed_clip.training.arguments.is_torch_bf16_gpu_available", lambda: False)
+    for name in ("bf16", "bf16_full_eval"):
+        with pytest.raises(ValueError, match=rf"training\.{name} is true, .* a GPU .*On a CPU add {name}=false\."):
+            load_config([], [f"{name}=true", f"output_dir={tmp_path}"]).training_arguments()
+        load_config([], [f"{name}=true", "use_cpu=true", f"output_dir={tmp_path}"]).training_arguments()
+
+
+def test_memory_is_pinned_only_for_a_gpu(tmp_path):
+    words = [f"output_dir={tmp_path}", "report_to=none"]
+    assert load_config([], words).training_arguments().dataloader_pin_memory is torch.accelerator.is_available()
+    for value in (True, False):
+        args = load_config([], [*words, f"dataloader_pin_memory={str(value).lower()}"]).training_arguments()
+        assert args.dataloader_pin_memory is value
 
 
 def test_a_bare_key_that_two_sections_have(monkeypatch):

@@ -210,7 +210,7 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
         (["per_device_train_batch_size=1"], "per_device_train_batch_size is 1: a pair needs other pairs"),
         (
             ["per_device_train_batch_size=32"],
-            r"phantoms has 24 training pairs, fewer than one batch of 32 \(1 devices together\): lower training.per_",
+            r"phantoms has 24 training pairs, fewer than one batch of 32 \(one device\): lower training.per_",
         ),
         (
             ["per_device_train_batch_size=8", "contrastive_batch_size=32"],
@@ -222,6 +222,10 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
         ),
         (["data.streaming=true", "max_steps=-1"], "data.streaming has no known length: set training.max_steps"),
         (["max_caption_tokens=97"], "max_caption_tokens is 97, but the text tower takes 96 tokens at most"),
+        (
+            ["vision=null", "source=nowhere"],
+            "model.vision is not set: .* without towers goes after",
+        ),
         (["eval_strategy=sometimes"], "sometimes.* is not a valid IntervalStrategy"),
     ],
 )
@@ -241,6 +245,29 @@ def test_captions_that_lose_their_end_are_counted(configure, caplog):
     long = sum(length > 20 for length in lengths)
     assert 0 < long < 24
     assert f"{long} of 24 training captions are longer than 20 tokens and lose their end." in caplog.text
+
+
+def test_a_model_cuts_texts_where_its_training_did(finished, configure, tmp_path):
+    """... and a later training may take longer ones, as far as the tower goes."""
+    train(configure(*NO_MORE, "max_caption_tokens=20"))
+    _, processor = load_checkpoint(tmp_path / "run")
+    assert len(processor(text="nodule " * 90, truncation=True)["input_ids"]) == 20
+    words = [f"checkpoint={tmp_path / 'run'}", "vision=null", "text=null", f"output_dir={tmp_path / 'longer'}"]
+    with pytest.raises(ValueError, match="max_caption_tokens is 97, but the text tower takes 96 tokens at most"):
+        train(configure(*NO_MORE, *words, "max_caption_tokens=97"))
+    train(configure(*NO_MORE, *words, "max_caption_tokens=90"))
+    assert load_checkpoint(tmp_path / "longer")[1].tokenizer.model_max_length == 90
+    assert load_checkpoint(finished[0])[1].tokenizer.model_max_length == 96  # nothing was asked for
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_data_are_read(configure, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(OSError, match=f"training.output_dir {folder} can't be written .*: name a folder that can"):
+            train(configure(f"output_dir={folder}", "source=nowhere"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(configure("source=nowhere"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_stream(configure, tmp_path):
@@ -288,10 +315,47 @@ def test_train_py_says_in_one_line_what_is_wrong(tiny):
     assert result.stderr == expected
 
 
-def test_train_py_leaves_a_model_folder_with_a_card(tiny, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("train_script", SCRIPT)
+def load_script(path: Path):
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_train_py_says_what_an_interruption_leaves(tiny, interrupted, monkeypatch, capsys):
+    module = load_script(SCRIPT)
+    monkeypatch.setattr(module, "train", interrupt)
+    monkeypatch.setattr(sys, "argv", ["train.py", str(tiny), f"output_dir={interrupted}"])
+    assert module.main() == 130
+    assert capsys.readouterr().err == (
+        f"\ntrain.py: interrupted. {interrupted / 'checkpoint-2'} is complete: the same command with "
+        "resume_from_checkpoint=true goes on from there.\n"
+    )
+    shutil.rmtree(interrupted)
+    assert module.main() == 130
+    assert capsys.readouterr().err == (
+        f"\ntrain.py: interrupted. {interrupted} holds no complete checkpoint to go on from; "
+        "training.save_strategy asks for them.\n"
+    )
+
+
+def test_compare_objectives_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_path):
+    module = load_script(SCRIPT.parent / "benchmarks" / "compare_objectives.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["compare_objectives.py", "nowhere.yaml"])
+    assert module.main() == 1
+    assert capsys.readouterr().err.startswith("compare_objectives.py: There is no config file nowhere.yaml.")
+    monkeypatch.setattr(module, "run", interrupt)
+    assert module.main() == 130
+    assert "interrupted. The same command goes on" in capsys.readouterr().err
+
+
+def test_train_py_leaves_a_model_folder_with_a_card(tiny, tmp_path, monkeypatch, capsys):
+    module = load_script(SCRIPT)
     words = [str(tiny), f"output_dir={tmp_path / 'run'}", "max_steps=1", "eval_strategy=no", "save_strategy=no"]
     monkeypatch.setattr(sys, "argv", ["train.py", *words])
     assert module.main() == 0

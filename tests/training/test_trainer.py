@@ -404,7 +404,7 @@ def test_accumulated_gradients_are_said_to_add_no_negatives(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"contrastive_batch_size": 20}, r"20: it has to be a multiple of the 8 .*on each of 1 devices\), e.g. 16"),
+        ({"contrastive_batch_size": 20}, r"20: it has to be a multiple of the 8 .*on one device\), e.g. 16"),
         ({"contrastive_batch_size": 4}, "has to be a multiple of the 8 .*e.g. 8"),
         (
             {"contrastive_batch_size": 16, "gradient_accumulation_steps": 3},

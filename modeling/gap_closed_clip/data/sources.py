@@ -145,7 +145,14 @@ def _load_local(path: Path, split: str, args: DataArguments, where: str) -> Data
     }
     if files:  # tables beside a folder of images: load_dataset would see the images alone
         return _load_files(files, split, args, where)
-    config = datasets.load_dataset_builder(str(path)).config
+    try:
+        config = datasets.load_dataset_builder(str(path)).config
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"data.source '{args.source}' holds no pairs. A folder has ROCO's layout ({split}/radiology/images beside "
+            f"captions.txt), a file for each split ({split}.csv, .tsv, .jsonl or .parquet), or images with a "
+            "metadata.csv or metadata.jsonl."
+        ) from error
     options = {}
     if isinstance(config, CsvConfig):
         options = _csv_options(Path(next(iter(config.data_files.values()))[0]))

@@ -1,6 +1,6 @@
 """Embed a data set once, run the metrics, draw the figures, write the report."""
 
-from .checkpoint import check_checkpoint, is_adapter, is_local, load_checkpoint
+from .checkpoint import check_checkpoint, check_model_name, is_adapter, is_local, load_checkpoint
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_pairs import (
     build_compute_metrics,
@@ -11,13 +11,15 @@ from .evaluate_pairs import (
     post_hoc_centring,
 )
 from .figures import plot_cosine_histograms, plot_projection
-from .report import digest_of_weights, metrics_table, read_metrics, write_metrics, write_report
+from .report import check_writable, digest_of_weights, metrics_table, read_metrics, write_metrics, write_report
 
 
 __all__ = [
     "PairEmbeddings",
     "build_compute_metrics",
     "check_checkpoint",
+    "check_model_name",
+    "check_writable",
     "digest_of_weights",
     "embed_pairs",
     "evaluate_embeddings",

@@ -1,5 +1,6 @@
 """Load a model folder, or say in one line what is wrong with it."""
 
+import difflib
 import json
 import warnings
 from pathlib import Path
@@ -20,6 +21,19 @@ BASE = "base"
 AGAIN = "Save it again (train.py, or model.save_pretrained and processor.save_pretrained)."
 
 
+def check_model_name(name_or_path: str | Path) -> None:
+    """`check_checkpoint` of a folder; of a Hub id, whether it is not a folder's name with a slip in it.
+
+    Raises:
+        FileNotFoundError, ValueError: as `check_checkpoint`; also for `outputs/demoo` beside a folder `outputs/demo`.
+    """
+    path = Path(name_or_path)
+    if is_local(name_or_path):
+        check_checkpoint(path)
+    elif len(path.parts) > 1 and (hint := _similar_folder(path)):
+        raise FileNotFoundError(f"There is no folder {path}.{hint}")
+
+
 def check_checkpoint(folder: str | Path) -> None:
     """Look for what is missing or half-written in a model folder, without loading the weights.
 
@@ -29,7 +43,7 @@ def check_checkpoint(folder: str | Path) -> None:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no model folder {folder}.")
+        raise FileNotFoundError(f"There is no model folder {folder}.{_similar_folder(folder)}")
     if is_adapter(folder):
         _check_adapter(folder)
     else:
@@ -49,13 +63,12 @@ def load_checkpoint(
         revision: of a Hub id.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_checkpoint`; also if weights are missing or have other shapes, or an
+        FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
             adapter does not belong to its base model.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
-    if is_local(name_or_path):
-        check_checkpoint(name_or_path)
+    check_model_name(name_or_path)
     try:
         if is_adapter(name_or_path, revision):
             model, missing = _load_adapter(name_or_path, revision), []
@@ -89,6 +102,13 @@ def is_local(name_or_path: str | Path) -> bool:
     """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
     text = str(name_or_path)
     return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+def _similar_folder(path: Path) -> str:
+    """ " Did you mean outputs/demo?" of a folder that isn't there; empty where none beside it has a similar name."""
+    names = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
 
 
 class _BaseNotLoaded(OSError):

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -137,6 +138,21 @@ def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
         name: {metric: math.nan if value is None else value for metric, value in metrics.items()}
         for name, metrics in results.items()
     }
+
+
+def check_writable(folder: str | Path, field: str) -> None:
+    """Whether files can be written into a folder, which need not be there yet; nothing stays behind.
+
+    Raises:
+        OSError: they can't, with the name of the field that asks for the folder.
+    """
+    path = Path(folder).absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):  # permissions alone don't tell of a read-only file system
+            pass
+    except OSError as error:
+        raise OSError(f"{field} {folder} can't be written ({error.strerror}): name a folder that can.") from error
 
 
 def write_report(

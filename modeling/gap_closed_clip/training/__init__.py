@@ -2,9 +2,9 @@
 
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .build import build_model_and_processor
-from .config import RunConfig, load_config
+from .config import RunConfig, load_config, read_words
 from .lora import LoraArguments, add_adapters, build_peft_config
-from .run import CONFIG_FILE, RUN_FILE, train
+from .run import CONFIG_FILE, RUN_FILE, last_complete_checkpoint, train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 
 
@@ -20,6 +20,8 @@ __all__ = [
     "add_adapters",
     "build_model_and_processor",
     "build_peft_config",
+    "last_complete_checkpoint",
     "load_config",
+    "read_words",
     "train",
 ]

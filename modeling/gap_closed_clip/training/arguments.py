@@ -5,8 +5,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import timm
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, TimmWrapperConfig, TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 
 # What a mapping under model.vision or model.text describes.
@@ -128,7 +130,20 @@ class GapClosedTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, incomplete batch."})
     # The collator needs captions and image bytes, which forward's signature does not name.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave this off."})
+    # Pinned memory is for copies to a GPU; without one torch warns of it.
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.accelerator.is_available, metadata={"help": "Default: true where there is a GPU."}
+    )
     report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where logs go."})
+
+    def __post_init__(self):
+        for name in ("bf16", "bf16_full_eval"):  # in the words of a configuration; transformers' own are of its Python
+            if getattr(self, name) and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
+                raise ValueError(
+                    f"training.{name} is true, so this configuration needs a GPU that computes in bfloat16, and there "
+                    f"is none here. On a CPU add {name}=false."
+                )
+        super().__post_init__()
 
     @property
     def global_batch_size(self) -> int:
@@ -147,10 +162,11 @@ class GapClosedTrainingArguments(TrainingArguments):
         at_a_time = self.train_batch_size * self.world_size
         parts, rest = divmod(self.global_batch_size, at_a_time)
         if rest or not parts:
+            devices = "one device" if self.world_size == 1 else f"each of {self.world_size} devices"
             raise ValueError(
                 f"training.contrastive_batch_size is {self.contrastive_batch_size}: it has to be a multiple of the "
                 f"{at_a_time} pairs that are encoded at a time (per_device_train_batch_size={self.train_batch_size} "
-                f"on each of {self.world_size} devices), e.g. {max(parts, 1) * at_a_time}."
+                f"on {devices}), e.g. {max(parts, 1) * at_a_time}."
             )
         if self.contrastive_batch_size is not None and self.gradient_accumulation_steps not in (1, parts):
             raise ValueError(

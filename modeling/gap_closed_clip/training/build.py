@@ -11,14 +11,35 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import AutoConfig, AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from ..configuration_gap_closed_clip import GapClosedClipConfig
-from ..evaluation import is_local, load_checkpoint
+from ..evaluation import check_model_name, is_local, load_checkpoint
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
-from ..towers_gap_closed_clip import longest_text
+from ..towers_gap_closed_clip import longest_text, not_loaded
 from .arguments import ModelArguments
 
 
 VOCABULARY_SIZE = 8000
+
+
+def check_start(args: ModelArguments) -> None:
+    """
+    What can be known at once of the model that training starts from: that a tower or checkpoint is missing or damaged.
+
+    Raises:
+        ValueError, FileNotFoundError: it is, by the name of its field.
+    """
+    if args.checkpoint is not None:
+        return check_model_name(args.checkpoint)
+    for name in ("vision", "text"):
+        tower = getattr(args, name)
+        if tower is None:
+            raise ValueError(
+                f"model.{name} is not set: name a pretrained tower (a Hub id or a folder), or describe one to start "
+                "from scratch; or set model.checkpoint. A configuration file without towers goes after one that has "
+                "them: python train.py configs/demo.yaml configs/clip_lt.yaml"
+            )
+        if isinstance(tower, str):
+            _pretrained(f"model.{name}", tower)
 
 
 def build_model_and_processor(
@@ -35,6 +56,7 @@ def build_model_and_processor(
         ValueError: a tower is missing, damaged or of the wrong kind, or `args.config` does not fit.
         OSError: a tower or checkpoint that can't be found, is incomplete, or can't be downloaded.
     """
+    check_start(args)
     if args.checkpoint is not None:
         model, processor = _load_checkpoint(args)
     else:
@@ -85,12 +107,6 @@ def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClose
 
 
 def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    for name in ("vision", "text"):
-        if getattr(args, name) is None:
-            raise ValueError(
-                f"model.{name} is not set: name a pretrained tower (a Hub id or a folder), or describe one to start "
-                "from scratch; or set model.checkpoint."
-            )
     vision = _vision_tower(args.vision)
     tokenizer, text = _text_tower(args.text, captions)
     what = f"model.vision={args.vision!r} or model.text={args.text!r}"
@@ -99,7 +115,7 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
             vision, text, keep_vision_projection=args.keep_vision_projection, **args.config
         )
     except OSError as error:
-        raise _not_loaded(what, error) from error
+        raise OSError(f"{what}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{what} cannot be built: {error}") from error
     return model, GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
@@ -126,7 +142,7 @@ def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(text)
     except OSError as error:
-        raise _not_loaded(f"model.text={text!r}", error) from error
+        raise not_loaded(f"model.text={text!r}", error) from error
     except ValueError:
         tokenizer = None
     # Where a BERT's folder lacks the files, the library makes up a tokenizer of the special tokens alone.
@@ -172,12 +188,4 @@ def _package_folder(name: str) -> str:
     return str(path)
 
 
-def _not_loaded(what: str, error: OSError) -> OSError:
-    return OSError(
-        f"{what} could not be loaded. Is it a folder with config.json and model.safetensors, or a Hub id, and is the "
-        "Hub within reach (network, HF_TOKEN for private ones, HF_HUB_OFFLINE unset)? The library says: "
-        f"{str(error).splitlines()[0]}"
-    )
-
-
-__all__ = ["build_model_and_processor", "train_tokenizer"]
+__all__ = ["build_model_and_processor", "check_start", "train_tokenizer"]

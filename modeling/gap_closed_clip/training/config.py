@@ -1,9 +1,11 @@
 """A run's configuration: YAML files and `key=value` to checked sections: `model`, `data`, `training`, and
 `lora` for adapters."""
 
+import argparse
 import dataclasses
 import difflib
 import re
+import sys
 import types
 import typing
 from pathlib import Path
@@ -94,7 +96,9 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
     """
     Reads YAML files, later ones over earlier ones, then `key=value` overrides, and checks every key and type.
 
-    A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`). Values are YAML.
+    A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
+    that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
+    are YAML.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -110,7 +114,9 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
                 _check_field(section, key, value, str(file))
                 sections[section][key] = value
     for override in overrides or []:
-        section, key, value = _parse_override(override)
+        section, (key, *inner), value = _parse_override(override)
+        if inner:
+            value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         _check_field(section, key, value, "the command line")
         sections[section][key] = value
     model = dict(sections["model"])
@@ -123,6 +129,22 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
         training=sections["training"],
         lora=LoraArguments(**sections["lora"]) if has_lora or sections["lora"] else None,
     )
+
+
+def read_words(parser: argparse.ArgumentParser) -> list[str]:
+    """The command line of a script that takes words (files, `key=value`) and no options.
+
+    Raises:
+        ValueError: an option, with what to write instead.
+    """
+    parsed, options = parser.parse_known_args()
+    if options:
+        key, _, value = options[0].lstrip("-").partition("=")
+        following = sys.argv[sys.argv.index(options[0]) + 1 :][:1]
+        if not value and following and "=" not in following[0]:
+            value = following[0]
+        raise ValueError(f"There is no option {options[0]}: write {key.replace('-', '_')}={value or 'VALUE'}.")
+    return parsed.words
 
 
 def fields_of(section: str) -> dict[str, Any]:
@@ -139,6 +161,8 @@ def fields_of(section: str) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
+        if any(str(path) in (name, f"{section}.{name}") for section in SECTIONS for name in fields_of(section)):
+            raise FileNotFoundError(f"There is no config file {path}. Did you mean {path}=VALUE?")
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
         hint = (
             f" Did you mean {path.parent / near[0]}?"
@@ -160,14 +184,15 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _parse_override(text: str) -> tuple[str, str, Any]:
+def _parse_override(text: str) -> tuple[str, list[str], Any]:
+    """Section, its field with the keys inside it if there are any, value."""
     key, equals, raw = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is neither a .yaml file nor `key=value`, e.g. training.learning_rate=1e-4.")
-    section, dot, name = key.strip().partition(".")
-    if not dot:
-        name = section
-        owners = [s for s in SECTIONS if name in fields_of(s)]
+    section, *names = key.strip().split(".")
+    owners = [s for s in SECTIONS if section in fields_of(s)]
+    if not names or owners:
+        name, names = section, [section, *names]
         if len(owners) > 1:
             raise ValueError(
                 f"{name} is a field of {' and '.join(owners)}: write {owners[0]}.{name} or {owners[1]}.{name}."
@@ -182,9 +207,20 @@ def _parse_override(text: str) -> tuple[str, str, Any]:
     if section not in SECTIONS:
         raise ValueError(f"The command line: unknown section {section!r} in {key!r}{_nearest(section, SECTIONS)}")
     try:
-        return section, name, yaml.load(raw, Loader=_Loader)
+        return section, names, yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"The value of {key!r} is not valid YAML: {raw!r}.") from error
+
+
+def _set_inside(mapping: Any, name: str, keys: list[str], value: Any) -> dict[str, Any]:
+    """The mapping called `name`, None being an empty one, with `value` at keys inside keys; the other keys stay."""
+    if not isinstance(mapping, dict | None):
+        raise ValueError(f"The command line: {name} is {mapping!r}, which has no key {keys[0]!r} to set inside it.")
+    key, *inner = keys
+    mapping = mapping or {}
+    if inner:
+        value = _set_inside(mapping.get(key), f"{name}.{key}", inner, value)
+    return {**mapping, key: value}
 
 
 def _check_field(section: str, key: str, value: Any, where: str) -> None:
@@ -230,4 +266,4 @@ def _changed(arguments) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
-__all__ = ["RunConfig", "SECTIONS", "fields_of", "load_config"]
+__all__ = ["RunConfig", "SECTIONS", "fields_of", "load_config", "read_words"]

@@ -11,11 +11,12 @@ from transformers import set_seed
 from transformers.utils import logging
 
 from ..data import DataArguments, PairCollator, count_truncated, load_checked_pairs
-from ..evaluation import build_compute_metrics, evaluate_model, write_report
+from ..evaluation import build_compute_metrics, check_writable, evaluate_model, write_report
+from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
 from .base import Base
-from .build import build_model_and_processor
+from .build import build_model_and_processor, check_start
 from .config import RunConfig
 from .frozen import pool_captions_once, recenter
 from .trainer import GapClosedClipTrainer
@@ -64,6 +65,9 @@ def train(config: RunConfig) -> TrainingResult:
     # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
     args.push_to_hub = False
     check_devices(args)
+    check_start(config.model)
+    if args.process_index == 0:
+        check_writable(args.output_dir, "training.output_dir")
     checkpoint = checkpoint_to_resume(args)
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
         train_pairs = load_training_pairs(config.data, args)
@@ -73,7 +77,7 @@ def train(config: RunConfig) -> TrainingResult:
     streaming = isinstance(train_pairs, IterableDataset)
     captions = (row["caption"] for row in train_pairs) if streaming else train_pairs["caption"]
     model, processor = build_model_and_processor(config.model, captions)
-    check_caption_length(train_pairs, processor, config.data)
+    set_caption_length(train_pairs, model, processor, config.data)
     base = None if config.lora is None else Base(model, config.model, args.output_dir)
     trained = model if base is None else base.adapt(config.lora)
     collator = PairCollator(processor, config.data.augmentation(), config.data.max_caption_tokens, config.data.window)
@@ -144,9 +148,10 @@ def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -
         return pairs
     if len(pairs) < args.global_batch_size:
         setting = "per_device_train_batch_size" if args.contrastive_batch_size is None else "contrastive_batch_size"
+        devices = "one device" if args.world_size == 1 else f"{args.world_size} devices together"
         raise ValueError(
             f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
-            f"({args.world_size} devices together): lower training.{setting}."
+            f"({devices}): lower training.{setting}."
         )
     return pairs
 
@@ -167,23 +172,26 @@ def load_held_out_pairs(
         raise type(error)(f"{error} (These pairs are needed because of {asker}.)") from error
 
 
-def check_caption_length(
-    pairs: Dataset | IterableDataset, processor: GapClosedClipProcessor, data: DataArguments
+def set_caption_length(
+    pairs: Dataset | IterableDataset, model: GapClosedClipModel, processor: GapClosedClipProcessor, data: DataArguments
 ) -> None:
     """
+    Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen what comes behind.
     Logs how many captions lose their end; of a stream that is not known.
 
     Raises:
         ValueError: `data.max_caption_tokens` is more than the text tower takes.
     """
-    limit = processor.tokenizer.model_max_length
-    if data.max_caption_tokens is not None and data.max_caption_tokens > limit:
-        raise ValueError(
-            f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes {limit} tokens at most."
-        )
+    if data.max_caption_tokens is not None:
+        if data.max_caption_tokens > model.max_text_length:
+            raise ValueError(
+                f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
+                f"{model.max_text_length} tokens at most."
+            )
+        processor.tokenizer.model_max_length = data.max_caption_tokens
     if isinstance(pairs, IterableDataset):
         return
-    limit = data.max_caption_tokens or limit
+    limit = processor.tokenizer.model_max_length
     truncated = count_truncated(pairs, processor.tokenizer, limit)
     if truncated:
         logger.warning(
@@ -201,7 +209,7 @@ def checkpoint_to_resume(args: GapClosedTrainingArguments) -> str | None:
     folder = Path(args.output_dir)
     resume = args.resume_from_checkpoint
     if resume is True:
-        return str(_last_complete_checkpoint(folder))
+        return str(_checkpoint_to_go_on_from(folder))
     if resume and not is_complete_checkpoint(Path(resume)):
         raise ValueError(
             f"training.resume_from_checkpoint: {resume} is no complete checkpoint: it needs "
@@ -234,18 +242,21 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def _last_complete_checkpoint(folder: Path) -> Path:
-    complete = []
+def last_complete_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint that `resume_from_checkpoint=true` goes on from; None where there is none."""
+    return next(filter(is_complete_checkpoint, reversed(_checkpoints(Path(folder)))), None)
+
+
+def _checkpoint_to_go_on_from(folder: Path) -> Path:
     for path in _checkpoints(folder):
-        if is_complete_checkpoint(path):
-            complete.append(path)
-        else:
+        if not is_complete_checkpoint(path):
             logger.warning(f"{path} was left half-written by a run that was killed; it is passed over.")
-    if not complete:
+    checkpoint = last_complete_checkpoint(folder)
+    if checkpoint is None:
         raise ValueError(
             f"training.resume_from_checkpoint: {folder} holds no complete checkpoint. Leave it out to start anew."
         )
-    return complete[-1]
+    return checkpoint
 
 
 def is_complete_checkpoint(folder: Path) -> bool:
@@ -296,4 +307,4 @@ def evaluate_model_folder(
     return metrics
 
 
-__all__ = ["CONFIG_FILE", "RUN_FILE", "TrainingResult", "train"]
+__all__ = ["CONFIG_FILE", "RUN_FILE", "TrainingResult", "last_complete_checkpoint", "train"]
