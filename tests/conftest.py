@@ -11,7 +11,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import CLIPImageProcessor  # noqa: E402
 
-from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel, GapClosedClipProcessor  # noqa: E402
+from gap_closed_clip import (  # noqa: E402
+    GapClosedClipConfig,
+    GapClosedClipModel,
+    GapClosedClipProcessor,
+    ImageTextRetrievalPipeline,
+)
 from gap_closed_clip.training.build import train_tokenizer  # noqa: E402
 
 
@@ -75,6 +80,11 @@ def tiny_processor() -> GapClosedClipProcessor:
     tokenizer.model_max_length = 64
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
+
+
+@pytest.fixture
+def pipe(tiny_model, tiny_processor) -> ImageTextRetrievalPipeline:
+    return ImageTextRetrievalPipeline(tiny_model.eval(), processor=tiny_processor, device="cpu")
 
 
 @pytest.fixture(scope="session")

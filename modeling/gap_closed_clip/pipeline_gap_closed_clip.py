@@ -1,13 +1,25 @@
 """The `image-text-retrieval` pipeline: images or texts against a gallery of either kind, or of both."""
 
+import io
+import os
+from collections.abc import Sequence, Set
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import normalize
 from transformers import Pipeline
-from transformers.image_utils import load_image
+
+from .pictures_gap_closed_clip import to_rgb
+
+
+FETCH_SECONDS = 30.0  # that a URL's server may be silent
+ONE = (str, bytes, os.PathLike, Image.Image, dict)  # an item by itself, or an attempt at one
 
 
 class ImageTextRetrievalPipeline(Pipeline):
@@ -18,7 +30,8 @@ class ImageTextRetrievalPipeline(Pipeline):
     any image.
 
     A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, or `{"image": path or URL}`. `{"text": ...}` is a
-    text, too.
+    text, too. Images are turned upright and to RGB as in training: 16-bit gray is scaled to its own range, and
+    transparency laid on black.
 
     Example:
 
@@ -40,7 +53,8 @@ class ImageTextRetrievalPipeline(Pipeline):
         """
         Args:
             queries: one query, or a list of them.
-            gallery: a list of images and texts, or their embeddings from `embed`, (N, D).
+            gallery: a list of images and texts, a column of a data set, or another iterable that has an order; or
+                their embeddings from `embed`, a tensor or an array (N, D), of any length.
             top_k: how many to give.
             batch_size: images or texts encoded at a time.
 
@@ -49,14 +63,22 @@ class ImageTextRetrievalPipeline(Pipeline):
             gallery and, unless the gallery is embeddings, `item`. A list of such lists for a list of queries.
 
         Raises:
-            ValueError: an empty gallery, or something that is neither image nor text.
+            ValueError: no queries or no gallery, something that is neither image nor text, a file that is not there
+                or can't be read, embeddings that are not this model's, or a number that is none.
         """
+        _check_number("top_k", top_k)
+        _check_number("batch_size", batch_size)
+        many, embedded = not isinstance(queries, ONE), _is_embeddings(gallery)
+        queries = _as_list(queries, "queries") if many else [queries]
+        if gallery is not None:
+            gallery = self._given(gallery) if embedded else _as_list(gallery, "gallery")
         if gallery is None or len(gallery) == 0:
             raise ValueError("image-text-retrieval needs a gallery to search: gallery=[images and texts].")
-        many = isinstance(queries, list | tuple)
-        query_embeds = self.embed(queries if many else [queries], batch_size)  # (Q, D)
-        embeds = gallery if isinstance(gallery, Tensor) else self.embed(gallery, batch_size)  # (N, D)
-        best = (query_embeds @ embeds.to(query_embeds).T).topk(min(top_k, len(embeds)))
+        query_embeds = self._embed(queries, "queries", batch_size)  # (Q, D)
+        embeds = gallery if embedded else self._embed(gallery, "gallery", batch_size)  # (N, D)
+        # The cosines are divided and not the embeddings, which may be many, and searched again by the next call.
+        cosines = query_embeds @ embeds.T / _norms(embeds)  # (Q, N)
+        best = cosines.topk(min(top_k, len(embeds)))
         ranked = [
             [self._hit(gallery, score, index) for score, index in zip(scores, indices, strict=True)]
             for scores, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
@@ -64,24 +86,18 @@ class ImageTextRetrievalPipeline(Pipeline):
         return ranked if many else ranked[0]
 
     def embed(self, items: list, batch_size: int = 32) -> Tensor:
-        """Images and texts to unit vectors (N, D) on the CPU, to be searched again and again."""
-        images, texts = {}, {}
-        for index, item in enumerate(items):
-            kind, value = self._kind(item)
-            (images if kind == "image" else texts)[index] = value
-        embeds: dict[int, Tensor] = {}
-        for name, chosen in (("images", images), ("text", texts)):
-            indices = list(chosen)
-            for start in range(0, len(indices), batch_size):
-                batch = indices[start : start + batch_size]
-                inputs = self.preprocess({name: [chosen[index] for index in batch]})
-                embeds.update(zip(batch, self.forward(inputs), strict=True))
-        return torch.stack([embeds[index] for index in range(len(items))])
+        """
+        Images and texts to float32 unit vectors (N, D) on the CPU, to be searched again and again.
+
+        Raises:
+            ValueError: as for a gallery of items.
+        """
+        _check_number("batch_size", batch_size)
+        return self._embed(_as_list(items, "items"), "items", batch_size)
 
     def preprocess(self, inputs: dict[str, list]) -> Any:
         if "images" in inputs:
-            images = [load_image(image).convert("RGB") for image in inputs["images"]]
-            return self.processor(images=images, return_tensors="pt").to(self.dtype)
+            return self.processor(images=inputs["images"], return_tensors="pt").to(self.dtype)
         # A tokenizer without a limit of its own gets the text tower's.
         limit = min(self.processor.tokenizer.model_max_length, self.model.max_text_length)
         return self.processor(
@@ -98,27 +114,123 @@ class ImageTextRetrievalPipeline(Pipeline):
     def _sanitize_parameters(self, **kwargs):
         return {}, {}, {}
 
-    @staticmethod
-    def _kind(item) -> tuple[str, Any]:
-        if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in ("image", "text"):
-            kind, value = next(iter(item.items()))
-        elif isinstance(item, str):
-            kind, value = "text", item
-        else:
-            kind, value = "image", item
-        value = str(value) if isinstance(value, Path) else value
-        expected = (str, Image.Image) if kind == "image" else str
-        if not isinstance(value, expected):
-            raise ValueError(
-                f"{item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, or "
-                "{'image': path or URL} or {'text': ...}."
-            )
-        return kind, value
+    def _embed(self, items: Sequence, name: str, batch_size: int) -> Tensor:
+        """`embed`, of what errors call `name`."""
+        if len(items) == 0:
+            raise ValueError(f"{name} is empty: give images and texts.")
+        # All of a list, before the first is encoded. A data set's column would decode its images twice for that.
+        if isinstance(items, list | tuple):
+            for index, item in enumerate(items):
+                _kind(item, f"{name}[{index}]")
+        embeds: dict[int, Tensor] = {}
+        waiting: dict[str, dict[int, Any]] = {"images": {}, "text": {}}
+        for index, item in enumerate(items):
+            kind, value = _kind(item, f"{name}[{index}]")
+            waiting[kind][index] = value if kind == "text" else _picture(value, f"{name}[{index}]")
+            if len(waiting[kind]) == batch_size:
+                embeds |= self._encode(kind, waiting[kind])
+                waiting[kind] = {}
+        for kind, values in waiting.items():
+            if values:
+                embeds |= self._encode(kind, values)
+        return torch.stack([embeds[index] for index in range(len(embeds))])
+
+    def _encode(self, kind: str, values: dict[int, Any]) -> dict[int, Tensor]:
+        embeds = self.forward(self.preprocess({kind: list(values.values())}))
+        return dict(zip(values, normalize(embeds.float(), dim=-1), strict=True))
+
+    def _given(self, gallery: Tensor | np.ndarray) -> Tensor:
+        """Embeddings from the user, (N, D) float32 on the CPU, which need not be unit vectors."""
+        if isinstance(gallery, np.ndarray):  # what torch takes without a copy or a warning; a copy where it doesn't
+            gallery = torch.from_numpy(np.require(gallery, np.float32, ["C", "W"]))
+        dim = self.model.config.projection_dim
+        if gallery.ndim != 2 or gallery.shape[1] != dim:
+            raise ValueError(f"gallery has the shape {tuple(gallery.shape)}: embeddings of this model are (N, {dim}).")
+        return gallery.detach().to("cpu", torch.float32)
 
     @staticmethod
     def _hit(gallery, score: float, index: int) -> dict[str, Any]:
         hit = {"score": score, "index": index}
         return hit if isinstance(gallery, Tensor) else {**hit, "item": gallery[index]}
+
+
+def _check_number(name: str, value) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r:.80}: give a whole number, 1 or more.")
+
+
+def _is_embeddings(gallery) -> bool:
+    """Numbers; an array of strings or objects is a list of items."""
+    return isinstance(gallery, Tensor) or (isinstance(gallery, np.ndarray) and gallery.dtype.kind in "biuf")
+
+
+def _as_list(items, name: str) -> Sequence:
+    """What has an order and a length: a list, a data set's column as it is, and a list of what a generator gives."""
+    if isinstance(items, ONE):
+        raise ValueError(f"{name} is one item, {items!r:.80}: give a list, [item].")
+    if isinstance(items, Set):
+        raise ValueError(f"{name} is a set, which has no order to give the index in: give a list.")
+    if isinstance(items, Sequence):
+        return items
+    try:
+        return list(items)
+    except TypeError:
+        raise ValueError(f"{name} is {items!r:.80}: give a list of images and texts.") from None
+
+
+def _kind(item, where: str) -> tuple[str, Any]:
+    """("text", the text) or ("images", PIL image, path or URL) of an item; `where` is for the error."""
+    if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in ("image", "text"):
+        kind, value = next(iter(item.items()))
+    else:
+        kind, value = "text" if isinstance(item, str) else "image", item
+    value = os.fspath(value) if isinstance(value, os.PathLike) and kind == "image" else value
+    if not isinstance(value, str if kind == "text" else (str, Image.Image)):
+        raise ValueError(
+            f"{where}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, or "
+            "{'image': path or URL} or {'text': ...}."
+        )
+    if kind == "text":
+        return "text", value
+    if isinstance(value, str) and not _is_url(value) and not os.path.isfile(value):
+        raise ValueError(f"There is no file {value:.200} ({where}).")
+    return "images", value
+
+
+def _is_url(value: str) -> bool:
+    return value[:11].lower().startswith(("http://", "https://", "data:image/"))
+
+
+def _picture(image: str | Image.Image, where: str) -> Image.Image:
+    """The upright RGB picture of a PIL image, a path or a URL."""
+    name = f"{where}, {image:.200}," if isinstance(image, str) else where
+    try:
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+        return to_rgb(Image.open(io.BytesIO(_read(image))))
+    except Exception as error:  # a damaged file makes Pillow raise a dozen different types
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "no format that Pillow knows; save DICOM as PNG, windowed"
+        raise ValueError(f"{name} can't be read as an image: {reason}.") from error
+
+
+def _read(image: str) -> bytes:
+    """A file's bytes, and not its name: by that Pillow 13 maps a raw TIFF, and scrambles one that lies on its side."""
+    if not _is_url(image):
+        return Path(image).read_bytes()
+    request = Request(image, headers={"User-Agent": "gap_closed_clip"})  # some servers refuse the library's own name
+    with urlopen(request, timeout=FETCH_SECONDS) as response:
+        return response.read()
+
+
+def _norms(embeds: Tensor) -> Tensor:
+    """(N,) of a gallery."""
+    norms = embeds.norm(dim=-1)
+    bad = (~norms.isfinite() | (norms == 0)).nonzero()
+    if len(bad):
+        raise ValueError(f"gallery[{bad[0].item()}] has no direction: it is all zeros, or NaN or infinite.")
+    return norms
 
 
 __all__ = ["ImageTextRetrievalPipeline"]

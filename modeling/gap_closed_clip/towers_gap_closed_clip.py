@@ -1,12 +1,19 @@
 """The towers' published weights, and what a timm tower tells of itself."""
 
+import os
+import re
 from collections.abc import Sequence
 
 import torch
+from huggingface_hub import list_repo_files
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
+
+
+PICKLED = r"(open_clip_)?(pytorch|adapter)_model.*\.bin"
 
 
 def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
@@ -63,12 +70,27 @@ def not_loaded(what: str, error: OSError) -> OSError:
 
 
 def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
+    """
+    A tower with its published weights, or one from scratch of a configuration.
+
+    Raises:
+        OSError: it can't be found.
+        ValueError: its weights are pickled, or of another model.
+    """
     if isinstance(name_or_config, PreTrainedConfig):
         return AutoModel.from_config(name_or_config, **kwargs)
     try:
-        model, info = AutoModel.from_pretrained(name_or_config, output_loading_info=True, **kwargs)
+        model, info = AutoModel.from_pretrained(
+            name_or_config, output_loading_info=True, use_safetensors=True, **kwargs
+        )
     except OSError as error:
-        raise not_loaded(repr(name_or_config), error) from error
+        pickled = pickled_weights(name_or_config, kwargs.get("revision"))
+        if pickled is None:
+            raise not_loaded(repr(name_or_config), error) from error
+        raise ValueError(
+            f"{name_or_config} has pickled weights alone ({pickled}), which can run any code when they are read. Name "
+            "a copy with model.safetensors: huggingface.co/spaces/safetensors/convert makes one, or save_pretrained."
+        ) from error
     # A BERT's pooler is often missing, and is dropped where it isn't asked for.
     missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
@@ -77,6 +99,24 @@ def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrain
             "would start at random: its weights are of another model, or have other names."
         )
     return model
+
+
+def pickled_weights(name_or_path: str, revision: str | None = None) -> str | None:
+    """
+    The name of a file of pickled weights in a folder or on the Hub, where there are no others.
+
+    None, too, where the Hub can't be asked.
+    """
+    if os.path.isdir(name_or_path):
+        names = os.listdir(name_or_path)
+    else:
+        try:
+            names = list_repo_files(name_or_path, revision=revision)
+        except (HFValidationError, HTTPError, OSError):
+            return None
+    if any(name.endswith(".safetensors") for name in names):
+        return None
+    return next((name for name in sorted(names) if re.fullmatch(PICKLED, name)), None)
 
 
 def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:
@@ -111,6 +151,7 @@ __all__ = [
     "load_tower",
     "longest_text",
     "not_loaded",
+    "pickled_weights",
     "pool_text",
     "pretrained_head",
     "run_fused_layers_as_modules",

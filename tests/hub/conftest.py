@@ -82,13 +82,18 @@ def save_folder(folder: Path, model, processor) -> Path:
 
 
 def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
-    """A folder's handler.py and the handler_images.py it imports, loaded as Hugging Face's toolkit loads them."""
+    """
+    A folder's handler.py and the handler_images.py it imports, loaded as Hugging Face's toolkit loads them.
+
+    The folder is on sys.path meanwhile, with the handler and the code beside the weights that it imports.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         spec = importlib.util.spec_from_file_location("handler.EndpointHandler", folder / "handler.py")
         handler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(handler)
     # The next folder has its own.
+    del sys.modules["pictures_gap_closed_clip"]
     return handler, sys.modules.pop("handler_images")
 
 

@@ -221,8 +221,8 @@ def test_an_image_in_any_form_is_the_same(endpoint):
         assert endpoint(classified(image)) == expected
         assert endpoint(classified({"image": image})) == expected
     # An image body, with labels in the query string
-    body = {"inputs": IMAGES[0], "parameters": {"candidate_labels": ",".join(LABELS)}}
-    assert endpoint(body) == expected
+    for labels in (",".join(LABELS), ", ".join(LABELS), f" {' , '.join(LABELS)}\n"):
+        assert endpoint({"inputs": IMAGES[0], "parameters": {"candidate_labels": labels}}) == expected
     assert endpoint({**classified(IMAGE), "options": {"wait_for_model": True}}) == expected
 
 
@@ -322,6 +322,10 @@ def test_every_kind_of_pixel_is_seen_as_in_training(endpoint, handler_images, im
     assert len(endpoint({"inputs": {"image": b64(data)}})["image_embeds"]) == 1
 
 
+def test_the_conversion_is_that_of_the_folder(handler_images, folder):
+    assert handler_images.to_rgb.__globals__["__file__"] == str(folder / "pictures_gap_closed_clip.py")
+
+
 def test_an_image_that_lies_on_its_side_is_turned(handler_images):
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: to be turned by 90 degrees
@@ -348,6 +352,11 @@ def _png_header(width: int, height: int) -> bytes:
     return bytes(data)
 
 
+LARGE = b64(np.random.default_rng(0).bytes(12_288))
+WRAPPED = base64.encodebytes(np.random.default_rng(0).bytes(12_288)).decode()
+LOOKS_LIKE_BASE64 = (
+    'has 16384 characters: a text may have 10000. It looks like base64: an image goes into {"image": ...}.'
+)
 NOT_BASE64 = "is not base64: send the bytes of an image file as base64. Paths are never opened."
 NO_IMAGE = "is no image file of a known format: PNG, JPEG, JPEG2000, TIFF, BMP, GIF, WEBP, PPM."
 BRACES = "hypothesis_template holds {} once, where the label goes, and no other braces."
@@ -386,6 +395,7 @@ BAD = [
     (classified(IMAGE, {"a": 1}), 400, "candidate_labels is a list of labels, and not empty."),
     (classified(IMAGE, ["a", 3]), 400, "candidate_labels[1] is a number: send a text."),
     (classified(IMAGE, ["a", " "]), 400, "candidate_labels[1] is an empty text."),
+    (classified(IMAGE, "a, ,b"), 400, "candidate_labels[1] is an empty text."),
     (classified(IMAGE, ["a"] * 257), 413, "257 candidate_labels: a request may have 256."),
     (classified(IMAGE, template="An image."), 400, BRACES),
     (classified(IMAGE, template="{:>999999999}"), 400, BRACES),
@@ -441,6 +451,10 @@ BAD = [
         400,
         'inputs.query is an image where a text is expected: an image goes into {"image": ...}.',
     ),
+    (search(LARGE, ["b"]), 413, f"inputs.query {LOOKS_LIKE_BASE64}"),
+    (search("a", ["b", WRAPPED]), 413, f"inputs.gallery[1] {LOOKS_LIKE_BASE64.replace('16384', '16600')}"),
+    (search("a", ["b", "Chest CT 3 " * 1000]), 413, "inputs.gallery[1] has 11000 characters: a text may have 10000."),
+    (search("x" * 10_001, ["b"]), 413, "inputs.query has 10001 characters: a text may have 10000."),
     (search("a", [[0.1] * 32, [0.1] * 31]), 400, "inputs.gallery[1] has 31 numbers: this model's embeddings have 32."),
     (search("a", [[0.1] * 32, "b"]), 400, "inputs.gallery[1] is a text: this model's embeddings have 32."),
     (search("a", [[0.1] * 32, [float("nan")] * 32]), 400, f"inputs.gallery[1] {NO_DIRECTION}"),

@@ -19,7 +19,7 @@ from PIL import Image
 
 from gap_closed_clip.hub.reload import PACKAGE
 
-from .conftest import load_handler
+from .conftest import HANDLER, load_handler
 
 
 NOT_PUBLIC = "inputs: the URL leads to an address that is not public."
@@ -81,8 +81,11 @@ def server():
 
 
 @pytest.fixture(scope="module")
-def modules() -> tuple[types.ModuleType, types.ModuleType]:
-    return load_handler(PACKAGE / "hub")
+def modules(tmp_path_factory) -> tuple[types.ModuleType, types.ModuleType]:
+    folder = tmp_path_factory.mktemp("model")
+    for path in (*(PACKAGE / "hub" / name for name in HANDLER), PACKAGE / "pictures_gap_closed_clip.py"):
+        shutil.copy(path, folder)
+    return load_handler(folder)
 
 
 @pytest.fixture(scope="module")

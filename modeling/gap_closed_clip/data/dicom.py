@@ -4,6 +4,8 @@ import io
 
 import numpy as np
 
+from ..pictures_gap_closed_clip import scale_to_8_bit
+
 
 def is_dicom(data: bytes, name: str) -> bool:
     """Whether these bytes are a DICOM file: by its mark behind the preamble, or by the name (old files lack it)."""
@@ -75,23 +77,4 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
         share = (values > center - 0.5).astype(np.float64)
     else:
         share = (values - (center - 0.5)) / (width - 1) + 0.5
-    return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def scale_to_8_bit(values: np.ndarray) -> np.ndarray:
-    """Values of unknown range -> uint8 over the image's own range.
-
-    The range is that between the 0.1th and 99.9th percentile, so that 12 bits stored in 16 use all of 0..255, and a
-    few hot pixels or a burned-in mark at the container's maximum do not turn the rest black. NaN and -inf become 0.
-    """
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return np.zeros(values.shape, np.uint8)
-    low, high = np.percentile(finite, (0.1, 99.9))
-    if high <= low:  # nearly all pixels are equal: what differs is all there is to see
-        low, high = finite.min(), finite.max()
-    if high <= low:
-        low, high = 0.0, max(high, 1.0)
-    share = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
     return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)

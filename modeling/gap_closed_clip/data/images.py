@@ -16,7 +16,8 @@ from PIL import Image, ImageOps, ImageStat
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from .dicom import apply_window, decode_dicom, is_dicom, scale_to_8_bit
+from ..pictures_gap_closed_clip import scale_to_8_bit, to_rgb
+from .dicom import apply_window, decode_dicom, is_dicom
 
 
 logger = getLogger(__name__)
@@ -32,11 +33,8 @@ def decode_image(
 ) -> Image.Image:
     """Decode an image of any kind met in radiology sets to an 8-bit RGB picture, upright.
 
-    - gray, 1-bit, palette, CMYK: converted; transparency: composited on black
-    - 16- and 32-bit gray, float: through `window`, else scaled over the image's own range (`scale_to_8_bit`);
-      16-bit colour keeps the high byte
+    - `to_rgb`, with 16- and 32-bit gray and float through `window`, else scaled over the image's own range
     - DICOM: `decode_dicom`; other files with several pages or frames: the first
-    - EXIF orientation: applied
 
     Args:
         image: a row's `{"bytes", "path"}`, the file's bytes, a path or URL, or a PIL image.
@@ -50,8 +48,9 @@ def decode_image(
         ValueError: the image is damaged, truncated or of no known format; names it.
         ImportError: a DICOM file without pydicom.
     """
+    to_8_bit = scale_to_8_bit if window is None else partial(apply_window, center=window[0], width=window[1])
     if isinstance(image, Image.Image):
-        return _to_rgb(ImageOps.exif_transpose(image), window)
+        return to_rgb(image, to_8_bit)
     if isinstance(image, dict):
         path, data = image.get("path"), image.get("bytes")
     else:
@@ -64,9 +63,7 @@ def decode_image(
         picture = Image.open(io.BytesIO(data))
         if min_size is not None:
             picture.draft("RGB", (min_size, min_size))
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _to_rgb(picture, window)
+        return to_rgb(picture, to_8_bit)
     except ImportError:
         raise
     except Exception as error:  # a damaged file makes Pillow and pydicom raise a dozen different types
@@ -85,19 +82,6 @@ def _read(path: str | None, name: str) -> bytes:
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"The image file '{path}' does not exist. {SKIP_REMEDY}") from error
-
-
-def _to_rgb(picture: Image.Image, window: tuple[float, float] | None) -> Image.Image:
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode[0] in "IF":  # I, I;16, I;16B, I;16L, F
-        values = np.asarray(picture)
-        gray = scale_to_8_bit(values) if window is None else apply_window(values.astype(np.float64), *window)
-        return Image.fromarray(gray).convert("RGB")
-    if picture.mode.lower() in ("rgba", "la", "pa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
-    return picture.convert("RGB")
 
 
 @dataclass

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
-from transformers.utils import find_adapter_config_file
+from transformers.utils import cached_file, find_adapter_config_file
 
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..towers_gap_closed_clip import pickled_weights
 
 
 MODEL_TYPE = "gap_closed_clip"
@@ -73,12 +74,17 @@ def load_checkpoint(
         if is_adapter(name_or_path, revision):
             model, missing = _load_adapter(name_or_path, revision), []
         else:
-            model, info = GapClosedClipModel.from_pretrained(name_or_path, revision=revision, output_loading_info=True)
+            model, info = GapClosedClipModel.from_pretrained(
+                name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
+            )
             missing = sorted(info["missing_keys"])
         processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
     except _BaseNotLoaded:
         raise
     except OSError as error:
+        if pickled := pickled_weights(name_or_path, revision):
+            missing = ADAPTER_WEIGHTS if pickled.startswith("adapter") else WEIGHTS
+            raise FileNotFoundError(_no_weights(name_or_path, missing, pickled)) from error
         raise OSError(
             f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
             f"private one? HF_HUB_OFFLINE?): {str(error).splitlines()[0]}"
@@ -116,6 +122,8 @@ class _BaseNotLoaded(OSError):
 
 
 def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:
+    if not is_local(name_or_path):
+        cached_file(name_or_path, ADAPTER_WEIGHTS, revision=revision)  # peft reads a pickle where there is none
     config = PeftConfig.from_pretrained(name_or_path, revision=revision)
     base, base_revision = config.base_model_name_or_path, config.revision
     beside = Path(name_or_path) / BASE
@@ -167,8 +175,12 @@ def _weight_files(folder: Path) -> list[str]:
             raise ValueError(f"{folder} is damaged: {INDEX} has no weight_map. {AGAIN}")
         return sorted(set(weight_map.values()))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
-    hint = f"{pickled[0]} is pickled and not read" if pickled else "it may be half-written"
-    raise FileNotFoundError(f"{folder} has no weights: {WEIGHTS} is missing, {hint}. {AGAIN}")
+    raise FileNotFoundError(_no_weights(folder, WEIGHTS, pickled[0] if pickled else None))
+
+
+def _no_weights(place: str | Path, missing: str, pickled: str | None) -> str:
+    hint = f"{pickled} is pickled and not read" if pickled else "it may be half-written"
+    return f"{place} has no weights: {missing} is missing, {hint}. {AGAIN}"
 
 
 def _check_weights(path: Path) -> None:

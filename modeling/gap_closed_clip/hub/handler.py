@@ -18,12 +18,14 @@ the environment variable GAP_CLOSED_CLIP_ALLOW_URLS=1 it may be a URL; a path is
 to its own range and transparency laid on black, as in training.
 
 A bad request gets `{"error": what is wrong, "status": 400}`, or 403, 413 (too large) or 500 (with the number under
-which the log has the traceback).
+which the log has the traceback). Hugging Face's own toolkit answers HTTP 400 with `{"error": ...}` to every failure;
+these numbers are for other callers.
 """
 
 import difflib
 import logging
 import os
+import re
 import sys
 import threading
 import uuid
@@ -229,7 +231,8 @@ def _check_names(given: dict, allowed: tuple[str, ...], where: str) -> None:
 def _labels(parameters: dict) -> list[str]:
     labels = parameters.get("candidate_labels")
     if isinstance(labels, str):
-        labels = labels.split(",")  # all that the query string beside an image body can carry
+        # All that the query string beside an image body can carry.
+        labels = [label.strip() for label in labels.split(",")]
     if not isinstance(labels, list) or not labels:
         raise RequestError("candidate_labels is a list of labels, and not empty.")
     if len(labels) > MAX_LABELS:
@@ -295,10 +298,19 @@ def _text(value: Any, where: str) -> str:
     if value[:11].lower() == "data:image/":
         raise RequestError(f'{where} is an image where a text is expected: an image goes into {{"image": ...}}.')
     if len(value) > MAX_TEXT_LENGTH:
-        raise RequestError(f"{where} has {len(value)} characters: a text may have {MAX_TEXT_LENGTH}.", 413)
+        hint = ' It looks like base64: an image goes into {"image": ...}.' if _looks_like_base64(value) else ""
+        raise RequestError(f"{where} has {len(value)} characters: a text may have {MAX_TEXT_LENGTH}.{hint}", 413)
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
         raise RequestError(f"{where} is not valid Unicode: it has half of a surrogate pair.")
     return value
+
+
+def _looks_like_base64(value: str) -> bool:
+    """No text has a word as long as a line of base64, of capitals, small letters and digits alone."""
+    words = value[:2000].split()
+    start = "".join(words)
+    kinds = ("[A-Z]", "[a-z]", "[0-9]", r"^[A-Za-z0-9+/]+=*$")
+    return len(words[0]) >= 60 and all(re.search(kind, start) for kind in kinds)
 
 
 def _vectors(rows: list, dim: int) -> Tensor:

@@ -1,7 +1,8 @@
 """
 The images of a request to the endpoint: from base64 or a URL to an upright RGB picture, within limits.
 
-`handler.py` imports it from the model folder, where the package is not installed.
+`handler.py` imports it from the model folder, where the package is not installed. The conversion to RGB is that of the
+code beside the weights.
 """
 
 import base64
@@ -17,8 +18,9 @@ import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from pictures_gap_closed_clip import to_rgb
 
 
 URL_SWITCH = "GAP_CLOSED_CLIP_ALLOW_URLS"
@@ -99,8 +101,7 @@ def _picture(value: Any, where: str) -> Image.Image:
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise RequestError(f"{where} has {width} x {height} pixels: one side may be {MAX_ASPECT} times the other.")
     try:
-        picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture))
+        return to_rgb(picture)
     except Exception:  # a damaged file makes Pillow raise a dozen different types
         raise RequestError(f"{where} is damaged or cut off: its pixels can't be read.") from None
 
@@ -116,24 +117,6 @@ def _open(data: bytes, where: str) -> Image.Image:
         raise RequestError(f"{where} has too many pixels: an image may have {MAX_PIXELS}.", 413) from None
     except Exception:
         raise RequestError(f"{where} is no image file of a known format: {', '.join(FORMATS)}.") from None
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """As `gap_closed_clip.data.decode_image`, so that the model sees what it saw in training."""
-    if picture.mode[0] in "IF":  # 16- and 32-bit gray, which convert("RGB") would clip to white
-        values = np.asarray(picture).astype(np.float64)
-        finite = values[np.isfinite(values)]
-        low, high = np.percentile(finite, (0.1, 99.9)) if finite.size else (0.0, 0.0)
-        if finite.size and high <= low:
-            low, high = finite.min(), finite.max()
-        if high <= low:
-            low, high = 0.0, max(high, 1.0)
-        share = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
-        return Image.fromarray((share.clip(0, 1) * 255 + 0.5).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-    return picture.convert("RGB")
 
 
 def _fetch(url: str, where: str) -> bytes:
