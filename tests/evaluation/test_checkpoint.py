@@ -106,7 +106,7 @@ def test_no_folder(tmp_path):
 def test_a_slip_in_the_name_of_a_folder(folder, monkeypatch):
     monkeypatch.chdir(folder.parent.parent)
     parent = folder.parent.name  # parent/demo is written as a Hub id would be
-    (folder.parent / "demos.txt").touch()
+    (folder.parent / "demoos").touch()  # nearer, but no folder
     for check in (check_model_name, load_checkpoint):
         with pytest.raises(FileNotFoundError, match=f"^There is no folder {parent}/demoo. Did you mean {parent}/demo"):
             check(f"{parent}/demoo")
