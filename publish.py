@@ -3,6 +3,7 @@
     python publish.py outputs/demo owner/name --dry-run     # what would go, and what is wrong with it
     python publish.py outputs/demo owner/name --dry-run --output outputs/published      # and see it
     python publish.py outputs/demo owner/name               # private if the repository is new
+    python publish.py outputs/lora owner/adapter --base owner/name      # an adapter
     python eval.py outputs/clip outputs/demo output=outputs/demo && python publish.py outputs/demo owner/name
                                                             # the card with CLIP beside it
 
@@ -27,6 +28,7 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="check everything, list what would go, send nothing")
     parser.add_argument("--output", help="a new folder for a copy of what goes, e.g. to try its handler")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--base", help="of an adapter: the Hub id of its base model, where it names a folder")
     parser.add_argument("--license", help="of the weights, e.g. apache-2.0 (default: training.card_license)")
     parser.add_argument("--keep-card", action="store_true", help="send the folder's README.md instead of a new card")
     parser.add_argument("--message", help="of the commit")
@@ -42,6 +44,7 @@ def main() -> int:
             args.repo_id,
             CARD_TEMPLATE,
             private=not args.public,
+            base=args.base,
             license=args.license,
             keep_card=args.keep_card,
             trust_remote_code=args.trust_remote_code,

@@ -18,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.evaluation import is_adapter
+from gap_closed_clip.evaluation import is_adapter, is_local
 from gap_closed_clip.hub import check_access, publish, write_card, write_examples
 from gap_closed_clip.training import (
     GapClosedTrainingArguments,
@@ -42,12 +42,11 @@ def run(config: RunConfig) -> None:
     if args.process_index != 0:
         return
     folder = args.output_dir
-    if is_adapter(folder):
-        print(f"The adapter is in {folder}. For a whole model with a card: lora.merge=true.")
-        return
-    write_examples(folder, config.data)
+    adapter = is_adapter(folder)
+    if not adapter:
+        write_examples(folder, config.data)
     write_card(folder, CARD_TEMPLATE, repo_id=repo_id)
-    print(f"The model folder is {folder}; its card is README.md there.")
+    print(f"The {'adapter' if adapter else 'model folder'} is {folder}; its card is README.md there.")
     if repo_id is not None:
         try:
             publication = publish(
@@ -65,9 +64,12 @@ def repository(config: RunConfig) -> str | None:
     settings = config.training
     if not settings.get("push_to_hub"):
         return None
-    if config.lora is not None and not config.lora.merge:
+    base = config.model.checkpoint
+    if config.lora is not None and not config.lora.merge and (base is None or is_local(base) or is_adapter(base)):
         raise ValueError(
-            "training.push_to_hub publishes whole models: set lora.merge=true, or upload the adapter yourself."
+            "training.push_to_hub: an adapter alone is of use to others only if its base model is on the Hub. Publish "
+            f"that (python publish.py {base or 'FOLDER'} owner/name) and give checkpoint=owner/name, or set "
+            "lora.merge=true."
         )
     name = settings.get("hub_model_id") or Path(output_dir(config)).name
     return check_access(name, settings.get("hub_token"))

@@ -391,12 +391,6 @@ def test_a_bfloat16_model_is_compared_in_float32(tiny_model, tiny_processor, tmp
     assert torch.equal(reload._embed(tmp_path)["image_embeds"], expected) and not torch.equal(expected, rounded)
 
 
-def test_adapters_are_merged_first(online, model_folder, skip_reload):
-    (model_folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds an adapter, and this publishes whole models: merge it"):
-        publish(model_folder, "tester/demo", TEMPLATE)
-
-
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

@@ -360,10 +360,10 @@ def test_the_script(tiny, whole, tmp_path):
     towers = [f"checkpoint={whole}", "vision=null", "text=null", f"output_dir={tmp_path / 'run'}"]
     result = run_script(str(tiny), *towers, *LORA)
     assert result.returncode == 0, result.stderr
-    assert f"The adapter is in {tmp_path / 'run'}" in result.stdout
+    assert f"The adapter is {tmp_path / 'run'}; its card is README.md there." in result.stdout
     assert "true-pair cosine" in result.stdout
     result = run_script(str(tiny), *towers, *LORA, "push_to_hub=true")
-    assert result.returncode == 1 and "publishes whole models: set lora.merge=true" in result.stderr
+    assert result.returncode == 1 and "only if its base model is on the Hub" in result.stderr
 
 
 # --- adapter folders that do not load

@@ -1,6 +1,6 @@
 """Embed a data set once, run the metrics, draw the figures, write the report."""
 
-from .checkpoint import check_checkpoint, check_model_name, is_adapter, is_local, load_checkpoint
+from .checkpoint import base_of_adapter, check_checkpoint, check_model_name, is_adapter, is_local, load_checkpoint
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_pairs import (
     build_compute_metrics,
@@ -16,6 +16,7 @@ from .report import check_writable, digest_of_weights, metrics_table, read_metri
 
 __all__ = [
     "PairEmbeddings",
+    "base_of_adapter",
     "build_compute_metrics",
     "check_checkpoint",
     "check_model_name",

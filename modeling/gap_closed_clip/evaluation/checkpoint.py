@@ -104,6 +104,15 @@ def is_adapter(name_or_path: str | Path, revision: str | None = None) -> bool:
     return find_adapter_config_file(str(name_or_path), revision=revision) is not None
 
 
+def base_of_adapter(name_or_path: str | Path, revision: str | None = None) -> tuple[str | None, str | None]:
+    """The model that an adapter belongs to, and its revision: the one beside it in `base`, else the one it names."""
+    beside = Path(name_or_path) / BASE
+    if is_local(name_or_path) and (beside / "config.json").is_file():
+        return str(beside), None
+    config = PeftConfig.from_pretrained(str(name_or_path), revision=revision)
+    return config.base_model_name_or_path, config.revision
+
+
 def is_local(name_or_path: str | Path) -> bool:
     """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
     text = str(name_or_path)
@@ -124,11 +133,8 @@ class _BaseNotLoaded(OSError):
 def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:
     if not is_local(name_or_path):
         cached_file(name_or_path, ADAPTER_WEIGHTS, revision=revision)  # peft reads a pickle where there is none
-    config = PeftConfig.from_pretrained(name_or_path, revision=revision)
-    base, base_revision = config.base_model_name_or_path, config.revision
+    base, base_revision = base_of_adapter(name_or_path, revision)
     beside = Path(name_or_path) / BASE
-    if is_local(name_or_path) and (beside / "config.json").is_file():
-        base, base_revision = str(beside), None
     try:
         if not base:
             raise OSError("base_model_name_or_path is empty")

@@ -28,7 +28,7 @@ from ..data import DataArguments
 from ..evaluation import metrics_table
 from ..evaluation.report import ROWS
 from ..training import RunConfig
-from .facts import METRICS_FILE, read_evaluation, read_run, read_size
+from .facts import METRICS_FILE, read_adapter, read_evaluation, read_run, read_size
 
 
 logger = logging.get_logger(__name__)
@@ -44,7 +44,12 @@ TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "C
 
 
 def write_card(
-    folder: str | Path, template: str | Path, *, repo_id: str | None = None, license: str | None = None
+    folder: str | Path,
+    template: str | Path,
+    *,
+    repo_id: str | None = None,
+    license: str | None = None,
+    base_folder: str | Path | None = None,
 ) -> ModelCard:
     """
     Writes README.md into a model folder, whole or not at all, over an older one; and, where the model was measured on
@@ -59,6 +64,7 @@ def write_card(
         folder: a model folder.
         template: Jinja template of the card, model_card/template.md.
         repo_id: what the examples load; by default the folder's name. Its last part is the title.
+        base_folder: of an adapter, where its base model's config.json is; by default what the adapter names.
         license: identifier of the weights' licence, e.g. "apache-2.0"; by default `training.card_license`.
 
     Raises:
@@ -67,7 +73,8 @@ def write_card(
             models and none of the folder's name.
     """
     folder = Path(folder).absolute()
-    if not (folder / "config.json").is_file():
+    adapter = read_adapter(folder) if folder.is_dir() else None
+    if adapter is None and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no model folder: config.json is missing. Train or save the model first.")
     evaluation, run = read_evaluation(folder), read_run(folder)
     if evaluation and evaluation["stale"]:
@@ -79,11 +86,12 @@ def write_card(
     name = repo_id.rpartition("/")[2]
     license = license or (run["config"].training.get("card_license") if run else None)
     card = ModelCard.from_template(
-        _metadata(folder, repo_id, license, run and run["config"], evaluation),
+        _metadata(folder, repo_id, license, run and run["config"], evaluation, adapter),
         template_path=str(template),
         model_name=name,
         repo_id=repo_id,
-        **_facts(folder, run, evaluation),
+        adapter=adapter,
+        **_facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder)),
     )
     draft = folder / "README.md.tmp"
     draft.write_text(f"{str(card).rstrip()}\n", encoding="utf-8", newline="\n")
@@ -93,14 +101,22 @@ def write_card(
 
 
 def _metadata(
-    folder: Path, repo_id: str, license: str | None, config: RunConfig | None, evaluation: dict[str, Any] | None
+    folder: Path,
+    repo_id: str,
+    license: str | None,
+    config: RunConfig | None,
+    evaluation: dict[str, Any] | None,
+    adapter: dict[str, Any] | None,
 ) -> ModelCardData:
     towers = (config.model.checkpoint, config.model.vision, config.model.text) if config else ()
+    kind: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
+    if adapter:
+        towers = (adapter["base"],)
+        kind = {"library_name": "peft", "tags": [*TAGS, adapter["method"].lower()], "base_model_relation": "adapter"}
     return ModelCardData(
-        library_name="transformers",
+        **kind,
         language="en",
-        pipeline_tag="zero-shot-image-classification",
-        tags=TAGS,
+        pipeline_tag=None if adapter else "zero-shot-image-classification",
         license=license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
         datasets=[config.data.source] if config and _is_hub_id(config.data.source) else None,
@@ -108,7 +124,7 @@ def _metadata(
         model_name=repo_id.rpartition("/")[2],
         eval_results=[_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
         or None,
-        widget=_widget(folder, repo_id),
+        widget=None if adapter else _widget(folder, repo_id),
     )
 
 
@@ -169,12 +185,14 @@ def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None
     path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
 
 
-def _facts(folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+def _facts(
+    folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] | None, model_folder: str | Path
+) -> dict[str, Any]:
     """What the template speaks of, beside the metadata."""
     try:
-        model_config = GapClosedClipConfig.from_pretrained(folder)
+        model_config = GapClosedClipConfig.from_pretrained(model_folder)
     except (TypeError, AttributeError, OverflowError, StrictDataclassError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{model_folder}/config.json is damaged: {' '.join(str(error).split())}") from error
     weights = {term: describe_weight(getattr(model_config, f"{term}_weight")) for term in TERMS}
     return {
         "config": model_config,
@@ -218,8 +236,9 @@ def _final_scale(folder: Path) -> float | None:
     """The scale (1 / temperature) in the weights; None where they are not here."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as weights:
-            if "temperature.logit_scale" in weights.keys():
-                return weights.get_tensor("temperature.logit_scale").double().exp().item()
+            for name in weights.keys():
+                if name.endswith("temperature.logit_scale"):  # an adapter's has a prefix
+                    return weights.get_tensor(name).double().exp().item()
     return None
 
 

@@ -5,10 +5,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
 from safetensors import safe_open
 
 from ..data import DataArguments
-from ..evaluation import digest_of_weights, read_metrics
+from ..evaluation import base_of_adapter, digest_of_weights, is_adapter, read_metrics
 from ..training import CONFIG_FILE, RUN_FILE, load_config
 
 
@@ -69,6 +70,16 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     measured_on = (weights or {}).get(name)
     stale = measured_on is not None and measured_on != digest_of_weights(folder)
     return content | {"results": results, "name": name, "data": data, "versions": versions, "stale": stale}
+
+
+def read_adapter(folder: Path) -> dict[str, Any] | None:
+    """`base` and `revision`, `method` ("LORA", ...) and `rank` of an adapter; None for a whole model."""
+    if not is_adapter(folder):
+        return None
+    config = PeftConfig.from_pretrained(str(folder))
+    base, revision = base_of_adapter(folder)
+    rank = config.to_dict().get("r")
+    return {"base": base, "revision": revision, "method": config.peft_type.value, "rank": rank}
 
 
 def read_size(folder: Path) -> dict[str, Any]:

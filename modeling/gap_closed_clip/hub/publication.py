@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import sha, validate_repo_id
 
-from ..evaluation import check_checkpoint
+from ..evaluation import base_of_adapter, check_checkpoint, is_adapter, is_local
 from .card import write_card
 from .reload import check_code, check_reload
 from .staging import left_out, published, replaced, staged
@@ -74,6 +74,7 @@ def publish(
     template: str | Path,
     *,
     private: bool = True,
+    base: str | None = None,
     license: str | None = None,
     keep_card: bool = False,
     trust_remote_code: bool = False,
@@ -83,7 +84,8 @@ def publish(
     token: str | None = None,
 ) -> Publication:
     """
-    Publishes a model folder in one commit: weights, config, processor, code, card, evaluation, figures, handler.
+    Publishes a model folder in one commit: weights, config, processor, code, card, evaluation, figures, handler. Or
+    the folder of an adapter, whose base model is on the Hub already.
 
     Nothing is sent that does not load and run in a clean process without this package. What the repository had from an
     earlier publication and the folder no longer has is deleted; files that are no part of one are left alone.
@@ -93,6 +95,7 @@ def publish(
         repo_id: `owner/name`, or a name of the user's own.
         template: Jinja template of the card, model_card/template.md.
         private: of a new repository; an existing one stays what it is.
+        base: of an adapter, the Hub id of its base model, where the adapter itself names a folder.
         license: of the weights, an identifier like "apache-2.0"; by default what the training said.
         keep_card: send the README.md of the folder instead of rendering it for this repository.
         trust_remote_code: run the folder's Python files though they are not this version's own.
@@ -114,14 +117,15 @@ def publish(
         if not dry_run:
             raise
         problem = f"It could not be sent now: {error}"
-    with staged(folder) as (stage, remarks), _named(stage, folder):
+    base_id, base_folder = _base_on_the_hub(folder, base, token, trust_remote_code)
+    with staged(folder, base_id) as (stage, remarks), _named(stage, folder):
         if not keep_card:
-            card = write_card(stage, template, repo_id=repo_id, license=license)
+            card = write_card(stage, template, repo_id=repo_id, license=license, base_folder=base_folder)
             if card.data.license is None:
                 remarks.append(
                     "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
                 )
-        check_reload(stage)
+        check_reload(stage, base_folder, folder if base_folder else None)
         if output is not None:
             shutil.copytree(stage, output)
         files = published(stage)
@@ -143,10 +147,10 @@ def publish(
 def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output: str | Path | None) -> None:
     """What can be known to be wrong before anything runs."""
     check_checkpoint(folder)
-    if (folder / "adapter_config.json").is_file():
+    if (folder / "adapter_config.json").is_file() and not is_adapter(folder):
         raise ValueError(
-            f"{folder} holds an adapter, and this publishes whole models: merge it (lora.merge=true of train.py, or "
-            "peft's merge_and_unload) and save the model into a folder without adapter_config.json."
+            f"{folder} holds a whole model and an adapter beside it: merge them (peft's merge_and_unload) and save "
+            "the model, or save the adapter alone, into another folder."
         )
     if not trust_remote_code:
         check_code(folder)
@@ -154,6 +158,27 @@ def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output
         raise FileNotFoundError(f"{folder} has no README.md to keep: leave keep_card (--keep-card) out.")
     if output is not None and Path(output).exists():
         raise FileExistsError(f"{output} exists already: name a new folder for what would go.")
+
+
+def _base_on_the_hub(
+    folder: Path, name: str | None, token: str | None, trust_remote_code: bool
+) -> tuple[tuple[str, str] | None, Path | None]:
+    """Hub id and commit of an adapter's base model, and a folder with it; nothing for a whole model."""
+    if not is_adapter(folder):
+        return None, None
+    name, revision = (name, None) if name else base_of_adapter(folder)
+    if name is None or is_local(name):
+        raise ValueError(
+            f"{folder} is an adapter for {name}, which nobody else has: publish that first, python publish.py {name} "
+            "owner/name, and then the adapter with --base owner/name."
+        )
+    with _hub_errors(name):
+        commit = HfApi(token=token).repo_info(name, revision=revision).sha
+        base_folder = Path(snapshot_download(name, revision=commit, token=token))
+    check_checkpoint(base_folder)
+    if not trust_remote_code:
+        check_code(base_folder)
+    return (name, commit), base_folder
 
 
 def check_access(repo_id: str, token: str | None = None) -> str:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..evaluation import is_adapter, load_checkpoint
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 
@@ -39,13 +40,17 @@ class NotInstalled(MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
-folder, out, *texts = sys.argv[1:]
+folder, base, out, *texts = sys.argv[1:]
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+model = AutoModel.from_pretrained(base or folder, trust_remote_code=True, dtype=torch.float32).eval()
+if base:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 image = Image.linear_gradient("L").convert("RGB")
 inputs = processor(images=[image], text=texts, return_tensors="pt", padding=True, truncation=True)
@@ -53,11 +58,12 @@ with torch.inference_mode():
     outputs = model(**inputs)
 embeds = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
 save_file({name: value.contiguous() for name, value in embeds.items()}, out)
-sys.path.insert(0, folder)  # as Inference Endpoints do
-from handler import EndpointHandler
+if not base:
+    sys.path.insert(0, folder)  # as Inference Endpoints do
+    from handler import EndpointHandler
 
-answer = EndpointHandler(folder)({"inputs": {"texts": texts}})
-assert "error" not in answer, answer
+    answer = EndpointHandler(folder)({"inputs": {"texts": texts}})
+    assert "error" not in answer, answer
 """
 
 
@@ -69,7 +75,8 @@ def check_code(folder: Path) -> None:
     """
     allow = "If you know and trust that code, allow it to run: trust_remote_code=True (--trust-remote-code)."
     again = "Save the model again with this version (model.save_pretrained)"
-    if not (folder / "modeling_gap_closed_clip.py").is_file():
+    needed = "processing_gap_closed_clip.py" if is_adapter(folder) else "modeling_gap_closed_clip.py"
+    if not (folder / needed).is_file():
         raise ValueError(f"{folder} has no code beside the weights, so only this package could load it. {again}.")
     for path in sorted(folder.glob("*.py")):
         own = PACKAGE / "hub" / path.name if path.name in HANDLER else PACKAGE / path.name
@@ -102,22 +109,26 @@ def _references(content: Any) -> Iterator[Any]:
                 yield from _references(value)
 
 
-def check_reload(folder: Path) -> None:
+def check_reload(folder: Path, base: Path | None = None, home: Path | None = None) -> None:
     """
     Loads and runs the folder in a clean process, and compares with what this package makes of it.
 
     This runs the folder's Python files: `check_code` first.
 
+    Args:
+        folder: a model's; or an adapter's, then with a folder of its `base`, whose files run too.
+        home: of an adapter, where it was trained: with the base that it was trained on.
+
     Raises:
         ValueError: it does not load there, or gives other embeddings.
     """
-    expected = _embed(folder)
+    expected = _embed(home or folder)
     with tempfile.TemporaryDirectory() as home:
         out = Path(home) / "embeds.safetensors"
         environment = os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         # A cache of the user's own, named by the variable, would not be a clean start.
         environment.pop("HF_MODULES_CACHE", None)
-        command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(out), *TEXTS]
+        command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(base or ""), str(out), *TEXTS]
         try:
             run = subprocess.run(
                 command, env=environment, cwd=home, capture_output=True, text=True, timeout=60 * MINUTES
@@ -142,8 +153,12 @@ def check_reload(folder: Path) -> None:
 def _embed(folder: Path) -> dict[str, Tensor]:
     """What this package's own classes make of the picture and the texts of CLEAN_PROCESS."""
     # In float32 from the start: a model loaded in bfloat16 keeps rounded rotary tables.
-    model = GapClosedClipModel.from_pretrained(folder, dtype=torch.float32).eval()
-    processor = GapClosedClipProcessor.from_pretrained(folder)
+    if is_adapter(folder):
+        model, processor = load_checkpoint(folder)
+        model = model.float().eval()
+    else:
+        model = GapClosedClipModel.from_pretrained(folder, dtype=torch.float32).eval()
+        processor = GapClosedClipProcessor.from_pretrained(folder)
     image = Image.linear_gradient("L").convert("RGB")
     inputs = processor(images=[image], text=TEXTS, return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():

@@ -24,6 +24,8 @@ ONNX_FOLDER = "onnx"
 # stays at home: checkpoints with their pickled optimizer, logs, whatever else lies there.
 PUBLISHED = (
     "config.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
     "model.safetensors",
     "model-*-of-*.safetensors",
     "model.safetensors.index.json",
@@ -46,16 +48,19 @@ PUBLISHED = (
     *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),
 )
 # Of these, what publishing writes itself.
-WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE)
+WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE, "adapter_config.json")
 # What an Inference Endpoint installs beside torch.
 REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17\n"
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[Path, list[str]]]:
     """
     A folder of what goes, links to the files at home except for what is written anew; and remarks on what was left out
     although it looks as if it belonged to the model, or will be read by everybody.
+
+    Args:
+        base: of an adapter, Hub id and commit of its base model, which its configuration then names.
 
     Raises:
         ValueError: an example that is no picture.
@@ -80,9 +85,14 @@ def staged(folder: Path) -> Iterator[tuple[Path, list[str]]]:
             # What is written anew must not be a link into the folder at home.
             if name in WRITTEN or not _linked(path.resolve(), target):
                 shutil.copyfile(path, target)
-        for name in HANDLER:
-            shutil.copyfile(PACKAGE / "hub" / name, stage / name)
-        (stage / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+        if base is None:
+            for name in HANDLER:
+                shutil.copyfile(PACKAGE / "hub" / name, stage / name)
+            (stage / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+        else:
+            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            config |= {"base_model_name_or_path": base[0], "revision": base[1]}
+            (stage / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         if run:
             (stage / CONFIG_FILE).write_text(public_config(run["config"]), encoding="utf-8")
         yield stage, remarks

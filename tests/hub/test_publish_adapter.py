@@ -1,0 +1,106 @@
+"""Published adapters: on a base that is on the Hub, loaded by vanilla peft where this package is not installed."""
+
+import json
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from peft import get_peft_model
+from PIL import Image
+from safetensors.torch import load_file
+
+from gap_closed_clip import GapClosedClipModel
+from gap_closed_clip.evaluation import load_checkpoint
+from gap_closed_clip.hub import publish
+from gap_closed_clip.training import LoraArguments, build_peft_config
+
+from .conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
+
+
+PUBLISH = str(ROOT / "publish.py")
+STRANGER = """
+import pathlib, re
+from huggingface_hub import hf_hub_download
+from safetensors.torch import save_file
+
+repo_id, out = sys.argv[1:]
+card = pathlib.Path(hf_hub_download(repo_id, "README.md")).read_text(encoding="utf-8")
+names = {}
+for block in re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL):
+    exec(block, names)
+outputs = names["outputs"]
+assert type(names["model"]).__module__.startswith("transformers_modules.")
+save_file({"image": outputs.image_embeds, "text": outputs.text_embeds}, f"{out}/embeds.safetensors")
+"""
+
+
+@pytest.fixture
+def adapter_folder(model_folder, tiny_processor):
+    """An adapter on the model folder, as training leaves one; every number of it moved."""
+    torch.manual_seed(0)
+    model = GapClosedClipModel.from_pretrained(model_folder)
+    model = get_peft_model(model, build_peft_config(LoraArguments(rank=2, layers="all"), model))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    folder = model_folder.parent / "adapter"
+    model.save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_works_where_the_package_is_not(
+    hub, python, model_folder, adapter_folder, tiny_processor, tmp_path
+):
+    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    image.save(tmp_path / "image.png")
+    refused = python(PUBLISH, str(adapter_folder), "tester/adapter", check=False)
+    assert refused.returncode == 1 and "is an adapter for" in refused.stderr
+    assert f"publish that first, python publish.py {model_folder} owner/name" in refused.stderr
+    python(PUBLISH, str(model_folder), "tester/base")
+    commit = hub.repositories["tester/base"].commits[-1].oid
+    python(PUBLISH, str(adapter_folder), "tester/adapter", "--base", "tester/base", "--license", "mit")
+    files = hub.files("tester/adapter")
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "processing_gap_closed_clip.py", "README.md"}
+    assert adapter <= set(files) and not {"config.json", "model.safetensors", "handler.py"} & set(files)
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("tester/base", commit)
+    at_home = json.loads((adapter_folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert at_home == str(model_folder)
+
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == ["tester/base"] and card.data.base_model_relation == "adapter"
+    assert card.data.library_name == "peft" and card.data.pipeline_tag is None and card.data.license == "mit"
+    assert "An adapter (LORA, rank 2) for `tester/base`." in card.text
+    assert f'from_pretrained("tester/base", revision="{commit}", trust_remote_code=True)' in card.text
+
+    python("-c", WITHOUT_PACKAGE + STRANGER, "tester/adapter", str(tmp_path), home="stranger")
+    model, processor = load_checkpoint(adapter_folder)
+    texts = ["Chest radiograph with pleural effusion.", "Axial MR image of the brain."]
+    inputs = processor(images=[image], text=texts, return_tensors="pt", padding=True, truncation=True)
+    base = GapClosedClipModel.from_pretrained(model_folder).eval()
+    with torch.inference_mode():
+        expected, unadapted = model(**inputs), base(**inputs)
+    embeds = load_file(tmp_path / "embeds.safetensors")
+    assert torch.equal(embeds["image"], expected.image_embeds) and torch.equal(embeds["text"], expected.text_embeds)
+    for name, untrained in (("image", unadapted.image_embeds), ("text", unadapted.text_embeds)):
+        assert not torch.allclose(embeds[name], untrained, atol=1e-3)
+
+
+def test_an_adapter_on_the_wrong_base_is_not_published(online, model_folder, adapter_folder, tiny_processor):
+    model = GapClosedClipModel.from_pretrained(model_folder)
+    model.text_model.embeddings.word_embeddings.weight.data.mul_(-1)
+    model.save_pretrained(model_folder.parent / "other")
+    tiny_processor.save_pretrained(model_folder.parent / "other")
+    publish(model_folder.parent / "other", "tester/other", TEMPLATE)
+    with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's"):
+        publish(adapter_folder, "tester/adapter", TEMPLATE, base="tester/other")
+    assert "tester/adapter" not in online.repositories
+
+
+def test_an_adapter_beside_a_whole_model_is_neither(online, model_folder, adapter_folder):
+    (model_folder / "adapter_config.json").write_bytes((adapter_folder / "adapter_config.json").read_bytes())
+    with pytest.raises(ValueError, match=re.escape("holds a whole model and an adapter beside it: merge them")):
+        publish(model_folder, "tester/demo", TEMPLATE)
