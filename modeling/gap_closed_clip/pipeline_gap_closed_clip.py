@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn.functional import normalize
 from transformers import Pipeline
 
 from .pictures_gap_closed_clip import to_rgb
@@ -137,7 +136,7 @@ class ImageTextRetrievalPipeline(Pipeline):
 
     def _encode(self, kind: str, values: dict[int, Any]) -> dict[int, Tensor]:
         embeds = self.forward(self.preprocess({kind: list(values.values())}))
-        return dict(zip(values, normalize(embeds.float(), dim=-1), strict=True))
+        return dict(zip(values, embeds, strict=True))
 
     def _given(self, gallery: Tensor | np.ndarray) -> Tensor:
         """Embeddings from the user, (N, D) float32 on the CPU, which need not be unit vectors."""

@@ -143,22 +143,33 @@ tasks = ("zero-shot-image-classification", "image-feature-extraction", "feature-
 found += [type(pipeline(task, model=repo_id).model).__module__ for task in tasks]
 search = pipeline("image-text-retrieval", model=repo_id, pipeline_class=ImageTextRetrievalPipeline)
 found += [type(search).__module__, type(search.model).__module__]
-inferred = pipeline(model=repo_id, trust_remote_code=True)
-found.append(type(inferred).__name__)
 json.dump(found, open(f"{out}/found.json", "w"))
 """
+ASKED_FOR = """
+import sys
+import gap_closed_clip
+from transformers import pipeline
+
+search = pipeline(model=sys.argv[1], trust_remote_code=True)
+print(type(search).__name__, type(search.model).__module__)
+"""
+# What the pipeline of the repository is made of.
+PIPELINE = {"pipeline_gap_closed_clip.py", "pictures_gap_closed_clip.py"}
 
 
 def test_with_the_package_no_code_of_the_repository_runs(online, python, model_folder, skip_reload, tmp_path):
     publish(model_folder, "tester/demo", TEMPLATE)
-    files = online.files("tester/demo")
-    for name in CODE:
-        if not name.startswith("pipeline"):
-            files[name] = b"raise SystemExit('code of the repository was run')\n"
+    own = dict(online.files("tester/demo"))
+    poison = dict.fromkeys(CODE, b"raise SystemExit('code of the repository was run')\n")
+    online.repositories["tester/demo"].commit("poison", own | poison)
     python("-c", WITH_PACKAGE, "tester/demo", str(tmp_path))
-    *modules, inferred = json.loads((tmp_path / "found.json").read_text())
+    modules = json.loads((tmp_path / "found.json").read_text())
     assert len(modules) == 9 and all(module.startswith("gap_closed_clip.") for module in modules)
-    assert inferred == "ImageTextRetrievalPipeline"
+    # Where the task is left out, the pipeline is the repository's: it runs, and nothing else does.
+    poison = {name: content for name, content in poison.items() if name not in PIPELINE}
+    online.repositories["tester/demo"].commit("poison but in the pipeline", own | poison)
+    printed = python("-c", ASKED_FOR, "tester/demo").stdout
+    assert printed.split() == ["ImageTextRetrievalPipeline", "gap_closed_clip.modeling_gap_closed_clip"]
 
 
 def test_nothing_changed_is_no_commit(online, model_folder, skip_reload):
