@@ -108,9 +108,11 @@ def test_a_slip_in_the_name_of_a_folder(folder, monkeypatch):
     parent = folder.parent.name  # parent/demo is written as a Hub id would be
     (folder.parent / "demoos").touch()  # nearer, but no folder
     for check in (check_model_name, load_checkpoint):
-        with pytest.raises(FileNotFoundError, match=f"^There is no folder {parent}/demoo. Did you mean {parent}/demo"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"^There is no folder {parent}/demoo. Did you mean {parent}/demo\?$"
+        ):
             check(f"{parent}/demoo")
-    with pytest.raises(FileNotFoundError, match=f"no model folder {parent}/demoo. Did you mean {parent}/demo"):
+    with pytest.raises(FileNotFoundError, match=rf"no model folder {parent}/demoo. Did you mean {parent}/demo\?$"):
         check_checkpoint(f"./{parent}/demoo")
 
 
