@@ -6,11 +6,14 @@ import pytest
 import torch
 from PIL import Image
 
+from gap_closed_clip.evaluation import load_checkpoint
+
 from .conftest import ROOT, save_folder
 
 
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-USE = [block for block in BLOCKS if '"outputs/demo"' in block]
+(FINE_TUNE,) = [block for block in BLOCKS if "get_peft_model" in block]
+USE = [block for block in BLOCKS if '"outputs/demo"' in block and block != FINE_TUNE]
 
 
 @pytest.mark.parametrize("block", USE)
@@ -38,6 +41,24 @@ def test_code_of_the_readme(block, tiny_model, tiny_processor, tmp_path, monkeyp
     )
     assert {score["label"] for score in names["scores"]} == {"chest radiograph", "brain MR"}
     assert names["template"] == "Medical image of {}." and len(names["hits"]) == 2
+
+
+def test_fine_tuning_of_the_readme(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_folder(tmp_path / "outputs" / "demo", tiny_model, tiny_processor)
+    folder = tmp_path / "my_pairs" / "train" / "radiology"
+    (folder / "images").mkdir(parents=True)
+    for number in range(16):
+        Image.effect_noise((40, 36), 10 + 5 * number).save(folder / "images" / f"{number}.jpg")
+    (folder / "captions.txt").write_text("".join(f"{number}\tFinding number {number}.\n" for number in range(16)))
+    exec(FINE_TUNE.replace("/data/my_pairs", str(tmp_path / "my_pairs")), {})
+    assert not (tmp_path / "outputs" / "mine" / "model.safetensors").exists()
+    model, _ = load_checkpoint("outputs/mine")
+    before, after = tiny_model.state_dict(), model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    adapted = ("qkv", "fc1", "fc2", "proj", "query", "key", "value", "dense", "logit_scale", "_projection")
+    assert moved and all(any(part in name for part in adapted) for name in moved)
+    assert not any("patch_embed" in name or "embeddings" in name for name in moved)
 
 
 def test_the_readme_shows_every_pipeline():
