@@ -2,7 +2,7 @@
 
     python train.py configs/radiology_small.yaml data.source=phantoms data.label_columns=null data.fold_column=null \\
         phantom_train_pairs=1536 phantom_size=116 output_dir=outputs/phantom_base
-    python benchmarks/compare_finetuning.py outputs/phantom_base num_train_epochs=6 max_caption_tokens=48 \\
+    python benchmarks/compare_finetuning.py outputs/phantom_base num_train_epochs=4 max_caption_tokens=48 \\
         use_cpu=true bf16=true
 
 All runs are those of configs/lora.yaml; they differ in what trains and in the learning rate alone. Each method first
@@ -67,10 +67,10 @@ def projections(config: RunConfig) -> RunConfig:
 
 METHODS = {
     "full": Method(full, (1e-4, 3e-4, 1e-3)),
-    "LoRA": Method(lora, (1e-3, 3e-3, 1e-2)),
-    "full, image tower": Method(full_image, (3e-4, 1e-3, 3e-3)),
-    "LoRA, image tower": Method(lora_image, (1e-3, 3e-3, 1e-2)),
-    "projections": Method(projections, (1e-3, 3e-3, 1e-2)),
+    "LoRA": Method(lora, (3e-4, 1e-3, 3e-3)),
+    "projections": Method(projections, (3e-4, 1e-3, 3e-3)),
+    "full, image tower": Method(full_image, (1e-4, 3e-4, 1e-3)),
+    "LoRA, image tower": Method(lora_image, (3e-4, 1e-3, 3e-3)),
 }
 
 
@@ -194,10 +194,10 @@ def main() -> int:
     args = parse()
     config = load_config([CONFIGS / "lora.yaml"], [f"model.checkpoint={args.base}", *args.overrides])
     path = args.report or RESULTS / f"finetuning_{Path(config.data.source).name}.md"
-    runs = evaluate_base(config)
-    print(metrics_table(runs), flush=True)
     tried = {name: try_rates(name, config, args.choice_epochs, args.output) for name in args.methods}
     print(table_of_rates(tried), flush=True)
+    runs = evaluate_base(config)
+    print(metrics_table(runs), flush=True)
     folders = {name: args.output / f"{slug(name)}-seed{args.seeds[0]}" for name in args.methods}
     for seed in args.seeds:
         for name in args.methods:
