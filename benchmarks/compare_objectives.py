@@ -5,58 +5,26 @@
     python benchmarks/compare_objectives.py configs/radiology_small.yaml --folds 3 --seeds 0
 
 With --folds the training split is cross-validated (by data.fold_column), and no other split is looked at. A run that
-has finished is not repeated: a comparison that was stopped goes on where it was, and several processes can each take
-some of the seeds. Further words are overrides, as for train.py.
+has finished is not repeated with the same settings: a comparison that was stopped goes on where it was, and several
+processes can each take some of the seeds. Further words are overrides, as for train.py.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.data import load_checked_pairs
-from gap_closed_clip.evaluation import (
-    evaluate_model,
-    load_checkpoint,
-    metrics_table,
-    plot_cosine_histograms,
-    plot_projection,
-    read_metrics,
-)
-from gap_closed_clip.training import load_config, train
+from comparison import CONFIGS, draw, run_once, slug
+
+from gap_closed_clip.evaluation import metrics_table
+from gap_closed_clip.training import load_config
 
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 METHODS = {
     "CLIP (LT)": [CONFIGS / "clip_lt.yaml"],
     "CLIP (FT)": [CONFIGS / "clip_ft.yaml"],
     "paper 1:1": [CONFIGS / "paper_objective.yaml"],
     "ours": [],
 }
-
-
-def slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
-
-
-def run_once(config: str, overlays: list[Path], overrides: list[str], folder: Path) -> dict[str, float]:
-    """The metrics of one training, from its folder if it has been done before."""
-    if not (folder / "metrics.json").is_file():
-        words = [*overrides, f"output_dir={folder}", "overwrite_output_dir=true"]
-        train(load_config([config, *overlays], words))
-    (metrics,) = read_metrics(folder / "metrics.json").values()
-    return metrics
-
-
-def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output: Path) -> None:
-    """Both figures for one run of each method."""
-    config = load_config([next(iter(folders.values())) / "train_config.yaml"])
-    pairs = load_checked_pairs(config.data, config.training["final_split"])  # as the metrics saw them
-    embeddings = {}
-    for name, folder in folders.items():
-        model, processor = load_checkpoint(folder)
-        _, embeddings[name] = evaluate_model(model, processor, pairs, max_length=config.data.max_caption_tokens)
-    plot_projection(embeddings, results, output / "projection.png")
-    plot_cosine_histograms(embeddings, results, output / "cosines.png")
 
 
 def parse() -> argparse.Namespace:
@@ -82,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
             for name in args.methods:
                 folder = output / f"{slug(name)}-seed{seed}-fold{fold}"
                 folders.setdefault(name, folder)
-                runs[name].append(run_once(args.config, METHODS[name], overrides, folder))
+                runs[name].append(run_once(load_config([args.config, *METHODS[name]], overrides), folder))
     table = metrics_table(runs)
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
     draw(folders, {name: metrics[0] for name, metrics in runs.items()}, output)

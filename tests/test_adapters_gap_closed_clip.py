@@ -250,3 +250,21 @@ def test_bfloat16():
     loss.backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
     assert all(gradient.any() for name, gradient in gradients(model).items() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_compiled_training_is_one_graph_with_the_same_gradients(checkpointing):
+    base = make_model(TOWERS["EVA-02 fused"])
+    model = get_peft_model(base, peft_config(base)).train()
+    if checkpointing:
+        base.activation_checkpointing_enable()
+
+    def run(forward) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model.zero_grad()
+        forward(**tiny_inputs(6)).loss.backward()
+        return gradients(model)
+
+    plain = run(model)
+    # aot_eager traces forward and backward without the minutes of C++ compilation
+    torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="aot_eager")), plain)

@@ -274,6 +274,10 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
                 f"The texts are {input_ids.shape[1]} tokens long, the text tower takes {limit} at most: tokenize with "
                 f"truncation=True, max_length={limit}."
             )
+        if hasattr(self.config.text_config, "use_cache"):
+            # An encoder keeps no cache. Its configuration asks for one all the same, of which transformers warns under
+            # checkpointing, and torch.compile has no place for a warning in its graph.
+            kwargs["use_cache"] = False
         outputs = self.text_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
