@@ -64,7 +64,7 @@ names["processor"].save_pretrained(f"{out}/again")
 @pytest.fixture
 def skip_reload(monkeypatch):
     """For what does not depend on it: a clean process takes seconds to start."""
-    monkeypatch.setattr("gap_closed_clip.hub.publication.check_reload", lambda folder: None)
+    monkeypatch.setattr("gap_closed_clip.hub.publication.check_reload", lambda *args: None)
 
 
 def embed(model, processor, image) -> tuple[torch.Tensor, torch.Tensor]:

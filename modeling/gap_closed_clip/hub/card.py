@@ -112,7 +112,9 @@ def _metadata(
     kind: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
     if adapter:
         towers = (adapter["base"],)
-        kind = {"library_name": "peft", "tags": [*TAGS, adapter["method"].lower()], "base_model_relation": "adapter"}
+        kind = {"library_name": "peft", "tags": [*TAGS, adapter["method"].lower()]}
+        if _is_hub_id(adapter["base"]):
+            kind["base_model_relation"] = "adapter"
     return ModelCardData(
         **kind,
         language="en",
