@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.evaluation import load_checkpoint
 from gap_closed_clip.hub import publish
-from gap_closed_clip.training import LoraArguments, build_peft_config
+from gap_closed_clip.training import LoraArguments, build_peft_config, load_config
 
 from .conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
 
@@ -59,6 +59,7 @@ def test_an_adapter_works_where_the_package_is_not(
     refused = python(PUBLISH, str(adapter_folder), "tester/adapter", check=False)
     assert refused.returncode == 1 and "is an adapter for" in refused.stderr
     assert f"publish that first, python publish.py {model_folder} owner/name" in refused.stderr
+    load_config([], [f"model.checkpoint={model_folder}"]).save(adapter_folder / "train_config.yaml")
     python(PUBLISH, str(model_folder), "tester/base")
     commit = hub.repositories["tester/base"].commits[-1].oid
     python(PUBLISH, str(adapter_folder), "tester/adapter", "--base", "tester/base", "--license", "mit")
@@ -67,6 +68,8 @@ def test_an_adapter_works_where_the_package_is_not(
     assert adapter <= set(files) and not {"config.json", "model.safetensors", "handler.py"} & set(files)
     config = json.loads(files["adapter_config.json"])
     assert (config["base_model_name_or_path"], config["revision"]) == ("tester/base", commit)
+    assert b"checkpoint: tester/base" in files["train_config.yaml"]
+    assert not any(str(tmp_path).encode() in content for content in files.values())
     at_home = json.loads((adapter_folder / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert at_home == str(model_folder)
 

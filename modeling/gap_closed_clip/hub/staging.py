@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -60,12 +61,14 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
     although it looks as if it belonged to the model, or will be read by everybody.
 
     Args:
-        base: of an adapter, Hub id and commit of its base model, which its configuration then names.
+        base: of an adapter, Hub id and commit of its base model, which its configurations then name.
 
     Raises:
         ValueError: an example that is no picture.
     """
     run, files = read_run(folder), published(folder)
+    if run and base:
+        run["config"] = replace(run["config"], model=replace(run["config"].model, checkpoint=base[0]))
     remarks = _local_paths(run["config"]) if run else []
     if "model.safetensors" in files:
         files.pop("model.safetensors.index.json", None)  # of shards from before
