@@ -66,11 +66,11 @@ def projections(config: RunConfig) -> RunConfig:
 
 
 METHODS = {
-    "full": Method(full, (1e-4, 3e-4, 1e-3)),
-    "LoRA": Method(lora, (3e-4, 1e-3, 3e-3)),
-    "projections": Method(projections, (3e-4, 1e-3, 3e-3)),
-    "full, image tower": Method(full_image, (1e-4, 3e-4, 1e-3)),
-    "LoRA, image tower": Method(lora_image, (3e-4, 1e-3, 3e-3)),
+    "full": Method(full, (3e-5, 1e-4, 3e-4, 1e-3)),
+    "LoRA": Method(lora, (3e-4, 1e-3, 3e-3, 1e-2)),
+    "projections": Method(projections, (1e-3, 3e-3, 1e-2, 3e-2)),
+    "full, image tower": Method(full_image, (3e-5, 1e-4, 3e-4, 1e-3)),
+    "LoRA, image tower": Method(lora_image, (3e-4, 1e-3, 3e-3, 1e-2)),
 }
 
 
@@ -171,10 +171,9 @@ def report(
         path,
         header("Fine-tuning compared", config.training_arguments().device),
         notes(config, args.seeds[: max(map(len, runs.values()))], args.choice_epochs),
-        "",
         metrics_table(runs),
-        "\n## What trains\n\n" + table_of_parts(config, tried, folders),
-        "\n## Learning rates, on held-out training cases\n\n" + table_of_rates(tried),
+        "## What trains\n\n" + table_of_parts(config, tried, folders),
+        "## Learning rates, on held-out training cases\n\n" + table_of_rates(tried),
     )
 
 

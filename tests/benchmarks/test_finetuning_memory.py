@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from finetuning_memory import VARIANTS, WAYS, FineTuning, largest_batches
+from finetuning_memory import VARIANTS, WAYS, FineTuning, count, largest_batches
 from random_towers import Settings, preset_of
 
 
@@ -37,6 +37,15 @@ def test_a_variant_takes_a_step(variant):
     assert (training.num_parts > 1) == (variant in ("micro-batches", "all three"))
     assert training.settings.gradient_checkpointing == (variant in ("checkpointing", "all three"))
     assert (training.settings.precision == "bfloat16") == (variant in ("bfloat16", "all three"))
+
+
+def test_count_is_that_of_the_model_that_is_trained():
+    for name in ("LoRA", "projections"):
+        model = FineTuning(WAYS[name], SETTINGS, "plain").model
+        trained, everything, weights = count(WAYS[name], SETTINGS)
+        assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert weights >= 4 * sum(p.numel() for p in model.parameters())
+        assert everything == count(WAYS["full"], SETTINGS)[0]
 
 
 def test_towers_by_name():
