@@ -190,6 +190,8 @@ def largest_batches(memory_of: Callable[[int], float], limits: list[float], smal
         high = min((size for size in sizes if known(size) > limit), default=low)
         while high - low > max(smallest, low // 16):
             middle = (low + high) // 2 // smallest * smallest
+            if middle == low:
+                break
             low, high = (middle, high) if known(middle) <= limit else (low, middle)
         found.append(low)
     return found

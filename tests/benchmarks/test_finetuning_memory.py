@@ -65,3 +65,4 @@ def test_the_largest_batches():
     assert 84 <= found[2] <= 90 and 280 <= found[3] <= 300
     assert len(measured) == len(set(measured)) < 20
     assert largest_batches(lambda batch: batch, [1e9], smallest=8, most=100) == [100]
+    assert largest_batches(lambda batch: batch, [70], smallest=8, most=75) == [64]
