@@ -1,7 +1,14 @@
 """Gap-closed medical CLIP: image and text embeddings that share one space."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 
+from .captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .chunking_gap_closed_clip import MicroBatches
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import gap_closed_loss
@@ -12,6 +19,7 @@ from .processing_gap_closed_clip import GapClosedClipProcessor
 
 AutoConfig.register("gap_closed_clip", GapClosedClipConfig)
 AutoModel.register(GapClosedClipConfig, GapClosedClipModel)
+AutoModelForImageTextToText.register(GapClosedClipConfig, GapClosedClipForConditionalGeneration)
 AutoModelForZeroShotImageClassification.register(GapClosedClipConfig, GapClosedClipModel)
 AutoProcessor.register(GapClosedClipConfig, GapClosedClipProcessor)
 
@@ -19,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "GapClosedClipConfig",
+    "GapClosedClipForConditionalGeneration",
     "GapClosedClipModel",
     "GapClosedClipOutput",
     "GapClosedClipProcessor",

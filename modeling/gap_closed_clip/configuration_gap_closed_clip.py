@@ -1,4 +1,4 @@
-"""Configuration of [`GapClosedClipModel`]: two towers, a shared space, and the objective."""
+"""Configuration of [`GapClosedClipModel`]: two towers, a shared space, the objective, and a captioner's decoder."""
 
 import math
 from typing import Any
@@ -10,11 +10,21 @@ from transformers import AutoConfig, PreTrainedConfig
 Weight = float | list[list[float]]
 
 TEXT_POOLINGS = ("cls", "mean", "pooler")
+# What a captioner's decoder attends to. The embedding alone is what text and images have in common.
+DECODER_MEMORIES = ("patches_and_embedding", "embedding")
+# The fields that a captioner alone has, beside its decoder's configuration.
+CAPTION_FIELDS = (
+    "decoder_memory",
+    "decoder_embedding_tokens",
+    "embedding_noise",
+    "label_smoothing",
+    "caption_objective_weight",
+)
 
 
 class GapClosedClipConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`GapClosedClipModel`].
+    Configuration of a [`GapClosedClipModel`], or of a [`GapClosedClipForConditionalGeneration`] around one.
 
     The objective is `contrastive_weight * contrastive + align_weight * ATP + uniformity_weight * CU` (arXiv
     2602.20046). A weight is a number or a schedule over the fraction of training: `[[0.2, 1.0], [0.7, 0.0]]` is 1
@@ -58,6 +68,23 @@ class GapClosedClipConfig(PreTrainedConfig):
         hypothesis_template (`str`, defaults to `"Medical image of {}."`):
             What zero-shot classification puts a label into: `hypothesis_template` of the pipeline, which without it
             takes every image for a photo.
+        decoder_config (`PreTrainedConfig` or `dict`, *optional*):
+            The captioner's decoder, of the BERT family, with `is_decoder` and `add_cross_attention`. `None` where
+            there is none; a captioner then takes the text tower's shape.
+        decoder_memory (`str`, defaults to `"patches_and_embedding"`):
+            What the decoder attends to: the image's patch tokens and its embedding, or the `"embedding"` alone, which
+            may then be that of a text as well.
+        decoder_embedding_tokens (`int`, defaults to 4):
+            Tokens of the memory that an embedding is spread over.
+        embedding_noise (`float`, defaults to 0.0):
+            Root mean square length of the Gaussian noise that is added, in training, to the embedding (of length 1)
+            that the decoder gets. A noisy embedding has a cosine of about `1 / sqrt(1 + embedding_noise**2)` with the
+            clean one.
+        label_smoothing (`float`, defaults to 0.1):
+            Of the captioning loss, in training only.
+        caption_objective_weight (`float`, defaults to 0.0):
+            Weight of the space's own objective beside the captioning loss: for encoders that train together with the
+            decoder. 0 leaves it out.
 
     Raises:
         ValueError: where a value is out of range, naming the field and what it takes.
@@ -80,7 +107,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     """
 
     model_type = "gap_closed_clip"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
+    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "decoder_config": AutoConfig}
     # Everything but the (N, D) embeddings and the ids: N x N logits and token states must not be gathered over a whole
     # evaluation set by the Trainer, and scalars can't be.
     keys_to_ignore_at_inference = [
@@ -91,6 +118,10 @@ class GapClosedClipConfig(PreTrainedConfig):
         "logits_per_text",
         "vision_model_output",
         "text_model_output",
+        "caption_loss",
+        "logits",
+        "past_key_values",
+        "encoder_hidden_states",
     ]
 
     vision_config: PreTrainedConfig | dict | None = None
@@ -109,13 +140,27 @@ class GapClosedClipConfig(PreTrainedConfig):
     mask_groups: bool = True
     initializer_range: float = 0.02
     hypothesis_template: str = "Medical image of {}."
+    decoder_config: PreTrainedConfig | dict | None = None
+    decoder_memory: str = "patches_and_embedding"
+    decoder_embedding_tokens: int = 4
+    embedding_noise: float | int = 0.0
+    label_smoothing: float | int = 0.1
+    caption_objective_weight: float | int = 0.0
 
     def __post_init__(self, **kwargs):
         vision_default = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}
         self.vision_config = _sub_config(self.vision_config, "vision_config", vision_default)
         self.text_config = _sub_config(self.text_config, "text_config", {"model_type": "bert"})
+        if self.decoder_config is not None:
+            self.decoder_config = _sub_config(self.decoder_config, "decoder_config", {"model_type": "bert"})
         super().__post_init__(**kwargs)
         self._check()
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
+        """As in transformers; `decoder=True` is a captioner's decoder, what text is written with."""
+        if decoder and not encoder and self.decoder_config is not None:
+            return self.decoder_config
+        return self.text_config
 
     def _check(self) -> None:
         if self.projection_dim < 1:
@@ -136,6 +181,15 @@ class GapClosedClipConfig(PreTrainedConfig):
             raise ValueError(
                 f"hypothesis_template is {self.hypothesis_template!r}: it holds {{}} once, where the label goes."
             )
+        if self.decoder_memory not in DECODER_MEMORIES:
+            raise ValueError(f"decoder_memory is {self.decoder_memory!r}: use one of {', '.join(DECODER_MEMORIES)}.")
+        if self.decoder_embedding_tokens < 1:
+            raise ValueError(f"decoder_embedding_tokens is {self.decoder_embedding_tokens}: use 1 or more.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}: use a number from 0 to below 1.")
+        for name in ("embedding_noise", "caption_objective_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}: use a number of 0 or more.")
         for name in ("contrastive_weight", "align_weight", "uniformity_weight"):
             _check_weight(name, getattr(self, name))
 

@@ -105,6 +105,9 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         vision_model, text_model: towers to use instead of newly initialised ones.
     """
 
+    # A captioner's folder loads as the encoder inside it.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^memory\."]
+
     def __init__(
         self,
         config: GapClosedClipConfig,
@@ -190,18 +193,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         As `PreTrainedModel.save_pretrained`. Beside the weights goes the code, so that the folder loads where this
         package is not installed, with `trust_remote_code=True`.
         """
-        from .pipeline_gap_closed_clip import ImageTextRetrievalPipeline
-
-        # custom_object_save names only the auto class that a model was loaded by last.
-        class_name = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
-        self.config.auto_map = dict.fromkeys(("AutoModel", "AutoModelForZeroShotImageClassification"), class_name)
-        self.config.custom_pipelines = {
-            "image-text-retrieval": {
-                "impl": f"pipeline_gap_closed_clip.{ImageTextRetrievalPipeline.__name__}",
-                "pt": ["AutoModel"],
-                "type": "multimodal",
-            }
-        }
+        describe_code(self.config, self)
         super().save_pretrained(save_directory, **kwargs)
 
     @property
@@ -511,6 +503,31 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         # transformers looks for its own layers only; the timm tower has a switch of its own.
         self.vision_model._set_gradient_checkpointing(enable)
         self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
+
+
+def describe_code(config: GapClosedClipConfig, model: GapClosedClipModel, **heads: PreTrainedModel) -> None:
+    """
+    Tells in the configuration which class each auto class and pipeline finds in the code that is saved beside it.
+
+    Args:
+        config: to be saved.
+        model: the encoder, what `AutoModel` finds.
+        heads: what other auto classes find.
+    """
+    from .pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+
+    # custom_object_save names only the auto class that a model was loaded by last.
+    classes = {"AutoModel": model, "AutoModelForZeroShotImageClassification": model, **heads}
+    config.auto_map = {
+        name: f"{type(found).__module__.split('.')[-1]}.{type(found).__name__}" for name, found in classes.items()
+    }
+    config.custom_pipelines = {
+        "image-text-retrieval": {
+            "impl": f"pipeline_gap_closed_clip.{ImageTextRetrievalPipeline.__name__}",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        }
+    }
 
 
 # Saving puts the code beside the weights.

@@ -1,0 +1,121 @@
+"""What a captioner's decoder is made of: the memory it attends to, its weights to start from, prompts it goes on from."""
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .losses_gap_closed_clip import unit_vectors
+from .towers_gap_closed_clip import not_loaded
+
+
+class CaptionMemory(nn.Module):
+    """What the decoder attends to: an embedding of the shared space, spread over some tokens, and an image's patches.
+
+    `image_shift` (D,) is added to image embeddings before they are read: the usual mean-shift correction of a decoder
+    that was trained on text embeddings. Zero unless it is set.
+    """
+
+    def __init__(self, config: GapClosedClipConfig, patch_dim: int):
+        super().__init__()
+        hidden = config.decoder_config.hidden_size
+        self.noise = config.embedding_noise
+        self.embedding_projection = nn.Linear(config.projection_dim, config.decoder_embedding_tokens * hidden)
+        self.embedding_norm = nn.LayerNorm(hidden)
+        self.patch_projection = self.patch_norm = None
+        if config.decoder_memory == "patches_and_embedding":
+            self.patch_projection, self.patch_norm = nn.Linear(patch_dim, hidden), nn.LayerNorm(hidden)
+        self.register_buffer("image_shift", torch.zeros(config.projection_dim))
+
+    def forward(self, embeds: Tensor, patches: Tensor | None = None) -> Tensor:
+        """(B, D) unit vectors and (B, P, patch_dim) -> (B, tokens + P, hidden)."""
+        if self.training and self.noise:
+            embeds = unit_vectors(embeds + torch.randn_like(embeds) * self.noise / math.sqrt(embeds.shape[-1]))
+        # Entries of a unit vector are small: brought to a variance of 1, as a projection expects.
+        embeds = (embeds * math.sqrt(embeds.shape[-1])).to(self.embedding_projection.weight.dtype)
+        memory = self.embedding_projection(embeds).unflatten(-1, (-1, self.embedding_norm.weight.shape[0]))
+        memory = self.embedding_norm(memory)
+        if self.patch_projection is None:
+            return memory
+        if patches.ndim == 4:  # a convolutional network's map, channels first or last
+            channels_first = patches.shape[1] == self.patch_projection.in_features
+            patches = patches.flatten(2).transpose(1, 2) if channels_first else patches.flatten(1, 2)
+        return torch.cat([memory, self.patch_norm(self.patch_projection(patches))], dim=1)
+
+
+def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
+    """
+    The configuration of a decoder of the text tower's shape.
+
+    Raises:
+        ValueError: the tower's family has no decoder with cross-attention.
+    """
+    config = copy.deepcopy(text_config)
+    if type(config) not in AutoModelForCausalLM._model_mapping or not hasattr(config, "is_decoder"):
+        raise ValueError(
+            f"A text tower of type {config.model_type!r} can't be made a decoder: name one (a BERT with the same "
+            "vocabulary)."
+        )
+    config.is_decoder = config.add_cross_attention = config.use_cache = True
+    return config
+
+
+def load_decoder(name_or_path: str) -> PreTrainedModel:
+    """A BERT's weights as those of a decoder; what they lack, cross-attention for one, starts at random."""
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name_or_path, is_decoder=True, add_cross_attention=True, use_cache=True, use_safetensors=True
+        )
+    except OSError as error:
+        raise not_loaded(f"The decoder {name_or_path!r}", error) from error
+
+
+def copy_layers(text_model: PreTrainedModel, decoder_model: PreTrainedModel) -> None:
+    """All weights of a text tower to a decoder of its shape."""
+    missing = decoder_model.load_state_dict(text_model.state_dict(), strict=False).missing_keys
+    left = [name for name in missing if "crossattention" not in name]
+    if left:
+        raise ValueError(f"The text tower has no weights for the decoder's {left[0]}: name another decoder.")
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What captions begin with, end with and are padded with, by the names of a generation config."""
+    names = {"bos_token_id": "cls_token", "eos_token_id": "sep_token", "pad_token_id": "pad_token"}
+    for name in names.values():
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise ValueError(f"The tokenizer has no {name}: captions need one.")
+    return {field: getattr(tokenizer, f"{name}_id") for field, name in names.items()}
+
+
+def open_prompts(
+    input_ids: Tensor, attention_mask: Tensor | None, eos_token_id: int | list[int] | None, pad_token_id: int | None
+) -> tuple[Tensor, Tensor]:
+    """
+    Prompts to go on from: without the token that closes a text, padded on the left.
+
+    (B, L) -> (B, at most L), tokens and mask.
+    """
+    pad = 0 if pad_token_id is None else pad_token_id
+    mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
+    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1, keepdim=True)  # (B, 1) place of the last token
+    ends = torch.as_tensor([] if eos_token_id is None else eos_token_id, device=input_ids.device).flatten()
+    closed = torch.isin(input_ids.gather(1, last), ends) & (mask.sum(1, keepdim=True) > 1)
+    mask = mask.scatter(1, last, mask.gather(1, last) & ~closed)
+    order = mask.long().argsort(dim=1, stable=True)  # padding first, tokens in their order
+    mask, input_ids = mask.gather(1, order), input_ids.gather(1, order)
+    longest = int(mask.sum(1).max())
+    input_ids, mask = input_ids[:, -longest:], mask[:, -longest:]
+    return input_ids.masked_fill(~mask, pad), mask.long()
+
+
+__all__ = [
+    "CaptionMemory",
+    "copy_layers",
+    "decoder_config_like",
+    "load_decoder",
+    "open_prompts",
+    "special_tokens",
+]
