@@ -1,4 +1,4 @@
-"""What a captioner's decoder is made of: the memory it attends to, its weights to start from, prompts it goes on from."""
+"""What a captioner's decoder is made of: the memory it attends to, its first weights, the prompts it goes on from."""
 
 import copy
 import math
