@@ -1,0 +1,140 @@
+"""BLEU-1 to 4 of captions, several references an image: COCO's evaluation's and sacreBLEU's, named apart."""
+
+import itertools
+import math
+from collections import Counter
+
+import datasets
+import evaluate
+from sacrebleu.metrics import BLEU
+
+from ._caption_tokens import TOKENISATION, tokenize, tokenize_references
+
+
+_DESCRIPTION = f"""\
+BLEU of generated captions over the whole set (sums of counts, not a mean over captions), 0..1, several references an
+image and not the same number for each. Two kinds that differ in tokens and smoothing, not to be compared:
+
+- `coco_bleu_1` to `coco_bleu_4`: as in COCO's evaluation (pycocoevalcap): its tokens (below), the closest reference
+  length, 1e-15 added to the matches and 1e-9 to the n-grams of each order. Exactly 0 where not a single word matches
+  (the published code gives less than 1e-7).
+- `sacrebleu_1` to `sacrebleu_4`: the library sacrebleu's corpus BLEU, divided by 100; `sacrebleu_4` is what is called
+  "sacreBLEU". Signature `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp`: case and punctuation count.
+
+BLEU-n is the geometric mean of the precisions of 1- to n-grams, times the brevity penalty.
+
+{TOKENISATION}"""
+
+_CITATION = """\
+@inproceedings{papineni2002bleu,
+  title     = {{BLEU}: a Method for Automatic Evaluation of Machine Translation},
+  author    = {Papineni, Kishore and Roukos, Salim and Ward, Todd and Zhu, Wei-Jing},
+  booktitle = {Annual Meeting of the Association for Computational Linguistics (ACL)},
+  year      = {2002}
+}
+@inproceedings{post2018call,
+  title     = {A Call for Clarity in Reporting {BLEU} Scores},
+  author    = {Post, Matt},
+  booktitle = {Conference on Machine Translation (WMT)},
+  year      = {2018}
+}
+@article{chen2015coco,
+  title   = {Microsoft {COCO} Captions: Data Collection and Evaluation Server},
+  author  = {Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and
+             Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
+  journal = {arXiv:1504.00325},
+  year    = {2015}
+}
+"""
+
+_INPUTS_DESCRIPTION = """
+Args:
+    predictions: N strings, the generated caption of each image; "" is allowed.
+    references: N lists of one or more strings, the true captions of each image. Those without a word are left out.
+
+Returns:
+    dict of floats, 0..1: coco_bleu_1, coco_bleu_2, coco_bleu_3, coco_bleu_4, sacrebleu_1, sacrebleu_2, sacrebleu_3,
+    sacrebleu_4.
+
+Raises:
+    ValueError: no row, or a row without a reference that holds a word; the row is named.
+
+Examples:
+    Four of the five words are in one of the references, and three of the four pairs of words.
+
+    >>> import evaluate
+    >>> metric = evaluate.load("caption_bleu.py")
+    >>> result = metric.compute(
+    ...     predictions=["axial ct of the chest"],
+    ...     references=[["Axial CT of the abdomen.", "CT of the abdomen"]],
+    ... )
+    >>> {name: round(value, 4) for name, value in result.items()}  # doctest: +NORMALIZE_WHITESPACE
+    {'coco_bleu_1': 0.8, 'coco_bleu_2': 0.7746, 'coco_bleu_3': 0.7368, 'coco_bleu_4': 0.6687,
+     'sacrebleu_1': 0.4, 'sacrebleu_2': 0.3162, 'sacrebleu_3': 0.2554, 'sacrebleu_4': 0.2136}
+"""
+
+_ORDERS = 4
+_SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's: beside the number of n-grams, beside that of the matches
+
+
+def _ngrams(tokens: list[str], order: int) -> Counter:
+    return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
+
+
+def _coco_bleu(captions: list[list[str]], references: list[list[list[str]]]) -> list[float]:
+    """BLEU-1 to 4 of tokens as pycocoevalcap's BleuScorer gives them with option="closest"."""
+    length = reference_length = 0
+    matches, totals = [0] * _ORDERS, [0] * _ORDERS
+    for caption, texts in zip(captions, references, strict=True):
+        length += len(caption)
+        # The closest length, the shorter of two that are equally close.
+        reference_length += min((abs(len(text) - len(caption)), len(text)) for text in texts)[1]
+        for order in range(1, _ORDERS + 1):
+            allowed = Counter()
+            for text in texts:
+                allowed |= _ngrams(text, order)  # the most often that a reference has it
+            found = _ngrams(caption, order)
+            matches[order - 1] += (found & allowed).total()
+            totals[order - 1] += found.total()
+    if not matches[0]:
+        return [0.0] * _ORDERS
+    brevity = min(0.0, 1 - (reference_length + _SMALL) / (length + _TINY))
+    logs = [math.log((match + _TINY) / (total + _SMALL)) for match, total in zip(matches, totals, strict=True)]
+    return [math.exp(brevity + sum(logs[:order]) / order) for order in range(1, _ORDERS + 1)]
+
+
+def _sacrebleu(captions: list[str], references: list[list[str]]) -> list[float]:
+    """sacreBLEU of 1- to n-grams, n = 1..4, from one count; 0..1."""
+    streams = list(itertools.zip_longest(*references))  # sacrebleu: None is a reference that this row does not have
+    counts = BLEU(force=True).corpus_score(captions, streams)  # force: no warning of captions that end with " ."
+    return [
+        BLEU.compute_bleu(
+            counts.counts[:order],
+            counts.totals[:order],
+            counts.sys_len,
+            counts.ref_len,
+            smooth_method="exp",
+            max_ngram_order=order,
+        ).score
+        / 100
+        for order in range(1, _ORDERS + 1)
+    ]
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
+class CaptionBleu(evaluate.Metric):
+    def _info(self):
+        string = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS_DESCRIPTION,
+            features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
+            reference_urls=["https://aclanthology.org/P02-1040", "https://arxiv.org/abs/1504.00325"],
+        )
+
+    def _compute(self, predictions, references):
+        coco = _coco_bleu([tokenize(text) for text in predictions], tokenize_references(references))
+        sacre = _sacrebleu(predictions, [[text for text in texts if tokenize(text)] for texts in references])
+        result = {f"coco_bleu_{order}": value for order, value in enumerate(coco, 1)}
+        return result | {f"sacrebleu_{order}": value for order, value in enumerate(sacre, 1)}
