@@ -12,6 +12,7 @@ from transformers import (
     AutoTokenizer,
     DynamicCache,
     EncoderDecoderCache,
+    GenerationConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -97,6 +98,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         self.gap_closed_clip = GapClosedClipModel(config) if clip_model is None else clip_model
         self.decoder = AutoModelForCausalLM.from_config(config.decoder_config) if decoder is None else decoder
         config.decoder_config = self.decoder.config
+        config.pad_token_id = config.decoder_config.pad_token_id  # where Seq2SeqTrainer looks for it
         self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
         self.post_init()
 
@@ -143,7 +145,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
-        model.generation_config.update(max_new_tokens=MAX_NEW_TOKENS, **special)
+        model.generation_config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, **special)
         return model.to(clip_model.device).train(clip_model.training)
 
     @classmethod
@@ -193,6 +195,10 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         if not any(parameter.requires_grad for parameter in self.gap_closed_clip.parameters()):
             self.gap_closed_clip.eval()  # its centring, too, which would follow the batches
         return self
+
+    def set_training_progress(self, progress: float) -> None:
+        """As of the encoder, whose objective may follow a schedule."""
+        self.gap_closed_clip.set_training_progress(progress)
 
     def set_image_shift(self, shift: Tensor | None) -> None:
         """

@@ -22,7 +22,7 @@ class CaptionMemory(nn.Module):
     def __init__(self, config: GapClosedClipConfig, patch_dim: int):
         super().__init__()
         hidden = config.decoder_config.hidden_size
-        self.noise = config.embedding_noise
+        self.config = config
         self.embedding_projection = nn.Linear(config.projection_dim, config.decoder_embedding_tokens * hidden)
         self.embedding_norm = nn.LayerNorm(hidden)
         self.patch_projection = self.patch_norm = None
@@ -32,8 +32,8 @@ class CaptionMemory(nn.Module):
 
     def forward(self, embeds: Tensor, patches: Tensor | None = None) -> Tensor:
         """(B, D) unit vectors and (B, P, patch_dim) -> (B, tokens + P, hidden)."""
-        if self.training and self.noise:
-            embeds = unit_vectors(embeds + torch.randn_like(embeds) * self.noise / math.sqrt(embeds.shape[-1]))
+        if self.training and (noise := self.config.embedding_noise):
+            embeds = unit_vectors(embeds + torch.randn_like(embeds) * noise / math.sqrt(embeds.shape[-1]))
         # Entries of a unit vector are small: brought to a variance of 1, as a projection expects.
         embeds = (embeds * math.sqrt(embeds.shape[-1])).to(self.embedding_projection.weight.dtype)
         memory = self.embedding_projection(embeds).unflatten(-1, (-1, self.embedding_norm.weight.shape[0]))

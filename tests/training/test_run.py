@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from gap_closed_clip.data import load_pairs
 from gap_closed_clip.evaluation import evaluate_model, load_checkpoint, read_metrics
-from gap_closed_clip.training import GapClosedTrainingArguments, load_config, run, train
+from gap_closed_clip.training import GapClosedTrainingArguments, load_config, train
+from gap_closed_clip.training import folder as run_folder
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "train.py"
@@ -295,9 +296,9 @@ def test_a_trained_model_can_be_gone_on_from(finished, configure, tmp_path):
 def test_a_checkpoint_that_lacks_a_file_is_not_complete(finished, tmp_path, name):
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished[0] / "checkpoint-2", checkpoint)
-    assert run.is_complete_checkpoint(checkpoint)
+    assert run_folder.is_complete_checkpoint(checkpoint)
     (checkpoint / name).unlink()
-    assert not run.is_complete_checkpoint(checkpoint)
+    assert not run_folder.is_complete_checkpoint(checkpoint)
 
 
 # --- train.py

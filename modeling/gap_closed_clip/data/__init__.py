@@ -1,6 +1,7 @@
 """Where pairs come from and how they become batches."""
 
 from .arguments import DataArguments
+from .captions import CaptionCollator
 from .collator import PairCollator, count_truncated
 from .hashing import group_ids, normalize_caption, stable_hash
 from .images import Augmentation, cache_images, check_images, decode_image
@@ -10,6 +11,7 @@ from .sources import load_checked_pairs, load_pairs
 
 __all__ = [
     "Augmentation",
+    "CaptionCollator",
     "DataArguments",
     "DistinctSampler",
     "PairCollator",

@@ -50,17 +50,23 @@ class PairCollator:
         Raises:
             ValueError: an image cannot be read.
         """
+        batch = self.images(rows)
+        if "pooled_text" in rows[0]:  # of a frozen text tower, see `training.frozen`
+            return batch | {"pooled_text": torch.tensor([row["pooled_text"] for row in rows])}
+        return batch | self.tokenize([row["caption"] for row in rows])
+
+    def images(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`pixel_values` and `group_ids` of the batch.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
         images = [decode_image(row["image"], self._min_size(row), self.window, name=_name(row)) for row in rows]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(images, rows, ids)
-        batch = {
-            "pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"],
-            "group_ids": ids,
-        }
-        if "pooled_text" in rows[0]:  # of a frozen text tower, see `training.frozen`
-            return batch | {"pooled_text": torch.tensor([row["pooled_text"] for row in rows])}
-        return batch | self.tokenize([row["caption"] for row in rows])
+        pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixel_values, "group_ids": ids}
 
     def tokenize(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask`, `token_type_ids` (B, L) int64 of B captions."""

@@ -1,6 +1,25 @@
 """Embed a data set once, run the metrics, draw the figures, write the report."""
 
-from .checkpoint import base_of_adapter, check_checkpoint, check_model_name, is_adapter, is_local, load_checkpoint
+from .caption_figure import plot_captions
+from .captions import (
+    Captions,
+    build_caption_metrics,
+    evaluate_captioner,
+    evaluate_captions,
+    generate_captions,
+    nearest_captions,
+    score_captions,
+)
+from .checkpoint import (
+    base_of_adapter,
+    check_checkpoint,
+    check_model_name,
+    is_adapter,
+    is_captioner,
+    is_local,
+    load_captioner,
+    load_checkpoint,
+)
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_pairs import (
     build_compute_metrics,
@@ -15,6 +34,16 @@ from .report import check_writable, digest_of_weights, metrics_table, read_metri
 
 
 __all__ = [
+    "plot_captions",
+    "evaluate_captioner",
+    "load_captioner",
+    "is_captioner",
+    "score_captions",
+    "nearest_captions",
+    "generate_captions",
+    "evaluate_captions",
+    "build_caption_metrics",
+    "Captions",
     "PairEmbeddings",
     "base_of_adapter",
     "build_compute_metrics",

@@ -3,12 +3,17 @@
 import difflib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
+from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from ..configuration_gap_closed_clip import GapClosedClipConfig
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from ..towers_gap_closed_clip import pickled_weights
@@ -70,30 +75,35 @@ def load_checkpoint(
     """
     name_or_path = str(name_or_path)
     check_model_name(name_or_path)
-    try:
+    with _explained(name_or_path, revision):
         if is_adapter(name_or_path, revision):
-            model, missing = _load_adapter(name_or_path, revision), []
-        else:
-            model, info = GapClosedClipModel.from_pretrained(
-                name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
-            )
-            missing = sorted(info["missing_keys"])
-        processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
-    except _BaseNotLoaded:
-        raise
-    except OSError as error:
-        if pickled := pickled_weights(name_or_path, revision):
-            missing = ADAPTER_WEIGHTS if pickled.startswith("adapter") else WEIGHTS
-            raise FileNotFoundError(_no_weights(name_or_path, missing, pickled)) from error
-        raise OSError(
-            f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
-            f"private one? HF_HUB_OFFLINE?): {str(error).splitlines()[0]}"
-        ) from error
-    except RuntimeError as error:  # shapes
-        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {AGAIN} {error}") from error
-    if missing:
-        raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
-    return model, processor
+            model = _load_adapter(name_or_path, revision)
+            return model, GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
+    return _load_whole(GapClosedClipModel, name_or_path, revision)
+
+
+def load_captioner(
+    name_or_path: str | Path, revision: str | None = None
+) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
+    """Captioner and processor of a folder or of a Hub id; `load_checkpoint` gives the encoder of the same.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+    """
+    return _load_whole(GapClosedClipForConditionalGeneration, str(name_or_path), revision)
+
+
+def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
+    """Whether a folder or a Hub id holds a model with a decoder.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+    """
+    check_model_name(name_or_path)
+    if is_adapter(name_or_path, revision):
+        return False
+    with _explained(str(name_or_path), revision):
+        return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
 def is_adapter(name_or_path: str | Path, revision: str | None = None) -> bool:
@@ -124,6 +134,41 @@ def _similar_folder(path: Path) -> str:
     names = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f" Did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _load_whole(
+    model_class: type[PreTrainedModel], name_or_path: str, revision: str | None
+) -> tuple[PreTrainedModel, GapClosedClipProcessor]:
+    """A model and its processor, all of whose weights are there."""
+    check_model_name(name_or_path)
+    with _explained(name_or_path, revision):
+        model, info = model_class.from_pretrained(
+            name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
+        )
+        processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
+    return model, processor
+
+
+@contextmanager
+def _explained(name_or_path: str, revision: str | None) -> Iterator[None]:
+    """What the library raises while a model is loaded, in words that say what to do."""
+    try:
+        yield
+    except _BaseNotLoaded:
+        raise
+    except OSError as error:
+        if pickled := pickled_weights(name_or_path, revision):
+            missing = ADAPTER_WEIGHTS if pickled.startswith("adapter") else WEIGHTS
+            raise FileNotFoundError(_no_weights(name_or_path, missing, pickled)) from error
+        raise OSError(
+            f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
+            f"private one? HF_HUB_OFFLINE?): {str(error).splitlines()[0]}"
+        ) from error
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {AGAIN} {error}") from error
 
 
 class _BaseNotLoaded(OSError):

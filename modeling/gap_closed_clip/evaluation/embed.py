@@ -81,22 +81,22 @@ def embed_pairs(
         columns, once = None, pairs
     else:
         columns = columns_of(pairs)
-        once = pairs.select(list(_first_rows(columns.image_ids)))
+        once = pairs.select(list(first_rows(columns.image_ids)))
     collator = PairCollator(processor, max_length=max_length, window=window)
     loader = DataLoader(
         once,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=partial(_collate, collator=collator),
+        collate_fn=partial(collate, collator=collator),
         pin_memory=model.device.type == "cuda",
     )
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
-    with _evaluation_mode(model), autocast:
+    with evaluation_mode(model), autocast:
         image_embeds, seen = _embed_images(model, loader)
         columns = columns or seen
         if not columns.captions:
             raise ValueError("There is no pair to embed: the data set or split is empty.")
-        text_embeds = _embed_captions(model, collator, columns.captions, batch_size)
+        text_embeds = embed_captions(model, collator, columns.captions, batch_size)
     return PairEmbeddings(
         image_embeds=np.stack([image_embeds[image_id] for image_id in columns.image_ids]),
         text_embeds=np.stack([text_embeds[caption] for caption in columns.captions]),
@@ -124,33 +124,49 @@ def columns_of(pairs: Iterable[dict]) -> Columns:
     return columns
 
 
-def _first_rows(ids: list[str]) -> Iterable[int]:
+def first_rows(ids: list[str]) -> Iterable[int]:
     """Row in which each distinct id comes first."""
     return {identifier: row for row, identifier in reversed(list(enumerate(ids)))}.values()
 
 
-def _collate(rows: list[dict], collator: PairCollator) -> tuple[Columns, torch.Tensor]:
+def collate(rows: list[dict], collator: PairCollator) -> tuple[Columns, torch.Tensor]:
     """Decode in the worker; pixels (B, 3, height, width)."""
     return columns_of(rows), collator(rows)["pixel_values"]
+
+
+def each_image(
+    loader: DataLoader, seen: Columns, device: torch.device, what: str
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """
+    Ids and pixels (new, 3, height, width), on the device, of the images not met before, a batch at a time.
+
+    Args:
+        loader: of batches from `collate`.
+        seen: gets the columns of all rows on the way.
+        what: is being done, for the progress bar.
+    """
+    known: set[str] = set()
+    for columns, pixel_values in tqdm(loader, desc=what, leave=False):
+        for all_values, values in zip(seen, columns, strict=True):
+            all_values.extend(values)
+        new = [row for row in first_rows(columns.image_ids) if columns.image_ids[row] not in known]
+        if new:
+            ids = [columns.image_ids[row] for row in new]
+            known.update(ids)
+            yield ids, pixel_values[new].to(device, non_blocking=True)
 
 
 def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str, np.ndarray], Columns]:
     """{image id: (D,) float32} and the columns of the rows met on the way."""
     embeds: dict[str, np.ndarray] = {}
     seen = Columns([], [], [])
-    for columns, pixel_values in tqdm(loader, desc="Embedding images", leave=False):
-        for all_values, values in zip(seen, columns, strict=True):
-            all_values.extend(values)
-        new = [row for row in _first_rows(columns.image_ids) if columns.image_ids[row] not in embeds]
-        if new:
-            pixel_values = pixel_values[new].to(model.device, non_blocking=True)
-            image_embeds = model(pixel_values=pixel_values).image_embeds.float().cpu().numpy()  # (new, D)
-            embeds.update(zip((columns.image_ids[row] for row in new), image_embeds, strict=True))
+    for ids, pixel_values in each_image(loader, seen, model.device, "Embedding images"):
+        embeds.update(zip(ids, model(pixel_values=pixel_values).image_embeds.float().cpu().numpy(), strict=True))
     return embeds, seen
 
 
-def _embed_captions(
-    model: PreTrainedModel, collator: PairCollator, captions: list[str], batch_size: int
+def embed_captions(
+    model: PreTrainedModel, collator: PairCollator, captions: Iterable[str], batch_size: int
 ) -> dict[str, np.ndarray]:
     """{caption: (D,) float32}."""
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
@@ -170,7 +186,7 @@ def _embed_captions(
 
 
 @contextmanager
-def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """No gradients, no dropout; afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

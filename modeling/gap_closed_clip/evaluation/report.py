@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import Dataset, IterableDataset
 
 from .. import __version__
+from .caption_figure import plot_captions
+from .captions import Captions
 from .embed import PairEmbeddings
 from .figures import plot_cosine_histograms, plot_projection
 
@@ -43,6 +46,19 @@ ROWS = {
     "knn_accuracy_text_to_image": ("kNN, captions to images ↑", "{:.1%}"),
     "linear_probe_accuracy_image_to_text": ("linear probe, images to captions ↑", "{:.1%}"),
     "linear_probe_accuracy_text_to_image": ("linear probe, captions to images ↑", "{:.1%}"),
+    "coco_bleu_1": ("BLEU-1 ↑", "{:.1%}"),
+    "coco_bleu_2": ("BLEU-2 ↑", "{:.1%}"),
+    "coco_bleu_3": ("BLEU-3 ↑", "{:.1%}"),
+    "coco_bleu_4": ("BLEU-4 ↑", "{:.1%}"),
+    "sacrebleu_4": ("sacreBLEU ↑", "{:.1%}"),
+    "rouge_l": ("ROUGE-L ↑", "{:.1%}"),
+    "meteor": ("METEOR ↑", "{:.1%}"),
+    "cider_d": ("CIDEr-D ↑", "{:.1%}"),
+    "clip_score": ("CLIPScore ↑", "{:.3f}"),
+    "ref_clip_score": ("RefCLIPScore ↑", "{:.3f}"),
+    "distinct_captions": ("distinct captions", "{:.1%}"),
+    "caption_words": ("words a caption", "{:.1f}"),
+    "num_images": ("images", "{:.0f}"),
     "num_pairs": ("pairs", "{:.0f}"),
 }
 
@@ -162,19 +178,41 @@ def write_report(
     data: Mapping[str, Any],
     split: str,
     folders: Mapping[str, str | Path] | None = None,
+    captions: Mapping[str, Captions] | None = None,
+    pairs: Dataset | IterableDataset | None = None,
 ) -> str:
-    """Write metrics.json, metrics.md, projection.png and cosines.png into the folder; returns the table.
+    """
+    Write metrics.json and metrics.md into the folder, projection.png and cosines.png of the embeddings, captions.jsonl
+    and captions.png of the captions; returns the table.
 
     Args:
         results, embeddings: {model name: ...}, from `evaluate_model`.
         data: what the pairs are, e.g. the `data:` section of the configuration.
         split: which split of it.
         folders: {model name: its folder}, of those that are in one.
+        captions: {model name: captions}, of one set of images.
+        pairs: where these images are; a stream is not drawn.
     """
     folder = Path(folder)
     write_metrics(folder / "metrics.json", results, data, split, folders)
     table = metrics_table(results)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
-    plot_projection(embeddings, results, folder / "projection.png")
-    plot_cosine_histograms(embeddings, results, folder / "cosines.png")
+    if embeddings:
+        plot_projection(embeddings, results, folder / "projection.png")
+        plot_cosine_histograms(embeddings, results, folder / "cosines.png")
+    if captions:
+        write_captions(folder / "captions.jsonl", captions)
+        if isinstance(pairs, Dataset):
+            plot_captions(captions, pairs, folder / "captions.png")
     return table
+
+
+def write_captions(path: str | Path, captions: Mapping[str, Captions]) -> None:
+    """A line of JSON an image: `image_id`, its `references`, and `captions` by model name."""
+    first = next(iter(captions.values()))
+    written = {name: dict(zip(of.image_ids, of.captions, strict=True)) for name, of in captions.items()}
+    with open(path, "w", encoding="utf-8") as file:
+        for image_id, references in zip(first.image_ids, first.references, strict=True):
+            row = {"image_id": image_id, "references": references}
+            row["captions"] = {name: of[image_id] for name, of in written.items()}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -2,15 +2,20 @@
 
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .build import build_model_and_processor
+from .caption_trainer import GapClosedCaptionTrainer
+from .captioning import CaptioningArguments
 from .config import RunConfig, load_config, read_words
+from .folder import CONFIG_FILE, RUN_FILE, last_complete_checkpoint
 from .lora import LoraArguments, add_adapters, build_peft_config
-from .run import CONFIG_FILE, RUN_FILE, last_complete_checkpoint, train
+from .run import train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 
 
 __all__ = [
     "CONFIG_FILE",
     "RUN_FILE",
+    "CaptioningArguments",
+    "GapClosedCaptionTrainer",
     "GapClosedClipTrainer",
     "GapClosedTrainingArguments",
     "LoraArguments",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import timm
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig, TimmWrapperConfig, TrainingArguments
+from transformers import BertConfig, Seq2SeqTrainingArguments, TimmWrapperConfig
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 
@@ -57,28 +57,38 @@ class ModelArguments:
                 )
         for name in TOWERS:
             if isinstance(getattr(self, name), dict):
-                _check_tower(name, getattr(self, name))
+                check_tower(f"model.{name}", name, getattr(self, name))
 
 
-def _check_tower(name: str, description: dict[str, Any]) -> None:
-    """A config takes any keyword without a word, so a typo would train another tower than the one described."""
-    config_class = TOWERS[name]
+def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
+    """
+    A config takes any keyword without a word, so a typo would train another tower than the one described.
+
+    Args:
+        field: of the configuration, to speak of.
+        kind: "vision" or "text".
+        description: the mapping there.
+
+    Raises:
+        ValueError: a key or value that the tower's config does not have.
+    """
+    config_class = TOWERS[kind]
     known = ["model_type", *(f.name for f in fields(config_class))]
     for key in description:
         if key not in known:
-            raise ValueError(f"model.{name}: unknown key {key!r}{_nearest(key, known)}")
+            raise ValueError(f"{field}: unknown key {key!r}{_nearest(key, known)}")
     settings = dict(description)
     if settings.pop("model_type", config_class.model_type) != config_class.model_type:
         raise ValueError(
-            f"model.{name}.model_type is {description['model_type']!r}: a tower from scratch is of type "
+            f"{field}.model_type is {description['model_type']!r}: a tower from scratch is of type "
             f"{config_class.model_type!r}. Name a folder or a Hub id for another."
         )
-    if name == "vision":
+    if kind == "vision":
         _check_architecture(settings.get("architecture"))
     try:
         config_class(**settings)
     except StrictDataclassError as error:
-        raise ValueError(f"model.{name}: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{field}: {' '.join(str(error).split())}") from error
 
 
 def _check_architecture(architecture: str | None) -> None:
@@ -97,8 +107,12 @@ def _nearest(name: str, known: list[str], otherwise: str = ".") -> str:
 
 
 @dataclass
-class GapClosedTrainingArguments(TrainingArguments):
-    """transformers' [`TrainingArguments`] with defaults that suit pairs, and what only pairs need."""
+class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
+    """
+    transformers' [`Seq2SeqTrainingArguments`] with defaults that suit pairs, and what only pairs need.
+
+    `predict_with_generate` and what belongs to it is for captioners.
+    """
 
     output_dir: str | None = field(
         default="outputs/demo",
@@ -177,4 +191,4 @@ class GapClosedTrainingArguments(TrainingArguments):
         return parts
 
 
-__all__ = ["GapClosedTrainingArguments", "ModelArguments"]
+__all__ = ["GapClosedTrainingArguments", "ModelArguments", "check_tower"]

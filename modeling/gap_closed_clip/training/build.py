@@ -39,7 +39,7 @@ def check_start(args: ModelArguments) -> None:
                 "them: python train.py configs/demo.yaml configs/clip_lt.yaml"
             )
         if isinstance(tower, str):
-            _pretrained(f"model.{name}", tower)
+            pretrained_name(f"model.{name}", tower)
 
 
 def build_model_and_processor(
@@ -95,7 +95,7 @@ def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClose
     if args.config:
         config = GapClosedClipConfig.from_dict(model.config.to_dict() | args.config)  # checks the values together
         try:
-            model = GapClosedClipModel.from_pretrained(None, config=config, state_dict=model.state_dict())
+            model = GapClosedClipModel.frompretrained_name(None, config=config, state_dict=model.state_dict())
         except RuntimeError as error:  # shapes
             raise ValueError(
                 f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "
@@ -111,7 +111,7 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
     tokenizer, text = _text_tower(args.text, captions)
     what = f"model.vision={args.vision!r} or model.text={args.text!r}"
     try:
-        model = GapClosedClipModel.from_vision_text_pretrained(
+        model = GapClosedClipModel.from_vision_textpretrained_name(
             vision, text, keep_vision_projection=args.keep_vision_projection, **args.config
         )
     except OSError as error:
@@ -123,7 +123,7 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
 
 def _vision_tower(vision: str | dict[str, Any]) -> str | PreTrainedConfig:
     if isinstance(vision, str):
-        return _pretrained("model.vision", vision)
+        return pretrained_name("model.vision", vision)
     return AutoConfig.for_model(**{"model_type": "timm_wrapper", **vision})
 
 
@@ -131,7 +131,7 @@ def _text_tower(
     text: str | dict[str, Any], captions: Iterable[str]
 ) -> tuple[PreTrainedTokenizerBase, str | PreTrainedConfig]:
     if isinstance(text, str):
-        text = _pretrained("model.text", text)
+        text = pretrained_name("model.text", text)
         return _tokenizer(text), text
     tokenizer = train_tokenizer(captions, text.get("vocab_size", VOCABULARY_SIZE))
     vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
@@ -140,7 +140,7 @@ def _text_tower(
 
 def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text)
+        tokenizer = AutoTokenizer.frompretrained_name(text)
     except OSError as error:
         raise not_loaded(f"model.text={text!r}", error) from error
     except ValueError:
@@ -151,7 +151,7 @@ def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _pretrained(field: str, name: str) -> str:
+def pretrained_name(field: str, name: str) -> str:
     """A Hub id as it is, or a folder, after a look at what can be missing or half-written in it."""
     name = _package_folder(name)
     if not is_local(name):
@@ -188,4 +188,4 @@ def _package_folder(name: str) -> str:
     return str(path)
 
 
-__all__ = ["build_model_and_processor", "check_start", "train_tokenizer"]
+__all__ = ["build_model_and_processor", "check_start", "pretrained_name", "train_tokenizer"]

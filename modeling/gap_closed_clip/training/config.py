@@ -1,5 +1,5 @@
-"""A run's configuration: YAML files and `key=value` to checked sections: `model`, `data`, `training`, and
-`lora` for adapters."""
+"""A run's configuration: YAML files and `key=value` to checked sections: `model`, `data`, `training`,
+`lora` for adapters, and `captioning` for a decoder."""
 
 import argparse
 import dataclasses
@@ -13,18 +13,22 @@ from typing import Any
 
 import yaml
 
-from ..configuration_gap_closed_clip import GapClosedClipConfig
+from ..configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
 from ..data import DataArguments
 from .arguments import GapClosedTrainingArguments, ModelArguments
+from .captioning import CaptioningArguments
 from .lora import LoraArguments
 
 
-SECTIONS = ("model", "data", "training", "lora")
-# What GapClosedClipConfig itself adds to PreTrainedConfig, the towers aside: these are set under `model:`.
+SECTIONS = ("model", "data", "training", "lora", "captioning")
+# Sections that change what is trained by being there, even empty.
+OPTIONAL = {"lora": LoraArguments, "captioning": CaptioningArguments}
+# What GapClosedClipConfig itself adds to PreTrainedConfig, the towers and what the section `captioning` says aside:
+# these are set under `model:`.
 CONFIG_FIELDS = {
     name: hint
     for name, hint in GapClosedClipConfig.__annotations__.items()
-    if name not in ("vision_config", "text_config")
+    if name not in ("vision_config", "text_config", "decoder_config", *CAPTION_FIELDS)
 }
 
 
@@ -56,17 +60,39 @@ class RunConfig:
         data: where the pairs come from.
         training: fields of [`GapClosedTrainingArguments`], not yet made into one (that starts devices and processes).
         lora: adapters; None trains the towers themselves.
+        captioning: a decoder; None trains the encoder alone.
 
     Raises:
-        ValueError: adapters on a tower that is to stay as it is.
+        ValueError: adapters on a tower that is to stay as it is, or together with a decoder.
     """
 
     model: ModelArguments
     data: DataArguments
     training: dict[str, Any]
     lora: LoraArguments | None = None
+    captioning: CaptioningArguments | None = None
 
     def __post_init__(self):
+        if self.lora is not None and self.captioning is not None:
+            raise ValueError(
+                "The sections lora and captioning are both there: train the adapters first (lora.merge=true leaves a "
+                "whole model), then the decoder on that."
+            )
+        if self.captioning is None and self.training.get("predict_with_generate"):
+            raise ValueError(
+                "training.predict_with_generate is true, and nothing writes captions: add a section captioning (as in "
+                "configs/captioning.yaml), or leave it out."
+            )
+        if self.captioning is not None and self.training.get("contrastive_batch_size") is not None:
+            raise ValueError(
+                "training.contrastive_batch_size is for encoders alone: with a section captioning set "
+                "per_device_train_batch_size (and gradient_accumulation_steps, with frozen encoders)."
+            )
+        if self.training.get("label_smoothing_factor"):
+            raise ValueError(
+                "training.label_smoothing_factor is transformers' own and would take the labels from the model: set "
+                "captioning.label_smoothing."
+            )
         for tower in self.lora.towers if self.lora else ():
             if getattr(self.model, f"freeze_{tower}"):
                 raise ValueError(
@@ -83,7 +109,8 @@ class RunConfig:
         model = {**_changed(self.model), **self.model.config}
         model.pop("config", None)
         sections = {"model": model, "data": _changed(self.data), "training": dict(self.training)}
-        return sections if self.lora is None else {**sections, "lora": _changed(self.lora)}
+        given = {name: getattr(self, name) for name in OPTIONAL if getattr(self, name) is not None}
+        return sections | {name: _changed(arguments) for name, arguments in given.items()}
 
     def save(self, path: str | Path) -> None:
         """Writes a YAML file that `load_config` reads back, without `hub_token`: it goes where the model goes."""
@@ -106,10 +133,10 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
             range, no `key=value`.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    has_lora = False
+    given = set()
     for file in files:
         for section, values in _read_yaml(Path(file)).items():
-            has_lora |= section == "lora"
+            given.add(section)
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
                 sections[section][key] = value
@@ -119,6 +146,7 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
             value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         _check_field(section, key, value, "the command line")
         sections[section][key] = value
+        given.add(section)
     model = dict(sections["model"])
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
     if model.get("checkpoint") is None:  # else the checkpoint's own values belong to the check
@@ -127,7 +155,7 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
         model=ModelArguments(**model, config=config),
         data=DataArguments(**sections["data"]),
         training=sections["training"],
-        lora=LoraArguments(**sections["lora"]) if has_lora or sections["lora"] else None,
+        **{name: arguments(**sections[name]) for name, arguments in OPTIONAL.items() if name in given},
     )
 
 
@@ -151,8 +179,8 @@ def fields_of(section: str) -> dict[str, Any]:
     """Names and type hints of a section's fields."""
     if section == "data":
         return typing.get_type_hints(DataArguments)
-    if section == "lora":
-        return typing.get_type_hints(LoraArguments)
+    if section in OPTIONAL:
+        return typing.get_type_hints(OPTIONAL[section])
     if section == "training":
         return {f.name: f.type for f in dataclasses.fields(GapClosedTrainingArguments) if f.init}
     own = {name: hint for name, hint in typing.get_type_hints(ModelArguments).items() if name != "config"}

@@ -37,7 +37,46 @@ class _SamplerEpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch))
 
 
-class GapClosedClipTrainer(Trainer):
+class TrainerHabits:
+    """What all Trainers here do, whatever they train. Goes before a class of transformers' among the bases."""
+
+    _gradients_checked = False
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        """
+        Raises:
+            ValueError: in the first step, a trainable parameter got no gradient.
+        """
+        loss = super().training_step(*args, **kwargs)
+        # (A sharded model's parameters may be empty on some process.)
+        if self.accelerator.sync_gradients and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            self._check_gradients_once()
+        return loss
+
+    def _check_gradients_once(self) -> None:
+        if self._gradients_checked:
+            return
+        self._gradients_checked = True
+        missing = without_gradient(self.model)
+        if missing and self.args.ddp_find_unused_parameters:
+            logger.warning(describe_missing(missing))
+        elif missing:
+            raise ValueError(describe_missing(missing))
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
+        return [name for name in super().get_decay_parameter_names(model) if model.get_parameter(name).ndim > 1]
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        # transformers leaves an incomplete last batch out of the evaluation, too, where training asks for it.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+
+class GapClosedClipTrainer(TrainerHabits, Trainer):
     """
     transformers' `Trainer`; a plain one trains the model too. This one adds:
 
@@ -57,7 +96,6 @@ class GapClosedClipTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._count = 0
         self._warned = False
-        self._gradients_checked = False
 
     def _prepare_micro_batches(self) -> None:
         self._micro_batches: list[dict[str, Tensor]] = []
@@ -74,27 +112,6 @@ class GapClosedClipTrainer(Trainer):
             )
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None) -> Tensor:
-        """
-        Raises:
-            ValueError: in the first step, a trainable parameter got no gradient.
-        """
-        loss = self._training_step(model, inputs, num_items_in_batch)
-        # (A sharded model's parameters may be empty on some process.)
-        if self.accelerator.sync_gradients and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            self._check_gradients_once()
-        return loss
-
-    def _check_gradients_once(self) -> None:
-        if self._gradients_checked:
-            return
-        self._gradients_checked = True
-        missing = without_gradient(self.model)
-        if missing and self.args.ddp_find_unused_parameters:
-            logger.warning(describe_missing(missing))
-        elif missing:
-            raise ValueError(describe_missing(missing))
-
-    def _training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch) -> Tensor:
         if self.args.num_micro_batches == 1:
             return super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches.append(inputs)
@@ -123,19 +140,6 @@ class GapClosedClipTrainer(Trainer):
             self._sums, self._count = {}, 0
             self._warn_of_collapse_and_scatter(means)
         super().log(logs, *args, **kwargs)
-
-    def get_decay_parameter_names(self, model) -> list[str]:
-        # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
-        sizes = {name: parameter.ndim for name, parameter in model.named_parameters()}
-        return [name for name in super().get_decay_parameter_names(model) if sizes[name] > 1]
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        # transformers leaves an incomplete last batch out of the evaluation, too, where training asks for it.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def get_train_dataloader(self) -> DataLoader:
         if self.args.num_micro_batches == 1 or isinstance(self.train_dataset, IterableDataset):

@@ -1,0 +1,40 @@
+"""Rows of pairs to the batch that a captioner takes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .collator import PairCollator
+
+
+IGNORED = -100  # label of a position without a target, as everywhere in transformers
+
+
+class CaptionCollator:
+    """
+    Images, or embeddings where the rows have them (`shared_embeds`), and captions as labels.
+
+    Args:
+        collator: how images are made and captions cut.
+    """
+
+    def __init__(self, collator: PairCollator):
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """
+        B rows with `image`, `caption` and `image_id`, or with `shared_embeds` (D,) instead of the image -> batch.
+
+        Returns:
+            `labels` (B, L) int64, the captions' tokens with -100 where they are padded; `pixel_values` (B, 3, H, W)
+            and `group_ids` (B, 2) as of `PairCollator`, or `shared_embeds` (B, D) float32: then no image is decoded.
+
+        Raises:
+            ValueError: an image cannot be read.
+        """
+        text = self.collator.tokenize([row["caption"] for row in rows])
+        labels = {"labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
+        if "shared_embeds" in rows[0]:
+            return {"shared_embeds": torch.tensor([row["shared_embeds"] for row in rows])} | labels
+        return self.collator.images(rows) | labels

@@ -1,0 +1,75 @@
+"""A figure of images with their own captions and those that models write for them."""
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Dataset
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ..data import decode_image, stable_hash
+from .captions import Captions
+
+
+COLUMNS, MAX_IMAGES = 2, 12
+# inches: of an image and the text beside it, of a line
+IMAGE_WIDTH, TEXT_WIDTH, LINE_HEIGHT = 1.6, 5.2, 0.135
+CHARACTERS, FONT_SIZE, MAX_LINES = 92, 7.0, 4
+SIDE = 256  # pixels that an image is reduced to, about
+
+
+def plot_captions(
+    captions: Mapping[str, Captions], pairs: Dataset, path: str | Path, number: int = MAX_IMAGES
+) -> None:
+    """
+    Images in an order that says nothing about them (that of a hash of their ids), so that none is picked.
+
+    Args:
+        captions: {model name: captions}, of one set of images.
+        pairs: where the images are.
+        path: of the PNG.
+        number: of images, at most.
+    """
+    first = next(iter(captions.values()))
+    shown = sorted(range(len(first)), key=lambda index: stable_hash(first.image_ids[index]))[:number]
+    rows = {image_id: row for row, image_id in reversed(list(enumerate(pairs["image_id"])))}
+    written = {name: dict(zip(of.image_ids, of.captions, strict=True)) for name, of in captions.items()}
+    blocks = []
+    for index in shown:
+        image_id = first.image_ids[index]
+        texts = {"reference": first.references[index][0], **{name: of[image_id] for name, of in written.items()}}
+        blocks.append((image_id, [line for name, text in texts.items() for line in _lines(name, text)]))
+    per_column = -(-len(blocks) // COLUMNS)
+    height = max(IMAGE_WIDTH, max(len(lines) for _, lines in blocks) * LINE_HEIGHT) + 0.15
+    figure = Figure(figsize=(COLUMNS * (IMAGE_WIDTH + TEXT_WIDTH + 0.2), per_column * height), dpi=150)
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(
+        per_column, 2 * COLUMNS, width_ratios=[IMAGE_WIDTH, TEXT_WIDTH] * COLUMNS, wspace=0.02, hspace=0.04,
+        left=0.005, right=0.995, top=0.995, bottom=0.005,
+    )  # fmt: skip
+    for place, (image_id, lines) in enumerate(blocks):
+        column, row = divmod(place, per_column)
+        picture = figure.add_subplot(grid[row, 2 * column])
+        picture.imshow(decode_image(pairs[rows[image_id]]["image"], SIDE, name=image_id))
+        picture.set_anchor("N")
+        picture.axis("off")
+        _write(figure.add_subplot(grid[row, 2 * column + 1]), lines, height)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _lines(name: str, text: str) -> list[tuple[str, bool]]:
+    """Lines of a caption, the first with its writer's name, and whether they are the reference's."""
+    lines = textwrap.wrap(f"{name}: {text.strip() or '(nothing)'}", CHARACTERS)
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1][: CHARACTERS - 2] + " ..."]
+    return [(line, name == "reference") for line in lines]
+
+
+def _write(axes, lines: list[tuple[str, bool]], height: float) -> None:
+    axes.axis("off")
+    for number, (line, is_reference) in enumerate(lines):
+        axes.text(
+            0, 1 - (number + 0.1) * LINE_HEIGHT / height, line, transform=axes.transAxes, va="top",
+            fontsize=FONT_SIZE, color="#0072B2" if is_reference else "#222222", parse_math=False,
+        )  # fmt: skip

@@ -1,0 +1,236 @@
+"""Captions of a data set's images, written or found, and how they compare with the true ones."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.utils import logging
+
+from ..data import PairCollator
+from .embed import (
+    Columns,
+    PairEmbeddings,
+    collate,
+    columns_of,
+    each_image,
+    embed_captions,
+    embed_pairs,
+    evaluation_mode,
+    first_rows,
+)
+from .evaluate_pairs import load_metric
+
+
+logger = logging.get_logger(__name__)
+
+TEXT_METRICS = ("caption_bleu", "caption_rouge_l", "caption_cider")
+
+
+@dataclass
+class Captions:
+    """
+    A caption for each of N distinct images.
+
+    Args:
+        image_ids: N ids.
+        captions: N captions, written or found.
+        references: N lists of the image's own captions.
+    """
+
+    image_ids: list[str]
+    captions: list[str]
+    references: list[list[str]]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def references_of(columns: Columns) -> dict[str, list[str]]:
+    """{image id: its distinct captions}, in the order of the pairs."""
+    references: dict[str, list[str]] = {}
+    for image_id, caption in zip(columns.image_ids, columns.captions, strict=True):
+        own = references.setdefault(image_id, [])
+        if caption not in own:
+            own.append(caption)
+    return references
+
+
+def generate_captions(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pairs: Dataset | IterableDataset,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    autocast_dtype: torch.dtype | None = None,
+    window: tuple[float, float] | None = None,
+    **generate_kwargs,
+) -> Captions:
+    """
+    A caption for every distinct image, by the model in evaluation mode, on the device where it is.
+
+    Args:
+        model: a [`GapClosedClipForConditionalGeneration`].
+        processor: its [`GapClosedClipProcessor`].
+        pairs: rows of `image`, `caption` and `image_id`.
+        batch_size: images at once.
+        num_workers: processes that decode the images.
+        autocast_dtype: as in `embed_pairs`.
+        window: (centre, width) for DICOM, 16-bit and float images, as in training.
+        generate_kwargs: of `generate`, e.g. num_beams; by default what the model's generation config says.
+
+    Raises:
+        ValueError: there is no pair, or an image is unreadable; it is named.
+    """
+    columns = None if isinstance(pairs, IterableDataset) else columns_of(pairs)
+    once = pairs if columns is None else pairs.select(list(first_rows(columns.image_ids)))
+    loader = DataLoader(
+        once,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=partial(collate, collator=PairCollator(processor, window=window)),
+        pin_memory=model.device.type == "cuda",
+    )
+    autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
+    written: dict[str, str] = {}
+    seen = Columns([], [], [])
+    with evaluation_mode(model), autocast:
+        for ids, pixel_values in each_image(loader, seen, model.device, "Writing captions"):
+            tokens = model.generate(pixel_values, **generate_kwargs)
+            written.update(zip(ids, processor.batch_decode(tokens, skip_special_tokens=True), strict=True))
+    references = references_of(columns or seen)
+    if not written:
+        raise ValueError("There is no pair to write a caption for: the data set or split is empty.")
+    return Captions(list(written), list(written.values()), [references[image_id] for image_id in written])
+
+
+def nearest_captions(embeddings: PairEmbeddings, train: PairEmbeddings, shift: np.ndarray | None = None) -> Captions:
+    """
+    The training caption whose embedding is the nearest to the image's: what any decoder must beat.
+
+    Args:
+        embeddings: of the pairs to find captions for.
+        train: of the training pairs.
+        shift: (D,), added to image embeddings before: mean text minus mean image embedding of the training pairs.
+    """
+    rows = list(first_rows(embeddings.image_ids))
+    images = embeddings.image_embeds[rows]
+    if shift is not None:
+        images = images + shift
+        images /= np.linalg.norm(images, axis=1, keepdims=True)
+    nearest = (images @ train.text_embeds.T).argmax(axis=1)
+    references = references_of(Columns(embeddings.image_ids, embeddings.captions, embeddings.labels))
+    ids = [embeddings.image_ids[row] for row in rows]
+    return Captions(ids, [train.captions[row] for row in nearest], [references[image_id] for image_id in ids])
+
+
+def evaluate_captions(captions: Captions) -> dict[str, float]:
+    """
+    The metrics of texts alone, flat, with `num_images`, `caption_words` (the mean) and `distinct_captions` (a
+    fraction: a decoder that has learned one sentence scores, too).
+
+    METEOR only where its resources are installed.
+    """
+    return measure_texts(captions.captions, captions.references) | {"num_images": float(len(captions))}
+
+
+def measure_texts(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+    """The metrics of N captions, each with one or more references."""
+    texts = {"predictions": predictions, "references": references}
+    result: dict[str, float] = {}
+    for name in TEXT_METRICS:
+        result |= load_metric(name, keep_in_memory=True).compute(**texts)
+    meteor = load_metric("caption_meteor", keep_in_memory=True)
+    if (missing := meteor.missing()) is None:
+        result |= meteor.compute(**texts)
+    else:
+        logger.info(missing)
+    words = [len(caption.split()) for caption in predictions]
+    return result | {
+        "caption_words": float(np.mean(words)),
+        "distinct_captions": len(set(predictions)) / len(predictions),
+    }
+
+
+def score_captions(
+    scorer: PreTrainedModel,
+    processor: ProcessorMixin,
+    captions: Captions,
+    image_embeds: dict[str, np.ndarray],
+    batch_size: int = 64,
+    max_length: int | None = None,
+) -> dict[str, float]:
+    """
+    CLIPScore and RefCLIPScore by a dual encoder. Scores of different encoders can't be compared.
+
+    Args:
+        scorer: a [`GapClosedClipModel`].
+        image_embeds: {image id: (D,)} by the scorer.
+    """
+    collator = PairCollator(processor, max_length=max_length)
+    texts = {*captions.captions, *(text for texts in captions.references for text in texts)}
+    with evaluation_mode(scorer):
+        embeds = embed_captions(scorer, collator, texts, batch_size)
+    return load_metric("clip_score", keep_in_memory=True).compute(
+        image_embeds=[image_embeds[image_id] for image_id in captions.image_ids],
+        caption_embeds=[embeds[caption] for caption in captions.captions],
+        reference_embeds=[[embeds[text] for text in own] for own in captions.references],
+    )
+
+
+def evaluate_captioner(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pairs: Dataset | IterableDataset,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    autocast_dtype: torch.dtype | None = None,
+    max_length: int | None = None,
+    window: tuple[float, float] | None = None,
+    **generate_kwargs,
+) -> tuple[dict[str, float], Captions]:
+    """
+    Write a caption for every image, and measure them: the metrics of texts, and CLIPScore by the captioner's own
+    encoder, which is of use beside another captioner on the same encoder only.
+
+    Args:
+        max_length: tokens that the encoder takes of a caption; default: the tokenizer's own limit.
+        other arguments: of `generate_captions`.
+    """
+    how = {"num_workers": num_workers, "autocast_dtype": autocast_dtype, "window": window}
+    captions = generate_captions(model, processor, pairs, batch_size, **how, **generate_kwargs)
+    encoder = model.gap_closed_clip
+    embeddings = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **how)
+    images = dict(zip(embeddings.image_ids, embeddings.image_embeds, strict=True))
+    metrics = evaluate_captions(captions)
+    return metrics | score_captions(encoder, processor, captions, images, max_length=max_length), captions
+
+
+def build_caption_metrics(
+    pairs: Iterable[dict], tokenizer: PreTrainedTokenizerBase
+) -> Callable[[EvalPrediction], dict[str, float]]:
+    """
+    `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate` that evaluates on these pairs, in their order.
+
+    Raises (when it is called):
+        ValueError: the predictions are not one row a pair.
+    """
+    columns = columns_of(pairs)
+    references = references_of(columns)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+        tokens = prediction.predictions
+        if len(tokens) != len(columns.image_ids):
+            raise ValueError(
+                f"compute_metrics was built for {len(columns.image_ids)} pairs but got {len(tokens)} predictions: "
+                "build it with the very data set that the Trainer evaluates."
+            )
+        tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)  # the Trainer pads batches of different length
+        written = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return measure_texts(written, [references[image_id] for image_id in columns.image_ids])
+
+    return compute_metrics

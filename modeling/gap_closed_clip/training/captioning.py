@@ -1,0 +1,202 @@
+"""The `captioning:` section: from an encoder to a captioner, and what its training and inference need beside pairs."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from datasets import Dataset, Sequence, Value
+from datasets.utils import tqdm
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..captioning_gap_closed_clip import MAX_NEW_TOKENS, GapClosedClipForConditionalGeneration
+from ..configuration_gap_closed_clip import GapClosedClipConfig
+from ..data import PairCollator
+from ..evaluation import embed_pairs, is_captioner, load_captioner, modality_means
+from ..modeling_gap_closed_clip import GapClosedClipModel
+from ..processing_gap_closed_clip import GapClosedClipProcessor
+from .arguments import ModelArguments, check_tower
+from .build import build_model_and_processor, pretrained_name
+
+
+# Of a decoder trained on text: its embedding then has a cosine of 0.71 with the clean one, as far as an image's is.
+TEXT_NOISE = 1.0
+
+
+@dataclass
+class CaptioningArguments:
+    """A decoder that writes captions: the `captioning:` section. Without the section there is none."""
+
+    train_on: Literal["image", "text"] = field(
+        default="image",
+        metadata={
+            "help": "image: captions are written from images. text: from the captions' own embeddings; no image is "
+            "seen in training, and at inference an image's embedding takes the place of the text's."
+        },
+    )
+    decoder: str | dict | None = field(
+        default=None,
+        metadata={
+            "help": "What the decoder starts from: a BERT with the text tower's vocabulary (Hub id, folder, "
+            "`package:module/folder`), or a mapping of BertConfig fields for one from scratch. Default: the text "
+            "tower's weights."
+        },
+    )
+    memory: Literal["patches_and_embedding", "embedding"] | None = field(
+        default=None,
+        metadata={
+            "help": "What the decoder attends to. Default: patches_and_embedding of images, embedding where it is "
+            "trained on text, which has no patches."
+        },
+    )
+    embedding_tokens: int = field(default=4, metadata={"help": "Tokens that an embedding is spread over."})
+    noise: float | None = field(
+        default=None,
+        metadata={
+            "help": "Length (root mean square) of the Gaussian noise on the embedding, in training. Default: 0 with "
+            f"images, {TEXT_NOISE:g} with text."
+        },
+    )
+    mean_shift: bool = field(
+        default=False,
+        metadata={
+            "help": "Text: move image embeddings by mean text minus mean image embedding of the training pairs before "
+            "the decoder reads them. (Only the means of the images are used.)"
+        },
+    )
+    encoders: Literal["frozen", "joint"] = field(
+        default="frozen", metadata={"help": "Keep the encoders as they are, or train them together with the decoder."}
+    )
+    objective_weight: float = field(
+        default=1.0,
+        metadata={"help": "Joint: weight of the space's own objective (section model) beside the captioning loss."},
+    )
+    label_smoothing: float = field(default=0.1, metadata={"help": "Of the captioning loss, in training."})
+    max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "Longest caption that is generated."})
+    num_beams: int = field(default=1, metadata={"help": "Beams of a generated caption; 1 is greedy."})
+
+    def __post_init__(self):
+        for name in ("embedding_tokens", "max_new_tokens", "num_beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("noise", "objective_weight"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 0 or more.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"captioning.label_smoothing is {self.label_smoothing}; it must be from 0 to below 1.")
+        if self.train_on == "text":
+            if self.memory == "patches_and_embedding":
+                raise ValueError("captioning.train_on is text, which has no patches: leave captioning.memory out.")
+            if self.encoders == "joint":
+                raise ValueError(
+                    "captioning.train_on is text and captioning.encoders is joint: encoders that train on text alone "
+                    "would leave the images behind. Use encoders=frozen."
+                )
+        elif self.mean_shift:
+            raise ValueError(
+                "captioning.mean_shift corrects a decoder that has never seen an image: it goes with "
+                "captioning.train_on=text."
+            )
+        if isinstance(self.decoder, dict):
+            check_tower("captioning.decoder", "text", self.decoder)
+
+    def config_fields(self) -> dict:
+        """The fields of [`GapClosedClipConfig`] that say the same."""
+        text = self.train_on == "text"
+        return {
+            "decoder_memory": self.memory or ("embedding" if text else "patches_and_embedding"),
+            "decoder_embedding_tokens": self.embedding_tokens,
+            "embedding_noise": self.noise if self.noise is not None else TEXT_NOISE if text else 0.0,
+            "label_smoothing": self.label_smoothing,
+            "caption_objective_weight": self.objective_weight if self.encoders == "joint" else 0.0,
+        }
+
+
+def build_captioner(
+    args: CaptioningArguments, model_args: ModelArguments, captions
+) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
+    """
+    The captioner that training starts from: one that is trained already, or a new one around the encoder that the
+    `model:` section describes.
+
+    Raises:
+        ValueError, OSError: as `build_model_and_processor` and `from_clip`.
+    """
+    if model_args.checkpoint is not None and is_captioner(model_args.checkpoint):
+        model, processor = _trained_captioner(args, model_args)
+    else:
+        clip_model, processor = build_model_and_processor(model_args, captions)
+        model = GapClosedClipForConditionalGeneration.from_clip(
+            clip_model, processor.tokenizer, decoder=_decoder(args, clip_model), **args.config_fields()
+        )
+    model.generation_config.update(max_new_tokens=args.max_new_tokens, num_beams=args.num_beams)
+    if args.encoders == "frozen":
+        model.freeze_encoder()
+    else:
+        clip = model.gap_closed_clip
+        clip.logit_scale.requires_grad_(clip.config.learnable_temperature)
+        clip.freeze_towers(vision=model_args.freeze_vision, text=model_args.freeze_text)
+    return model, processor
+
+
+def _trained_captioner(
+    args: CaptioningArguments, model_args: ModelArguments
+) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
+    if args.decoder is not None:
+        raise ValueError(
+            f"model.checkpoint {model_args.checkpoint} is a captioner and brings its decoder: leave "
+            "captioning.decoder out."
+        )
+    model, processor = load_captioner(model_args.checkpoint)
+    changes = {**args.config_fields(), **model_args.config}
+    GapClosedClipConfig.from_dict(model.config.to_dict() | changes)  # checks the values together
+    for name, value in changes.items():
+        if name in ("decoder_memory", "decoder_embedding_tokens") and value != getattr(model.config, name):
+            raise ValueError(
+                f"model.checkpoint {model_args.checkpoint} is a captioner with {name}={getattr(model.config, name)}, "
+                f"and {value} is asked for: its weights are of that shape. Set the captioning section accordingly."
+            )
+        setattr(model.config, name, value)
+    return model, processor
+
+
+def _decoder(args: CaptioningArguments, clip_model: GapClosedClipModel) -> str | PreTrainedConfig | None:
+    if args.decoder is None or isinstance(args.decoder, str):
+        return None if args.decoder is None else pretrained_name("captioning.decoder", args.decoder)
+    text = clip_model.config.text_config
+    own = {"vocab_size": text.vocab_size, "max_position_embeddings": text.max_position_embeddings}
+    fixed = {"is_decoder": True, "add_cross_attention": True, "use_cache": True}
+    return AutoConfig.for_model(**{"model_type": "bert", **own, **args.decoder, **fixed})
+
+
+@torch.no_grad()
+def embed_captions_once(
+    pairs: Dataset, model: GapClosedClipForConditionalGeneration, collator: PairCollator, batch_size: int
+) -> Dataset:
+    """The pairs with a column `shared_embeds` (D,), float32: the frozen encoder's unit vectors of their captions."""
+    captions = sorted(set(pairs["caption"]), key=len)  # texts of one length need no padding
+    encoder = model.gap_closed_clip.eval()
+    embeds: dict[str, np.ndarray] = {}
+    for start in tqdm(range(0, len(captions), batch_size), desc="Embedding captions"):
+        batch = captions[start : start + batch_size]
+        tokens = {name: value.to(model.device) for name, value in collator.tokenize(batch).items()}
+        embeds.update(zip(batch, encoder(**tokens).text_embeds.float().cpu().numpy(), strict=True))
+    column = np.stack([embeds[caption] for caption in pairs["caption"]])
+    return pairs.add_column("shared_embeds", list(column), feature=Sequence(Value("float32"), length=column.shape[1]))
+
+
+def mean_shift(
+    model: GapClosedClipForConditionalGeneration, processor: GapClosedClipProcessor, pairs: Dataset, **kwargs
+) -> torch.Tensor:
+    """
+    (D,): mean text minus mean image embedding of pairs, the usual correction (as in Liang et al., NeurIPS 2022).
+
+    Args:
+        pairs: of the training.
+        kwargs: of `embed_pairs`.
+    """
+    image_mean, text_mean = modality_means(embed_pairs(model.gap_closed_clip, processor, pairs, **kwargs))
+    return torch.from_numpy(text_mean - image_mean).float()
+
+
+__all__ = ["CaptioningArguments", "build_captioner", "embed_captions_once", "mean_shift"]

@@ -1,0 +1,161 @@
+"""How a run starts: what can be known to be wrong is said here, before hours of training."""
+
+from dataclasses import dataclass
+
+from datasets import Dataset, IterableDataset
+from transformers.utils import logging
+
+from ..data import DataArguments, count_truncated, load_checked_pairs
+from ..evaluation import check_writable
+from ..modeling_gap_closed_clip import GapClosedClipModel
+from ..processing_gap_closed_clip import GapClosedClipProcessor
+from .arguments import GapClosedTrainingArguments
+from .build import check_start
+from .config import RunConfig
+from .folder import checkpoint_to_resume
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Start:
+    """
+    What a run starts from.
+
+    Args:
+        args: the `TrainingArguments`.
+        checkpoint: to go on from, or None.
+        train_pairs: checked pairs.
+        held_out: {split: checked pairs} of what is evaluated during and after training.
+    """
+
+    args: GapClosedTrainingArguments
+    checkpoint: str | None
+    train_pairs: Dataset | IterableDataset
+    held_out: dict[str, Dataset | IterableDataset]
+
+    @property
+    def streaming(self) -> bool:
+        return isinstance(self.train_pairs, IterableDataset)
+
+    @property
+    def eval_pairs(self) -> Dataset | IterableDataset | None:
+        """Of the evaluations during training."""
+        return self.held_out.get("validation") if self.args.eval_strategy != "no" else None
+
+    @property
+    def final_pairs(self) -> Dataset | IterableDataset | None:
+        """Of the evaluation after training."""
+        return self.held_out.get(self.args.final_split)
+
+    def captions(self):
+        """Of the training pairs."""
+        return (row["caption"] for row in self.train_pairs) if self.streaming else self.train_pairs["caption"]
+
+
+def prepare(config: RunConfig) -> Start:
+    """
+    Raises:
+        ValueError, OSError: whatever is wrong with the configuration, the data or the output folder.
+    """
+    args = config.training_arguments()
+    # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
+    args.push_to_hub = False
+    check_devices(args)
+    check_start(config.model)
+    if args.process_index == 0:
+        check_writable(args.output_dir, "training.output_dir")
+    checkpoint = checkpoint_to_resume(args)
+    with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
+        train_pairs = load_training_pairs(config.data, args)
+        splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
+        held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
+    return Start(args, checkpoint, train_pairs, held_out)
+
+
+def check_devices(args: GapClosedTrainingArguments) -> None:
+    """
+    Raises:
+        ValueError: several GPUs in one process, or a contrastive batch that they can't share.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"This process sees {args.n_gpu} GPUs and would split each batch among them (torch.nn.DataParallel), so "
+            "that no pair is compared with those of another GPU. Start one process for each, `accelerate launch "
+            "train.py ...`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    _ = args.num_micro_batches  # checks the sizes
+
+
+def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -> Dataset | IterableDataset:
+    """
+    The training pairs, checked.
+
+    Raises:
+        ValueError: fewer pairs than one batch, a batch of a single pair, streaming without `max_steps`.
+    """
+    if args.global_batch_size < 2:
+        raise ValueError(
+            "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
+            "more; contrastive learning wants as many as fit."
+        )
+    pairs = load_checked_pairs(data, "train", args.dataloader_num_workers)
+    if isinstance(pairs, IterableDataset):
+        if args.max_steps <= 0:
+            raise ValueError("data.streaming has no known length: set training.max_steps.")
+        return pairs
+    if len(pairs) < args.global_batch_size:
+        setting = "per_device_train_batch_size" if args.contrastive_batch_size is None else "contrastive_batch_size"
+        devices = "one device" if args.world_size == 1 else f"{args.world_size} devices together"
+        raise ValueError(
+            f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
+            f"({devices}): lower training.{setting}."
+        )
+    return pairs
+
+
+def load_held_out_pairs(
+    split: str, data: DataArguments, args: GapClosedTrainingArguments
+) -> Dataset | IterableDataset:
+    """
+    The checked pairs of a split to evaluate on.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such split, or it is wrong; with the setting that asked for it.
+    """
+    try:
+        return load_checked_pairs(data, split, args.dataloader_num_workers)
+    except (FileNotFoundError, ValueError) as error:
+        asker = f"training.final_split={split}" if split == args.final_split else "training.eval_strategy"
+        raise type(error)(f"{error} (These pairs are needed because of {asker}.)") from error
+
+
+def set_caption_length(
+    pairs: Dataset | IterableDataset, model: GapClosedClipModel, processor: GapClosedClipProcessor, data: DataArguments
+) -> None:
+    """
+    Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen what comes behind.
+    Logs how many captions lose their end; of a stream that is not known.
+
+    Raises:
+        ValueError: `data.max_caption_tokens` is more than the text tower takes.
+    """
+    if data.max_caption_tokens is not None:
+        if data.max_caption_tokens > model.max_text_length:
+            raise ValueError(
+                f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
+                f"{model.max_text_length} tokens at most."
+            )
+        processor.tokenizer.model_max_length = data.max_caption_tokens
+    if isinstance(pairs, IterableDataset):
+        return
+    limit = processor.tokenizer.model_max_length
+    truncated = count_truncated(pairs, processor.tokenizer, limit)
+    if truncated:
+        logger.warning(
+            f"{truncated} of {len(pairs)} training captions are longer than {limit} tokens and lose their end."
+        )
+
+
+__all__ = ["Start", "prepare", "set_caption_length"]
