@@ -6,7 +6,6 @@ import warnings
 import pytest
 import torch
 from conftest import CAPTIONS, tiny_config, tiny_inputs
-from transformers import RobertaConfig
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.decoder_gap_closed_clip import decoder_config_like, open_prompts
