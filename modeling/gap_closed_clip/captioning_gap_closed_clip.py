@@ -33,7 +33,7 @@ from .decoder_gap_closed_clip import (
 )
 from .losses_gap_closed_clip import unit_vectors
 from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipPreTrainedModel, describe_code
-from .towers_gap_closed_clip import longest_text
+from .towers_gap_closed_clip import first_position, longest_text
 
 
 IGNORED = -100  # label of a position without a target, as everywhere in transformers
@@ -145,7 +145,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
-        model.generation_config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, **special)
+        longest = min(MAX_NEW_TOKENS, longest_text(decoder_config) - 1)
+        model.generation_config = GenerationConfig(max_new_tokens=longest, **special)
         return model.to(clip_model.device).train(clip_model.training)
 
     @classmethod
@@ -394,6 +395,12 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
                 f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "
                 f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
             )
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
+        # transformers counts from 0, whatever the decoder does
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first_position(
+            self.config.decoder_config
+        )
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         self.gap_closed_clip._set_gradient_checkpointing(enable, *args, **kwargs)
