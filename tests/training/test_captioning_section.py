@@ -27,7 +27,10 @@ DEFAULTS = {
         (["label_smoothing=-0.1"], r"^captioning\.label_smoothing is -0\.1; it must be from 0 to below 1\.$"),
         (["train_on=text", "memory=patches_and_embedding"], r"train_on is text, which has no patches: leave capt"),
         (["train_on=text", "encoders=joint"], r"on text alone would leave the images behind\. Use encoders=frozen"),
-        (["mean_shift=true"], r"captioning\.mean_shift .* never seen an image: it goes with captioning\.train_on=text"),
+        (
+            ["mean_shift=true"],
+            r"mean_shift .* never seen an image: it goes with captioning\.train_on=text",
+        ),
         (["decoder={hiden_size: 48}"], r"captioning\.decoder: unknown key 'hiden_size': did you mean 'hidden_size'\?"),
         (["decoder={model_type: gpt2}"], r"captioning\.decoder\.model_type is 'gpt2': .* is of type 'bert'"),
         (["decoder={hidden_size: wide}"], r"captioning\.decoder: .*'hidden_size' expected int, got str"),
