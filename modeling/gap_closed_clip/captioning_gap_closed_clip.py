@@ -116,9 +116,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Args:
             clip_model: the encoder.
             tokenizer: of its text tower; captions begin with its `cls_token` and end with its `sep_token`.
-            decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a configuration
-                for one from scratch. By default it starts from the text tower: its embeddings, self-attention and
-                feed-forward layers; cross-attention and the head's transform are new.
+            decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a BERT's
+                configuration for one from scratch. By default it starts from the text tower: its embeddings,
+                self-attention and feed-forward layers; cross-attention and the head's transform are new.
             config_kwargs: the captioner's fields of [`GapClosedClipConfig`] (`decoder_memory`, ...).
 
         Raises:
@@ -126,11 +126,12 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             ValueError: a decoder that is not of the BERT family, or has another vocabulary; a tokenizer without the
                 tokens that captions begin and end with.
         """
-        decoder_model = load_decoder(decoder) if isinstance(decoder, str) else None
-        if decoder is None:
-            decoder_config = decoder_config_like(clip_model.config.text_config)
+        if isinstance(decoder, str):
+            decoder_model = load_decoder(decoder)
         else:
-            decoder_config = copy.deepcopy(decoder) if decoder_model is None else decoder_model.config
+            like = clip_model.config.text_config if decoder is None else decoder
+            decoder_model = AutoModelForCausalLM.from_config(decoder_config_like(like))
+        decoder_config = decoder_model.config
         known = clip_model.config.text_config.vocab_size
         if decoder_config.vocab_size != known:
             raise ValueError(
@@ -139,7 +140,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             )
         special = special_tokens(tokenizer)
         changes = {"decoder_config": decoder_config, **config_kwargs}
-        GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **changes})  # its checks, before it is changed
+        # Its checks, before it is changed; of a copy, as a new composite config resets its parts' attention.
+        GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **copy.deepcopy(changes)})
         for name, value in (special | changes).items():
             setattr(decoder_config if name in special else clip_model.config, name, value)
         model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
