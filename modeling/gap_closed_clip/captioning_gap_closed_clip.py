@@ -108,6 +108,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         clip_model: GapClosedClipModel,
         tokenizer: PreTrainedTokenizerBase,
         decoder: str | PreTrainedConfig | None = None,
+        num_layers: int | None = None,
         **config_kwargs,
     ) -> "GapClosedClipForConditionalGeneration":
         """
@@ -119,18 +120,23 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a BERT's
                 configuration for one from scratch. By default it starts from the text tower: its embeddings,
                 self-attention and feed-forward layers; cross-attention and the head's transform are new.
+            num_layers: of the text tower's layers, the first so many; default all. Only without a `decoder`.
             config_kwargs: the captioner's fields of [`GapClosedClipConfig`] (`decoder_memory`, ...).
 
         Raises:
             OSError: a decoder that can't be found or downloaded.
-            ValueError: a decoder that is not of the BERT family, or has another vocabulary; a tokenizer without the
-                tokens that captions begin and end with.
+            ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there are;
+                a tokenizer without the tokens that captions begin and end with.
         """
         if isinstance(decoder, str):
             decoder_model = load_decoder(decoder)
         else:
-            like = clip_model.config.text_config if decoder is None else decoder
-            decoder_model = AutoModelForCausalLM.from_config(decoder_config_like(like))
+            like = decoder_config_like(clip_model.config.text_config if decoder is None else decoder)
+            if decoder is None and num_layers is not None:
+                if not 1 <= num_layers <= like.num_hidden_layers:
+                    raise ValueError(f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}.")
+                like.num_hidden_layers = num_layers
+            decoder_model = AutoModelForCausalLM.from_config(like)
         decoder_config = decoder_model.config
         known = clip_model.config.text_config.vocab_size
         if decoder_config.vocab_size != known:
