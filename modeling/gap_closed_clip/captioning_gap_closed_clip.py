@@ -125,8 +125,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
         Raises:
             OSError: a decoder that can't be found or downloaded.
-            ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there are;
-                a tokenizer without the tokens that captions begin and end with.
+            ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there
+                are; a tokenizer without the tokens that captions begin and end with.
         """
         if isinstance(decoder, str):
             decoder_model = load_decoder(decoder)
