@@ -218,14 +218,15 @@ def run(args: argparse.Namespace) -> str:
                 runs[name, method].append(found)
         if seed == args.seeds[0]:
             draw(written, pairs, args.output / "captions.png")
-    report = [
-        header("Captions from two spaces", config.training_arguments().device),
-        notes(comparison, args.seeds, config, len(written[name][NEAREST])),
-        table_of_captions(runs),
-        "## The encoders\n\n" + table_of_encoders(encoders),
-    ]
-    path = args.report or RESULTS / f"captioning_{Path(config.data.source).name}.md"
-    write_report(path, *report)
+        path = args.report or RESULTS / f"captioning_{Path(config.data.source).name}.md"
+        done = args.seeds[: len(encoders["ours"])]
+        write_report(  # what there is, should the next seed be cut short
+            path,
+            header("Captions from two spaces", config.training_arguments().device),
+            notes(comparison, done, config, len(written[name][NEAREST])),
+            table_of_captions(runs),
+            "## The encoders\n\n" + table_of_encoders(encoders),
+        )
     return path.read_text(encoding="utf-8")
 
 
