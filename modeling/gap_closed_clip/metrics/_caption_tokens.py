@@ -13,9 +13,9 @@ Tokens come from one pattern that follows the Penn Treebank tokeniser and the li
 without their Java: NFC, lower case, points, commas, quotes and dashes removed; numbers (3.5, 1,000) and words with a
 hyphen, slash or ampersand inside (t2-weighted, c5/c6, h&e) stay whole, 3.8cm is two tokens; 's, 'm, 'd, 're, 've, 'll
 and n't are tokens of their own, and so is every symbol (%, +, <, °) and every bracket (COCO's list means to remove
-them but, in capitals, misses them). The Java differs: it keeps the point of abbreviations (dr., e.g.), keeps signs (-5)
-and words with an apostrophe (o'clock) whole, and splits cannot. On 34,484 radiology captions 99.5% of the tokens agree;
-BLEU and ROUGE-L of 1,000 of them, words left out and others added, differ by less than 0.0005.
+them but, in capitals, misses them). The Java differs: it keeps the point of abbreviations (dr., e.g.), keeps signs
+(-5) and words with an apostrophe (o'clock) whole, and splits cannot. On 34,484 radiology captions 99.5% of the tokens
+agree; BLEU and ROUGE-L of 1,000 of them, words left out and others added, differ by less than 0.0005.
 """
 
 _WORD = r"[\p{L}\p{M}\p{N}_]"
