@@ -334,7 +334,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
 
         The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
-        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on.
+        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. With the
+        `past_key_values` of an earlier call they are its sequences, and left as they are.
 
         Args:
             pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
@@ -349,15 +350,25 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         """
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
-        if input_ids is not None and input_ids.shape[1]:
-            config = kwargs.get("generation_config") or self.generation_config
-            ends = kwargs.get("eos_token_id", config.eos_token_id)
-            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, config.pad_token_id)
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            pass  # to go on with: as it is, token by token
+        elif input_ids is not None and input_ids.shape[1]:
+            ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
+            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
         else:
             input_ids = attention_mask = None
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )
+
+    def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
+        """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
+        configs = [
+            config for config in (kwargs.get("generation_config"), self.generation_config) if config is not None
+        ]
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs))
+        return next((token for token in tokens if token is not None), None)
 
     def _encode_for(
         self,
