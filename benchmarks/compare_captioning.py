@@ -6,7 +6,7 @@
 For every seed and either objective, an encoder is trained as the configuration says, then two decoders on it, frozen,
 as configs/captioning.yaml says: the same steps, batches and learning rate for all. The decoder trained on text is
 given the image's embedding as it is, with the mean-shift correction, and, as the ceiling of what it can write, the
-embedding of the true caption. CLIPScore is that of one more encoder (the papers' objective, a seed of its own) for all.
+embedding of the true caption. CLIPScore is for all that of one more encoder (the papers' objective, its own seed).
 
 A run that has finished is not repeated with the same settings: a comparison that was stopped goes on where it was, and
 several processes can each take some of the seeds. Overrides are those of train.py, for the decoders.
@@ -218,14 +218,15 @@ def run(args: argparse.Namespace) -> str:
                 runs[name, method].append(found)
         if seed == args.seeds[0]:
             draw(written, pairs, args.output / "captions.png")
-    report = [
-        header("Captions from two spaces", config.training_arguments().device),
-        notes(comparison, args.seeds, config, len(written[name][NEAREST])),
-        table_of_captions(runs),
-        "## The encoders\n\n" + table_of_encoders(encoders),
-    ]
-    path = args.report or RESULTS / f"captioning_{Path(config.data.source).name}.md"
-    write_report(path, *report)
+        path = args.report or RESULTS / f"captioning_{Path(config.data.source).name}.md"
+        done = args.seeds[: len(encoders["ours"])]
+        write_report(  # what there is, should the next seed be cut short
+            path,
+            header("Captions from two spaces", config.training_arguments().device),
+            notes(comparison, done, config, len(written[name][NEAREST])),
+            table_of_captions(runs),
+            "## The encoders\n\n" + table_of_encoders(encoders),
+        )
     return path.read_text(encoding="utf-8")
 
 

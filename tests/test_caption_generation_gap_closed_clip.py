@@ -1,11 +1,13 @@
-"""Captions from `generate`: cache, batches, prompts and lengths, on a decoder that has learned four captions by heart."""
+"""Captions from `generate`: cache, batches, prompts, lengths; on a decoder that has learned four captions by heart."""
 
+import copy
 import logging
 import warnings
 
 import pytest
 import torch
-from conftest import CAPTIONS, tiny_config, tiny_inputs
+from conftest import CAPTIONS, caption_labels, tiny_config, tiny_inputs
+from transformers import GenerationConfig
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.decoder_gap_closed_clip import decoder_config_like, open_prompts
@@ -33,11 +35,6 @@ def tokenized(tokenizer, texts, side="right"):
     return tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
 
 
-def labels_of(tokenizer, texts):
-    tokens = tokenized(tokenizer, texts)
-    return tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
-
-
 def learned_captioner(tokenizer, **config):
     """Two decoder layers over a text tower of one, trained until each image has its own caption."""
     torch.manual_seed(0)
@@ -50,7 +47,7 @@ def learned_captioner(tokenizer, **config):
     model.train().freeze_encoder()
     optimizer = torch.optim.AdamW(model.memory.parameters(), lr=5e-3)
     optimizer.add_param_group({"params": model.decoder.parameters()})
-    pixel_values, labels = tiny_inputs(4)["pixel_values"], labels_of(tokenizer, LEARNED)
+    pixel_values, labels = tiny_inputs(4)["pixel_values"], caption_labels(tokenizer, LEARNED)
     for _ in range(50):
         model(pixel_values, labels=labels).loss.backward()
         optimizer.step()
@@ -119,11 +116,14 @@ def test_a_batch_is_its_rows_one_by_one(captioner, tokenizer, images, prompts, w
     # The best beam alone: transformers goes on with the others of a row while another row is not done.
     kwargs = {"max_new_tokens": 20, **WAYS[way], "num_return_sequences": 1}
     batch_prompt = dict(tokenized(tokenizer, prompts)) if prompted else {}
-    together = captioner.generate(images, **batch_prompt, **kwargs)
+    together = generate(captioner, pixel_values=images, **batch_prompt, **kwargs)
     for row in range(4):
         prompt = dict(tokenized(tokenizer, [prompts[row]])) if prompted else {}
-        (alone,) = captioner.generate(images[row : row + 1], **prompt, **kwargs)
-        assert trimmed(together[row]) == trimmed(alone)
+        alone = generate(captioner, pixel_values=images[row : row + 1], **prompt, **kwargs)
+        assert trimmed(together.sequences[row]) == trimmed(alone.sequences[0])
+        if way == "greedy":
+            for a, b in zip(together.logits, alone.logits, strict=False):
+                torch.testing.assert_close(a[row], b[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -179,6 +179,61 @@ def test_lengths(captioner, tokenizer, images):
         captioner(images, input_ids=torch.full((4, limit + 1), 7))
 
 
+CHOICES = {
+    "static cache": {"cache_implementation": "static", "disable_compile": True},
+    "static cache, beams": {"cache_implementation": "static", "disable_compile": True, "num_beams": 3},
+    "prefilled in chunks": {"prefill_chunk_size": 2},
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("prompted", [False, True])
+def test_ways_to_get_the_same_sooner(captioner, tokenizer, images, prompts, choice, prompted):
+    kwargs = {"pixel_values": images, "max_new_tokens": 12} | (tokenized(tokenizer, prompts) if prompted else {})
+    plain = generate(captioner, **kwargs, num_beams=CHOICES[choice].get("num_beams", 1))
+    assert_same_generation(generate(captioner, **kwargs, **CHOICES[choice]), plain)
+
+
+@pytest.mark.parametrize("drafts", ["the prompt's", "another model's"])
+def test_drafts_change_nothing(captioner, tokenizer, images, drafts):
+    prompt = tokenizer("Chest radiograph with left pleural chest radiograph", return_tensors="pt")
+    kwargs = {"pixel_values": images[:1], "max_new_tokens": 12, "eos_token_id": 3, **prompt}
+    if drafts == "the prompt's":
+        by_drafts = captioner.generate(prompt_lookup_num_tokens=3, **kwargs)
+    else:
+        assistant = copy.deepcopy(captioner)
+        with torch.no_grad():
+            assistant.decoder.get_output_embeddings().bias.copy_(4 * torch.randn(200))  # often wrong
+        by_drafts = captioner.generate(assistant_model=assistant, **kwargs)
+    assert torch.equal(by_drafts, captioner.generate(**kwargs))
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+def test_going_on_with_the_cache_of_before(captioner, tokenizer, images, prompts, prompted):
+    prompt = dict(tokenized(tokenizer, prompts)) if prompted else {}
+    at_once = captioner.generate(images, **prompt, max_new_tokens=12)
+    begun = captioner.generate(images, **prompt, max_new_tokens=4, return_dict_in_generate=True)
+    mask = (begun.sequences != tokenizer.pad_token_id).long()
+    ended = captioner.generate(images, begun.sequences, mask, past_key_values=begun.past_key_values, max_new_tokens=8)
+    assert torch.equal(ended, at_once)
+
+
+def test_prompts_as_embeddings(captioner, tokenizer, images):
+    tokens = tokenizer("Ultrasound of the", return_tensors="pt").input_ids[:, :-1]
+    embeds = captioner.get_input_embeddings()(tokens)
+    new = captioner.generate(images[1:2], inputs_embeds=embeds, max_new_tokens=9)
+    assert torch.equal(new, captioner.generate(images[1:2], tokens, max_new_tokens=9)[:, tokens.shape[1] :])
+
+
+def test_a_generation_config_without_tokens_takes_the_models(captioner, tokenizer, images, prompts):
+    tokens = tokenized(tokenizer, prompts)
+    config = GenerationConfig(max_new_tokens=7)
+    expected = captioner.generate(images, **tokens, max_new_tokens=7)
+    assert torch.equal(captioner.generate(images, **tokens, generation_config=config), expected)
+    kept = captioner.generate(images, **tokens, eos_token_id=5, max_new_tokens=1)
+    assert (kept == tokenizer.sep_token_id).sum() >= 4  # no end by this argument
+
+
 def test_sequences_and_outputs_asked_for(captioner, images):
     output = captioner.generate(
         images,
@@ -207,7 +262,7 @@ def test_nothing_is_warned_of(captioner, tokenizer, images, prompts, caplog):
 
 
 def test_what_pipelines_and_the_trainer_hand_on_is_taken(captioner, tokenizer, images):
-    labels = labels_of(tokenizer, LEARNED)
+    labels = caption_labels(tokenizer, LEARNED)
     plain = captioner.generate(images)
     assert torch.equal(captioner.generate(pixel_values=images, labels=labels), plain)
     tokens = tokenized(tokenizer, [""] * 4)  # an empty prompt is none

@@ -108,6 +108,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         clip_model: GapClosedClipModel,
         tokenizer: PreTrainedTokenizerBase,
         decoder: str | PreTrainedConfig | None = None,
+        num_layers: int | None = None,
         **config_kwargs,
     ) -> "GapClosedClipForConditionalGeneration":
         """
@@ -116,21 +117,27 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Args:
             clip_model: the encoder.
             tokenizer: of its text tower; captions begin with its `cls_token` and end with its `sep_token`.
-            decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a configuration
-                for one from scratch. By default it starts from the text tower: its embeddings, self-attention and
-                feed-forward layers; cross-attention and the head's transform are new.
+            decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a BERT's
+                configuration for one from scratch. By default it starts from the text tower: its embeddings,
+                self-attention and feed-forward layers; cross-attention and the head's transform are new.
+            num_layers: of the text tower's layers, the first so many; default all. Only without a `decoder`.
             config_kwargs: the captioner's fields of [`GapClosedClipConfig`] (`decoder_memory`, ...).
 
         Raises:
             OSError: a decoder that can't be found or downloaded.
-            ValueError: a decoder that is not of the BERT family, or has another vocabulary; a tokenizer without the
-                tokens that captions begin and end with.
+            ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there
+                are; a tokenizer without the tokens that captions begin and end with.
         """
-        decoder_model = load_decoder(decoder) if isinstance(decoder, str) else None
-        if decoder is None:
-            decoder_config = decoder_config_like(clip_model.config.text_config)
+        if isinstance(decoder, str):
+            decoder_model = load_decoder(decoder)
         else:
-            decoder_config = copy.deepcopy(decoder) if decoder_model is None else decoder_model.config
+            like = decoder_config_like(clip_model.config.text_config if decoder is None else decoder)
+            if decoder is None and num_layers is not None:
+                if not 1 <= num_layers <= like.num_hidden_layers:
+                    raise ValueError(f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}.")
+                like.num_hidden_layers = num_layers
+            decoder_model = AutoModelForCausalLM.from_config(like)
+        decoder_config = decoder_model.config
         known = clip_model.config.text_config.vocab_size
         if decoder_config.vocab_size != known:
             raise ValueError(
@@ -139,7 +146,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             )
         special = special_tokens(tokenizer)
         changes = {"decoder_config": decoder_config, **config_kwargs}
-        GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **changes})  # its checks, before it is changed
+        # Its checks, before it is changed; of a copy, as a new composite config resets its parts' attention.
+        GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **copy.deepcopy(changes)})
         for name, value in (special | changes).items():
             setattr(decoder_config if name in special else clip_model.config, name, value)
         model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
@@ -327,7 +335,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
 
         The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
-        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on.
+        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. With the
+        `past_key_values` of an earlier call they are its sequences, and left as they are.
 
         Args:
             pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
@@ -342,15 +351,25 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         """
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
-        if input_ids is not None and input_ids.shape[1]:
-            config = kwargs.get("generation_config") or self.generation_config
-            ends = kwargs.get("eos_token_id", config.eos_token_id)
-            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, config.pad_token_id)
+        past = kwargs.get("past_key_values")
+        if past is not None and past.get_seq_length():
+            pass  # to go on with: as it is, token by token
+        elif input_ids is not None and input_ids.shape[1]:
+            ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
+            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
         else:
             input_ids = attention_mask = None
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )
+
+    def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
+        """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
+        configs = [
+            config for config in (kwargs.get("generation_config"), self.generation_config) if config is not None
+        ]
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs))
+        return next((token for token in tokens if token is not None), None)
 
     def _encode_for(
         self,

@@ -42,6 +42,10 @@ class CaptioningArguments:
             "tower's weights."
         },
     )
+    num_layers: int | None = field(
+        default=None,
+        metadata={"help": "Without `decoder`: it starts from the text tower's first so many layers. Default: all."},
+    )
     memory: Literal["patches_and_embedding", "embedding"] | None = field(
         default=None,
         metadata={
@@ -76,9 +80,10 @@ class CaptioningArguments:
     num_beams: int = field(default=1, metadata={"help": "Beams of a generated caption; 1 is greedy."})
 
     def __post_init__(self):
-        for name in ("embedding_tokens", "max_new_tokens", "num_beams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("num_layers", "embedding_tokens", "max_new_tokens", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"captioning.{name} is {value}; it must be 1 or more.")
         for name in ("noise", "objective_weight"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 0 or more.")
@@ -96,6 +101,11 @@ class CaptioningArguments:
             raise ValueError(
                 "captioning.mean_shift corrects a decoder that has never seen an image: it goes with "
                 "captioning.train_on=text."
+            )
+        if self.decoder is not None and self.num_layers is not None:
+            raise ValueError(
+                "captioning.num_layers is of the text tower's layers, and captioning.decoder names another decoder: "
+                "leave one of them out."
             )
         if isinstance(self.decoder, dict):
             check_tower("captioning.decoder", "text", self.decoder)
@@ -126,8 +136,9 @@ def build_captioner(
         model, processor = _trained_captioner(args, model_args)
     else:
         clip_model, processor = build_model_and_processor(model_args, captions)
+        decoder = _decoder(args, clip_model)
         model = GapClosedClipForConditionalGeneration.from_clip(
-            clip_model, processor.tokenizer, decoder=_decoder(args, clip_model), **args.config_fields()
+            clip_model, processor.tokenizer, decoder, args.num_layers, **args.config_fields()
         )
     limit = longest_text(model.config.decoder_config)
     if args.max_new_tokens >= limit:  # found now: not when the first caption is written, after training
@@ -157,10 +168,10 @@ def _train_encoder(
 def _trained_captioner(
     args: CaptioningArguments, model_args: ModelArguments
 ) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
-    if args.decoder is not None:
+    if args.decoder is not None or args.num_layers is not None:
         raise ValueError(
             f"model.checkpoint {model_args.checkpoint} is a captioner and brings its decoder: leave "
-            "captioning.decoder out."
+            "captioning.decoder and captioning.num_layers out."
         )
     model, processor = load_captioner(model_args.checkpoint)
     changes = {**args.config_fields(), **model_args.config}
