@@ -206,8 +206,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         return self
 
     def set_training_progress(self, progress: float) -> None:
-        """As of the encoder, whose objective may follow a schedule."""
-        self.gap_closed_clip.set_training_progress(progress)
+        """As of the encoder, whose objective may follow a schedule. Without the objective it stays as it is."""
+        if self.config.caption_objective_weight:
+            self.gap_closed_clip.set_training_progress(progress)
 
     def set_image_shift(self, shift: Tensor | None) -> None:
         """
