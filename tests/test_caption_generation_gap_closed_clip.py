@@ -214,8 +214,10 @@ def test_going_on_with_the_cache_of_before(captioner, tokenizer, images, prompts
     at_once = captioner.generate(images, **prompt, max_new_tokens=12)
     begun = captioner.generate(images, **prompt, max_new_tokens=4, return_dict_in_generate=True)
     mask = (begun.sequences != tokenizer.pad_token_id).long()
-    ended = captioner.generate(images, begun.sequences, mask, past_key_values=begun.past_key_values, max_new_tokens=8)
-    assert torch.equal(ended, at_once)
+    cache = begun.past_key_values
+    ended = captioner.generate(images, begun.sequences, mask, past_key_values=cache, max_new_tokens=8)
+    for a, b in zip(ended, at_once, strict=True):
+        assert trimmed(a) == trimmed(b)
 
 
 def test_prompts_as_embeddings(captioner, tokenizer, images):

@@ -335,8 +335,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
 
         The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
-        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. With the
-        `past_key_values` of an earlier call they are its sequences, and left as they are.
+        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. The
+        sequences of an earlier call, with its `past_key_values`, are left as they are.
 
         Args:
             pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
@@ -352,13 +352,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
         past = kwargs.get("past_key_values")
-        if past is not None and past.get_seq_length():
-            pass  # to go on with: as it is, token by token
-        elif input_ids is not None and input_ids.shape[1]:
+        if input_ids is None or not input_ids.shape[1]:
+            input_ids = attention_mask = None
+        elif past is None or not past.get_seq_length():
             ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
-        else:
-            input_ids = attention_mask = None
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )

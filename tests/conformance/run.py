@@ -5,7 +5,8 @@ Conformance: transformers' own common tests, on this package's models, configura
     python tests/conformance/run.py --reference --output tests/conformance/RESULTS.md
 
 The tests are those of the installed version of transformers. With `--reference` its own CLIPModel, CLIPProcessor and
-BlipForConditionalGeneration go through them beside ours. The exit status is 1 where a test of ours fails, or fewer of ours pass than of the reference.
+BlipForConditionalGeneration go through them beside ours. The exit status is 1 where a test of ours fails, or fewer of
+ours pass than of the reference.
 """
 
 import argparse
