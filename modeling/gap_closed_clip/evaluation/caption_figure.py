@@ -15,7 +15,7 @@ from .captions import Captions
 COLUMNS, MAX_IMAGES = 2, 12
 # inches: of an image and the text beside it, of a line
 IMAGE_WIDTH, TEXT_WIDTH, LINE_HEIGHT = 1.6, 5.2, 0.135
-CHARACTERS, FONT_SIZE, MAX_LINES = 92, 7.0, 4
+CHARACTERS, FONT_SIZE, MAX_LINES = 78, 7.0, 4  # of capitals, too, so many fit beside an image
 SIDE = 256  # pixels that an image is reduced to, about
 
 
