@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
@@ -247,7 +248,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         past_key_values: EncoderDecoderCache | DynamicCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
         """
         Logits of the next token after each of the given ones and, with `labels`, the captioning loss.
@@ -349,10 +350,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
     def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
         """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
-        configs = [
-            config for config in (kwargs.get("generation_config"), self.generation_config) if config is not None
-        ]
-        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs))
+        configs = (kwargs.get("generation_config"), self.generation_config)
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
         return next((token for token in tokens if token is not None), None)
 
     def _encode_for(
