@@ -186,6 +186,13 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.decoder.set_output_embeddings(new_embeddings)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers, of the decoder and of the text tower: one tokenizer serves both."""
+        self.gap_closed_clip.resize_token_embeddings(*args, **kwargs)
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_config.vocab_size = embeddings.num_embeddings
+        return embeddings
+
     def freeze_encoder(self, frozen: bool = True) -> None:
         """Switches the gradients of the whole [`GapClosedClipModel`] off (or on); without, it stays in eval mode."""
         self.gap_closed_clip.requires_grad_(not frozen)

@@ -146,7 +146,7 @@ def markdown(recorder: Recorder, suites: list[Suite], stubbed: list[str]) -> str
     parts += [
         "## Not run",
         f"The check puts stubs in the place of what the source distribution or this machine lacks: {names}. {lost} go "
-        f"with them.{ours if generation else ''} `PipelineTesterMixin` needs the Hub's tiny models, and a list of them "
-        "that the distribution lacks.",
+        f"with them.{ours if generation else ''} `PipelineTesterMixin` needs the Hub's tiny models, and a list of "
+        "them that the distribution lacks.",
     ]
     return "\n\n".join(parts) + "\n"
