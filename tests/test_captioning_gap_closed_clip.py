@@ -242,6 +242,7 @@ def test_an_encoders_folder_makes_a_captioner(clip_folder, tokenizer, images, tm
     assert torch.equal(model.encode(images)[1], encoder(images).image_embeds)
     config = GapClosedClipConfig.from_pretrained(clip_folder, decoder_memory="embedding")
     assert cls.from_pretrained(clip_folder, config=config).memory.patch_projection is None
+    assert cls.from_pretrained(clip_folder, config=clip_folder).memory.patch_projection is not None  # named, too
     assert cls.from_pretrained(clip_folder, dtype=torch.bfloat16).decoder.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "again")
     assert torch.equal(cls.from_pretrained(tmp_path / "again").encode(images)[0], model.encode(images)[0])

@@ -158,8 +158,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         name = pretrained_model_name_or_path
         own = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
         where = {field: kwargs[field] for field in own if field in kwargs}
-        if config is None and name is not None:
-            config = GapClosedClipConfig.from_pretrained(name, **where)
+        if name is not None and not isinstance(config, PreTrainedConfig):
+            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **where)
         if name is None or config.decoder_config is not None or "decoder_config" in kwargs:
             return super().from_pretrained(name, *args, config=config, **kwargs)
         changes = {field: kwargs.pop(field) for field in CAPTION_FIELDS if field in kwargs}
