@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
@@ -166,8 +167,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         name = pretrained_model_name_or_path
         own = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
         where = {field: kwargs[field] for field in own if field in kwargs}
-        if config is None and name is not None:
-            config = GapClosedClipConfig.from_pretrained(name, **where)
+        if name is not None and not isinstance(config, PreTrainedConfig):
+            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **where)
         if name is None or config.decoder_config is not None or "decoder_config" in kwargs:
             return super().from_pretrained(name, *args, config=config, **kwargs)
         changes = {field: kwargs.pop(field) for field in CAPTION_FIELDS if field in kwargs}
@@ -193,6 +194,13 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.decoder.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers, of the decoder and of the text tower: one tokenizer serves both."""
+        self.gap_closed_clip.resize_token_embeddings(*args, **kwargs)
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_config.vocab_size = embeddings.num_embeddings
+        return embeddings
 
     def freeze_encoder(self, frozen: bool = True) -> None:
         """Switches the gradients of the whole [`GapClosedClipModel`] off (or on); without, it stays in eval mode."""
@@ -261,7 +269,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         past_key_values: EncoderDecoderCache | DynamicCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
         """
         Logits of the next token after each of the given ones and, with `labels`, the captioning loss.
@@ -363,10 +371,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
     def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
         """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
-        configs = [
-            config for config in (kwargs.get("generation_config"), self.generation_config) if config is not None
-        ]
-        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs))
+        configs = (kwargs.get("generation_config"), self.generation_config)
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
         return next((token for token in tokens if token is not None), None)
 
     def _encode_for(
