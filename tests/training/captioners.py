@@ -1,4 +1,4 @@
-"""What the tests of captioners share: a tiny run on an encoder's folder, captions as a tokenizer writes them."""
+"""What the tests of captioners share: a tiny run on an encoder's folder."""
 
 from pathlib import Path
 
@@ -26,11 +26,6 @@ def caption_config(encoder: Path, output_dir: Path, *words: str) -> RunConfig:
     (output_dir.parent / "captioning.yaml").write_text(f"{TINY}captioning: {{}}\n")
     start = [*CAPTION_RUN, f"checkpoint={encoder}", f"output_dir={output_dir}"]
     return load_config([output_dir.parent / "captioning.yaml"], [*start, *words])
-
-
-def as_written(tokenizer, captions: list[str]) -> list[str]:
-    """Captions in lower case and with the spaces that a tokenizer writes between words."""
-    return tokenizer.batch_decode(tokenizer(captions)["input_ids"], skip_special_tokens=True)
 
 
 def train_pairs(config: RunConfig):

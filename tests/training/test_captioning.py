@@ -93,7 +93,8 @@ def test_from_a_captioners_folder_it_goes_on(encoder, tmp_path):
 @pytest.mark.parametrize(
     ("config", "fields", "message"),
     [
-        ({}, {"decoder": "somewhere"}, "is a captioner and brings its decoder: leave captioning.decoder out"),
+        ({}, {"decoder": "somewhere"}, "is a captioner and brings its decoder: leave captioning.decoder and"),
+        ({}, {"num_layers": 1}, "brings its decoder: leave captioning.decoder and captioning.num_layers out"),
         ({}, {"memory": "embedding"}, "with decoder_memory=patches_and_embedding, and embedding is asked for"),
         ({}, {"embedding_tokens": 2}, "with decoder_embedding_tokens=4, and 2 is asked for"),
         ({"projection_dim": 16}, {}, "the weights of .*captioner do not fit .*'projection_dim': 16"),
@@ -127,6 +128,22 @@ def test_a_decoder_from_a_folder(encoder, tmp_path, monkeypatch, model_class, pl
         heads = [model.decoder.cls.predictions.transform.dense, bert.cls.predictions.transform.dense]
         assert torch.equal(heads[0].weight, heads[1].weight)
     assert processor.tokenizer.model_max_length == 32  # the encoder takes 64
+
+
+def test_the_first_layers_of_the_text_tower(tmp_path, tiny_processor):
+    torch.manual_seed(1)
+    text = {**tiny_config().text_config.to_dict(), "num_hidden_layers": 3}
+    expected = GapClosedClipModel(tiny_config(text_config=text))
+    expected.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    model, _ = build(tmp_path, num_layers=2)
+    layers = model.decoder.base_model.encoder.layer
+    assert len(layers) == 2 and model.config.decoder_config.num_hidden_layers == 2
+    for layer, of_text in zip(layers, expected.text_model.encoder.layer, strict=False):
+        assert_same(layer.attention, of_text.attention)
+    assert len(build(tmp_path)[0].decoder.base_model.encoder.layer) == 3
+    with pytest.raises(ValueError, match="num_layers is 4: the text tower has 3"):
+        build(tmp_path, num_layers=4)
 
 
 def test_a_decoder_from_a_mapping(encoder):

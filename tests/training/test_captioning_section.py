@@ -34,6 +34,8 @@ DEFAULTS = {
         (["decoder={hiden_size: 48}"], r"captioning\.decoder: unknown key 'hiden_size': did you mean 'hidden_size'\?"),
         (["decoder={model_type: gpt2}"], r"captioning\.decoder\.model_type is 'gpt2': .* is of type 'bert'"),
         (["decoder={hidden_size: wide}"], r"captioning\.decoder: .*'hidden_size' expected int, got str"),
+        (["num_layers=0"], r"^captioning\.num_layers is 0; it must be 1 or more\.$"),
+        (["num_layers=2", "decoder=some/bert"], r"num_layers is of the text tower's layers, and captioning\.decoder"),
         (["decoder=3"], r"captioning\.decoder is 3 \(int\); it has to be str \| dict \| None"),
         (["train_on=images"], r"captioning\.train_on is 'images' .*'image', 'text'"),
         (["memory=patches"], r"captioning\.memory is 'patches' .*'patches_and_embedding', 'embedding'"),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from ..data import PairCollator
@@ -213,10 +213,14 @@ def evaluate_captioner(
 
 
 def build_caption_metrics(
-    pairs: Iterable[dict], tokenizer: PreTrainedTokenizerBase
+    pairs: Iterable[dict], processor: ProcessorMixin
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """
     `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate` that evaluates on these pairs, in their order.
+
+    Args:
+        pairs: rows of `image_id` and `caption`.
+        processor: a [`GapClosedClipProcessor`], which puts tokens together.
 
     Raises (when it is called):
         ValueError: the predictions are not one row a pair.
@@ -231,8 +235,9 @@ def build_caption_metrics(
                 f"compute_metrics was built for {len(columns.image_ids)} pairs but got {len(tokens)} predictions: "
                 "build it with the very data set that the Trainer evaluates."
             )
-        tokens = np.where(tokens < 0, tokenizer.pad_token_id, tokens)  # the Trainer pads batches of different length
-        written = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        # the Trainer pads batches of different length
+        tokens = np.where(tokens < 0, processor.tokenizer.pad_token_id, tokens)
+        written = processor.batch_decode(tokens, skip_special_tokens=True)
         return measure_texts(written, [references[image_id] for image_id in columns.image_ids])
 
     return compute_metrics

@@ -45,7 +45,7 @@ def train_captioner(config: RunConfig) -> TrainingResult:
         eval_dataset=start.eval_pairs,
         data_collator=CaptionCollator(collator),
         processing_class=processor,
-        compute_metrics=build_caption_metrics(start.eval_pairs, processor.tokenizer) if writes else None,
+        compute_metrics=build_caption_metrics(start.eval_pairs, processor) if writes else None,
     )
     trainer.train(resume_from_checkpoint=start.checkpoint)
     if config.captioning.mean_shift:
