@@ -28,6 +28,7 @@ from .decoder_gap_closed_clip import (
     copy_layers,
     decoder_config_like,
     load_decoder,
+    one_for_each,
     open_prompts,
     special_tokens,
 )
@@ -329,14 +330,16 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
         Args:
             pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
-            input_ids, attention_mask: (B, L), prompts as the tokenizer makes them; default `cls_token` alone.
+            input_ids, attention_mask: (B, L), prompts as the tokenizer makes them, or (1, L), one for all; default
+                `cls_token` alone.
             token_type_ids, labels: not used; accepted because pipelines and the Trainer hand them on.
 
         Returns:
             (B, length) token ids with the prompts; with `num_return_sequences`, that many rows for each image.
 
         Raises:
-            ValueError: as `encode`; a prompt and `max_new_tokens` beyond what the decoder takes.
+            ValueError: as `encode`; another number of prompts than of images; a prompt and `max_new_tokens` beyond
+                what the decoder takes. (The generation config's own `max_new_tokens` gives way to a prompt.)
         """
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
@@ -344,8 +347,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             config = kwargs.get("generation_config") or self.generation_config
             ends = kwargs.get("eos_token_id", config.eos_token_id)
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, config.pad_token_id)
+            input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
         else:
             input_ids = attention_mask = None
+        if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
+            kwargs |= self._default_length(1 if input_ids is None else input_ids.shape[1])
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )
@@ -385,6 +391,12 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
     def _check_length(self, tokens: Tensor, past_key_values: EncoderDecoderCache | None) -> None:
         if past_key_values is None and tokens.shape[1] > (limit := longest_text(self.config.decoder_config)):
             raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
+
+    def _default_length(self, prompt_length: int) -> dict[str, int]:
+        """The generation config's `max_new_tokens`, as far as the decoder goes on from a prompt."""
+        left = longest_text(self.config.decoder_config) - prompt_length
+        own = self.generation_config.max_new_tokens
+        return {} if own is None or left < 1 else {"max_new_tokens": min(own, left)}
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)

@@ -95,7 +95,7 @@ def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClose
     if args.config:
         config = GapClosedClipConfig.from_dict(model.config.to_dict() | args.config)  # checks the values together
         try:
-            model = GapClosedClipModel.frompretrained_name(None, config=config, state_dict=model.state_dict())
+            model = GapClosedClipModel.from_pretrained(None, config=config, state_dict=model.state_dict())
         except RuntimeError as error:  # shapes
             raise ValueError(
                 f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "
@@ -111,7 +111,7 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
     tokenizer, text = _text_tower(args.text, captions)
     what = f"model.vision={args.vision!r} or model.text={args.text!r}"
     try:
-        model = GapClosedClipModel.from_vision_textpretrained_name(
+        model = GapClosedClipModel.from_vision_text_pretrained(
             vision, text, keep_vision_projection=args.keep_vision_projection, **args.config
         )
     except OSError as error:
@@ -140,7 +140,7 @@ def _text_tower(
 
 def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.frompretrained_name(text)
+        tokenizer = AutoTokenizer.from_pretrained(text)
     except OSError as error:
         raise not_loaded(f"model.text={text!r}", error) from error
     except ValueError:
