@@ -8,6 +8,8 @@ import pytest
 
 import gap_closed_clip
 
+from .tiny_wordnet import TinyWordNet
+
 
 METRICS_FOLDER = Path(gap_closed_clip.__file__).parent / "metrics"
 
@@ -20,6 +22,12 @@ def load(tmp_path):
         return evaluate.load(str(METRICS_FOLDER / f"{name}.py"), cache_dir=str(tmp_path / "cache"), **kwargs)
 
     return load
+
+
+@pytest.fixture
+def tiny_wordnet(tmp_path, monkeypatch) -> TinyWordNet:
+    """NLTK with a WordNet of a few words, whatever is installed."""
+    return TinyWordNet(tmp_path / "nltk_data", monkeypatch)
 
 
 def random_pairs(n: int, dim: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

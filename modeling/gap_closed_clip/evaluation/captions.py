@@ -191,11 +191,12 @@ def evaluate_captioner(
     autocast_dtype: torch.dtype | None = None,
     max_length: int | None = None,
     window: tuple[float, float] | None = None,
+    score: bool = True,
     **generate_kwargs,
 ) -> tuple[dict[str, float], Captions]:
     """
-    Write a caption for every image, and measure them: the metrics of texts, and CLIPScore by the captioner's own
-    encoder, which is of use beside another captioner on the same encoder only.
+    Write a caption for every image, and measure them: the metrics of texts and, with `score`, CLIPScore by the
+    captioner's own encoder, to be compared with other captioners on the same encoder only.
 
     Args:
         max_length: tokens that the encoder takes of a caption; default: the tokenizer's own limit.
@@ -203,11 +204,12 @@ def evaluate_captioner(
     """
     how = {"num_workers": num_workers, "autocast_dtype": autocast_dtype, "window": window}
     captions = generate_captions(model, processor, pairs, batch_size, **how, **generate_kwargs)
-    encoder = model.gap_closed_clip
-    embeddings = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **how)
-    images = dict(zip(embeddings.image_ids, embeddings.image_embeds, strict=True))
     metrics = evaluate_captions(captions)
-    return metrics | score_captions(encoder, processor, captions, images, max_length=max_length), captions
+    if score:
+        encoder = model.gap_closed_clip
+        images = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **how).by_image()
+        metrics |= score_captions(encoder, processor, captions, images, max_length=max_length)
+    return metrics, captions
 
 
 def build_caption_metrics(

@@ -45,6 +45,10 @@ class PairEmbeddings:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def by_image(self) -> dict[str, np.ndarray]:
+        """{image id: (D,)}."""
+        return dict(zip(self.image_ids, self.image_embeds, strict=True))
+
     @property
     def caption_ids(self) -> list[str]:
         """Captions that differ in white space or case only are one caption, as they are in training."""

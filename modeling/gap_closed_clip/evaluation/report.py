@@ -53,7 +53,7 @@ ROWS = {
     "sacrebleu_4": ("sacreBLEU ↑", "{:.1%}"),
     "rouge_l": ("ROUGE-L ↑", "{:.1%}"),
     "meteor": ("METEOR ↑", "{:.1%}"),
-    "cider_d": ("CIDEr-D ↑", "{:.1%}"),
+    "cider_d": ("CIDEr-D ↑", "{:.3f}"),
     "clip_score": ("CLIPScore ↑", "{:.3f}"),
     "ref_clip_score": ("RefCLIPScore ↑", "{:.3f}"),
     "distinct_captions": ("distinct captions", "{:.1%}"),

@@ -52,7 +52,8 @@ Examples:
 
     >>> import evaluate
     >>> metric = evaluate.load("caption_cider.py")
-    >>> metric.compute(predictions=["Axial CT.", "Axial CT."], references=[["axial CT"], ["chest radiograph"]])
+    >>> references = [["axial CT"], ["chest radiograph"]]
+    >>> metric.compute(predictions=["Axial CT.", "Axial CT."], references=references)
     {'cider_d': 2.5}
 """
 

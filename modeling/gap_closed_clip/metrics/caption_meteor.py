@@ -9,8 +9,9 @@ from ._caption_tokens import TOKENISATION, tokenize, tokenize_references
 
 _DESCRIPTION = f"""\
 METEOR of generated captions through `nltk.translate.meteor_score`, 0..1: the mean over the images of the best score
-over the references. Words are matched as they are, then by Porter stem, then by WordNet synonym; with precision P,
-recall R and `chunks` runs of matches in the same order, alpha = 0.9, beta = 3, gamma = 0.5 (NLTK's defaults):
+over the references. Words are matched as they are, then by Porter stem, then by WordNet synonym (of the stem, so NLTK
+finds none for a word that the stemmer changes, as in large, larg); with precision P, recall R and `chunks` runs of
+matches in the same order, alpha = 0.9, beta = 3, gamma = 0.5 (NLTK's defaults):
 
     P R / (alpha P + (1 - alpha) R) * (1 - gamma (chunks / matches)^beta)
 
@@ -81,7 +82,7 @@ def _load() -> tuple:
         raise ModuleNotFoundError(_NO_NLTK, name=error.name) from error
     try:
         wordnet.ensure_loaded()  # from disk
-    except LookupError as error:
+    except (LookupError, OSError) as error:  # OSError: the folder is there, a file of it is not
         raise LookupError(_NO_WORDNET) from error
     return meteor_score, wordnet
 

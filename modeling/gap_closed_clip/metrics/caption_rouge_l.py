@@ -55,7 +55,7 @@ Examples:
     >>> references = [["Axial CT through the upper chest.", "CT chest"]]
     >>> result = metric.compute(predictions=["axial ct of the chest"], references=references)
     >>> {name: round(value, 4) for name, value in result.items()}
-    {'rouge_l': 0.907}
+    {'rouge_l': 0.9071}
 """
 
 _BETA_SQUARED = 1.2**2

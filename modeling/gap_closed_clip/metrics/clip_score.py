@@ -34,7 +34,7 @@ _INPUTS_DESCRIPTION = """
 Args:
     image_embeds: (N, D) image embeddings, one list of D floats an image; they are normalised to unit length here.
     caption_embeds: (N, D) embeddings of the generated captions, row i belongs to image i; normalised likewise.
-    reference_embeds (optional): N lists of (R_i, D) embeddings of the true captions, one or more an image; likewise.
+    reference_embeds: optional, N lists of (R_i, D) embeddings of the true captions, one or more an image; likewise.
 
 Returns:
     dict of floats: clip_score, image_caption_cosine, and with references ref_clip_score, caption_reference_cosine.
