@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,21 @@ def python(hub, tmp_path):
         )
         assert not check or run.returncode == 0, run.stderr
         return run
+
+    return run
+
+
+@pytest.fixture
+def script(online, monkeypatch, tmp_path, capsys):
+    """Runs a script in `tmp_path` as `python` does, but in this process, which has imported it all already."""
+
+    def run(path: str, *words: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(path, run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
 
     return run
 
