@@ -186,6 +186,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.decoder.set_output_embeddings(new_embeddings)
 
+    @property
+    def max_caption_length(self) -> int:
+        """Tokens of the longest caption that the decoder takes, a prompt and `cls_token` included."""
+        return longest_text(self.config.decoder_config)
+
     def freeze_encoder(self, frozen: bool = True) -> None:
         """Switches the gradients of the whole [`GapClosedClipModel`] off (or on); without, it stays in eval mode."""
         self.gap_closed_clip.requires_grad_(not frozen)
@@ -389,18 +394,18 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, label_smoothing=smoothing)
 
     def _check_length(self, tokens: Tensor, past_key_values: EncoderDecoderCache | None) -> None:
-        if past_key_values is None and tokens.shape[1] > (limit := longest_text(self.config.decoder_config)):
+        if past_key_values is None and tokens.shape[1] > (limit := self.max_caption_length):
             raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
 
     def _default_length(self, prompt_length: int) -> dict[str, int]:
         """The generation config's `max_new_tokens`, as far as the decoder goes on from a prompt."""
-        left = longest_text(self.config.decoder_config) - prompt_length
+        left = self.max_caption_length - prompt_length
         own = self.generation_config.max_new_tokens
         return {} if own is None or left < 1 else {"max_new_tokens": min(own, left)}
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        limit = longest_text(self.config.decoder_config)
+        limit = self.max_caption_length
         if generation_config.max_length > limit:
             raise ValueError(
                 f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "

@@ -23,7 +23,7 @@ from ..processing_gap_closed_clip import GapClosedClipProcessor
 
 PACKAGE = Path(__file__).parent.parent
 # The endpoint's own code, which a publication puts beside the model's.
-HANDLER = ("handler.py", "handler_images.py")
+HANDLER = ("handler.py", "handler_images.py", "handler_requests.py")
 TOLERANCE = 1e-4
 MINUTES = 30
 TEXTS = ["Chest radiograph.", "Axial CT image of the abdomen."]
