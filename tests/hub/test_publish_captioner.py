@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
-from gap_closed_clip.evaluation import write_metrics
-from gap_closed_clip.hub import publish, write_card
+from gap_closed_clip.evaluation import is_captioner, write_metrics
+from gap_closed_clip.hub import onnx, publish, write_card
 from gap_closed_clip.hub.reload import PACKAGE, check_code, check_reload
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, TEMPLATE, WITHOUT_PACKAGE, save_folder
+from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE, save_folder
 from .test_card import section
 from .test_publish import ADDED, CAPTIONER, CODE, SAVED
 
@@ -227,6 +227,36 @@ def test_the_pipeline_of_the_card_with_the_package(folder, captioner, tiny_proce
         assert len({entry["generated_text"] for entry in several}) > 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line and "Loading weights" not in line]
     assert lines == [] and recwarn.list == []
+
+
+def test_another_number_of_prompts_than_of_images(folder):
+    write = pipeline("image-text-to-text", model=str(folder))
+    image = Image.new("RGB", (40, 36))
+    with pytest.raises(ValueError, match="2 prompts and 3 images: give one for each image, or one for all"):
+        write([image] * 3, text=["Chest", "Brain"])
+
+
+def test_the_encoder_of_a_captioner_is_saved_as_an_encoder(folder, captioner, tiny_processor, tmp_path):
+    encoder = GapClosedClipModel.from_pretrained(folder)
+    encoder.save_pretrained(tmp_path / "encoder")
+    captioner.gap_closed_clip.save_pretrained(tmp_path / "part")
+    for place in (tmp_path / "encoder", tmp_path / "part"):
+        tiny_processor.save_pretrained(place)
+        assert not is_captioner(place) and not set(CAPTIONER) & {path.name for path in place.iterdir()}
+    tiny_processor.save_pretrained(tmp_path / "captioner")
+    captioner.save_pretrained(tmp_path / "captioner")  # what was saved is still part of one
+    assert is_captioner(tmp_path / "captioner") and captioner.config.decoder_config is not None
+    again = GapClosedClipForConditionalGeneration.from_pretrained(tmp_path / "captioner").eval()
+    pixel_values = torch.ones(1, 3, 28, 28)
+    assert torch.equal(again.generate(pixel_values), captioner.generate(pixel_values))
+
+
+def test_onnx_is_of_the_encoder_and_says_so(folder, script, monkeypatch):
+    exported = []
+    monkeypatch.setattr(onnx, "export_onnx", lambda model, *args, **kwargs: exported.append(model) or [])
+    code, out, _ = script(str(ROOT / "export_onnx.py"), str(folder))
+    assert code == 0 and [type(model) for model in exported] == [GapClosedClipModel]
+    assert "The decoder is not exported" in out
 
 
 def test_what_the_pipeline_makes_of_pictures(folder, tmp_path):
