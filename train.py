@@ -1,4 +1,4 @@
-"""Train a gap-closed CLIP.
+"""Train a gap-closed CLIP, or a decoder that writes captions on one.
 
     python train.py                                             # configs/demo.yaml: phantoms, nothing to download
     python train.py configs/radiology_small.yaml
@@ -6,12 +6,13 @@
     python train.py configs/demo.yaml model.align_weight=3 learning_rate=5e-4 output_dir=outputs/other
     accelerate launch train.py configs/roco.yaml                # several GPUs
     python train.py configs/lora.yaml checkpoint=outputs/demo   # adapters instead of full fine-tuning
+    python train.py configs/captioning.yaml checkpoint=outputs/demo    # a decoder that writes captions
     python train.py push_to_hub=true hub_model_id=owner/name    # then publish it (public: hub_private_repo=false)
 
 Configuration files have the sections `model` (towers and fields of GapClosedClipConfig), `data` (DataArguments),
-`training` (transformers' TrainingArguments) and, for adapters, `lora` (LoraArguments). Any field is overridden as
-section.field=value, or as field=value where only one section has it; a key of a field that holds a mapping as
-model.text.hidden_size=96.
+`training` (transformers' Seq2SeqTrainingArguments) and, for adapters, `lora` (LoraArguments) or, for a decoder,
+`captioning` (CaptioningArguments). Any field is overridden as section.field=value, or as field=value where only one
+section has it; a key of a field that holds a mapping as model.text.hidden_size=96.
 """
 
 import argparse

@@ -13,6 +13,7 @@ from transformers import CLIPImageProcessor  # noqa: E402
 
 from gap_closed_clip import (  # noqa: E402
     GapClosedClipConfig,
+    GapClosedClipForConditionalGeneration,
     GapClosedClipModel,
     GapClosedClipProcessor,
     ImageTextRetrievalPipeline,
@@ -66,6 +67,23 @@ def tiny_inputs(n: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
         "attention_mask": attention_mask,
         "token_type_ids": torch.zeros(n, 9, dtype=torch.int64),
     }
+
+
+def captioner_of(tokenizer, **kwargs) -> GapClosedClipForConditionalGeneration:
+    """Around a tiny model, in eval mode; its decoder's weights are larger than usual, so that what goes in matters."""
+    torch.manual_seed(0)
+    model = GapClosedClipForConditionalGeneration.from_clip(GapClosedClipModel(tiny_config(**kwargs)), tokenizer)
+    with torch.no_grad():
+        for module in model.decoder.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight.mul_(8)
+    return model.eval()
+
+
+def caption_labels(tokenizer, texts: list[str]) -> torch.Tensor:
+    """(B, L) tokens, -100 where padded."""
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    return tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from .decoder_gap_closed_clip import (
 )
 from .losses_gap_closed_clip import unit_vectors
 from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipPreTrainedModel, describe_code
-from .towers_gap_closed_clip import longest_text
+from .towers_gap_closed_clip import first_position, longest_text
 
 
 IGNORED = -100  # label of a position without a target, as everywhere in transformers
@@ -109,6 +109,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         clip_model: GapClosedClipModel,
         tokenizer: PreTrainedTokenizerBase,
         decoder: str | PreTrainedConfig | None = None,
+        num_layers: int | None = None,
         **config_kwargs,
     ) -> "GapClosedClipForConditionalGeneration":
         """
@@ -117,21 +118,27 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Args:
             clip_model: the encoder.
             tokenizer: of its text tower; captions begin with its `cls_token` and end with its `sep_token`.
-            decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a configuration
-                for one from scratch. By default it starts from the text tower: its embeddings, self-attention and
-                feed-forward layers; cross-attention and the head's transform are new.
+            decoder: Hub id or folder of a BERT with the same vocabulary to start the decoder from, or a BERT's
+                configuration for one from scratch. By default it starts from the text tower: its embeddings,
+                self-attention and feed-forward layers; cross-attention and the head's transform are new.
+            num_layers: of the text tower's layers, the first so many; default all. Only without a `decoder`.
             config_kwargs: the captioner's fields of [`GapClosedClipConfig`] (`decoder_memory`, ...).
 
         Raises:
             OSError: a decoder that can't be found or downloaded.
-            ValueError: a decoder that is not of the BERT family, or has another vocabulary; a tokenizer without the
-                tokens that captions begin and end with.
+            ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there
+                are; a tokenizer without the tokens that captions begin and end with.
         """
-        decoder_model = load_decoder(decoder) if isinstance(decoder, str) else None
-        if decoder is None:
-            decoder_config = decoder_config_like(clip_model.config.text_config)
+        if isinstance(decoder, str):
+            decoder_model = load_decoder(decoder)
         else:
-            decoder_config = copy.deepcopy(decoder) if decoder_model is None else decoder_model.config
+            like = decoder_config_like(clip_model.config.text_config if decoder is None else decoder)
+            if decoder is None and num_layers is not None:
+                if not 1 <= num_layers <= like.num_hidden_layers:
+                    raise ValueError(f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}.")
+                like.num_hidden_layers = num_layers
+            decoder_model = AutoModelForCausalLM.from_config(like)
+        decoder_config = decoder_model.config
         known = clip_model.config.text_config.vocab_size
         if decoder_config.vocab_size != known:
             raise ValueError(
@@ -140,13 +147,15 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             )
         special = special_tokens(tokenizer)
         changes = {"decoder_config": decoder_config, **config_kwargs}
-        GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **changes})  # its checks, before it is changed
+        # Its checks, before it is changed; of a copy, as a new composite config resets its parts' attention.
+        GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **copy.deepcopy(changes)})
         for name, value in (special | changes).items():
             setattr(decoder_config if name in special else clip_model.config, name, value)
         model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
-        model.generation_config = GenerationConfig(max_new_tokens=MAX_NEW_TOKENS, **special)
+        longest = min(MAX_NEW_TOKENS, longest_text(decoder_config) - 1)
+        model.generation_config = GenerationConfig(max_new_tokens=longest, **special)
         return model.to(clip_model.device).train(clip_model.training)
 
     @classmethod
@@ -203,8 +212,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         return self
 
     def set_training_progress(self, progress: float) -> None:
-        """As of the encoder, whose objective may follow a schedule."""
-        self.gap_closed_clip.set_training_progress(progress)
+        """As of the encoder, whose objective may follow a schedule. Without the objective it stays as it is."""
+        if self.config.caption_objective_weight:
+            self.gap_closed_clip.set_training_progress(progress)
 
     def set_image_shift(self, shift: Tensor | None) -> None:
         """
@@ -331,7 +341,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
 
         The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
-        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on.
+        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. The
+        sequences of an earlier call, with its `past_key_values`, are left as they are.
 
         Args:
             pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
@@ -348,18 +359,26 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         """
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
-        if input_ids is not None and input_ids.shape[1]:
-            config = kwargs.get("generation_config") or self.generation_config
-            ends = kwargs.get("eos_token_id", config.eos_token_id)
-            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, config.pad_token_id)
-            input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
-        else:
+        past = kwargs.get("past_key_values")
+        if input_ids is None or not input_ids.shape[1]:
             input_ids = attention_mask = None
+        elif past is None or not past.get_seq_length():
+            ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
+            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
+            input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
         if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
             kwargs |= self._default_length(1 if input_ids is None else input_ids.shape[1])
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )
+
+    def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
+        """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
+        configs = [
+            config for config in (kwargs.get("generation_config"), self.generation_config) if config is not None
+        ]
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs))
+        return next((token for token in tokens if token is not None), None)
 
     def _encode_for(
         self,
@@ -411,6 +430,12 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
                 f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "
                 f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
             )
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
+        # transformers counts from 0, whatever the decoder does
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first_position(
+            self.config.decoder_config
+        )
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         self.gap_closed_clip._set_gradient_checkpointing(enable, *args, **kwargs)

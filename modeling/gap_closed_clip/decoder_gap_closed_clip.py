@@ -48,7 +48,7 @@ class CaptionMemory(nn.Module):
 
 def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
     """
-    The configuration of a decoder of the text tower's shape.
+    The configuration of a decoder of a text tower's shape.
 
     Raises:
         ValueError: the tower's family has no decoder with cross-attention.

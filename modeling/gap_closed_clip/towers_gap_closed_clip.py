@@ -13,6 +13,18 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
 
+# RoBERTa and its kin number positions from behind their padding id.
+POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
 PICKLED = r"(open_clip_)?(pytorch|adapter)_model.*\.bin"
 
 
@@ -41,10 +53,14 @@ def run_fused_layers_as_modules(vision_model: PreTrainedModel) -> None:
             module.qkv_bias_separate = True
 
 
+def first_position(text_config: PreTrainedConfig) -> int:
+    """The position of a text's first token: 0, or behind the padding id where a tower does as RoBERTa does."""
+    return text_config.pad_token_id + 1 if text_config.model_type in POSITIONS_AFTER_PADDING else 0
+
+
 def longest_text(text_config: PreTrainedConfig) -> int:
-    """Tokens that a text tower takes. RoBERTa numbers positions from behind its padding id."""
-    reserved = text_config.pad_token_id + 1 if text_config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return text_config.max_position_embeddings - reserved
+    """Tokens that a text tower takes."""
+    return text_config.max_position_embeddings - first_position(text_config)
 
 
 def pool_text(outputs: ModelOutput, attention_mask: Tensor | None, pooling: str) -> Tensor:
@@ -147,6 +163,7 @@ def select_states(states: Sequence[Tensor], indices: int | Sequence[int]) -> tup
 
 
 __all__ = [
+    "first_position",
     "fixed_image_size",
     "load_tower",
     "longest_text",

@@ -1,11 +1,12 @@
 """
-Conformance: transformers' own common tests, on this package's model, configuration and processor.
+Conformance: transformers' own common tests, on this package's models, configuration and processor.
 
     python tests/conformance/run.py                      # pip fetches transformers' source distribution, once
     python tests/conformance/run.py --reference --output tests/conformance/RESULTS.md
 
-The tests are those of the installed version of transformers. With `--reference` its own CLIPModel and CLIPProcessor go
-through them beside ours. The exit status is 1 where a test of ours fails, or fewer of ours pass than of the reference.
+The tests are those of the installed version of transformers. With `--reference` its own CLIPModel, CLIPProcessor and
+BlipForConditionalGeneration go through them beside ours. The exit status is 1 where a test of ours fails, or fewer of
+ours pass than of the reference.
 """
 
 import argparse
@@ -19,12 +20,19 @@ from conformance_report import Recorder, Suite, counts_table, markdown, tests_by
 
 
 HERE = Path(__file__).resolve().parent
-FILES = ("conformance_models.py", "conformance_processors.py")
+FILES = ("conformance_models.py", "conformance_captioners.py", "conformance_processors.py")
 
 SUITES = [
     Suite("GapClosedClipModelTest", "`GapClosedClipModel`, its configuration", "CLIPModelTest"),
     Suite("GapClosedClipOtherOptionsTest", "the same, other options", "CLIPModelTest"),
     Suite("CLIPModelTest", "`CLIPModel` (reference)"),
+    Suite(
+        "GapClosedClipCaptionerTest",
+        "`GapClosedClipForConditionalGeneration`, patches and embedding",
+        "BlipCaptionerTest",
+    ),
+    Suite("GapClosedClipEmbeddingCaptionerTest", "the same, of the embedding alone", "BlipCaptionerTest"),
+    Suite("BlipCaptionerTest", "`BlipForConditionalGeneration` (reference)"),
     Suite("GapClosedClipProcessorTest", "`GapClosedClipProcessor`", "CLIPProcessorTest"),
     Suite("CLIPProcessorTest", "`CLIPProcessor` (reference)"),
 ]
@@ -34,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sdist", type=Path, help="transformers-<version>.tar.gz, instead of fetching it with pip")
     parser.add_argument("--cache", type=Path, default=sdist_tests.default_cache(), help="where pip puts it")
-    parser.add_argument("--reference", action="store_true", help="run CLIPModel and CLIPProcessor as well")
+    parser.add_argument("--reference", action="store_true", help="run transformers' own models and processor as well")
     parser.add_argument("-k", dest="keyword", default="", help="only the tests that match, as pytest's -k")
     parser.add_argument("--output", type=Path, help="write counts, skips and their reasons to this Markdown file")
     return parser.parse_args(argv)

@@ -66,7 +66,7 @@ def test_drawn_captions_equal_the_definition_and_the_published_code(load):
         ("a mass in liver", ["mass liver"], 1.22 / 1.72),
         # P = 1/1, R = 1/4: 2.44 * 0.25 / (0.25 + 1.44) = 0.61 / 1.69
         ("liver", ["mass in the liver"], 0.61 / 1.69),
-        ("Liver, mass!", ["(liver) mass."], 1),
+        ("Liver, mass!", ["“liver” mass."], 1),
     ],
 )
 def test_by_hand(load, caption, references, expected):

@@ -345,6 +345,7 @@ def test_train_py_says_what_an_interruption_leaves(tiny, interrupted, monkeypatc
 
 
 def test_compare_objectives_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPT.parent / "benchmarks")  # where it finds what benchmarks share
     module = load_script(SCRIPT.parent / "benchmarks" / "compare_objectives.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["compare_objectives.py", "nowhere.yaml"])

@@ -38,8 +38,10 @@ def plot_captions(
     blocks = []
     for index in shown:
         image_id = first.image_ids[index]
-        texts = {"reference": first.references[index][0], **{name: of[image_id] for name, of in written.items()}}
-        blocks.append((image_id, [line for name, text in texts.items() for line in _lines(name, text)]))
+        lines = _lines("reference", first.references[index][0], is_reference=True)
+        for name, of in written.items():
+            lines += _lines(name, of[image_id])
+        blocks.append((image_id, lines))
     per_column = -(-len(blocks) // COLUMNS)
     height = max(IMAGE_WIDTH, max(len(lines) for _, lines in blocks) * LINE_HEIGHT) + 0.15
     figure = Figure(figsize=(COLUMNS * (IMAGE_WIDTH + TEXT_WIDTH + 0.2), per_column * height), dpi=150)
@@ -55,15 +57,16 @@ def plot_captions(
         picture.set_anchor("N")
         picture.axis("off")
         _write(figure.add_subplot(grid[row, 2 * column + 1]), lines, height)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
 
 
-def _lines(name: str, text: str) -> list[tuple[str, bool]]:
+def _lines(name: str, text: str, is_reference: bool = False) -> list[tuple[str, bool]]:
     """Lines of a caption, the first with its writer's name, and whether they are the reference's."""
     lines = textwrap.wrap(f"{name}: {text.strip() or '(nothing)'}", CHARACTERS)
     if len(lines) > MAX_LINES:
         lines = [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1][: CHARACTERS - 2] + " ..."]
-    return [(line, name == "reference") for line in lines]
+    return [(line, is_reference) for line in lines]
 
 
 def _write(axes, lines: list[tuple[str, bool]], height: float) -> None:

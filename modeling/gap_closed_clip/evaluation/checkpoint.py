@@ -88,8 +88,13 @@ def load_captioner(
     """Captioner and processor of a folder or of a Hub id; `load_checkpoint` gives the encoder of the same.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`; also where there is no decoder.
     """
+    if not is_captioner(name_or_path, revision):
+        raise ValueError(
+            f"{name_or_path} has no decoder, so it writes no captions. Train one on it: python train.py "
+            f"configs/captioning.yaml checkpoint={name_or_path}"
+        )
     return _load_whole(GapClosedClipForConditionalGeneration, str(name_or_path), revision)
 
 

@@ -129,8 +129,11 @@ def columns_of(pairs: Iterable[dict]) -> Columns:
 
 
 def first_rows(ids: list[str]) -> Iterable[int]:
-    """Row in which each distinct id comes first."""
-    return {identifier: row for row, identifier in reversed(list(enumerate(ids)))}.values()
+    """Row in which each distinct id comes first, in order."""
+    rows: dict[str, int] = {}
+    for row, identifier in enumerate(ids):
+        rows.setdefault(identifier, row)
+    return rows.values()
 
 
 def collate(rows: list[dict], collator: PairCollator) -> tuple[Columns, torch.Tensor]:

@@ -16,7 +16,7 @@ METRICS_FOLDER = Path(__file__).parent.parent / "metrics"
 
 
 def load_metric(name: str, **kwargs) -> evaluate.Metric:
-    """One of this package's metrics: "modality_gap", "cross_modal_retrieval" or "cross_modal_grouping".
+    """One of this package's metrics: the name of a file in `metrics`, e.g. "modality_gap" or "caption_cider".
 
     Args:
         kwargs: of `evaluate.load`, e.g. num_process, process_id and experiment_id.

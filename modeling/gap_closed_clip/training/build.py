@@ -8,7 +8,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from tokenizers.trainers import WordPieceTrainer
-from transformers import AutoConfig, AutoTokenizer, BertTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..configuration_gap_closed_clip import GapClosedClipConfig
 from ..evaluation import check_model_name, is_local, load_checkpoint
@@ -93,17 +100,27 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
 def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     model, processor = load_checkpoint(args.checkpoint)
     if args.config:
-        config = GapClosedClipConfig.from_dict(model.config.to_dict() | args.config)  # checks the values together
-        try:
-            model = GapClosedClipModel.from_pretrained(None, config=config, state_dict=model.state_dict())
-        except RuntimeError as error:  # shapes
-            raise ValueError(
-                f"model.checkpoint: the weights of {args.checkpoint} do not fit {args.config}. Leave out what changes "
-                "their shapes, such as projection_dim."
-            ) from error
+        model = with_config(model, args.config, args.checkpoint)
     # from_pretrained gives every parameter a gradient; DistributedDataParallel would wait for that of a fixed scale.
     model.logit_scale.requires_grad_(model.config.learnable_temperature)
     return model, processor
+
+
+def with_config(model: PreTrainedModel, changes: dict[str, Any], checkpoint: str) -> PreTrainedModel:
+    """
+    The checkpoint's model with other fields of [`GapClosedClipConfig`].
+
+    Raises:
+        ValueError: they do not go together, or not with the weights.
+    """
+    config = GapClosedClipConfig.from_dict(model.config.to_dict() | changes)  # checks the values together
+    try:
+        return type(model).from_pretrained(None, config=config, state_dict=model.state_dict())
+    except RuntimeError as error:  # shapes
+        raise ValueError(
+            f"model.checkpoint: the weights of {checkpoint} do not fit {changes}. Leave out what changes their "
+            "shapes, such as projection_dim."
+        ) from error
 
 
 def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
@@ -188,4 +205,4 @@ def _package_folder(name: str) -> str:
     return str(path)
 
 
-__all__ = ["build_model_and_processor", "check_start", "pretrained_name", "train_tokenizer"]
+__all__ = ["build_model_and_processor", "check_start", "pretrained_name", "train_tokenizer", "with_config"]

@@ -10,13 +10,13 @@ from datasets.utils import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..captioning_gap_closed_clip import MAX_NEW_TOKENS, GapClosedClipForConditionalGeneration
-from ..configuration_gap_closed_clip import GapClosedClipConfig
 from ..data import PairCollator
 from ..evaluation import embed_pairs, is_captioner, load_captioner, modality_means
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..towers_gap_closed_clip import longest_text
 from .arguments import ModelArguments, check_tower
-from .build import build_model_and_processor, pretrained_name
+from .build import build_model_and_processor, pretrained_name, with_config
 
 
 # Of a decoder trained on text: its embedding then has a cosine of 0.71 with the clean one, as far as an image's is.
@@ -41,6 +41,10 @@ class CaptioningArguments:
             "`package:module/folder`), or a mapping of BertConfig fields for one from scratch. Default: the text "
             "tower's weights."
         },
+    )
+    num_layers: int | None = field(
+        default=None,
+        metadata={"help": "Without `decoder`: it starts from the text tower's first so many layers. Default: all."},
     )
     memory: Literal["patches_and_embedding", "embedding"] | None = field(
         default=None,
@@ -76,9 +80,10 @@ class CaptioningArguments:
     num_beams: int = field(default=1, metadata={"help": "Beams of a generated caption; 1 is greedy."})
 
     def __post_init__(self):
-        for name in ("embedding_tokens", "max_new_tokens", "num_beams"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 1 or more.")
+        for name in ("num_layers", "embedding_tokens", "max_new_tokens", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"captioning.{name} is {value}; it must be 1 or more.")
         for name in ("noise", "objective_weight"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 0 or more.")
@@ -96,6 +101,11 @@ class CaptioningArguments:
             raise ValueError(
                 "captioning.mean_shift corrects a decoder that has never seen an image: it goes with "
                 "captioning.train_on=text."
+            )
+        if self.decoder is not None and self.num_layers is not None:
+            raise ValueError(
+                "captioning.num_layers is of the text tower's layers, and captioning.decoder names another decoder: "
+                "leave one of them out."
             )
         if isinstance(self.decoder, dict):
             check_tower("captioning.decoder", "text", self.decoder)
@@ -120,43 +130,61 @@ def build_captioner(
     `model:` section describes.
 
     Raises:
-        ValueError, OSError: as `build_model_and_processor` and `from_clip`.
+        ValueError, OSError: as `build_model_and_processor` and `from_clip`; captions longer than the decoder takes.
     """
     if model_args.checkpoint is not None and is_captioner(model_args.checkpoint):
         model, processor = _trained_captioner(args, model_args)
     else:
         clip_model, processor = build_model_and_processor(model_args, captions)
+        decoder = _decoder(args, clip_model)
         model = GapClosedClipForConditionalGeneration.from_clip(
-            clip_model, processor.tokenizer, decoder=_decoder(args, clip_model), **args.config_fields()
+            clip_model, processor.tokenizer, decoder, args.num_layers, **args.config_fields()
         )
+    limit = longest_text(model.config.decoder_config)
+    if args.max_new_tokens >= limit:  # found now: not when the first caption is written, after training
+        raise ValueError(
+            f"captioning.max_new_tokens is {args.max_new_tokens}, but the decoder takes {limit} tokens with the one "
+            f"that begins a caption: use {limit - 1} or less."
+        )
+    processor.tokenizer.model_max_length = min(processor.tokenizer.model_max_length, limit)
     model.generation_config.update(max_new_tokens=args.max_new_tokens, num_beams=args.num_beams)
     if args.encoders == "frozen":
         model.freeze_encoder()
     else:
-        clip = model.gap_closed_clip
-        clip.logit_scale.requires_grad_(clip.config.learnable_temperature)
-        clip.freeze_towers(vision=model_args.freeze_vision, text=model_args.freeze_text)
+        _train_encoder(model, args, model_args)
     return model, processor
+
+
+def _train_encoder(
+    model: GapClosedClipForConditionalGeneration, args: CaptioningArguments, model_args: ModelArguments
+) -> None:
+    """Switches gradients on where the loss reaches; without the space's objective no caption goes through a tower."""
+    clip, embeds_captions = model.gap_closed_clip, args.objective_weight > 0
+    clip.logit_scale.requires_grad_(clip.config.learnable_temperature and embeds_captions)
+    clip.text_projection.requires_grad_(embeds_captions)
+    clip.freeze_towers(vision=model_args.freeze_vision, text=model_args.freeze_text or not embeds_captions)
 
 
 def _trained_captioner(
     args: CaptioningArguments, model_args: ModelArguments
 ) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
-    if args.decoder is not None:
+    if args.decoder is not None or args.num_layers is not None:
         raise ValueError(
             f"model.checkpoint {model_args.checkpoint} is a captioner and brings its decoder: leave "
-            "captioning.decoder out."
+            "captioning.decoder and captioning.num_layers out."
         )
     model, processor = load_captioner(model_args.checkpoint)
     changes = {**args.config_fields(), **model_args.config}
-    GapClosedClipConfig.from_dict(model.config.to_dict() | changes)  # checks the values together
-    for name, value in changes.items():
-        if name in ("decoder_memory", "decoder_embedding_tokens") and value != getattr(model.config, name):
+    for name in ("decoder_memory", "decoder_embedding_tokens"):
+        if changes[name] != getattr(model.config, name):
             raise ValueError(
                 f"model.checkpoint {model_args.checkpoint} is a captioner with {name}={getattr(model.config, name)}, "
-                f"and {value} is asked for: its weights are of that shape. Set the captioning section accordingly."
+                f"and {changes[name]} is asked for: its weights are of that shape. Set the captioning section "
+                "accordingly."
             )
-        setattr(model.config, name, value)
+    generation_config = model.generation_config
+    model = with_config(model, changes, model_args.checkpoint)
+    model.generation_config = generation_config
     return model, processor
 
 

@@ -6,8 +6,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import set_seed
 
+from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..data import CaptionCollator, PairCollator
 from ..evaluation import build_caption_metrics, evaluate_captioner, write_report
+from ..towers_gap_closed_clip import longest_text
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import build_captioner, embed_captions_once, mean_shift
 from .config import RunConfig
@@ -27,6 +29,7 @@ def train_captioner(config: RunConfig) -> TrainingResult:
     _check(config, start)
     set_seed(args.seed)
     model, processor = build_captioner(config.captioning, config.model, start.captions())
+    _check_caption_length(config, model)
     set_caption_length(train_pairs, model.gap_closed_clip, processor, config.data)
     limit, window = config.data.max_caption_tokens, config.data.window
     collator = PairCollator(processor, config.data.augmentation(), limit, window)
@@ -60,6 +63,15 @@ def _check(config: RunConfig, start: Start) -> None:
         raise ValueError(
             "data.streaming and captioning.train_on=text: every caption is embedded before training, so the set has "
             "to be there as a whole. Leave streaming off."
+        )
+
+
+def _check_caption_length(config: RunConfig, model: GapClosedClipForConditionalGeneration) -> None:
+    limit = longest_text(model.config.decoder_config)
+    if (config.data.max_caption_tokens or 0) > limit:
+        raise ValueError(
+            f"data.max_caption_tokens is {config.data.max_caption_tokens}, but the decoder takes {limit} tokens at "
+            "most."
         )
 
 

@@ -68,7 +68,8 @@ def prepare(config: RunConfig) -> Start:
         check_writable(args.output_dir, "training.output_dir")
     checkpoint = checkpoint_to_resume(args)
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
-        train_pairs = load_training_pairs(config.data, args)
+        alone = config.captioning is not None and config.captioning.encoders == "frozen"
+        train_pairs = load_training_pairs(config.data, args, least=1 if alone else 2)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
     return Start(args, checkpoint, train_pairs, held_out)
@@ -88,14 +89,19 @@ def check_devices(args: GapClosedTrainingArguments) -> None:
     _ = args.num_micro_batches  # checks the sizes
 
 
-def load_training_pairs(data: DataArguments, args: GapClosedTrainingArguments) -> Dataset | IterableDataset:
+def load_training_pairs(
+    data: DataArguments, args: GapClosedTrainingArguments, least: int = 2
+) -> Dataset | IterableDataset:
     """
     The training pairs, checked.
 
+    Args:
+        least: pairs of a batch; 1 where they are not compared with one another.
+
     Raises:
-        ValueError: fewer pairs than one batch, a batch of a single pair, streaming without `max_steps`.
+        ValueError: fewer pairs than one batch, a batch of fewer than `least`, streaming without `max_steps`.
     """
-    if args.global_batch_size < 2:
+    if args.global_batch_size < least:
         raise ValueError(
             "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
             "more; contrastive learning wants as many as fit."
