@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.evaluation import check_model_name, digest_of_weights, is_local, load_checkpoint
+from gap_closed_clip.evaluation import check_model_name, digest_of_weights, is_captioner, is_local, load_checkpoint
 from gap_closed_clip.hub.onnx import Difference, OnnxMismatch, export_onnx
 
 
@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     show(differences)
+    if is_captioner(args.model):
+        print("The decoder is not exported: these files embed, and write no captions.")
     print(f"vision_model.onnx and text_model.onnx are in {output}; README.md there shows their use.")
 
 

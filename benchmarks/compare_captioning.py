@@ -48,10 +48,12 @@ from gap_closed_clip.training import RunConfig, load_config
 Metrics = dict[str, float]
 
 ENCODERS = {"CLIP (LT)": [CONFIGS / "clip_lt.yaml"], "ours": []}
-DECODERS = ("image", "text")
+DECODERS = {"image": {"train_on": "image"}, "text": {"train_on": "text"}}
+CLEAN = {"text_clean": {"train_on": "text", "captioning.noise": 0}}
 SCORER_SEED = 100
 NEAREST, NEAREST_SHIFTED = "nearest caption", "nearest caption, mean shift"
 IMAGE, TEXT, TEXT_SHIFTED, CEILING = "image-trained", "text-only", "text-only, mean shift", "text-only, own caption"
+NO_NOISE, NO_NOISE_SHIFTED = "text-only, no noise", "text-only, no noise, mean shift"
 METHODS = (NEAREST, NEAREST_SHIFTED, IMAGE, TEXT, TEXT_SHIFTED, CEILING)
 # In the figure, of the first seed.
 DRAWN = (NEAREST, IMAGE, TEXT_SHIFTED)
@@ -85,14 +87,18 @@ class Comparison:
         folder = self.output / f"encoder-{slug(name)}-seed{seed}"
         return folder, run_once(config, folder)
 
-    def decoder(self, encoder: Path, trained_on: str, name: str, seed: int) -> Path:
+    def decoder(self, encoder: Path, kind: str, name: str, seed: int) -> Path:
         """Folder of a decoder, trained if it is not there."""
         described = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
-        own = {"model.checkpoint": str(encoder), "train_on": trained_on, "training.seed": seed, "eval_strategy": "no"}
-        own |= {"report_to": "none", "training.final_split": self.split, "card_license": None}
+        own = {"model.checkpoint": str(encoder), "training.seed": seed, "eval_strategy": "no"}
+        own |= (DECODERS | CLEAN)[kind] | {
+            "report_to": "none",
+            "training.final_split": self.split,
+            "card_license": None,
+        }
         own |= {f"data.{key}": value for key, value in described["data"].items()}
         words = [f"{key}={json.dumps(value)}" for key, value in own.items()]
-        folder = self.output / f"{trained_on}-{slug(name)}-seed{seed}"
+        folder = self.output / f"{kind}-{slug(name)}-seed{seed}"
         run_once(load_config([CONFIGS / "captioning.yaml"], [*words, *self.overrides]), folder)
         return folder
 
@@ -119,11 +125,15 @@ def write_captions(encoder: Path, decoders: dict[str, Path], pairs: Pairs) -> di
     captions = {NEAREST: nearest_captions(test, train), NEAREST_SHIFTED: nearest_captions(test, train, shift)}
     model, processor = load_captioner(decoders["image"])
     captions[IMAGE] = generate_captions(model, processor, pairs.test, window=pairs.how["window"])
-    model, processor = load_captioner(decoders["text"])
     rows = list(first_rows(test.image_ids))
     images, own = test.image_embeds[rows], test.text_embeds[rows]
-    for method, embeds in ((TEXT, images), (TEXT_SHIFTED, images + shift), (CEILING, own)):
-        captions[method] = replace(captions[NEAREST], captions=write_from(model, processor, embeds))
+    from_embeddings = {"text": {TEXT: images, TEXT_SHIFTED: images + shift, CEILING: own}}
+    if "text_clean" in decoders:
+        from_embeddings["text_clean"] = {NO_NOISE: images, NO_NOISE_SHIFTED: images + shift}
+    for kind, methods in from_embeddings.items():
+        model, processor = load_captioner(decoders[kind])
+        for method, embeds in methods.items():
+            captions[method] = replace(captions[NEAREST], captions=write_from(model, processor, embeds))
     return captions
 
 
@@ -203,14 +213,16 @@ def run(args: argparse.Namespace) -> str:
     comparison = Comparison(args.config, args.overrides, args.output)
     scorer, _ = comparison.encoder("scorer", SCORER_SEED)
     encoders: dict[str, list[Metrics]] = {name: [] for name in ENCODERS}
-    runs: dict[tuple[str, str], list[Metrics]] = {(name, method): [] for name in ENCODERS for method in METHODS}
+    kinds = DECODERS | (CLEAN if args.without_noise else {})
+    methods = METHODS + ((NO_NOISE, NO_NOISE_SHIFTED) if args.without_noise else ())
+    runs: dict[tuple[str, str], list[Metrics]] = {(name, method): [] for name in ENCODERS for method in methods}
     pairs = None
     for seed in args.seeds:
         written = {}
         for name in ENCODERS:
             encoder, metrics = comparison.encoder(name, seed)
             encoders[name].append(metrics)
-            decoders = {kind: comparison.decoder(encoder, kind, name, seed) for kind in DECODERS}
+            decoders = {kind: comparison.decoder(encoder, kind, name, seed) for kind in kinds}
             config = load_config([decoders["text"] / "train_config.yaml"])
             pairs = pairs or Pairs(config, comparison.split)
             written[name] = write_captions(encoder, decoders, pairs)
@@ -235,6 +247,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", help="an encoder's configuration file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--without-noise", action="store_true", help="one more decoder on text, without noise")
     parser.add_argument("--output", type=Path, default=None, help="default: outputs/compare-captioning-NAME")
     parser.add_argument("--report", type=Path, help="default: benchmarks/results/captioning_SOURCE.md")
     args = parser.parse_intermixed_args()

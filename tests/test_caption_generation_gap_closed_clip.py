@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from conftest import CAPTIONS, caption_labels, tiny_config, tiny_inputs
+from torch._dynamo.testing import CompileCounter
 from transformers import GenerationConfig
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
@@ -194,6 +195,15 @@ def test_ways_to_get_the_same_sooner(captioner, tokenizer, images, prompts, choi
     assert_same_generation(generate(captioner, **kwargs, **CHOICES[choice]), plain)
 
 
+def test_a_compiled_step_is_one_graph(captioner, images, monkeypatch):
+    expected = captioner.generate(images, max_new_tokens=12)
+    counter = CompileCounter()
+    monkeypatch.setattr(captioner, "forward", torch.compile(captioner.forward, backend=counter, fullgraph=True))
+    static = {"cache_implementation": "static", "disable_compile": True}  # not once more by transformers
+    assert torch.equal(captioner.generate(images, max_new_tokens=12, **static), expected)
+    assert counter.frame_count == 2  # the prompt, and every step after it
+
+
 @pytest.mark.parametrize("drafts", ["the prompt's", "another model's"])
 def test_drafts_change_nothing(captioner, tokenizer, images, drafts):
     prompt = tokenizer("Chest radiograph with left pleural chest radiograph", return_tensors="pt")
@@ -212,10 +222,11 @@ def test_drafts_change_nothing(captioner, tokenizer, images, drafts):
 def test_going_on_with_the_cache_of_before(captioner, tokenizer, images, prompts, prompted):
     prompt = dict(tokenized(tokenizer, prompts)) if prompted else {}
     at_once = captioner.generate(images, **prompt, max_new_tokens=12)
-    begun = captioner.generate(images, **prompt, max_new_tokens=4, return_dict_in_generate=True)
+    begun = captioner.generate(images, **prompt, max_new_tokens=8, return_dict_in_generate=True)
     mask = (begun.sequences != tokenizer.pad_token_id).long()
     cache = begun.past_key_values
-    ended = captioner.generate(images, begun.sequences, mask, past_key_values=cache, max_new_tokens=8)
+    ended = captioner.generate(images, begun.sequences, mask, past_key_values=cache, max_new_tokens=4)
+    assert torch.equal(ended[:, : mask.shape[1]], begun.sequences)  # captions at their end, too
     for a, b in zip(ended, at_once, strict=True):
         assert trimmed(a) == trimmed(b)
 

@@ -208,6 +208,20 @@ def test_saved_and_loaded_to_the_last_bit(tokenizer, images, labels, tmp_path):
     )
 
 
+def test_a_resized_vocabulary_is_that_of_both_towers(captioner, images, labels, tmp_path):
+    before = captioner(images, labels=labels).logits
+    captioner.resize_token_embeddings(210, mean_resizing=False)
+    assert captioner.decoder.cls.predictions.decoder.weight is captioner.get_input_embeddings().weight
+    logits = captioner(images, labels=labels).logits
+    assert logits.shape[-1] == 210
+    torch.testing.assert_close(logits[..., :200], before)
+    assert captioner.gap_closed_clip.text_model.embeddings.word_embeddings.num_embeddings == 210
+    captioner.save_pretrained(tmp_path)
+    loaded, info = GapClosedClipForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and loaded.config.decoder_config.vocab_size == 210
+    assert torch.equal(loaded(images, labels=labels).logits, logits)
+
+
 def test_its_folder_is_an_encoders_folder_too(captioner, tmp_path, caplog):
     captioner.save_pretrained(tmp_path)
     logging.getLogger("transformers").propagate = True
@@ -228,6 +242,7 @@ def test_an_encoders_folder_makes_a_captioner(clip_folder, tokenizer, images, tm
     assert torch.equal(model.encode(images)[1], encoder(images).image_embeds)
     config = GapClosedClipConfig.from_pretrained(clip_folder, decoder_memory="embedding")
     assert cls.from_pretrained(clip_folder, config=config).memory.patch_projection is None
+    assert cls.from_pretrained(clip_folder, config=clip_folder).memory.patch_projection is not None  # named, too
     assert cls.from_pretrained(clip_folder, dtype=torch.bfloat16).decoder.dtype == torch.bfloat16
     model.save_pretrained(tmp_path / "again")
     assert torch.equal(cls.from_pretrained(tmp_path / "again").encode(images)[0], model.encode(images)[0])

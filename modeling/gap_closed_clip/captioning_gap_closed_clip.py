@@ -19,7 +19,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers import initialization as init
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
@@ -28,6 +29,7 @@ from .decoder_gap_closed_clip import (
     copy_layers,
     decoder_config_like,
     load_decoder,
+    one_for_each,
     open_prompts,
     special_tokens,
 )
@@ -166,8 +168,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         name = pretrained_model_name_or_path
         own = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
         where = {field: kwargs[field] for field in own if field in kwargs}
-        if config is None and name is not None:
-            config = GapClosedClipConfig.from_pretrained(name, **where)
+        if name is not None and not isinstance(config, PreTrainedConfig):
+            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **where)
         if name is None or config.decoder_config is not None or "decoder_config" in kwargs:
             return super().from_pretrained(name, *args, config=config, **kwargs)
         changes = {field: kwargs.pop(field) for field in CAPTION_FIELDS if field in kwargs}
@@ -193,6 +195,18 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.decoder.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As in transformers, of the decoder and of the text tower: one tokenizer serves both."""
+        self.gap_closed_clip.resize_token_embeddings(*args, **kwargs)
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.config.decoder_config.vocab_size = embeddings.num_embeddings
+        return embeddings
+
+    @property
+    def max_caption_length(self) -> int:
+        """Tokens of the longest caption that the decoder takes, a prompt and `cls_token` included."""
+        return longest_text(self.config.decoder_config)
 
     def freeze_encoder(self, frozen: bool = True) -> None:
         """Switches the gradients of the whole [`GapClosedClipModel`] off (or on); without, it stays in eval mode."""
@@ -261,7 +275,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         past_key_values: EncoderDecoderCache | DynamicCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
         """
         Logits of the next token after each of the given ones and, with `labels`, the captioning loss.
@@ -340,14 +354,16 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
         Args:
             pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
-            input_ids, attention_mask: (B, L), prompts as the tokenizer makes them; default `cls_token` alone.
+            input_ids, attention_mask: (B, L), prompts as the tokenizer makes them, or (1, L), one for all; default
+                `cls_token` alone.
             token_type_ids, labels: not used; accepted because pipelines and the Trainer hand them on.
 
         Returns:
             (B, length) token ids with the prompts; with `num_return_sequences`, that many rows for each image.
 
         Raises:
-            ValueError: as `encode`; a prompt and `max_new_tokens` beyond what the decoder takes.
+            ValueError: as `encode`; another number of prompts than of images; a prompt and `max_new_tokens` beyond
+                what the decoder takes. (The generation config's own `max_new_tokens` gives way to a prompt.)
         """
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
@@ -357,16 +373,17 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         elif past is None or not past.get_seq_length():
             ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
+            input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
+        if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
+            kwargs |= self._default_length(1 if input_ids is None else input_ids.shape[1])
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )
 
     def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
         """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
-        configs = [
-            config for config in (kwargs.get("generation_config"), self.generation_config) if config is not None
-        ]
-        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs))
+        configs = (kwargs.get("generation_config"), self.generation_config)
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
         return next((token for token in tokens if token is not None), None)
 
     def _encode_for(
@@ -402,12 +419,18 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, label_smoothing=smoothing)
 
     def _check_length(self, tokens: Tensor, past_key_values: EncoderDecoderCache | None) -> None:
-        if past_key_values is None and tokens.shape[1] > (limit := longest_text(self.config.decoder_config)):
+        if past_key_values is None and tokens.shape[1] > (limit := self.max_caption_length):
             raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
+
+    def _default_length(self, prompt_length: int) -> dict[str, int]:
+        """The generation config's `max_new_tokens`, as far as the decoder goes on from a prompt."""
+        left = self.max_caption_length - prompt_length
+        own = self.generation_config.max_new_tokens
+        return {} if own is None or left < 1 else {"max_new_tokens": min(own, left)}
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        limit = longest_text(self.config.decoder_config)
+        limit = self.max_caption_length
         if generation_config.max_length > limit:
             raise ValueError(
                 f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "

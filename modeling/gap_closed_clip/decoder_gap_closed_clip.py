@@ -111,11 +111,24 @@ def open_prompts(
     return input_ids.masked_fill(~mask, pad), mask.long()
 
 
+def one_for_each(input_ids: Tensor, attention_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """
+    Prompts for `number` images: as they are, or the only one for all of them.
+
+    Raises:
+        ValueError: another number of prompts.
+    """
+    if len(input_ids) not in (1, number):
+        raise ValueError(f"{len(input_ids)} prompts and {number} images: give one for each image, or one for all.")
+    return input_ids.expand(number, -1), attention_mask.expand(number, -1)
+
+
 __all__ = [
     "CaptionMemory",
     "copy_layers",
     "decoder_config_like",
     "load_decoder",
+    "one_for_each",
     "open_prompts",
     "special_tokens",
 ]

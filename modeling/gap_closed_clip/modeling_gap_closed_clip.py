@@ -194,7 +194,14 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         package is not installed, with `trust_remote_code=True`.
         """
         describe_code(self.config, self)
-        super().save_pretrained(save_directory, **kwargs)
+        config = self.config
+        if config.decoder_config is not None:
+            self.config = copy.deepcopy(config)  # which is a captioner's as well
+            self.config.decoder_config = None  # this is the encoder of one: what is saved has no decoder
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config = config
 
     @property
     def logit_scale(self) -> Tensor:

@@ -140,10 +140,13 @@ def markdown(recorder: Recorder, suites: list[Suite], stubbed: list[str]) -> str
         why = "The output of a dual encoder has no hidden states and attentions of its own, they are its towers'."
         parts += ["## Adapted", why, "\n".join(lines)]
     names = ", ".join(f"`{name}`" for name in stubbed)
+    generation = any(name.endswith("generation.test_utils") for name in stubbed)
+    lost = "The tests of exporting and of generation (`GenerationTesterMixin`)" if generation else "Those of exporting"
+    ours = " Generation has tests of this package's own, `tests/test_caption_generation_gap_closed_clip.py`."
     parts += [
         "## Not run",
-        f"The check puts stubs in the place of what the source distribution or this machine lacks: {names}. The tests "
-        "of exporting go with them. `PipelineTesterMixin` needs the Hub's tiny models, and a list of them that the "
-        "distribution lacks.",
+        f"The check puts stubs in the place of what the source distribution or this machine lacks: {names}. {lost} go "
+        f"with them.{ours if generation else ''} `PipelineTesterMixin` needs the Hub's tiny models, and a list of "
+        "them that the distribution lacks.",
     ]
     return "\n\n".join(parts) + "\n"

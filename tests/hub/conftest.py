@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from .loopback_hub import TOKEN, LoopbackHub
 
 ROOT = Path(__file__).parent.parent.parent
 TEMPLATE = ROOT / "model_card" / "template.md"
-HANDLER = ["handler.py", "handler_images.py"]
+HANDLER = ["handler.py", "handler_images.py", "handler_requests.py"]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """
 import sys
@@ -74,6 +75,21 @@ def python(hub, tmp_path):
     return run
 
 
+@pytest.fixture
+def script(online, monkeypatch, tmp_path, capsys):
+    """Runs a script in `tmp_path` as `python` does, but in this process, which has imported it all already."""
+
+    def run(path: str, *words: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [path, *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(path, run_name="__main__")
+        return ended.value.code, *capsys.readouterr()
+
+    return run
+
+
 def save_folder(folder: Path, model, processor) -> Path:
     """A model folder as a Trainer leaves it, with what must stay at home."""
     model.eval().save_pretrained(folder)
@@ -96,7 +112,7 @@ def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
         handler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(handler)
     # The next folder has its own.
-    del sys.modules["pictures_gap_closed_clip"]
+    del sys.modules["pictures_gap_closed_clip"], sys.modules["handler_requests"]
     return handler, sys.modules.pop("handler_images")
 
 

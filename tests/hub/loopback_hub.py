@@ -74,7 +74,8 @@ class LoopbackHub:
         Handler.hub = hub
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        # How often it looks whether it is to end: by default every half second, which each test would wait for.
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def files(self, repo_id: str) -> dict[str, bytes]:
         return self.repositories[repo_id].commits[-1].files

@@ -374,7 +374,7 @@ BAD = [
     ({"input": IMAGE}, 400, "Unknown name 'input' in the request: did you mean 'inputs'?"),
     ({"inputs": IMAGE, "parameters": "x"}, 400, "parameters is a text: send an object."),
     ({"inputs": IMAGE}, 400, f"What is asked for? Give candidate_labels, or set parameters.task: {TASKS}."),
-    ({"inputs": IMAGE, "parameters": {"task": "caption"}}, 400, f"Unknown task 'caption': use {TASKS}."),
+    ({"inputs": IMAGE, "parameters": {"task": "captioning"}}, 400, f"Unknown task 'captioning': use {TASKS}."),
     ({"inputs": IMAGE, "parameters": {"task": []}}, 400, f"Unknown task []: use {TASKS}."),
     (
         {"inputs": IMAGE, "parameters": {"candidate_label": LABELS}},

@@ -102,7 +102,7 @@ def handler_images(modules) -> types.ModuleType:
 def endpoint(handler):
     """One that fetches, without a model: it answers with what is wrong, and never gets to embeddings."""
     endpoint = object.__new__(handler.EndpointHandler)
-    endpoint.allow_urls = True
+    endpoint.allow_urls, endpoint.tasks = True, ["embeddings"]
     endpoint.processor = lambda images, return_tensors: {"pixel_values": images}
     return endpoint
 

@@ -21,7 +21,8 @@ from .loopback_hub import TOKEN
 
 
 PUBLISH = str(ROOT / "publish.py")
-CODE = [path.name for path in (ROOT / "modeling" / "gap_closed_clip").glob("*_gap_closed_clip.py")]
+CAPTIONER = ["captioning_gap_closed_clip.py", "decoder_gap_closed_clip.py"]  # an encoder needs no such code
+CODE = [path.name for path in PACKAGE.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER]
 SAVED = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 ADDED = ["README.md", *HANDLER, "requirements.txt"]
 
@@ -75,8 +76,9 @@ def embed(model, processor, image) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_published_model_works_where_the_package_is_not(
-    hub, python, model_folder, tiny_model, tiny_processor, tmp_path
+    online, python, model_folder, tiny_model, tiny_processor, tmp_path, monkeypatch
 ):
+    hub = online
     image = Image.effect_noise((40, 36), 80).convert("RGB")
     image.save(tmp_path / "image.png")
     printed = python(PUBLISH, str(model_folder), "demo").stdout
@@ -94,7 +96,9 @@ def test_a_published_model_works_where_the_package_is_not(
         tiny_model.visual_projection.weight.mul_(-1.5).add_(0.01)
     tiny_model.save_pretrained(model_folder)
     sent = len(hub.requests)
-    python(PUBLISH, str(model_folder), "tester/demo")
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "check_reload", lambda *args: None)  # what follows shows as much
+        publish(model_folder, "tester/demo", TEMPLATE)
     second = repository.commits[-1]
     changed = {name for name in second.files if second.files[name] != first.files[name]}
     assert len(repository.commits) == 3 and changed == {"model.safetensors"}
@@ -136,22 +140,19 @@ import gap_closed_clip
 from gap_closed_clip import ImageTextRetrievalPipeline
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
 
-repo_id, out = sys.argv[1:]
+repo_id, out, poison, but_in_the_pipeline = sys.argv[1:]
 autos = (AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor)
-found = [type(auto.from_pretrained(repo_id)).__module__ for auto in autos]
+found = [type(auto.from_pretrained(repo_id, revision=poison)).__module__ for auto in autos]
 tasks = ("zero-shot-image-classification", "image-feature-extraction", "feature-extraction")
-found += [type(pipeline(task, model=repo_id).model).__module__ for task in tasks]
-search = pipeline("image-text-retrieval", model=repo_id, pipeline_class=ImageTextRetrievalPipeline)
+found += [type(pipeline(task, model=repo_id, revision=poison).model).__module__ for task in tasks]
+search = pipeline(
+    "image-text-retrieval", model=repo_id, revision=poison, pipeline_class=ImageTextRetrievalPipeline
+)
 found += [type(search).__module__, type(search.model).__module__]
-json.dump(found, open(f"{out}/found.json", "w"))
-"""
-ASKED_FOR = """
-import sys
-import gap_closed_clip
-from transformers import pipeline
-
-search = pipeline(model=sys.argv[1], trust_remote_code=True)
-print(type(search).__name__, type(search.model).__module__)
+# Where the task is left out, the pipeline is the repository's: it runs, and nothing else does.
+search = pipeline(model=repo_id, revision=but_in_the_pipeline, trust_remote_code=True)
+asked_for = [type(search).__module__, type(search).__name__, type(search.model).__module__]
+json.dump([found, asked_for], open(f"{out}/found.json", "w"))
 """
 # What the pipeline of the repository is made of.
 PIPELINE = {"pipeline_gap_closed_clip.py", "pictures_gap_closed_clip.py"}
@@ -159,17 +160,16 @@ PIPELINE = {"pipeline_gap_closed_clip.py", "pictures_gap_closed_clip.py"}
 
 def test_with_the_package_no_code_of_the_repository_runs(online, python, model_folder, skip_reload, tmp_path):
     publish(model_folder, "tester/demo", TEMPLATE)
-    own = dict(online.files("tester/demo"))
+    repository, own = online.repositories["tester/demo"], dict(online.files("tester/demo"))
     poison = dict.fromkeys(CODE, b"raise SystemExit('code of the repository was run')\n")
-    online.repositories["tester/demo"].commit("poison", own | poison)
-    python("-c", WITH_PACKAGE, "tester/demo", str(tmp_path))
-    modules = json.loads((tmp_path / "found.json").read_text())
-    assert len(modules) == 9 and all(module.startswith("gap_closed_clip.") for module in modules)
-    # Where the task is left out, the pipeline is the repository's: it runs, and nothing else does.
+    all_of_it = repository.commit("poison", own | poison).oid
     poison = {name: content for name, content in poison.items() if name not in PIPELINE}
-    online.repositories["tester/demo"].commit("poison but in the pipeline", own | poison)
-    printed = python("-c", ASKED_FOR, "tester/demo").stdout
-    assert printed.split() == ["ImageTextRetrievalPipeline", "gap_closed_clip.modeling_gap_closed_clip"]
+    but_in_the_pipeline = repository.commit("poison but in the pipeline", own | poison).oid
+    python("-c", WITH_PACKAGE, "tester/demo", str(tmp_path), all_of_it, but_in_the_pipeline)
+    modules, asked_for = json.loads((tmp_path / "found.json").read_text())
+    assert len(modules) == 9 and all(module.startswith("gap_closed_clip.") for module in modules)
+    assert asked_for[0].startswith("transformers_modules.")
+    assert asked_for[1:] == ["ImageTextRetrievalPipeline", "gap_closed_clip.modeling_gap_closed_clip"]
 
 
 def test_nothing_changed_is_no_commit(online, model_folder, skip_reload):
@@ -400,7 +400,7 @@ def test_a_bfloat16_model_is_compared_in_float32(tiny_model, tiny_processor, tmp
     pixel_values = tiny_processor(images=[Image.linear_gradient("L").convert("RGB")], return_tensors="pt").pixel_values
     with torch.inference_mode():
         expected, rounded = (each(pixel_values=pixel_values).image_embeds for each in (model, late))
-    assert torch.equal(reload._embed(tmp_path)["image_embeds"], expected) and not torch.equal(expected, rounded)
+    assert torch.equal(reload._outputs(tmp_path)["image_embeds"], expected) and not torch.equal(expected, rounded)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +448,6 @@ def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_fo
 def test_other_embeddings_in_the_clean_process_are_noticed(model_folder, monkeypatch):
     for name in HANDLER:
         shutil.copy(PACKAGE / "hub" / name, model_folder)
-    check_reload(model_folder)
     path = model_folder / "towers_gap_closed_clip.py"
     path.write_text(path.read_text().replace("return hidden[:, 0]", "return hidden[:, 1]"))
     with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's by"):
@@ -464,10 +463,10 @@ def test_a_damaged_folder_is_named(online, model_folder):
     assert not online.requests
 
 
-def test_the_command_says_what_is_wrong_in_one_line(python, model_folder):
-    run = python(PUBLISH, str(model_folder), "other/demo", check=False)
-    assert run.returncode == 1 and run.stdout == ""
-    assert run.stderr == "publish.py: The token is tester's, who can't write to other/demo, but to: tester, lab.\n"
+def test_the_command_says_what_is_wrong_in_one_line(script, model_folder):
+    code, out, err = script(PUBLISH, str(model_folder), "other/demo")
+    assert code == 1 and out == ""
+    assert err == "publish.py: The token is tester's, who can't write to other/demo, but to: tester, lab.\n"
 
 
 TINY_RUN = """
@@ -489,11 +488,11 @@ training:
 """
 
 
-def test_train_py_publishes_the_finished_model(hub, python, tmp_path):
+def test_train_py_publishes_the_finished_model(hub, python, script, tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY_RUN)
     train = [str(ROOT / "train.py"), "tiny.yaml"]
-    refused = python(*train, "hub_model_id=other/tiny", check=False)
-    assert refused.returncode == 1 and "train.py: The token is tester's, who can't write to other" in refused.stderr
+    code, _, err = script(*train, "hub_model_id=other/tiny")
+    assert code == 1 and "train.py: The token is tester's, who can't write to other" in err
     assert not (tmp_path / "outputs").exists()  # said before training
     printed = python(*train, "hub_token=hf_loopback", HF_TOKEN="").stdout
     repository = hub.repositories["tester/tiny"]
@@ -516,12 +515,12 @@ def test_train_py_publishes_the_finished_model(hub, python, tmp_path):
     assert "24 pairs were trained on" in card.text and "- trained on: CPU" in card.text
 
 
-def test_a_push_that_fails_after_training_names_the_way_out(hub, python, tmp_path):
+def test_a_push_that_fails_after_training_names_the_way_out(hub, script, tmp_path, skip_reload):
     (tmp_path / "tiny.yaml").write_text(TINY_RUN)
     hub.broken = "repos/create"
-    run = python(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1", check=False)
-    assert run.returncode == 1 and (tmp_path / "outputs" / "tiny" / "model.safetensors").is_file()
-    last = run.stderr.splitlines()[-1]
+    code, _, err = script(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1")
+    assert code == 1 and (tmp_path / "outputs" / "tiny" / "model.safetensors").is_file()
+    last = err.splitlines()[-1]
     assert (
         last == "The trained model is safe in outputs/tiny; to publish it: python publish.py outputs/tiny tester/tiny"
     )

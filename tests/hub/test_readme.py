@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from conftest import captioner_of
 from PIL import Image
 
 from gap_closed_clip.evaluation import load_checkpoint
@@ -14,6 +15,7 @@ from .conftest import ROOT, save_folder
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 (FINE_TUNE,) = [block for block in BLOCKS if "get_peft_model" in block]
 USE = [block for block in BLOCKS if '"outputs/demo"' in block and block != FINE_TUNE]
+(WRITE,) = [block for block in BLOCKS if '"image-text-to-text"' in block]
 
 
 @pytest.mark.parametrize("block", USE)
@@ -59,6 +61,28 @@ def test_fine_tuning_of_the_readme(tiny_model, tiny_processor, tmp_path, monkeyp
     adapted = ("qkv", "fc1", "fc2", "proj", "query", "key", "value", "dense", "logit_scale", "_projection")
     assert moved and all(any(part in name for part in adapted) for name in moved)
     assert not any("patch_embed" in name or "embeddings" in name for name in moved)
+
+
+def test_captions_of_the_readme(tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_captioner = captioner_of(tiny_processor.tokenizer)
+    save_folder(tmp_path / "outputs" / "captioner", tiny_captioner, tiny_processor)
+    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    (tmp_path / "outputs" / "captioner" / "examples").mkdir()
+    image.save("outputs/captioner/examples/chest_radiograph.png")
+    names: dict = {}
+    exec(WRITE, names)
+    pixel_values = tiny_processor(images=[image], return_tensors="pt")["pixel_values"]
+    prompt = tiny_processor.tokenizer("Chest radiograph", return_tensors="pt")["input_ids"]
+    beams = tiny_captioner.generate(pixel_values, num_beams=4)
+    by_hand = [
+        tiny_captioner.generate(pixel_values),
+        tiny_captioner.generate(pixel_values, prompt, max_new_tokens=20),
+        beams,
+    ]
+    expected = [tiny_processor.batch_decode(tokens, skip_special_tokens=True)[0] for tokens in by_hand]
+    expected[1] = expected[1].replace("chest", "Chest", 1)  # the pipeline gives the prompt back as it was
+    assert names["captions"] == expected and len(set(expected)) > 1
 
 
 def test_the_readme_shows_every_pipeline():

@@ -34,12 +34,16 @@ from .facts import METRICS_FILE, read_adapter, read_evaluation, read_run, read_s
 logger = logging.get_logger(__name__)
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
+CAPTIONER_TAGS = ["zero-shot-image-classification", "image-to-text", "image-captioning"]
 FIGURES = ("projection.png", "cosines.png")
+# Of an evaluation of captions. They show the data's own pictures and captions, which may not be everybody's to see.
+CAPTION_FILES = ("captions.png", "captions.jsonl")
 EXAMPLES = "examples"
 EVAL_RESULTS = ".eval_results"
 # What the metadata tells of the evaluation; the table on the card has all of it.
 GAP = ("modality_gap", "debiased_modality_gap", "true_pair_cosine", "margin")
-HEADLINES = (*GAP, "text_to_image_recall@10", "image_to_text_recall@10", "v_measure")
+CAPTION_HEADLINES = ("coco_bleu_4", "rouge_l", "meteor", "cider_d", "clip_score")
+HEADLINES = (*GAP, "text_to_image_recall@10", "image_to_text_recall@10", "v_measure", *CAPTION_HEADLINES)
 TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "Centroid Uniformity"}
 
 
@@ -85,13 +89,14 @@ def write_card(
     repo_id = repo_id or folder.name
     name = repo_id.rpartition("/")[2]
     license = license or (run["config"].training.get("card_license") if run else None)
+    facts = _facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder))
     card = ModelCard.from_template(
-        _metadata(folder, repo_id, license, run and run["config"], evaluation, adapter),
+        _metadata(folder, repo_id, license, run and run["config"], evaluation, adapter, facts["config"]),
         template_path=str(template),
         model_name=name,
         repo_id=repo_id,
         adapter=adapter,
-        **_facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder)),
+        **facts,
     )
     draft = folder / "README.md.tmp"
     draft.write_text(f"{str(card).rstrip()}\n", encoding="utf-8", newline="\n")
@@ -107,9 +112,13 @@ def _metadata(
     config: RunConfig | None,
     evaluation: dict[str, Any] | None,
     adapter: dict[str, Any] | None,
+    model_config: GapClosedClipConfig,
 ) -> ModelCardData:
     towers = (config.model.checkpoint, config.model.vision, config.model.text) if config else ()
-    kind: dict[str, Any] = {"library_name": "transformers", "tags": TAGS}
+    writes = model_config.decoder_config is not None and adapter is None
+    if config and config.captioning:
+        towers += (config.captioning.decoder,)
+    kind: dict[str, Any] = {"library_name": "transformers", "tags": [*TAGS, *CAPTIONER_TAGS] if writes else TAGS}
     if adapter:
         towers = (adapter["base"],)
         kind = {"library_name": "peft", "tags": [*TAGS, adapter["method"].lower()]}
@@ -118,7 +127,7 @@ def _metadata(
     return ModelCardData(
         **kind,
         language="en",
-        pipeline_tag=None if adapter else "zero-shot-image-classification",
+        pipeline_tag=None if adapter else "image-text-to-text" if writes else "zero-shot-image-classification",
         license=license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
         datasets=[config.data.source] if config and _is_hub_id(config.data.source) else None,
@@ -126,7 +135,7 @@ def _metadata(
         model_name=repo_id.rpartition("/")[2],
         eval_results=[_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
         or None,
-        widget=None if adapter else _widget(folder, repo_id),
+        widget=None if adapter else _widget(folder, repo_id, writes),
     )
 
 
@@ -138,9 +147,10 @@ def _headlines(evaluation: dict[str, Any] | None) -> dict[str, float]:
 
 def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalResult:
     data = evaluation["data"]
+    writing = metric in CAPTION_HEADLINES
     return EvalResult(
-        task_type="image-text-retrieval",
-        task_name="Image-text retrieval and alignment",
+        task_type="image-text-to-text" if writing else "image-text-retrieval",
+        task_name="Image captioning" if writing else "Image-text retrieval and alignment",
         dataset_type=_public_name(data.source),
         dataset_name="phantoms (drawn, not medical)" if data.source == "phantoms" else _public_name(data.source),
         dataset_config=data.subset,
@@ -151,7 +161,7 @@ def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalR
     )
 
 
-def _widget(folder: Path, repo_id: str) -> list[dict[str, str]] | None:
+def _widget(folder: Path, repo_id: str, writes: bool) -> list[dict[str, str]] | None:
     """Examples for the model's page, from pictures that are published with it: each is named by what it shows."""
     pictures = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
     titles = [path.stem.replace("_", " ").replace(",", "") for path in pictures]
@@ -161,7 +171,7 @@ def _widget(folder: Path, repo_id: str) -> list[dict[str, str]] | None:
     return [
         {
             "src": hf_hub_url(repo_id, f"{EXAMPLES}/{path.name}"),
-            "candidate_labels": labels,
+            **({} if writes else {"candidate_labels": labels}),
             "example_title": title,
         }
         for path, title in zip(pictures, titles, strict=True)
@@ -208,10 +218,16 @@ def _facts(
         "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
         "table": evaluation and metrics_table(evaluation["results"]),
-        "figures": [name for name in FIGURES if (folder / name).is_file()],
+        "figures": [name for name in (*FIGURES, *_public_captions(evaluation)) if (folder / name).is_file()],
+        "captioning": run and run["config"].captioning,
         "public_name": _public_name,
         "public_split": _public_split,
     }
+
+
+def _public_captions(evaluation: dict[str, Any] | None) -> tuple[str, ...]:
+    """The figure of captions, where it shows nobody's pictures."""
+    return CAPTION_FILES[:1] if evaluation and evaluation["data"].source == "phantoms" else ()
 
 
 def public_config(config: RunConfig) -> str:

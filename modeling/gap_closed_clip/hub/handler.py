@@ -12,6 +12,10 @@ other fields tell it, except for a lone base64 string without labels.
 - image-text-retrieval: inputs `{"query": item, "gallery": [item]}`, where an item is a text, `{"text": text}` or
   `{"image": image}`, or a gallery of embeddings from before, [[...]]; parameter `top_k` (default 10). Gives
   `[{"index", "score"}]`, score the cosine, the best first; a list of those for a list of queries.
+- image-text-to-text (or image-to-text, caption), where the model writes captions: inputs an image, a list of images,
+  `{"image": image}` or `{"image": image, "text": prompt}`; parameters `prompt` (what the captions begin with),
+  `max_new_tokens` and `num_beams`, these two also in `generation_parameters`. Gives `[{"generated_text"}]`, one for
+  each image. With such a model it is the task of an image by itself and of an image with one `text`.
 
 An image is base64 of a file, with or without `data:...;base64,` before it (in Python also bytes or a PIL image). With
 the environment variable GAP_CLOSED_CLIP_ALLOW_URLS=1 it may be a URL; a path is never opened. 16-bit gray is scaled
@@ -22,10 +26,8 @@ which the log has the traceback). Hugging Face's own toolkit answers HTTP 400 wi
 these numbers are for other callers.
 """
 
-import difflib
 import logging
 import os
-import re
 import sys
 import threading
 import uuid
@@ -34,10 +36,11 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 # Hugging Face's inference toolkit puts the model folder on sys.path before it loads this file.
 from handler_images import URL_SWITCH, RequestError, is_url, kind_of, read_image
+from handler_requests import check_names, check_text, generation_options, prompt_of, short, whole_number
 
 
 logger = logging.getLogger(__name__)
@@ -47,13 +50,16 @@ MAX_IMAGES = 64  # of a request
 MAX_URLS = 8  # of a request
 MAX_TEXTS = 512  # of a request
 MAX_LABELS = 256
-MAX_TEXT_LENGTH = 10_000  # characters; what the text tower can't take of them is cut off
+MAX_CAPTIONED = 16  # images of a request for captions, which take a pass a token
 MAX_GALLERY_EMBEDDINGS = 20_000
 PARAMETERS = {
     "zero-shot-image-classification": ("candidate_labels", "hypothesis_template"),
     "embeddings": (),
     "image-text-retrieval": ("top_k",),
+    "image-text-to-text": ("prompt", "max_new_tokens", "num_beams", "generation_parameters"),
 }
+CAPTIONS = "image-text-to-text"
+OTHER_NAMES = dict.fromkeys(("image-to-text", "image-captioning", "caption", "captions"), CAPTIONS)
 
 
 class Item(NamedTuple):
@@ -67,8 +73,14 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         # Deploying a repository is consent to its code: this file is part of it and runs already.
-        self.model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+        writes = AutoModelForImageTextToText.__name__ in config.auto_map
+        auto = AutoModelForImageTextToText if writes else AutoModel
+        loaded = auto.from_pretrained(path, trust_remote_code=True).eval()
+        loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.captioner = loaded if writes else None
+        self.model = loaded.gap_closed_clip if writes else loaded
+        self.tasks = [task for task in PARAMETERS if writes or task != CAPTIONS]
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
         self.allow_urls = os.environ.get(URL_SWITCH) == "1"
         # A tokenizer can't be set to another padding while it runs in another thread; and forward passes side by side
@@ -93,19 +105,19 @@ class EndpointHandler:
         if not isinstance(data, dict):
             form = '{"inputs": ..., "parameters": ...}'
             raise RequestError(f"The request is {kind_of(data)}: send an object, {form}.")
-        _check_names(data, ("inputs", "parameters", "options"), "the request")  # options: older Hub clients send them
+        check_names(data, ("inputs", "parameters", "options"), "the request")  # options: older Hub clients send them
         inputs, parameters = data.get("inputs"), data.get("parameters") or {}
         if inputs is None or (isinstance(inputs, list | dict | str | bytes) and not inputs):
             raise RequestError('The request has no inputs: send {"inputs": ..., "parameters": ...}.')
         if not isinstance(parameters, dict):
             raise RequestError(f"parameters is {kind_of(parameters)}: send an object.")
-        _check_names(parameters, ("task", *sum(PARAMETERS.values(), ())), "parameters")
-        task = _task(inputs, parameters)
-        _check_names(parameters, ("task", *PARAMETERS[task]), f"parameters of {task}")
+        check_names(parameters, ("task", *sum(PARAMETERS.values(), ())), "parameters")
+        task = _task(inputs, parameters, self.tasks)
+        check_names(parameters, ("task", *PARAMETERS[task]), f"parameters of {task}")
         if task == "embeddings":
             return self._embeddings(inputs)
-        answer = self._classify if task == "zero-shot-image-classification" else self._retrieve
-        return answer(inputs, parameters)
+        answers = {CAPTIONS: self._captions, "image-text-retrieval": self._retrieve}
+        return answers.get(task, self._classify)(inputs, parameters)
 
     def _classify(self, inputs: Any, parameters: dict) -> list:
         labels, template = _labels(parameters), _template(parameters, self.model.config.hypothesis_template)
@@ -128,7 +140,7 @@ class EndpointHandler:
     def _embeddings(self, inputs: Any) -> dict[str, list[list[float]]]:
         images, texts = [], []
         if isinstance(inputs, dict):
-            _check_names(inputs, ("image", "images", "text", "texts"), "inputs of embeddings")
+            check_names(inputs, ("image", "images", "text", "texts"), "inputs of embeddings")
             images, texts = _listed(inputs, "image")[0], _listed(inputs, "text")[0]
         else:
             images = _images(inputs)[0]
@@ -139,10 +151,9 @@ class EndpointHandler:
     def _retrieve(self, inputs: Any, parameters: dict) -> list:
         if not isinstance(inputs, dict) or not {"query", "gallery"} <= inputs.keys():
             raise RequestError('image-text-retrieval takes inputs {"query": ..., "gallery": [...]}.')
-        _check_names(inputs, ("query", "gallery"), "inputs of image-text-retrieval")
+        check_names(inputs, ("query", "gallery"), "inputs of image-text-retrieval")
         top_k = 10 if parameters.get("top_k") is None else parameters["top_k"]
-        if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1:
-            raise RequestError(f"top_k is {_short(top_k)}: send a whole number, 1 or more.")
+        whole_number(top_k, "top_k")
         queries, many = _as_list(inputs["query"], "inputs.query")
         gallery = inputs["gallery"]
         if not isinstance(gallery, list) or not gallery:
@@ -161,6 +172,40 @@ class EndpointHandler:
         ]
         return ranked if many else ranked[0]
 
+    def _captions(self, inputs: Any, parameters: dict) -> list[dict[str, str]]:
+        if self.captioner is None:
+            raise RequestError(
+                f"This model has no decoder, it writes no captions. Its tasks: {', '.join(self.tasks)}."
+            )
+        options, prompt = generation_options(parameters), prompt_of(inputs, parameters)
+        if isinstance(inputs, dict):
+            check_names(inputs, ("image", "images", "text"), f"inputs of {CAPTIONS}")
+            inputs = {name: value for name, value in inputs.items() if name != "text"}
+        if not (images := _images(inputs)[0]):
+            raise RequestError('inputs has no image to write a caption for: send {"image": image}.')
+        _check_number(images, "image", MAX_CAPTIONED)
+        tokens = self._prompt(prompt, options)
+        pixels = [self._pixels(item) for item in images]
+        with self._lock, torch.inference_mode():
+            pixel_values = torch.cat(pixels).to(self.model.device, self.model.dtype)
+            written = self.captioner.generate(pixel_values, **tokens, **options)
+            captions = self.processor.batch_decode(written, skip_special_tokens=True)
+        return [{"generated_text": caption} for caption in captions]
+
+    def _prompt(self, prompt: str | None, options: dict[str, int]) -> dict[str, Tensor]:
+        """What `generate` takes of it, (1, L)."""
+        with self._lock:
+            inputs = self.processor(text=[prompt or ""], return_tensors="pt", verbose=False).to(self.model.device)
+        # Without the token that closes a text.
+        length, limit = inputs["input_ids"].shape[1] - 1, self.captioner.max_caption_length
+        if length >= limit:
+            wrong = f"What the caption begins with is {length} tokens long, the decoder takes {limit}: shorten it."
+            raise RequestError(wrong, 413)
+        if options.get("max_new_tokens", 1) > limit - length:
+            wrong = f"Of {limit} tokens that the decoder takes, what the caption begins with is {length}"
+            raise RequestError(f"{wrong}: max_new_tokens may be {limit - length}.", 413)
+        return dict(inputs)
+
     def embed(self, items: list[Item]) -> Tensor:
         """
         Images and texts, in any order, to unit vectors (N, D) on the CPU.
@@ -169,12 +214,9 @@ class EndpointHandler:
             RequestError: an item that can't be read, or too many of them.
         """
         images, texts = ([item for item in items if item.kind == kind] for kind in ("image", "text"))
-        urls = [item for item in images if is_url(item.value)]
-        limits = {"images": (images, MAX_IMAGES), "texts": (texts, MAX_TEXTS), "URLs": (urls, MAX_URLS)}
-        for name, (several, limit) in limits.items():
-            if len(several) > limit:
-                raise RequestError(f"{len(several)} {name}: a request may have {limit}. Send several requests.", 413)
-        texts = [_text(item.value, item.where) for item in texts]
+        _check_number(images, "image", MAX_IMAGES)
+        _check_number(texts, "text", MAX_TEXTS)
+        texts = [check_text(item.value, item.where) for item in texts]
         # One after the other, so that only one picture of full size is in memory.
         pixels = [self._pixels(item) for item in images]
         rows = {"image": iter(self._encode(pixels, "image")), "text": iter(self._encode(texts, "text"))}
@@ -203,29 +245,31 @@ class EndpointHandler:
         return self.processor(images=[picture], return_tensors="pt")["pixel_values"]
 
 
-def _task(inputs: Any, parameters: dict) -> str:
+def _task(inputs: Any, parameters: dict, tasks: list[str]) -> str:
+    """What is asked for, of a model with these tasks; captions also where it writes none, which is said there."""
     task = parameters.get("task")
     if task is not None:
+        task = OTHER_NAMES.get(task, task) if isinstance(task, str) else task
         if not isinstance(task, str) or task not in PARAMETERS:
-            raise RequestError(f"Unknown task {_short(task)}: use {', '.join(PARAMETERS)}.")
+            raise RequestError(f"Unknown task {short(task)}: use {', '.join(tasks)}.")
         return task
     if isinstance(inputs, dict) and {"query", "gallery"} & inputs.keys():
         return "image-text-retrieval"
     if set(PARAMETERS["zero-shot-image-classification"]) & parameters.keys():
         return "zero-shot-image-classification"
+    asks = not isinstance(inputs, dict) or ("text" in inputs and bool({"image", "images"} & inputs.keys()))
+    if set(PARAMETERS[CAPTIONS]) & parameters.keys() or (CAPTIONS in tasks and asks):
+        return CAPTIONS
     if isinstance(inputs, str | list):
-        raise RequestError(
-            f"What is asked for? Give candidate_labels, or set parameters.task: {', '.join(PARAMETERS)}."
-        )
+        raise RequestError(f"What is asked for? Give candidate_labels, or set parameters.task: {', '.join(tasks)}.")
     return "embeddings"
 
 
-def _check_names(given: dict, allowed: tuple[str, ...], where: str) -> None:
-    for name in given:
-        if name not in allowed:
-            close = difflib.get_close_matches(str(name)[:60], allowed, 1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(allowed)}."
-            raise RequestError(f"Unknown name {_short(name)} in {where}: {remedy}")
+def _check_number(items: list[Item], kind: str, limit: int) -> None:
+    urls = [item for item in items if kind == "image" and is_url(item.value)]
+    for name, several, most in ((f"{kind}s", items, limit), ("URLs", urls, MAX_URLS)):
+        if len(several) > most:
+            raise RequestError(f"{len(several)} {name}: a request may have {most}. Send several requests.", 413)
 
 
 def _labels(parameters: dict) -> list[str]:
@@ -237,12 +281,12 @@ def _labels(parameters: dict) -> list[str]:
         raise RequestError("candidate_labels is a list of labels, and not empty.")
     if len(labels) > MAX_LABELS:
         raise RequestError(f"{len(labels)} candidate_labels: a request may have {MAX_LABELS}.", 413)
-    return [_text(label, f"candidate_labels[{i}]") for i, label in enumerate(labels)]
+    return [check_text(label, f"candidate_labels[{i}]") for i, label in enumerate(labels)]
 
 
 def _template(parameters: dict, default: str) -> str:
     template = parameters.get("hypothesis_template")
-    template = default if template is None else _text(template, "hypothesis_template")
+    template = default if template is None else check_text(template, "hypothesis_template")
     # No other braces: str.format would read them, and {:>999999999} fills the memory.
     if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
         raise RequestError("hypothesis_template holds {} once, where the label goes, and no other braces.")
@@ -252,7 +296,7 @@ def _template(parameters: dict, default: str) -> str:
 def _images(inputs: Any) -> tuple[list[Item], bool]:
     """The images of inputs, and whether they came as a list."""
     if isinstance(inputs, dict):
-        _check_names(inputs, ("image", "images"), "inputs")
+        check_names(inputs, ("image", "images"), "inputs")
         return _listed(inputs, "image")
     values, many = _as_list(inputs, "inputs")
     return [Item("image", value, f"inputs[{i}]" if many else "inputs") for i, value in enumerate(values)], many
@@ -290,29 +334,6 @@ def _item(value: Any, where: str) -> Item:
     raise RequestError(f'{where} is {kind_of(value)}: send a text, {{"text": text}} or {{"image": base64}}.')
 
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"{where} is {kind_of(value)}: send a text.")
-    if not value.strip():
-        raise RequestError(f"{where} is an empty text.")
-    if value[:11].lower() == "data:image/":
-        raise RequestError(f'{where} is an image where a text is expected: an image goes into {{"image": ...}}.')
-    if len(value) > MAX_TEXT_LENGTH:
-        hint = ' It looks like base64: an image goes into {"image": ...}.' if _looks_like_base64(value) else ""
-        raise RequestError(f"{where} has {len(value)} characters: a text may have {MAX_TEXT_LENGTH}.{hint}", 413)
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise RequestError(f"{where} is not valid Unicode: it has half of a surrogate pair.")
-    return value
-
-
-def _looks_like_base64(value: str) -> bool:
-    """No text has a word as long as a line of base64, of capitals, small letters and digits alone."""
-    words = value[:2000].split()
-    start = "".join(words)
-    kinds = ("[A-Z]", "[a-z]", "[0-9]", r"^[A-Za-z0-9+/]+=*$")
-    return len(words[0]) >= 60 and all(re.search(kind, start) for kind in kinds)
-
-
 def _vectors(rows: list, dim: int) -> Tensor:
     """Embeddings from a request, (N, dim), made unit vectors once more: JSON may have rounded them."""
     if len(rows) > MAX_GALLERY_EMBEDDINGS:
@@ -332,7 +353,3 @@ def _vectors(rows: list, dim: int) -> Tensor:
     if len(bad):
         raise RequestError(f"inputs.gallery[{bad[0].item()}] has no direction: it is all zeros, or NaN or infinite.")
     return (vectors / norms).float()
-
-
-def _short(value: Any) -> str:
-    return f"{value!r:.60}"

@@ -16,14 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..evaluation import is_adapter, load_checkpoint
+from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from ..evaluation import is_adapter, is_captioner, load_checkpoint
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 
 
 PACKAGE = Path(__file__).parent.parent
 # The endpoint's own code, which a publication puts beside the model's.
-HANDLER = ("handler.py", "handler_images.py")
+HANDLER = ("handler.py", "handler_images.py", "handler_requests.py")
 TOLERANCE = 1e-4
 MINUTES = 30
 TEXTS = ["Chest radiograph.", "Axial CT image of the abdomen."]
@@ -57,13 +58,20 @@ inputs = processor(images=[image], text=texts, return_tensors="pt", padding=True
 with torch.inference_mode():
     outputs = model(**inputs)
 embeds = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
-save_file({name: value.contiguous() for name, value in embeds.items()}, out)
 if not base:
     sys.path.insert(0, folder)  # as Inference Endpoints do
     from handler import EndpointHandler
 
-    answer = EndpointHandler(folder)({"inputs": {"texts": texts}})
+    endpoint = EndpointHandler(folder)
+    answer = endpoint({"inputs": {"texts": texts}})
     assert "error" not in answer, answer
+    if "image-text-to-text" in endpoint.tasks:
+        from transformers import AutoModelForImageTextToText
+
+        del model, endpoint.model, endpoint.captioner  # one at a time
+        captioner = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+        embeds["caption_ids"] = captioner.eval().generate(inputs["pixel_values"], do_sample=False)
+save_file({name: value.contiguous() for name, value in embeds.items()}, out)
 """
 
 
@@ -120,9 +128,9 @@ def check_reload(folder: Path, base: Path | None = None, home: Path | None = Non
         home: of an adapter, where it was trained: with the base that it was trained on.
 
     Raises:
-        ValueError: it does not load there, or gives other embeddings.
+        ValueError: it does not load there, or gives other embeddings or another caption.
     """
-    expected = _embed(home or folder)
+    expected = _outputs(home or folder)
     with tempfile.TemporaryDirectory() as home:
         out = Path(home) / "embeds.safetensors"
         environment = os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -142,15 +150,23 @@ def check_reload(folder: Path, base: Path | None = None, home: Path | None = Non
             )
         found = load_file(out)
     for name, value in expected.items():
-        difference = (found[name] - value).abs().max().item()
-        if not difference <= TOLERANCE:  # nan is no match either
+        difference = _difference(found.get(name), value)
+        if difference is not None:
             raise ValueError(
-                f"{folder}: {name} of a clean process differ from this package's by {difference:.1g}, so it is not "
-                "published. Save the model again (model.save_pretrained)."
+                f"{folder}: {name} of a clean process differ from this package's{difference}, so it is not published. "
+                "Save the model again (model.save_pretrained)."
             )
 
 
-def _embed(folder: Path) -> dict[str, Tensor]:
+def _difference(found: Tensor | None, expected: Tensor) -> str | None:
+    """Of what a clean process found, in words; None where there is none that counts."""
+    if not expected.is_floating_point():  # tokens
+        return None if found is not None and torch.equal(found, expected) else ""
+    difference = (found - expected).abs().max().item()
+    return None if difference <= TOLERANCE else f" by {difference:.1g}"  # nan is no match either
+
+
+def _outputs(folder: Path) -> dict[str, Tensor]:
     """What this package's own classes make of the picture and the texts of CLEAN_PROCESS."""
     # In float32 from the start: a model loaded in bfloat16 keeps rounded rotary tables.
     if is_adapter(folder):
@@ -163,7 +179,11 @@ def _embed(folder: Path) -> dict[str, Tensor]:
     inputs = processor(images=[image], text=TEXTS, return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():
         outputs = model(**inputs)
-    return {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
+    found = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
+    if is_captioner(folder):
+        model = GapClosedClipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        found["caption_ids"] = model.generate(inputs["pixel_values"], do_sample=False)
+    return found
 
 
 def _digest(path: Path) -> bytes:

@@ -15,7 +15,7 @@ from PIL import Image
 from ..evaluation import digest_of_weights
 from ..training import CONFIG_FILE, RUN_FILE, RunConfig
 from . import onnx
-from .card import EVAL_RESULTS, EXAMPLES, FIGURES, public_config
+from .card import CAPTION_FILES, EVAL_RESULTS, EXAMPLES, FIGURES, public_config
 from .facts import METRICS_FILE, read_evaluation, read_run
 from .reload import HANDLER, PACKAGE
 
@@ -25,6 +25,7 @@ ONNX_FOLDER = "onnx"
 # stays at home: checkpoints with their pickled optimizer, logs, whatever else lies there.
 PUBLISHED = (
     "config.json",
+    "generation_config.json",
     "adapter_config.json",
     "adapter_model.safetensors",
     "model.safetensors",
@@ -44,6 +45,7 @@ PUBLISHED = (
     CONFIG_FILE,
     RUN_FILE,
     *FIGURES,
+    *CAPTION_FILES,
     f"{EXAMPLES}/*.png",
     f"{EXAMPLES}/*.jpg",
     *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),
@@ -72,11 +74,18 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
     remarks = _local_paths(run["config"]) if run else []
     if "model.safetensors" in files:
         files.pop("model.safetensors.index.json", None)  # of shards from before
-    if (evaluation := read_evaluation(folder)) and evaluation["stale"]:
-        files = {name: path for name, path in files.items() if name not in (METRICS_FILE, *FIGURES)}
+    evaluation = read_evaluation(folder)
+    if evaluation and evaluation["stale"]:
+        files = _without(files, METRICS_FILE, *FIGURES, *CAPTION_FILES)
         remarks.append(f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run eval.py.")
+    if set(CAPTION_FILES) & set(files) and not (evaluation and evaluation["data"].source == "phantoms"):
+        files = _without(files, *CAPTION_FILES)
+        remarks.append(
+            f"{' and '.join(CAPTION_FILES)} show pictures and captions of the data, and stay out: whether everybody "
+            "may see those is not for a program to decide."
+        )
     if any(name.startswith(f"{ONNX_FOLDER}/") for name in files) and _stale_onnx(folder):
-        files = {name: path for name, path in files.items() if not name.startswith(f"{ONNX_FOLDER}/")}
+        files = _without(files, *(name for name in files if name.startswith(f"{ONNX_FOLDER}/")))
         remarks.append(f"{ONNX_FOLDER}/ is not of these weights, and stays out: run export_onnx.py --overwrite.")
     _check_examples(files)
     with tempfile.TemporaryDirectory() as parent:
@@ -131,6 +140,10 @@ def left_out(folder: Path, names: list[str]) -> list[str]:
     return found
 
 
+def _without(files: dict[str, Path], *names: str) -> dict[str, Path]:
+    return {name: path for name, path in files.items() if name not in names}
+
+
 def _stale_onnx(folder: Path) -> bool:
     try:
         content = json.loads((folder / ONNX_FOLDER / onnx.MARK).read_text(encoding="utf-8"))
@@ -153,6 +166,8 @@ def _local_paths(config: RunConfig) -> list[str]:
     """A remark on each path of this machine that the published configuration and the card name."""
     named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
     named |= {"model.text": config.model.text, "data.source": config.data.source}
+    if config.captioning:
+        named["captioning.decoder"] = config.captioning.decoder
     return [
         f"Everybody will read the path {path}: it is {name} in {CONFIG_FILE} and on the card."
         for name, path in named.items()
