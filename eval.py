@@ -170,7 +170,7 @@ class Evaluation:
             self.embeddings[centred] = post_hoc_centring(self.embeddings[name], modality_means(train))
             self.results[centred] = evaluate_embeddings(self.embeddings[centred])
         if self.settings.nearest_caption:
-            self.add_nearest(name, self.embeddings[name], train)
+            self.add_nearest(name, model, processor, self.embeddings[name], train)
 
     def add_captioner(
         self, name: str, model: GapClosedClipForConditionalGeneration, processor: GapClosedClipProcessor
@@ -184,12 +184,23 @@ class Evaluation:
             embeddings, train = (
                 embed_pairs(encoder, processor, p, **self.how) for p in (self.pairs, self.train_pairs)
             )
-            self.add_nearest(name, embeddings, train)
+            self.add_nearest(name, encoder, processor, embeddings, train)
 
-    def add_nearest(self, name: str, embeddings: PairEmbeddings, train: PairEmbeddings) -> None:
+    def add_nearest(
+        self,
+        name: str,
+        model: GapClosedClipModel,
+        processor: GapClosedClipProcessor,
+        embeddings: PairEmbeddings,
+        train: PairEmbeddings,
+    ) -> None:
         nearest = f"{name}, nearest caption"
-        self.captions[nearest] = nearest_captions(embeddings, train)
-        self.results[nearest] = evaluate_captions(self.captions[nearest])
+        captions = self.captions[nearest] = nearest_captions(embeddings, train)
+        self.results[nearest] = evaluate_captions(captions)
+        if not self.settings.scorer:
+            limit = self.config.data.max_caption_tokens
+            images = embeddings.by_image()
+            self.results[nearest] |= score_captions(model, processor, captions, images, max_length=limit)
 
     def score_all(self) -> None:
         """CLIPScore of all captions by one model."""

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
@@ -37,6 +37,8 @@ from .losses_gap_closed_clip import unit_vectors
 from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipPreTrainedModel, describe_code
 from .towers_gap_closed_clip import first_position, longest_text
 
+
+logger = logging.get_logger(__name__)
 
 IGNORED = -100  # label of a position without a target, as everywhere in transformers
 MAX_NEW_TOKENS = 64  # of a generation config made here; captions of radiology are longer than the library's 20 tokens
@@ -136,7 +138,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             like = decoder_config_like(clip_model.config.text_config if decoder is None else decoder)
             if decoder is None and num_layers is not None:
                 if not 1 <= num_layers <= like.num_hidden_layers:
-                    raise ValueError(f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}.")
+                    raise ValueError(
+                        f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}, use 1 to as many."
+                    )
                 like.num_hidden_layers = num_layers
             decoder_model = AutoModelForCausalLM.from_config(like)
         decoder_config = decoder_model.config
@@ -176,6 +180,10 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         loaded = GapClosedClipModel.from_pretrained(name, *args, config=config, **kwargs)
         clip_model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        logger.warning(
+            f"{name} is an encoder without a decoder: the captioner around it gets a new one, which has yet to be "
+            "trained (python train.py configs/captioning.yaml checkpoint=...)."
+        )
         model = cls.from_clip(clip_model, tokenizer, **changes)
         return (model, *info) if info else model
 
@@ -248,6 +256,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
                 "The decoder attends to an image's patches, and there is no image: give pixel_values. "
                 '(A decoder with config.decoder_memory="embedding" takes shared_embeds, too.)'
             )
+        if shared_embeds is not None and shared_embeds.shape[1:] != (dim := self.config.projection_dim,):
+            raise ValueError(f"shared_embeds has the shape {tuple(shared_embeds.shape)}: give a tensor (B, {dim}).")
         if (pixel_values is None) == (shared_embeds is None):
             raise ValueError("Give images as pixel_values, or embeddings as shared_embeds: one of them.")
         if shared_embeds is not None:

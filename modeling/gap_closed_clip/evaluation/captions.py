@@ -143,7 +143,9 @@ def measure_texts(predictions: list[str], references: list[list[str]]) -> dict[s
     texts = {"predictions": predictions, "references": references}
     result: dict[str, float] = {}
     for name in TEXT_METRICS:
-        result |= load_metric(name, keep_in_memory=True).compute(**texts)
+        # Most BERTs write lower case alone, captions that were found don't.
+        options = {"lowercase": True} if name == "caption_bleu" else {}
+        result |= load_metric(name, keep_in_memory=True).compute(**texts, **options)
     meteor = load_metric("caption_meteor", keep_in_memory=True)
     if (missing := meteor.missing()) is None:
         result |= meteor.compute(**texts)
@@ -227,6 +229,8 @@ def build_caption_metrics(
     """
     columns = columns_of(pairs)
     references = references_of(columns)
+    rows = list(first_rows(columns.image_ids))  # an image counts once, however many captions it has
+    image_ids = [columns.image_ids[row] for row in rows]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         tokens = prediction.predictions
@@ -236,8 +240,8 @@ def build_caption_metrics(
                 "build it with the very data set that the Trainer evaluates."
             )
         # the Trainer pads batches of different length
-        tokens = np.where(tokens < 0, processor.tokenizer.pad_token_id, tokens)
+        tokens = np.where(tokens < 0, processor.tokenizer.pad_token_id, tokens)[rows]
         written = processor.batch_decode(tokens, skip_special_tokens=True)
-        return measure_texts(written, [references[image_id] for image_id in columns.image_ids])
+        return measure_texts(written, [references[image_id] for image_id in image_ids])
 
     return compute_metrics
