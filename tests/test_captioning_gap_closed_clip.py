@@ -234,6 +234,14 @@ def test_its_folder_is_an_encoders_folder_too(captioner, tmp_path, caplog):
     assert torch.equal(output.text_embeds, expected.text_embeds) and output.loss == expected.loss
 
 
+def test_weights_without_a_place_are_told_of(captioner, tmp_path):
+    captioner.save_pretrained(tmp_path)
+    config = GapClosedClipConfig.from_pretrained(tmp_path, decoder_memory="embedding")
+    cls = GapClosedClipForConditionalGeneration
+    _, info = cls.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert {name.split(".")[1] for name in info["unexpected_keys"]} == {"patch_projection", "patch_norm"}
+
+
 def test_an_encoders_folder_makes_a_captioner(clip_folder, tokenizer, images, tmp_path):
     cls = GapClosedClipForConditionalGeneration
     model, info = cls.from_pretrained(clip_folder, output_loading_info=True, revision="main", label_smoothing=0.2)

@@ -105,6 +105,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         config.pad_token_id = config.decoder_config.pad_token_id  # where Seq2SeqTrainer looks for it
         self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
         self.post_init()
+        # An encoder's, which skips a decoder's weights; here one that finds no place is told of.
+        self._keys_to_ignore_on_load_unexpected -= set(GapClosedClipModel._keys_to_ignore_on_load_unexpected)
 
     @classmethod
     def from_clip(

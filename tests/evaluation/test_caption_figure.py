@@ -115,3 +115,21 @@ def test_table_of_captions():
         "| words a caption   |   9.9 |       - |\n"
         "| images            |    12 |      12 |"
     )
+
+
+def test_a_report_that_breaks_off_leaves_no_captions_of_other_pairs(pairs, tmp_path, monkeypatch):
+    def report(source):
+        where = (tmp_path, {"ours": {"cider_d": 1.0}}, {}, {"source": source}, "test")
+        write_report(*where, captions={"ours": captions_of(pairs, source)}, pairs=pairs)
+
+    def broken(*args):
+        raise KeyboardInterrupt
+
+    report("own")
+    assert (tmp_path / "captions.png").is_file()
+    monkeypatch.setattr("gap_closed_clip.evaluation.report.plot_captions", broken)
+    with pytest.raises(KeyboardInterrupt):
+        report("phantoms")
+    assert not (tmp_path / "captions.png").exists() and "own" not in (tmp_path / "captions.jsonl").read_text()
+    write_report(tmp_path, {"ours": {"margin": 1.0}}, {}, {"source": "phantoms"}, "test")
+    assert not (tmp_path / "captions.jsonl").exists()

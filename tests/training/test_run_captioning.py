@@ -175,6 +175,16 @@ def test_the_mean_shift_is_that_of_the_training_pairs(encoder, configure):
     np.testing.assert_allclose(weights(folder_of(config))["memory.image_shift"], expected, rtol=0, atol=5e-5)
 
 
+def test_checkpoints_have_the_mean_shift_and_a_run_that_goes_on_without_it_does_not(configure, tmp_path):
+    config = configure("train_on=text", "mean_shift=true", "save_strategy=steps", "save_steps=1", "max_steps=1")
+    train(config)
+    shift = weights(folder_of(config))["memory.image_shift"]
+    assert shift.any() and (weights(folder_of(config) / "checkpoint-1")["memory.image_shift"] == shift).all()
+    again = caption_config(folder_of(config), tmp_path / "again", *NO_MORE, "train_on=text", "memory=embedding")
+    train(again)
+    assert not weights(folder_of(again))["memory.image_shift"].any()
+
+
 def test_without_it_there_is_no_mean_shift(configure):
     config = configure(*NO_MORE, "train_on=text")
     train(config)
@@ -258,7 +268,7 @@ def test_a_stream(configure):
 def test_a_trained_captioner_can_be_gone_on_from(finished, tmp_path):
     words = ["learning_rate=0.0", "label_smoothing=0", "num_beams=1"]
     if finished[1].captioning.train_on == "text":
-        words += ["train_on=text"]
+        words += ["train_on=text", "mean_shift=true"]
     config = caption_config(finished[0], tmp_path / "run", *NO_MORE, *words)
     train(config)
     before, after = weights(finished[0]), weights(folder_of(config))

@@ -195,6 +195,8 @@ def write_report(
         pairs: where these images are; a stream is not drawn.
     """
     folder = Path(folder)
+    for name in ("captions.jsonl", "captions.png"):  # of other pairs, which may not be everybody's to see
+        (folder / name).unlink(missing_ok=True)
     write_metrics(folder / "metrics.json", results, data, split, folders)
     table = metrics_table(results)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")

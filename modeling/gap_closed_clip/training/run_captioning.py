@@ -36,6 +36,11 @@ def train_captioner(config: RunConfig) -> TrainingResult:
     if config.captioning.train_on == "text":
         model.to(args.device)
         train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
+        how = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
+        how |= {"max_length": limit, "window": window}
+        corrected = config.captioning.mean_shift
+        # Before training, whose evaluations and checkpoints have it, too; a captioner that is gone on from brings one.
+        model.set_image_shift(mean_shift(model, processor, start.train_pairs, **how) if corrected else None)
     delete_other_run(args, start.checkpoint)
     writes = args.predict_with_generate and start.eval_pairs is not None
     trainer = GapClosedCaptionTrainer(
@@ -48,9 +53,6 @@ def train_captioner(config: RunConfig) -> TrainingResult:
         compute_metrics=build_caption_metrics(start.eval_pairs, processor) if writes else None,
     )
     trainer.train(resume_from_checkpoint=start.checkpoint)
-    if config.captioning.mean_shift:
-        how = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
-        model.set_image_shift(mean_shift(model, processor, start.train_pairs, max_length=limit, window=window, **how))
     save_model_folder(trainer, config)
     metrics = {}
     if start.final_pairs is not None and trainer.is_world_process_zero():
