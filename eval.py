@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from datasets import Dataset
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel, GapClosedClipProcessor
 from gap_closed_clip.data import load_checked_pairs
@@ -39,6 +40,7 @@ from gap_closed_clip.evaluation import (
     Captions,
     PairEmbeddings,
     check_model_name,
+    check_references,
     check_writable,
     embed_pairs,
     evaluate_captioner,
@@ -148,6 +150,8 @@ class Evaluation:
         """Evaluates all models and writes the report; returns the table."""
         for name, path in self.models.items():
             if is_captioner(path):
+                if isinstance(self.pairs, Dataset):
+                    check_references(self.pairs, self.split)
                 model, processor = load_captioner(path)
                 self.add_captioner(name, model.to(self.device), processor)
             else:
@@ -158,7 +162,8 @@ class Evaluation:
         data = {"source": self.config.data.source, **self.config.to_dict()["data"]}  # to_dict leaves defaults out
         folders = {name: path for name, path in self.models.items() if is_local(path)}
         where = (self.settings.output, self.results, self.embeddings, data, self.split, folders)
-        return write_report(*where, captions=self.captions, pairs=self.pairs)
+        how = {name: value for name in ("num_beams", "scorer") if (value := getattr(self.settings, name))}
+        return write_report(*where, captions=self.captions, pairs=self.pairs, how=how if self.captions else None)
 
     def add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
         self.results[name], self.embeddings[name] = evaluate_model(model, processor, self.pairs, **self.how)

@@ -118,7 +118,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         **config_kwargs,
     ) -> "GapClosedClipForConditionalGeneration":
         """
-        A new captioner around a trained model, which becomes a part of it, as its configuration does.
+        A new captioner around a trained model, which becomes a part of it and gets its configuration.
 
         Args:
             clip_model: the encoder.
@@ -156,9 +156,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         changes = {"decoder_config": decoder_config, **config_kwargs}
         # Its checks, before it is changed; of a copy, as a new composite config resets its parts' attention.
         GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **copy.deepcopy(changes)})
+        # Of its own: another captioner may have the same encoder. The parts stay those that the layers look into.
+        config = clip_model.config = clip_model.temperature.config = copy.copy(clip_model.config)
         for name, value in (special | changes).items():
-            setattr(decoder_config if name in special else clip_model.config, name, value)
-        model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
+            setattr(decoder_config if name in special else config, name, value)
+        model = cls(config, clip_model=clip_model, decoder=decoder_model)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
         longest = min(MAX_NEW_TOKENS, longest_text(decoder_config) - 1)
@@ -386,6 +388,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
+        if "max_length" in kwargs and not {"generation_config", "max_new_tokens"} & kwargs.keys():
+            kwargs["generation_config"] = copy.deepcopy(self.generation_config)
+            kwargs["generation_config"].max_new_tokens = None  # which would go before what was asked for
         if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
             kwargs |= self._default_length(1 if input_ids is None else input_ids.shape[1])
         return super().generate(

@@ -106,6 +106,8 @@ def open_prompts(
         if pad_token_id is not None and not (ends == pad_token_id).any():
             attention_mask = input_ids != pad_token_id
     mask = attention_mask.bool()
+    if not mask.any(1).all():
+        raise ValueError("A prompt has no token: its attention_mask is all zeros. Leave out input_ids for no prompt.")
     last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1, keepdim=True)  # (B, 1) place of the last token
     closed = torch.isin(input_ids.gather(1, last), ends) & (mask.sum(1, keepdim=True) > 1)
     mask = mask.scatter(1, last, mask.gather(1, last) & ~closed)

@@ -12,6 +12,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from ..data import PairCollator
+from ..metrics._caption_tokens import tokenize
 from .embed import (
     Columns,
     PairEmbeddings,
@@ -58,6 +59,21 @@ def references_of(columns: Columns) -> dict[str, list[str]]:
         if caption not in own:
             own.append(caption)
     return references
+
+
+def check_references(pairs: Dataset, split: str) -> None:
+    """
+    Whether written captions can be compared with those of every image.
+
+    Raises:
+        ValueError: an image has no caption with a word in it; with its id.
+    """
+    for image_id, captions in references_of(columns_of(pairs)).items():
+        if not any(tokenize(caption) for caption in captions):
+            raise ValueError(
+                f"Split '{split}': the caption of image '{image_id}' is {captions[0]!r}, without a word, so that no "
+                "caption can be compared with it. Leave the pair out."
+            )
 
 
 def generate_captions(
