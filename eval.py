@@ -223,7 +223,8 @@ def run(words: list[str]) -> None:
     check_writable(settings.output, "output")
     evaluation = Evaluation(models, settings, data_config(models, overrides))
     table = evaluation.run()
-    print(f"\nSplit '{evaluation.split}' of '{evaluation.config.data.source}'\n\n{table}\n")
+    number = f"{len(evaluation.pairs)} pairs, " if isinstance(evaluation.pairs, Dataset) else ""
+    print(f"\n{number}split '{evaluation.split}' of '{evaluation.config.data.source}'\n\n{table}\n")
     print(f"metrics.json, metrics.md and the figures are in {settings.output}")
 
 

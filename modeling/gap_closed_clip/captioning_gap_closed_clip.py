@@ -388,11 +388,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
-        if "max_length" in kwargs and not {"generation_config", "max_new_tokens"} & kwargs.keys():
-            kwargs["generation_config"] = copy.deepcopy(self.generation_config)
-            kwargs["generation_config"].max_new_tokens = None  # which would go before what was asked for
+        length = 1 if input_ids is None else input_ids.shape[1]
+        if kwargs.get("max_length") is not None and not {"generation_config", "max_new_tokens"} & kwargs.keys():
+            kwargs["max_new_tokens"] = kwargs.pop("max_length") - length  # before the config's own, which would win
         if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
-            kwargs |= self._default_length(1 if input_ids is None else input_ids.shape[1])
+            kwargs |= self._default_length(length)
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )

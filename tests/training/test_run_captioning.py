@@ -205,6 +205,20 @@ def test_joint_training_changes_the_encoders(configure, encoder):
         assert any(not torch.equal(before[name], after[f"gap_closed_clip.{name}"]) for name in names), part
 
 
+def test_after_joint_training_the_centre_is_that_of_the_training_pairs(configure):
+    config = configure(*NO_MORE, "encoders=joint", "center_projections=true")
+    train(config)
+    model, processor = load_checkpoint(config.training["output_dir"])
+    rows = list(train_pairs(config))
+    batch = PairCollator(processor, max_length=48)(rows)
+    batch.pop("group_ids")
+    with torch.no_grad():
+        image = model.get_image_features(batch.pop("pixel_values")).pooler_output
+        text = model.get_text_features(**batch).pooler_output
+    assert image.mean(0).abs().max() < 1e-4 and text.mean(0).abs().max() < 1e-4
+    assert image.std(0).mean() > 1e-3
+
+
 def test_the_objective_is_part_of_the_joint_loss(configure, encoder):
     """What a weight adds to the logged loss is the encoder's own loss of the batch, here of all pairs."""
     losses = {}
