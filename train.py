@@ -5,7 +5,7 @@
     python train.py configs/demo.yaml configs/clip_lt.yaml      # a later file changes an earlier one
     python train.py configs/demo.yaml model.align_weight=3 learning_rate=5e-4 output_dir=outputs/other
     accelerate launch train.py configs/roco.yaml                # several GPUs
-    python train.py configs/lora.yaml checkpoint=outputs/demo   # adapters instead of full fine-tuning
+    python train.py configs/lora.yaml checkpoint=outputs/radiology_small   # adapters instead of full fine-tuning
     python train.py configs/captioning.yaml checkpoint=outputs/demo    # a decoder that writes captions
     python train.py push_to_hub=true hub_model_id=owner/name    # then publish it (public: hub_private_repo=false)
 
