@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from datasets import Dataset
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel, GapClosedClipProcessor
 from gap_closed_clip.data import load_checked_pairs
@@ -39,6 +40,7 @@ from gap_closed_clip.evaluation import (
     Captions,
     PairEmbeddings,
     check_model_name,
+    check_references,
     check_writable,
     embed_pairs,
     evaluate_captioner,
@@ -148,6 +150,8 @@ class Evaluation:
         """Evaluates all models and writes the report; returns the table."""
         for name, path in self.models.items():
             if is_captioner(path):
+                if isinstance(self.pairs, Dataset):
+                    check_references(self.pairs, self.split)
                 model, processor = load_captioner(path)
                 self.add_captioner(name, model.to(self.device), processor)
             else:
@@ -158,7 +162,8 @@ class Evaluation:
         data = {"source": self.config.data.source, **self.config.to_dict()["data"]}  # to_dict leaves defaults out
         folders = {name: path for name, path in self.models.items() if is_local(path)}
         where = (self.settings.output, self.results, self.embeddings, data, self.split, folders)
-        return write_report(*where, captions=self.captions, pairs=self.pairs)
+        how = {name: value for name in ("num_beams", "scorer") if (value := getattr(self.settings, name))}
+        return write_report(*where, captions=self.captions, pairs=self.pairs, how=how if self.captions else None)
 
     def add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
         self.results[name], self.embeddings[name] = evaluate_model(model, processor, self.pairs, **self.how)
@@ -170,7 +175,7 @@ class Evaluation:
             self.embeddings[centred] = post_hoc_centring(self.embeddings[name], modality_means(train))
             self.results[centred] = evaluate_embeddings(self.embeddings[centred])
         if self.settings.nearest_caption:
-            self.add_nearest(name, self.embeddings[name], train)
+            self.add_nearest(name, model, processor, self.embeddings[name], train)
 
     def add_captioner(
         self, name: str, model: GapClosedClipForConditionalGeneration, processor: GapClosedClipProcessor
@@ -184,12 +189,23 @@ class Evaluation:
             embeddings, train = (
                 embed_pairs(encoder, processor, p, **self.how) for p in (self.pairs, self.train_pairs)
             )
-            self.add_nearest(name, embeddings, train)
+            self.add_nearest(name, encoder, processor, embeddings, train)
 
-    def add_nearest(self, name: str, embeddings: PairEmbeddings, train: PairEmbeddings) -> None:
+    def add_nearest(
+        self,
+        name: str,
+        model: GapClosedClipModel,
+        processor: GapClosedClipProcessor,
+        embeddings: PairEmbeddings,
+        train: PairEmbeddings,
+    ) -> None:
         nearest = f"{name}, nearest caption"
-        self.captions[nearest] = nearest_captions(embeddings, train)
-        self.results[nearest] = evaluate_captions(self.captions[nearest])
+        captions = self.captions[nearest] = nearest_captions(embeddings, train)
+        self.results[nearest] = evaluate_captions(captions)
+        if not self.settings.scorer:
+            limit = self.config.data.max_caption_tokens
+            images = embeddings.by_image()
+            self.results[nearest] |= score_captions(model, processor, captions, images, max_length=limit)
 
     def score_all(self) -> None:
         """CLIPScore of all captions by one model."""
@@ -207,7 +223,8 @@ def run(words: list[str]) -> None:
     check_writable(settings.output, "output")
     evaluation = Evaluation(models, settings, data_config(models, overrides))
     table = evaluation.run()
-    print(f"\nSplit '{evaluation.split}' of '{evaluation.config.data.source}'\n\n{table}\n")
+    number = f"{len(evaluation.pairs)} pairs, " if isinstance(evaluation.pairs, Dataset) else ""
+    print(f"\n{number}split '{evaluation.split}' of '{evaluation.config.data.source}'\n\n{table}\n")
     print(f"metrics.json, metrics.md and the figures are in {settings.output}")
 
 

@@ -94,7 +94,6 @@ class Comparison:
         own |= (DECODERS | CLEAN)[kind] | {
             "report_to": "none",
             "training.final_split": self.split,
-            "card_license": None,
         }
         own |= {f"data.{key}": value for key, value in described["data"].items()}
         words = [f"{key}={json.dumps(value)}" for key, value in own.items()]

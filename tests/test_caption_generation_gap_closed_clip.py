@@ -153,6 +153,9 @@ def test_open_prompts_written_out():
     assert opened.tolist() == [[0, 2, 7, 8], [0, 0, 0, 2], [0, 0, 2, 9], [2, 7, 3, 8]]  # only a last [SEP] goes
     assert opened_mask.tolist() == [[0, 1, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
     assert open_prompts(tokens[:1], None, None, None)[0].tolist() == tokens[:1].tolist()
+    assert open_prompts(tokens[:1], None, 0, 0)[0].tolist() == tokens[:1, :4].tolist()  # padding that may be an end
+    found = open_prompts(tokens, None, eos_token_id=[3, 5], pad_token_id=0)
+    assert [part.tolist() for part in found] == [opened.tolist(), opened_mask.tolist()]
 
 
 def test_generation_scores_are_the_logits_of_teacher_forcing(captioner, tokenizer, images, prompts):

@@ -234,6 +234,14 @@ def test_its_folder_is_an_encoders_folder_too(captioner, tmp_path, caplog):
     assert torch.equal(output.text_embeds, expected.text_embeds) and output.loss == expected.loss
 
 
+def test_weights_without_a_place_are_told_of(captioner, tmp_path):
+    captioner.save_pretrained(tmp_path)
+    config = GapClosedClipConfig.from_pretrained(tmp_path, decoder_memory="embedding")
+    cls = GapClosedClipForConditionalGeneration
+    _, info = cls.from_pretrained(tmp_path, config=config, output_loading_info=True)
+    assert {name.split(".")[1] for name in info["unexpected_keys"]} == {"patch_projection", "patch_norm"}
+
+
 def test_an_encoders_folder_makes_a_captioner(clip_folder, tokenizer, images, tmp_path):
     cls = GapClosedClipForConditionalGeneration
     model, info = cls.from_pretrained(clip_folder, output_loading_info=True, revision="main", label_smoothing=0.2)
@@ -248,3 +256,41 @@ def test_an_encoders_folder_makes_a_captioner(clip_folder, tokenizer, images, tm
     assert torch.equal(cls.from_pretrained(tmp_path / "again").encode(images)[0], model.encode(images)[0])
     with pytest.raises(OSError):
         cls.from_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_one_encoder_serves_two_captioners(tokenizer, images):
+    first = captioner_of(tokenizer)
+    expected = first.generate(images, max_new_tokens=6)
+    second = GapClosedClipForConditionalGeneration.from_clip(
+        first.gap_closed_clip, tokenizer, decoder_memory="embedding", embedding_noise=1.0
+    )
+    assert (first.config.decoder_memory, first.config.embedding_noise) == ("patches_and_embedding", 0.0)
+    assert second.config.decoder_memory == "embedding"
+    assert second.gap_closed_clip.vision_model.config is second.config.vision_config
+    assert torch.equal(first.generate(images, max_new_tokens=6), expected)
+
+
+def test_a_new_decoder_is_told_of(clip_folder, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("gap_closed_clip"), "propagate", True)
+    GapClosedClipForConditionalGeneration.from_pretrained(clip_folder)
+    assert f"{clip_folder} is an encoder without a decoder" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (32,), (1, 2, 32)])
+def test_embeddings_of_another_shape_are_refused(tokenizer, shape):
+    model = captioner_of(tokenizer, decoder_memory="embedding")
+    with pytest.raises(ValueError, match=r"shared_embeds has the shape .*: give a tensor \(B, 32\)"):
+        model.encode(shared_embeds=torch.ones(shape))
+
+
+def test_a_prompt_without_a_token_is_refused(captioner, images):
+    ids = torch.tensor([[2, 7, 8], [0, 0, 0], [2, 7, 0], [2, 9, 9]])
+    with pytest.raises(ValueError, match="A prompt has no token"):
+        captioner.generate(images, ids, (ids > 0).long())
+
+
+def test_max_length_is_what_was_asked_for(captioner, images):
+    captioner.generation_config.eos_token_id = None
+    assert captioner.generate(images, max_length=10, eos_token_id=None).shape == (4, 10)
+    assert captioner.generation_config.max_new_tokens is not None

@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers import initialization as init
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
@@ -37,6 +37,8 @@ from .losses_gap_closed_clip import unit_vectors
 from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipPreTrainedModel, describe_code
 from .towers_gap_closed_clip import first_position, longest_text
 
+
+logger = logging.get_logger(__name__)
 
 IGNORED = -100  # label of a position without a target, as everywhere in transformers
 MAX_NEW_TOKENS = 64  # of a generation config made here; captions of radiology are longer than the library's 20 tokens
@@ -103,6 +105,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         config.pad_token_id = config.decoder_config.pad_token_id  # where Seq2SeqTrainer looks for it
         self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
         self.post_init()
+        # An encoder's, which skips a decoder's weights; here one that finds no place is told of.
+        self._keys_to_ignore_on_load_unexpected -= set(GapClosedClipModel._keys_to_ignore_on_load_unexpected)
 
     @classmethod
     def from_clip(
@@ -114,7 +118,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         **config_kwargs,
     ) -> "GapClosedClipForConditionalGeneration":
         """
-        A new captioner around a trained model, which becomes a part of it, as its configuration does.
+        A new captioner around a trained model, which becomes a part of it and gets its configuration.
 
         Args:
             clip_model: the encoder.
@@ -136,7 +140,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             like = decoder_config_like(clip_model.config.text_config if decoder is None else decoder)
             if decoder is None and num_layers is not None:
                 if not 1 <= num_layers <= like.num_hidden_layers:
-                    raise ValueError(f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}.")
+                    raise ValueError(
+                        f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}, use 1 to as many."
+                    )
                 like.num_hidden_layers = num_layers
             decoder_model = AutoModelForCausalLM.from_config(like)
         decoder_config = decoder_model.config
@@ -150,9 +156,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         changes = {"decoder_config": decoder_config, **config_kwargs}
         # Its checks, before it is changed; of a copy, as a new composite config resets its parts' attention.
         GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **copy.deepcopy(changes)})
+        # Of its own: another captioner may have the same encoder. The parts stay those that the layers look into.
+        config = clip_model.config = clip_model.temperature.config = copy.copy(clip_model.config)
         for name, value in (special | changes).items():
-            setattr(decoder_config if name in special else clip_model.config, name, value)
-        model = cls(clip_model.config, clip_model=clip_model, decoder=decoder_model)
+            setattr(decoder_config if name in special else config, name, value)
+        model = cls(config, clip_model=clip_model, decoder=decoder_model)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
         longest = min(MAX_NEW_TOKENS, longest_text(decoder_config) - 1)
@@ -176,6 +184,10 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         tokenizer = AutoTokenizer.from_pretrained(name, **where)
         loaded = GapClosedClipModel.from_pretrained(name, *args, config=config, **kwargs)
         clip_model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
+        logger.warning(
+            f"{name} is an encoder without a decoder: the captioner around it gets a new one, which has yet to be "
+            "trained (python train.py configs/captioning.yaml checkpoint=...)."
+        )
         model = cls.from_clip(clip_model, tokenizer, **changes)
         return (model, *info) if info else model
 
@@ -248,6 +260,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
                 "The decoder attends to an image's patches, and there is no image: give pixel_values. "
                 '(A decoder with config.decoder_memory="embedding" takes shared_embeds, too.)'
             )
+        if shared_embeds is not None and shared_embeds.shape[1:] != (dim := self.config.projection_dim,):
+            raise ValueError(f"shared_embeds has the shape {tuple(shared_embeds.shape)}: give a tensor (B, {dim}).")
         if (pixel_values is None) == (shared_embeds is None):
             raise ValueError("Give images as pixel_values, or embeddings as shared_embeds: one of them.")
         if shared_embeds is not None:
@@ -374,8 +388,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
+        length = 1 if input_ids is None else input_ids.shape[1]
+        if kwargs.get("max_length") is not None and not {"generation_config", "max_new_tokens"} & kwargs.keys():
+            kwargs["max_new_tokens"] = kwargs.pop("max_length") - length  # before the config's own, which would win
         if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
-            kwargs |= self._default_length(1 if input_ids is None else input_ids.shape[1])
+            kwargs |= self._default_length(length)
         return super().generate(
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )

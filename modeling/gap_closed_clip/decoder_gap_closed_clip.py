@@ -96,12 +96,19 @@ def open_prompts(
     """
     Prompts to go on from: without the token that closes a text, padded on the left.
 
-    (B, L) -> (B, at most L), tokens and mask.
+    (B, L) -> (B, at most L), tokens and mask. Without a mask what is padding is known by its token, as in
+    `GenerationMixin.generate`.
     """
     pad = 0 if pad_token_id is None else pad_token_id
-    mask = (torch.ones_like(input_ids) if attention_mask is None else attention_mask).bool()
-    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1, keepdim=True)  # (B, 1) place of the last token
     ends = torch.as_tensor([] if eos_token_id is None else eos_token_id, device=input_ids.device).flatten()
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+        if pad_token_id is not None and not (ends == pad_token_id).any():
+            attention_mask = input_ids != pad_token_id
+    mask = attention_mask.bool()
+    if not mask.any(1).all():
+        raise ValueError("A prompt has no token: its attention_mask is all zeros. Leave out input_ids for no prompt.")
+    last = mask.shape[1] - 1 - mask.flip(1).long().argmax(1, keepdim=True)  # (B, 1) place of the last token
     closed = torch.isin(input_ids.gather(1, last), ends) & (mask.sum(1, keepdim=True) > 1)
     mask = mask.scatter(1, last, mask.gather(1, last) & ~closed)
     order = mask.long().argsort(dim=1, stable=True)  # padding first, tokens in their order

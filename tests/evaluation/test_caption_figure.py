@@ -104,14 +104,33 @@ def test_table_of_captions():
     ours |= {"rouge_l": 0.25, "distinct_captions": 0.5, "meteor": 0.3}
     nearest = {"coco_bleu_4": 0.1, "cider_d": 0.25, "num_images": 12.0, "image_caption_cosine": 0.2}
     assert metrics_table({"ours": ours, "nearest": nearest}) == (
-        "| metric            |  ours | nearest |\n"
-        "| ----------------- | ----: | ------: |\n"
-        "| BLEU-4 ↑          | 12.3% |   10.0% |\n"
-        "| ROUGE-L ↑         | 25.0% |       - |\n"
-        "| METEOR ↑          | 30.0% |       - |\n"
-        "| CIDEr-D ↑         | 1.500 |   0.250 |\n"
-        "| CLIPScore ↑       | 0.500 |       - |\n"
-        "| distinct captions | 50.0% |       - |\n"
-        "| words a caption   |   9.9 |       - |\n"
-        "| images            |    12 |      12 |"
+        "| metric                     |  ours | nearest |\n"
+        "| -------------------------- | ----: | ------: |\n"
+        "| BLEU-4 ↑                   | 12.3% |   10.0% |\n"
+        "| ROUGE-L ↑                  | 25.0% |       - |\n"
+        "| METEOR ↑                   | 30.0% |       - |\n"
+        "| CIDEr-D ↑                  | 1.500 |   0.250 |\n"
+        "| CLIPScore ↑                | 0.500 |       - |\n"
+        "| image to caption, cosine ↑ |     - |   0.200 |\n"
+        "| distinct captions          | 50.0% |       - |\n"
+        "| words a caption            |   9.9 |       - |\n"
+        "| images                     |    12 |      12 |"
     )
+
+
+def test_a_report_that_breaks_off_leaves_no_captions_of_other_pairs(pairs, tmp_path, monkeypatch):
+    def report(source):
+        where = (tmp_path, {"ours": {"cider_d": 1.0}}, {}, {"source": source}, "test")
+        write_report(*where, captions={"ours": captions_of(pairs, source)}, pairs=pairs)
+
+    def broken(*args):
+        raise KeyboardInterrupt
+
+    report("own")
+    assert (tmp_path / "captions.png").is_file()
+    monkeypatch.setattr("gap_closed_clip.evaluation.report.plot_captions", broken)
+    with pytest.raises(KeyboardInterrupt):
+        report("phantoms")
+    assert not (tmp_path / "captions.png").exists() and "own" not in (tmp_path / "captions.jsonl").read_text()
+    write_report(tmp_path, {"ours": {"margin": 1.0}}, {}, {"source": "phantoms"}, "test")
+    assert not (tmp_path / "captions.jsonl").exists()

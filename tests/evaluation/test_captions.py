@@ -13,6 +13,7 @@ from gap_closed_clip.data import PairCollator
 from gap_closed_clip.evaluation import (
     Captions,
     build_caption_metrics,
+    check_references,
     embed_pairs,
     evaluate_captioner,
     evaluate_captions,
@@ -155,15 +156,16 @@ def test_an_empty_caption_is_measured():
 
 
 def test_metrics_inside_the_trainer(tiny_processor, pairs):
-    """One row a pair, padded with -100; references are all those of the pair's image."""
+    """One row a pair, padded with -100; an image counts once, by its first row, against all of its captions."""
     texts = ["chest radiograph", "a nodule", "brain", "chest radiograph", "mass", "ct", "ct of the abdomen", "left"]
     tokens = tiny_processor.tokenizer(texts, padding=True)["input_ids"]
     tokens = np.array([[*row, -100, -100] for row in tokens])
     found = build_caption_metrics(pairs, tiny_processor)(EvalPrediction(predictions=tokens, label_ids=tokens))
     caption = pairs["caption"]
     first, second = [caption[0], caption[3]], [caption[1], caption[7]]
-    references = [first, second, [caption[2]], first, [caption[4]], [caption[5]], [caption[6]], second]
-    expected = evaluate_captions(Captions(list("abcdefgh"), texts, references))
+    references = [first, second, [caption[2]], [caption[4]], [caption[5]], [caption[6]]]
+    texts = [texts[row] for row in (0, 1, 2, 4, 5, 6)]  # rows 3 and 7 show the images of 0 and 1 again
+    expected = evaluate_captions(Captions(list("abcdef"), texts, references))
     del expected["num_images"]
     assert found == expected
     with pytest.raises(ValueError, match="built for 8 pairs but got 5 predictions"):
@@ -207,3 +209,14 @@ def test_evaluation_of_a_captioner(captioner, tiny_processor, pairs):
     assert found.keys() == expected.keys() and found == pytest.approx(expected, abs=1e-5)
     unscored, _ = evaluate_captioner(captioner, tiny_processor, pairs, score=False, num_beams=2)
     assert unscored.keys() == evaluate_captions(captions).keys()
+
+
+def test_an_image_without_a_word_is_named(pairs):
+    check_references(pairs, "test")
+    captions = [
+        "..." if image_id == pairs["image_id"][2] else caption
+        for image_id, caption in zip(pairs["image_id"], pairs["caption"], strict=True)
+    ]
+    wordless = pairs.remove_columns("caption").add_column("caption", captions)
+    with pytest.raises(ValueError, match=f"Split 'test': the caption of image '{pairs['image_id'][2]}' is '...'"):
+        check_references(wordless, "test")

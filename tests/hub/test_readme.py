@@ -15,6 +15,7 @@ from .conftest import ROOT, save_folder
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
 (FINE_TUNE,) = [block for block in BLOCKS if "get_peft_model" in block]
 USE = [block for block in BLOCKS if '"outputs/demo"' in block and block != FINE_TUNE]
+(BETWEEN,) = [block for block in BLOCKS if "shared_embeds" in block]
 (WRITE,) = [block for block in BLOCKS if '"image-text-to-text"' in block]
 
 
@@ -83,6 +84,22 @@ def test_captions_of_the_readme(tiny_processor, tmp_path, monkeypatch):
     expected = [tiny_processor.batch_decode(tokens, skip_special_tokens=True)[0] for tokens in by_hand]
     expected[1] = expected[1].replace("chest", "Chest", 1)  # the pipeline gives the prompt back as it was
     assert names["captions"] == expected and len(set(expected)) > 1
+
+
+def test_writing_between_embeddings(tiny_processor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    captioner = captioner_of(tiny_processor.tokenizer, decoder_memory="embedding")
+    save_folder(tmp_path / "outputs" / "captioner_text", captioner, tiny_processor)
+    names: dict = {}
+    torch.manual_seed(3)
+    exec(BETWEEN, names)
+    embeds = [
+        captioner.gap_closed_clip(**tiny_processor.tokenizer(text, return_tensors="pt")).text_embeds
+        for text in ("Chest radiograph.", "Pleural effusion.")
+    ]
+    mean = (embeds[0] + embeds[1]) / 2
+    torch.testing.assert_close(names["middle"], mean / mean.norm(), atol=1e-5, rtol=0)
+    assert len(names["between"]) == 3 and all(names["between"])
 
 
 def test_the_readme_shows_every_pipeline():

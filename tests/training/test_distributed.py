@@ -185,11 +185,19 @@ def train_in_two(folder: Path, rank: int) -> None:
             save_file(state | {"losses": losses(trainer)}, folder / f"{name}.safetensors")
     result = train(load_config([folder / "run.yaml"], [f"output_dir={folder / 'run'}"]))
     (folder / f"metrics-{rank}.txt").write_text(str(result.metrics.get("num_pairs")))
+    dist.barrier()  # the model folder is there
+    result = train(load_config([folder / "captioner.yaml"], [f"output_dir={folder / 'captioner'}"]))
+    (folder / f"captions-{rank}.txt").write_text(str(result.metrics.get("num_images")))
 
 
 def run_processes(folder: Path, number: int) -> Path:
     """`work` in so many processes."""
     (folder / "run.yaml").write_text(RUN)
+    data_and_training = RUN[RUN.index("data:") :]  # 9 pairs to evaluate: no multiple of two processes' batches
+    (folder / "captioner.yaml").write_text(
+        f"model:\n  checkpoint: {folder / 'run'}\ncaptioning: {{encoders: joint, max_new_tokens: 4}}\n"
+        f"{data_and_training}  predict_with_generate: true\n"
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -291,6 +299,15 @@ def test_train_in_two_processes_leaves_one_model_folder(results):
     names = {path.name for path in (results[2] / "run").iterdir()}
     assert names >= {"config.json", "model.safetensors", "tokenizer.json", "metrics.json", "train_config.yaml"}
     assert [(results[2] / f"metrics-{rank}.txt").read_text() for rank in range(2)] == ["9.0", "None"]
+
+
+def test_a_captioner_and_its_encoders_train_in_two_processes(results):
+    names = {path.name for path in (results[2] / "captioner").iterdir()}
+    assert names >= {"config.json", "model.safetensors", "captions.jsonl", "captions.png", "metrics.json"}
+    assert [(results[2] / f"captions-{rank}.txt").read_text() for rank in range(2)] == ["9.0", "None"]
+    before, after = (load_file(results[2] / name / "model.safetensors") for name in ("run", "captioner"))
+    changed = [name for name in before if not torch.equal(before[name], after[f"gap_closed_clip.{name}"])]
+    assert any("vision_model" in name for name in changed) and any("text_model" in name for name in changed)
 
 
 if __name__ == "__main__":

@@ -175,6 +175,16 @@ def test_the_mean_shift_is_that_of_the_training_pairs(encoder, configure):
     np.testing.assert_allclose(weights(folder_of(config))["memory.image_shift"], expected, rtol=0, atol=5e-5)
 
 
+def test_checkpoints_have_the_mean_shift_and_a_run_that_goes_on_without_it_does_not(configure, tmp_path):
+    config = configure("train_on=text", "mean_shift=true", "save_strategy=steps", "save_steps=1", "max_steps=1")
+    train(config)
+    shift = weights(folder_of(config))["memory.image_shift"]
+    assert shift.any() and (weights(folder_of(config) / "checkpoint-1")["memory.image_shift"] == shift).all()
+    again = caption_config(folder_of(config), tmp_path / "again", *NO_MORE, "train_on=text", "memory=embedding")
+    train(again)
+    assert not weights(folder_of(again))["memory.image_shift"].any()
+
+
 def test_without_it_there_is_no_mean_shift(configure):
     config = configure(*NO_MORE, "train_on=text")
     train(config)
@@ -193,6 +203,20 @@ def test_joint_training_changes_the_encoders(configure, encoder):
     for part in ("vision_model.", "text_model.", "visual_projection.", "text_projection.", "logit_scale"):
         names = [name for name in before if part in name and before[name].is_floating_point()]
         assert any(not torch.equal(before[name], after[f"gap_closed_clip.{name}"]) for name in names), part
+
+
+def test_after_joint_training_the_centre_is_that_of_the_training_pairs(configure):
+    config = configure(*NO_MORE, "encoders=joint", "center_projections=true")
+    train(config)
+    model, processor = load_checkpoint(config.training["output_dir"])
+    rows = list(train_pairs(config))
+    batch = PairCollator(processor, max_length=48)(rows)
+    batch.pop("group_ids")
+    with torch.no_grad():
+        image = model.get_image_features(batch.pop("pixel_values")).pooler_output
+        text = model.get_text_features(**batch).pooler_output
+    assert image.mean(0).abs().max() < 1e-4 and text.mean(0).abs().max() < 1e-4
+    assert image.std(0).mean() > 1e-3
 
 
 def test_the_objective_is_part_of_the_joint_loss(configure, encoder):
@@ -258,7 +282,7 @@ def test_a_stream(configure):
 def test_a_trained_captioner_can_be_gone_on_from(finished, tmp_path):
     words = ["learning_rate=0.0", "label_smoothing=0", "num_beams=1"]
     if finished[1].captioning.train_on == "text":
-        words += ["train_on=text"]
+        words += ["train_on=text", "mean_shift=true"]
     config = caption_config(finished[0], tmp_path / "run", *NO_MORE, *words)
     train(config)
     before, after = weights(finished[0]), weights(folder_of(config))

@@ -4,6 +4,7 @@ from .caption_figure import plot_captions
 from .captions import (
     Captions,
     build_caption_metrics,
+    check_references,
     evaluate_captioner,
     evaluate_captions,
     generate_captions,
@@ -34,6 +35,7 @@ from .report import check_writable, digest_of_weights, metrics_table, read_metri
 
 
 __all__ = [
+    "check_references",
     "plot_captions",
     "evaluate_captioner",
     "load_captioner",

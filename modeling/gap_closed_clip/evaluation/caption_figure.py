@@ -1,5 +1,6 @@
 """A figure of images with their own captions and those that models write for them."""
 
+import itertools
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ COLUMNS, MAX_IMAGES = 2, 12
 # inches: of an image and the text beside it, of a line
 IMAGE_WIDTH, TEXT_WIDTH, LINE_HEIGHT = 1.6, 5.2, 0.135
 CHARACTERS, FONT_SIZE, MAX_LINES = 78, 7.0, 4  # of capitals, too, so many fit beside an image
+# The reference's, and, again and again, the models' (Okabe and Ito's, told apart by everyone).
+INK, COLORS = "#222222", ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C6D00", "#3A7CA5")
 SIDE = 256  # pixels that an image is reduced to, about
 
 
@@ -38,9 +41,9 @@ def plot_captions(
     blocks = []
     for index in shown:
         image_id = first.image_ids[index]
-        lines = _lines("reference", first.references[index][0], is_reference=True)
-        for name, of in written.items():
-            lines += _lines(name, of[image_id])
+        lines = _lines("reference", first.references[index][0], INK)
+        for (name, of), color in zip(written.items(), itertools.cycle(COLORS), strict=False):
+            lines += _lines(name, of[image_id], color)
         blocks.append((image_id, lines))
     per_column = -(-len(blocks) // COLUMNS)
     height = max(IMAGE_WIDTH, max(len(lines) for _, lines in blocks) * LINE_HEIGHT) + 0.15
@@ -61,18 +64,18 @@ def plot_captions(
     figure.savefig(path, metadata={"Software": None})
 
 
-def _lines(name: str, text: str, is_reference: bool = False) -> list[tuple[str, bool]]:
-    """Lines of a caption, the first with its writer's name, and whether they are the reference's."""
+def _lines(name: str, text: str, color: str) -> list[tuple[str, str]]:
+    """Lines of a caption, the first with its writer's name, and their color."""
     lines = textwrap.wrap(f"{name}: {text.strip() or '(nothing)'}", CHARACTERS)
     if len(lines) > MAX_LINES:
         lines = [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1][: CHARACTERS - 2] + " ..."]
-    return [(line, is_reference) for line in lines]
+    return [(line, color) for line in lines]
 
 
-def _write(axes, lines: list[tuple[str, bool]], height: float) -> None:
+def _write(axes, lines: list[tuple[str, str]], height: float) -> None:
     axes.axis("off")
-    for number, (line, is_reference) in enumerate(lines):
+    for number, (line, color) in enumerate(lines):
         axes.text(
             0, 1 - (number + 0.1) * LINE_HEIGHT / height, line, transform=axes.transAxes, va="top",
-            fontsize=FONT_SIZE, color="#0072B2" if is_reference else "#222222", parse_math=False,
+            fontsize=FONT_SIZE, color=color, weight="bold" if color == INK else "normal", parse_math=False,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from ..data import PairCollator
+from ..metrics._caption_tokens import tokenize
 from .embed import (
     Columns,
     PairEmbeddings,
@@ -58,6 +59,21 @@ def references_of(columns: Columns) -> dict[str, list[str]]:
         if caption not in own:
             own.append(caption)
     return references
+
+
+def check_references(pairs: Dataset, split: str) -> None:
+    """
+    Whether written captions can be compared with those of every image.
+
+    Raises:
+        ValueError: an image has no caption with a word in it; with its id.
+    """
+    for image_id, captions in references_of(columns_of(pairs)).items():
+        if not any(tokenize(caption) for caption in captions):
+            raise ValueError(
+                f"Split '{split}': the caption of image '{image_id}' is {captions[0]!r}, without a word, so that no "
+                "caption can be compared with it. Leave the pair out."
+            )
 
 
 def generate_captions(
@@ -143,7 +159,9 @@ def measure_texts(predictions: list[str], references: list[list[str]]) -> dict[s
     texts = {"predictions": predictions, "references": references}
     result: dict[str, float] = {}
     for name in TEXT_METRICS:
-        result |= load_metric(name, keep_in_memory=True).compute(**texts)
+        # Most BERTs write lower case alone, captions that were found don't.
+        options = {"lowercase": True} if name == "caption_bleu" else {}
+        result |= load_metric(name, keep_in_memory=True).compute(**texts, **options)
     meteor = load_metric("caption_meteor", keep_in_memory=True)
     if (missing := meteor.missing()) is None:
         result |= meteor.compute(**texts)
@@ -227,6 +245,8 @@ def build_caption_metrics(
     """
     columns = columns_of(pairs)
     references = references_of(columns)
+    rows = list(first_rows(columns.image_ids))  # an image counts once, however many captions it has
+    image_ids = [columns.image_ids[row] for row in rows]
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         tokens = prediction.predictions
@@ -236,8 +256,8 @@ def build_caption_metrics(
                 "build it with the very data set that the Trainer evaluates."
             )
         # the Trainer pads batches of different length
-        tokens = np.where(tokens < 0, processor.tokenizer.pad_token_id, tokens)
+        tokens = np.where(tokens < 0, processor.tokenizer.pad_token_id, tokens)[rows]
         written = processor.batch_decode(tokens, skip_special_tokens=True)
-        return measure_texts(written, [references[image_id] for image_id in columns.image_ids])
+        return measure_texts(written, [references[image_id] for image_id in image_ids])
 
     return compute_metrics

@@ -154,6 +154,11 @@ def _load_whole(
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
+    if unexpected := sorted(info["unexpected_keys"]):
+        raise ValueError(
+            f"{name_or_path}: config.json has no place for {len(unexpected)} of its weights, the first: "
+            f"{unexpected[0]}. {AGAIN}"
+        )
     return model, processor
 
 

@@ -50,12 +50,13 @@ ROWS = {
     "coco_bleu_2": ("BLEU-2 ↑", "{:.1%}"),
     "coco_bleu_3": ("BLEU-3 ↑", "{:.1%}"),
     "coco_bleu_4": ("BLEU-4 ↑", "{:.1%}"),
-    "sacrebleu_4": ("sacreBLEU ↑", "{:.1%}"),
+    "sacrebleu_4": ("sacreBLEU, lower case ↑", "{:.1%}"),
     "rouge_l": ("ROUGE-L ↑", "{:.1%}"),
     "meteor": ("METEOR ↑", "{:.1%}"),
     "cider_d": ("CIDEr-D ↑", "{:.3f}"),
     "clip_score": ("CLIPScore ↑", "{:.3f}"),
     "ref_clip_score": ("RefCLIPScore ↑", "{:.3f}"),
+    "image_caption_cosine": ("image to caption, cosine ↑", "{:.3f}"),
     "distinct_captions": ("distinct captions", "{:.1%}"),
     "caption_words": ("words a caption", "{:.1f}"),
     "num_images": ("images", "{:.0f}"),
@@ -109,9 +110,10 @@ def write_metrics(
     data: Mapping[str, Any],
     split: str,
     folders: Mapping[str, str | Path] | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, `versions`, and
-    the digests of the `weights` of those models that are in `folders`.
+    """Write metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, `how` if it was
+    in a way of its own, `versions`, and the digests of the `weights` of those models that are in `folders`.
 
     nan is written as null.
     """
@@ -123,6 +125,7 @@ def write_metrics(
         },
         "data": dict(data),
         "split": split,
+        "how": dict(how or {}),
         "weights": {name: digest_of_weights(folder) for name, folder in (folders or {}).items()},
         "versions": versions | {library: version(library) for library in LIBRARIES},
     }
@@ -180,6 +183,7 @@ def write_report(
     folders: Mapping[str, str | Path] | None = None,
     captions: Mapping[str, Captions] | None = None,
     pairs: Dataset | IterableDataset | None = None,
+    how: Mapping[str, Any] | None = None,
 ) -> str:
     """
     Write metrics.json and metrics.md into the folder, projection.png and cosines.png of the embeddings, captions.jsonl
@@ -192,9 +196,12 @@ def write_report(
         folders: {model name: its folder}, of those that are in one.
         captions: {model name: captions}, of one set of images.
         pairs: where these images are; a stream is not drawn.
+        how: settings of the evaluation that are not the models' own, e.g. num_beams.
     """
     folder = Path(folder)
-    write_metrics(folder / "metrics.json", results, data, split, folders)
+    for name in ("captions.jsonl", "captions.png"):  # of other pairs, which may not be everybody's to see
+        (folder / name).unlink(missing_ok=True)
+    write_metrics(folder / "metrics.json", results, data, split, folders, how)
     table = metrics_table(results)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
     if embeddings:

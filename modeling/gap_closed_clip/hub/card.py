@@ -34,7 +34,7 @@ from .facts import METRICS_FILE, read_adapter, read_evaluation, read_run, read_s
 logger = logging.get_logger(__name__)
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
-CAPTIONER_TAGS = ["zero-shot-image-classification", "image-to-text", "image-captioning"]
+CAPTIONER_TAGS = ["zero-shot-image-classification", "image-captioning"]
 FIGURES = ("projection.png", "cosines.png")
 # Of an evaluation of captions. They show the data's own pictures and captions, which may not be everybody's to see.
 CAPTION_FILES = ("captions.png", "captions.jsonl")

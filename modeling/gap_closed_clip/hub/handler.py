@@ -15,7 +15,8 @@ other fields tell it, except for a lone base64 string without labels.
 - image-text-to-text (or image-to-text, caption), where the model writes captions: inputs an image, a list of images,
   `{"image": image}` or `{"image": image, "text": prompt}`; parameters `prompt` (what the captions begin with),
   `max_new_tokens` and `num_beams`, these two also in `generation_parameters`. Gives `[{"generated_text"}]`, one for
-  each image. With such a model it is the task of an image by itself and of an image with one `text`.
+  each image. With such a model it is the task of a lone base64 string and of an image with one `text`; a lone
+  `{"image": image}` is embedded, unless the task or one of these parameters is given.
 
 An image is base64 of a file, with or without `data:...;base64,` before it (in Python also bytes or a PIL image). With
 the environment variable GAP_CLOSED_CLIP_ALLOW_URLS=1 it may be a URL; a path is never opened. 16-bit gray is scaled

@@ -51,6 +51,8 @@ _INPUTS_DESCRIPTION = """
 Args:
     predictions: N strings, the generated caption of each image; "" is allowed.
     references: N lists of one or more strings, the true captions of each image. Those without a word are left out.
+    lowercase (`bool`, defaults to False): sacreBLEU without regard to case (case:lc), as is fair to a decoder that
+        writes lower case alone; COCO's never regards it.
 
 Returns:
     dict of floats, 0..1: coco_bleu_1, coco_bleu_2, coco_bleu_3, coco_bleu_4, sacrebleu_1, sacrebleu_2, sacrebleu_3,
@@ -103,10 +105,12 @@ def _coco_bleu(captions: list[list[str]], references: list[list[list[str]]]) -> 
     return [math.exp(brevity + sum(logs[:order]) / order) for order in range(1, _ORDERS + 1)]
 
 
-def _sacrebleu(captions: list[str], references: list[list[str]]) -> list[float]:
+def _sacrebleu(captions: list[str], references: list[list[str]], lowercase: bool) -> list[float]:
     """sacreBLEU of 1- to n-grams, n = 1..4, from one count; 0..1."""
     streams = list(itertools.zip_longest(*references))  # sacrebleu: None is a reference that this row does not have
-    counts = BLEU(force=True).corpus_score(captions, streams)  # force: no warning of captions that end with " ."
+    counts = BLEU(force=True, lowercase=lowercase).corpus_score(
+        captions, streams
+    )  # force: no warning of captions that end with " ."
     return [
         BLEU.compute_bleu(
             counts.counts[:order],
@@ -133,8 +137,9 @@ class CaptionBleu(evaluate.Metric):
             reference_urls=["https://aclanthology.org/P02-1040", "https://arxiv.org/abs/1504.00325"],
         )
 
-    def _compute(self, predictions, references):
+    def _compute(self, predictions, references, lowercase=False):
         coco = _coco_bleu([tokenize(text) for text in predictions], tokenize_references(references))
-        sacre = _sacrebleu(predictions, [[text for text in texts if tokenize(text)] for texts in references])
+        with_words = [[text for text in texts if tokenize(text)] for texts in references]
+        sacre = _sacrebleu(predictions, with_words, lowercase)
         result = {f"coco_bleu_{order}": value for order, value in enumerate(coco, 1)}
         return result | {f"sacrebleu_{order}": value for order, value in enumerate(sacre, 1)}

@@ -8,12 +8,13 @@ from transformers import set_seed
 
 from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..data import CaptionCollator, PairCollator
-from ..evaluation import build_caption_metrics, evaluate_captioner, write_report
+from ..evaluation import build_caption_metrics, check_references, evaluate_captioner, write_report
 from ..towers_gap_closed_clip import longest_text
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import build_captioner, embed_captions_once, mean_shift
 from .config import RunConfig
 from .folder import TrainingResult, delete_other_run, save_model_folder, write_result
+from .frozen import recenter
 from .start import Start, prepare, set_caption_length
 
 
@@ -36,6 +37,11 @@ def train_captioner(config: RunConfig) -> TrainingResult:
     if config.captioning.train_on == "text":
         model.to(args.device)
         train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
+        how = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
+        how |= {"max_length": limit, "window": window}
+        corrected = config.captioning.mean_shift
+        # Before training, whose evaluations and checkpoints have it, too; a captioner that is gone on from brings one.
+        model.set_image_shift(mean_shift(model, processor, start.train_pairs, **how) if corrected else None)
     delete_other_run(args, start.checkpoint)
     writes = args.predict_with_generate and start.eval_pairs is not None
     trainer = GapClosedCaptionTrainer(
@@ -48,9 +54,9 @@ def train_captioner(config: RunConfig) -> TrainingResult:
         compute_metrics=build_caption_metrics(start.eval_pairs, processor) if writes else None,
     )
     trainer.train(resume_from_checkpoint=start.checkpoint)
-    if config.captioning.mean_shift:
-        how = {"batch_size": args.eval_batch_size, "num_workers": args.dataloader_num_workers}
-        model.set_image_shift(mean_shift(model, processor, start.train_pairs, max_length=limit, window=window, **how))
+    encoder = model.gap_closed_clip
+    if config.captioning.encoders == "joint" and encoder.config.center_projections and not start.streaming:
+        recenter(encoder, train_pairs, collator, args.eval_batch_size, args.dataloader_num_workers)
     save_model_folder(trainer, config)
     metrics = {}
     if start.final_pairs is not None and trainer.is_world_process_zero():
@@ -64,6 +70,9 @@ def _check(config: RunConfig, start: Start) -> None:
             "data.streaming and captioning.train_on=text: every caption is embedded before training, so the set has "
             "to be there as a whole. Leave streaming off."
         )
+    for split, pairs in start.held_out.items():
+        if isinstance(pairs, Dataset):
+            check_references(pairs, split)
 
 
 def _check_caption_length(config: RunConfig, model: GapClosedClipForConditionalGeneration) -> None:

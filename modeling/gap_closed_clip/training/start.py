@@ -133,8 +133,10 @@ def load_held_out_pairs(
     try:
         return load_checked_pairs(data, split, args.dataloader_num_workers)
     except (FileNotFoundError, ValueError) as error:
-        asker = f"training.final_split={split}" if split == args.final_split else "training.eval_strategy"
-        raise type(error)(f"{error} (These pairs are needed because of {asker}.)") from error
+        asker, remedy = "training.eval_strategy", "no"
+        if split == args.final_split:
+            asker, remedy = f"training.final_split={split}", "none, or another split"
+        raise type(error)(f"{error} (These pairs are needed because of {asker}. It may be {remedy}.)") from error
 
 
 def set_caption_length(
