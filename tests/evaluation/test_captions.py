@@ -173,6 +173,9 @@ def test_metrics_inside_the_trainer(tiny_processor, pairs):
 
 
 def test_clip_scores_against_the_formula(tiny_model, tiny_processor, pairs):
+    for module in tiny_model.text_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data.mul_(8)  # so that texts differ
     tiny_model.train()
     captions = Captions(["image 0", "image 3"], ["a stone", "brain"], [[pairs[0]["caption"], "mass"], ["brain"]])
     images = embed_pairs(tiny_model, tiny_processor, pairs).by_image()
@@ -184,14 +187,17 @@ def test_clip_scores_against_the_formula(tiny_model, tiny_processor, pairs):
         with torch.no_grad():
             return tiny_model(**tiny_processor(text=text, return_tensors="pt")).text_embeds[0].double().numpy()
 
-    plain, with_references = [], []
+    plain, with_references, cosines = [], [], []
     for image_id, caption, references in zip(captions.image_ids, captions.captions, captions.references, strict=True):
         score = 2.5 * max(images[image_id] @ embed(caption), 0)
-        nearest = max(max(embed(caption) @ embed(text) for text in references), 0)
+        cosines.append(max(embed(caption) @ embed(text) for text in references))
+        nearest = max(cosines[-1], 0)
         plain.append(score)
         with_references.append(2 * score * nearest / (score + nearest) if score and nearest else 0)
     assert found["clip_score"] == pytest.approx(np.mean(plain), abs=1e-5)
     assert found["ref_clip_score"] == pytest.approx(np.mean(with_references), abs=1e-5)
+    assert found["caption_reference_cosine"] == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert cosines[1] == pytest.approx(1) and cosines[0] < 0.99
 
 
 def test_evaluation_of_a_captioner(captioner, tiny_processor, pairs):

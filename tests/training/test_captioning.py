@@ -77,6 +77,7 @@ def test_from_towers():
 def test_from_a_captioners_folder_it_goes_on(encoder, tmp_path):
     first, processor = build(encoder[1], memory="embedding", train_on="text", noise=0.5)
     first.set_image_shift(torch.arange(32.0))
+    first.generation_config.no_repeat_ngram_size = 3  # what the section says nothing of
     for parameter in first.decoder.parameters():
         parameter.data.add_(0.01)  # no fresh decoder
     first.save_pretrained(tmp_path / "captioner")
@@ -88,6 +89,7 @@ def test_from_a_captioners_folder_it_goes_on(encoder, tmp_path):
     assert model.config.caption_objective_weight == 1.0 and model.gap_closed_clip.config.align_weight == 1.5
     assert (model.generation_config.max_new_tokens, model.generation_config.num_beams) == (9, 2)
     assert model.generation_config.eos_token_id == processor.tokenizer.sep_token_id
+    assert model.generation_config.no_repeat_ngram_size == 3
 
 
 @pytest.mark.parametrize(
