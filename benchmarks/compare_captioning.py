@@ -194,7 +194,8 @@ def notes(comparison: Comparison, seeds: list[int], decoder: RunConfig, images: 
         f"embeddings with noise of length {decoder.captioning.config_fields()['embedding_noise']:g}, never saw an "
         "image, and gets the image's embedding; `mean shift`: moved by mean text minus mean image embedding of the "
         f"training pairs. `{CEILING}`: gets the embedding of the true caption, which no image gives. `{NEAREST}`: the "
-        "training caption whose embedding is the nearest to the image's. `no noise`: one more decoder on text, without.",
+        "training caption whose embedding is the nearest to the image's. `no noise`: one more decoder on text, "
+        "without.",
         "CLIPScore and RefCLIPScore by an encoder of its own (the papers' objective, another seed). BLEU, ROUGE-L and "
         "CIDEr-D as in COCO's evaluation but for the tokenizer; CIDEr-D of 1 is the 100 of published tables. "
         "METEOR only where WordNet is installed.",
