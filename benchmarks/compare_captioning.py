@@ -59,7 +59,7 @@ METHODS = (NEAREST, NEAREST_SHIFTED, IMAGE, TEXT, TEXT_SHIFTED, CEILING)
 DRAWN = (NEAREST, IMAGE, TEXT_SHIFTED)
 CAPTION_METRICS = (
     "coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "sacrebleu_4", "rouge_l", "meteor", "cider_d",
-    "clip_score", "ref_clip_score", "distinct_captions", "caption_words",
+    "clip_score", "ref_clip_score", "image_caption_cosine", "distinct_captions", "caption_words",
 )  # fmt: skip
 ENCODER_METRICS = (
     "modality_gap", "debiased_modality_gap", "true_pair_cosine", "random_pair_cosine", "margin",

@@ -171,7 +171,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """
         As `PreTrainedModel.from_pretrained`. Of a [`GapClosedClipModel`], which has no decoder, it makes a new
-        captioner as `from_clip` does, with the tokenizer that lies beside the weights.
+        captioner as `from_clip` does, with the tokenizer that lies beside the weights. Where none does, the decoder
+        starts at random.
         """
         name = pretrained_model_name_or_path
         own = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
@@ -180,8 +181,11 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             config = GapClosedClipConfig.from_pretrained(name if config is None else config, **where)
         if name is None or config.decoder_config is not None or "decoder_config" in kwargs:
             return super().from_pretrained(name, *args, config=config, **kwargs)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        except (OSError, ValueError):  # weights alone: the decoder starts at random, which the library reports
+            return super().from_pretrained(name, *args, config=config, **kwargs)
         changes = {field: kwargs.pop(field) for field in CAPTION_FIELDS if field in kwargs}
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
         loaded = GapClosedClipModel.from_pretrained(name, *args, config=config, **kwargs)
         clip_model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
         logger.warning(
