@@ -6,6 +6,7 @@ its own, they are its towers': these tests are adapted here, in the same way for
 """
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ PATCH_SIZE = 14
 PATCHES_A_SIDE = IMAGE_SIZE // PATCH_SIZE
 
 
-class DualEncoderTester:
+class DualEncoderTester(ABC):
     """What the common tests ask about the model under test: a tiny configuration, inputs, and sizes."""
 
     input_names = ("pixel_values", "input_ids", "attention_mask")
@@ -30,12 +31,8 @@ class DualEncoderTester:
         self.num_hidden_layers = LAYERS
         self.is_training = True
 
-    def get_config(self) -> PreTrainedConfig:
-        raise NotImplementedError
-
-    def image_states(self) -> list[tuple[int, ...]]:
-        """Shapes of the image tower's hidden states."""
-        raise NotImplementedError
+    @abstractmethod
+    def get_config(self) -> PreTrainedConfig: ...
 
     def prepare_config_and_inputs_for_common(self) -> tuple[PreTrainedConfig, dict[str, Any]]:
         inputs = tiny_inputs()
@@ -43,7 +40,7 @@ class DualEncoderTester:
 
 
 class DualEncoderTestsMixin:
-    """Goes before `ModelTesterMixin`."""
+    """Goes before `ModelTesterMixin`. Its tester has `image_states()`, shapes of the image tower's hidden states."""
 
     _is_composite = True
     # Only models of after 2023 have to pass this test; here both do.

@@ -3,15 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
 import torch
 from datasets import Dataset, Sequence, Value
-from datasets.utils import tqdm
 from transformers import AutoConfig, PreTrainedConfig
 
 from ..captioning_gap_closed_clip import MAX_NEW_TOKENS, GapClosedClipForConditionalGeneration
 from ..data import PairCollator
 from ..evaluation import embed_pairs, is_captioner, load_captioner, modality_means
+from ..evaluation.embed import embed_captions, evaluation_mode
 from ..modeling_gap_closed_clip import GapClosedClipModel
 from ..processing_gap_closed_clip import GapClosedClipProcessor
 from ..towers_gap_closed_clip import longest_text
@@ -197,20 +196,14 @@ def _decoder(args: CaptioningArguments, clip_model: GapClosedClipModel) -> str |
     return AutoConfig.for_model(**{"model_type": "bert", **own, **args.decoder, **fixed})
 
 
-@torch.no_grad()
 def embed_captions_once(
     pairs: Dataset, model: GapClosedClipForConditionalGeneration, collator: PairCollator, batch_size: int
 ) -> Dataset:
     """The pairs with a column `shared_embeds` (D,), float32: the frozen encoder's unit vectors of their captions."""
-    captions = sorted(set(pairs["caption"]), key=len)  # texts of one length need no padding
-    encoder = model.gap_closed_clip.eval()
-    embeds: dict[str, np.ndarray] = {}
-    for start in tqdm(range(0, len(captions), batch_size), desc="Embedding captions"):
-        batch = captions[start : start + batch_size]
-        tokens = {name: value.to(model.device) for name, value in collator.tokenize(batch).items()}
-        embeds.update(zip(batch, encoder(**tokens).text_embeds.float().cpu().numpy(), strict=True))
-    column = np.stack([embeds[caption] for caption in pairs["caption"]])
-    return pairs.add_column("shared_embeds", list(column), feature=Sequence(Value("float32"), length=column.shape[1]))
+    with evaluation_mode(model.gap_closed_clip):
+        embeds = embed_captions(model.gap_closed_clip, collator, pairs["caption"], batch_size)
+    column = [embeds[caption] for caption in pairs["caption"]]
+    return pairs.add_column("shared_embeds", column, feature=Sequence(Value("float32"), length=len(column[0])))
 
 
 def mean_shift(
