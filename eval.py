@@ -34,29 +34,31 @@ import yaml
 from datasets import Dataset
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel, GapClosedClipProcessor
+from gap_closed_clip.checkpoint import (
+    check_model_name,
+    check_writable,
+    is_captioner,
+    is_local,
+    load_captioner,
+    load_checkpoint,
+)
 from gap_closed_clip.data import load_checked_pairs
-from gap_closed_clip.data.messages import suggest
 from gap_closed_clip.evaluation import (
     Captions,
     PairEmbeddings,
-    check_model_name,
     check_references,
-    check_writable,
     embed_pairs,
     evaluate_captioner,
     evaluate_captions,
     evaluate_embeddings,
     evaluate_model,
-    is_captioner,
-    is_local,
-    load_captioner,
-    load_checkpoint,
     modality_means,
     nearest_captions,
     post_hoc_centring,
     score_captions,
     write_report,
 )
+from gap_closed_clip.messages import suggest
 from gap_closed_clip.training import RunConfig, load_config, read_words
 from gap_closed_clip.training.config import fields_of
 

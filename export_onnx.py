@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.evaluation import check_model_name, digest_of_weights, is_captioner, is_local, load_checkpoint
+from gap_closed_clip.checkpoint import check_model_name, digest_of_weights, is_captioner, is_local, load_checkpoint
 from gap_closed_clip.hub.onnx import Difference, OnnxMismatch, export_onnx
 
 

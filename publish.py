@@ -13,12 +13,8 @@ in with `hf auth login`, or set HF_TOKEN.
 
 import argparse
 import sys
-from pathlib import Path
 
 from gap_closed_clip.hub import publish
-
-
-CARD_TEMPLATE = Path(__file__).parent / "model_card" / "template.md"
 
 
 def main() -> int:
@@ -42,7 +38,6 @@ def main() -> int:
         publication = publish(
             args.folder,
             args.repo_id,
-            CARD_TEMPLATE,
             private=not args.public,
             base=args.base,
             license=args.license,

@@ -19,7 +19,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from gap_closed_clip.evaluation import is_adapter, is_local
+from gap_closed_clip.checkpoint import is_adapter, is_local
 from gap_closed_clip.hub import check_access, publish, write_card, write_examples
 from gap_closed_clip.training import (
     GapClosedTrainingArguments,
@@ -33,7 +33,6 @@ from gap_closed_clip.training import (
 
 HERE = Path(__file__).parent
 DEFAULT_CONFIG = HERE / "configs" / "demo.yaml"
-CARD_TEMPLATE = HERE / "model_card" / "template.md"
 
 
 def run(config: RunConfig) -> None:
@@ -46,13 +45,11 @@ def run(config: RunConfig) -> None:
     adapter = is_adapter(folder)
     if not adapter:
         write_examples(folder, config.data)
-    write_card(folder, CARD_TEMPLATE, repo_id=repo_id)
+    write_card(folder, repo_id=repo_id)
     print(f"The {'adapter' if adapter else 'model folder'} is {folder}; its card is README.md there.")
     if repo_id is not None:
         try:
-            publication = publish(
-                folder, repo_id, CARD_TEMPLATE, private=args.hub_private_repo is not False, token=args.hub_token
-            )
+            publication = publish(folder, repo_id, private=args.hub_private_repo is not False, token=args.hub_token)
         except (ValueError, OSError) as error:
             raise OSError(
                 f"{error}\nThe trained model is safe in {folder}; to publish it: python publish.py {folder} {repo_id}"

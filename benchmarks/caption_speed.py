@@ -35,7 +35,7 @@ from transformers import (
 from transformers.utils import logging
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipForConditionalGeneration, GapClosedClipModel
-from gap_closed_clip.decoder_gap_closed_clip import decoder_config_like
+from gap_closed_clip.model.decoder_gap_closed_clip import decoder_config_like
 from gap_closed_clip.training import load_config
 
 

@@ -26,14 +26,13 @@ from datasets import Dataset
 from measure import RESULTS, header, markdown_table, write_report
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipProcessor
+from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
 from gap_closed_clip.data import load_checked_pairs
 from gap_closed_clip.evaluation import (
     Captions,
     embed_pairs,
     evaluate_captions,
     generate_captions,
-    load_captioner,
-    load_checkpoint,
     metrics_table,
     modality_means,
     nearest_captions,

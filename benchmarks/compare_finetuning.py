@@ -22,8 +22,9 @@ from comparison import CONFIGS, run_once, slug
 from measure import RESULTS, header, markdown_table, write_report
 
 from gap_closed_clip import GapClosedClipModel
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import PairCollator, load_checked_pairs
-from gap_closed_clip.evaluation import evaluate_model, load_checkpoint, metrics_table
+from gap_closed_clip.evaluation import evaluate_model, metrics_table
 from gap_closed_clip.training import RunConfig, add_adapters, build_model_and_processor, load_config
 from gap_closed_clip.training.frozen import recenter
 

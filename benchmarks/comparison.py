@@ -3,14 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_checked_pairs
-from gap_closed_clip.evaluation import (
-    evaluate_model,
-    load_checkpoint,
-    plot_cosine_histograms,
-    plot_projection,
-    read_metrics,
-)
+from gap_closed_clip.evaluation import evaluate_model, plot_cosine_histograms, plot_projection, read_metrics
 from gap_closed_clip.training import RunConfig, load_config, train
 
 

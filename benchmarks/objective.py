@@ -41,10 +41,10 @@ from measure import (
 )
 from torch import Tensor
 
-from gap_closed_clip import gap_closed_loss, streaming_gap_closed_clip
-from gap_closed_clip.losses_gap_closed_clip import contrastive_loss
-from gap_closed_clip.streaming_gap_closed_clip import GlobalBatch, streaming_contrastive_loss
-from gap_closed_clip.tiles_gap_closed_clip import TORCH_TILES
+from gap_closed_clip import gap_closed_loss, tiled_gap_closed_clip
+from gap_closed_clip.model.losses_gap_closed_clip import contrastive_loss
+from gap_closed_clip.model.tiled_gap_closed_clip import GlobalBatch, streaming_contrastive_loss
+from gap_closed_clip.model.tiles_gap_closed_clip import TORCH_TILES
 
 
 TEMPERATURE = 0.07
@@ -185,12 +185,12 @@ def methods_for(case: Case, chosen: list[str]) -> list[str]:
 def surroundings(name: str, case: Case) -> Iterator[None]:
     """Autocast for what is written for it, and the tiles that the method's name says."""
     autocast = name in (PLAIN, OPEN_CLIP) and case.dtype == "bfloat16"
-    tiles = streaming_gap_closed_clip.tile_functions
+    tiles = tiled_gap_closed_clip.tile_functions
     if name == TORCH_STREAMING:
         tiles = lambda _: TORCH_TILES  # noqa: E731
     with (
         torch.autocast(case.device, torch.bfloat16, enabled=autocast),
-        mock.patch.object(streaming_gap_closed_clip, "tile_functions", tiles),
+        mock.patch.object(tiled_gap_closed_clip, "tile_functions", tiles),
     ):
         yield
 

@@ -45,7 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import BertConfig
 
 from gap_closed_clip import gap_closed_loss
-from gap_closed_clip.chunking_gap_closed_clip import MicroBatches
+from gap_closed_clip.model.micro_batches_gap_closed_clip import MicroBatches
 
 
 SWEEP_SIZES, SWEEP_CHUNK = (256, 1024, 4096), 64

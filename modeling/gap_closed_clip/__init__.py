@@ -8,13 +8,13 @@ from transformers import (
     AutoProcessor,
 )
 
-from .captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
-from .chunking_gap_closed_clip import MicroBatches
-from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import gap_closed_loss
-from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
-from .pipeline_gap_closed_clip import ImageTextRetrievalPipeline
-from .processing_gap_closed_clip import GapClosedClipProcessor
+from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from .model.configuration_gap_closed_clip import GapClosedClipConfig
+from .model.losses_gap_closed_clip import gap_closed_loss
+from .model.micro_batches_gap_closed_clip import MicroBatches
+from .model.modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
+from .model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+from .model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
 AutoConfig.register("gap_closed_clip", GapClosedClipConfig)

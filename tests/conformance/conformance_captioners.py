@@ -16,7 +16,7 @@ from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipForConditionalGeneration
-from gap_closed_clip.decoder_gap_closed_clip import decoder_config_like
+from gap_closed_clip.model.decoder_gap_closed_clip import decoder_config_like
 
 
 class CaptionerTester(DualEncoderTester):

@@ -6,16 +6,9 @@ import pytest
 import yaml
 from conftest import captioner_of
 
+from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
 from gap_closed_clip.data import DataArguments, load_pairs
-from gap_closed_clip.evaluation import (
-    embed_pairs,
-    evaluate_captioner,
-    load_captioner,
-    load_checkpoint,
-    nearest_captions,
-    read_metrics,
-    score_captions,
-)
+from gap_closed_clip.evaluation import embed_pairs, evaluate_captioner, nearest_captions, read_metrics, score_captions
 
 from .test_eval import evaluate  # noqa: F401
 

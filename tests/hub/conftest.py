@@ -15,7 +15,6 @@ from .loopback_hub import TOKEN, LoopbackHub
 
 
 ROOT = Path(__file__).parent.parent.parent
-TEMPLATE = ROOT / "model_card" / "template.md"
 HANDLER = ["handler.py", "handler_images.py", "handler_requests.py"]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """
@@ -112,7 +111,7 @@ def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
         handler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(handler)
     # The next folder has its own.
-    del sys.modules["pictures_gap_closed_clip"], sys.modules["handler_requests"]
+    del sys.modules["images_gap_closed_clip"], sys.modules["handler_requests"]
     return handler, sys.modules.pop("handler_images")
 
 

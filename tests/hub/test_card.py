@@ -23,7 +23,6 @@ from gap_closed_clip.hub.card import describe_weight
 from gap_closed_clip.training import load_config
 
 
-TEMPLATE = Path(__file__).parent.parent.parent / "model_card" / "template.md"
 METRICS = {
     "modality_gap": 0.11237,
     "debiased_modality_gap": 0.08461,
@@ -69,7 +68,7 @@ def render(folder: Path, *overrides: str, repo_id=None, license=None, **facts) -
     if (folder / "config.json").exists():
         load_config([], list(overrides) or PHANTOMS).save(folder / "train_config.yaml")
         (folder / "run.json").write_text(json.dumps(facts))
-    write_card(folder, TEMPLATE, repo_id=repo_id, license=license)
+    write_card(folder, repo_id=repo_id, license=license)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
     return text
@@ -247,7 +246,7 @@ def test_eval_results_of_hub_data_sets(folder):
 
 
 def test_a_folder_that_train_py_did_not_make(folder):
-    write_card(folder, TEMPLATE, repo_id="owner/name")
+    write_card(folder, repo_id="owner/name")
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "\n## Training data\n" not in text and "\n## Training command\n" not in text
     assert "from scratch" not in text and "None" not in text and "\n\n\n" not in text
@@ -362,7 +361,7 @@ def test_bad_folders_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no model folder: config.json is missing"):
         render(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="no_template.md"):
-        write_card(folder, tmp_path / "no_template.md")
+        write_card(folder, template=tmp_path / "no_template.md")
     write_metrics(folder / "metrics.json", {"clip": METRICS, "ours": METRICS}, {}, "test")
     with pytest.raises(ValueError, match=r"metrics.json holds \['clip', 'ours'\], not 'demo'"):
         render(folder)

@@ -27,8 +27,8 @@ from transformers import AutoModelForZeroShotImageClassification, ZeroShotImageC
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.data import decode_image
-from gap_closed_clip.hub.reload import PACKAGE
-from gap_closed_clip.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+from gap_closed_clip.hub.reload import HUB
+from gap_closed_clip.model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
 
 from .conftest import HANDLER, load_handler
 
@@ -78,7 +78,7 @@ def save(folder: Path, model: GapClosedClipModel, processor) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     for name in HANDLER:
-        shutil.copy(PACKAGE / "hub" / name, folder)
+        shutil.copy(HUB / name, folder)
     return folder
 
 
@@ -323,7 +323,7 @@ def test_every_kind_of_pixel_is_seen_as_in_training(endpoint, handler_images, im
 
 
 def test_the_conversion_is_that_of_the_folder(handler_images, folder):
-    assert handler_images.to_rgb.__globals__["__file__"] == str(folder / "pictures_gap_closed_clip.py")
+    assert handler_images.to_rgb.__globals__["__file__"] == str(folder / "images_gap_closed_clip.py")
 
 
 def test_an_image_that_lies_on_its_side_is_turned(handler_images):

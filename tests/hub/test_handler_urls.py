@@ -17,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-from gap_closed_clip.hub.reload import PACKAGE
+from gap_closed_clip.hub.reload import HUB, MODEL
 
 from .conftest import HANDLER, load_handler
 
@@ -83,7 +83,7 @@ def server():
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory) -> tuple[types.ModuleType, types.ModuleType]:
     folder = tmp_path_factory.mktemp("model")
-    for path in (*(PACKAGE / "hub" / name for name in HANDLER), PACKAGE / "pictures_gap_closed_clip.py"):
+    for path in (*(HUB / name for name in HANDLER), MODEL / "images_gap_closed_clip.py"):
         shutil.copy(path, folder)
     return load_handler(folder)
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from transformers import BertModel
 
 from gap_closed_clip import GapClosedClipModel
-from gap_closed_clip.evaluation import load_checkpoint
-from gap_closed_clip.towers_gap_closed_clip import pickled_weights
+from gap_closed_clip.checkpoint import load_checkpoint
+from gap_closed_clip.model.towers_gap_closed_clip import pickled_weights
 from gap_closed_clip.training import LoraArguments, add_adapters
 from gap_closed_clip.training.build import train_tokenizer
 
@@ -21,7 +21,7 @@ from .loopback_hub import LoopbackHub, Repository
 LOAD = """
 import json, sys
 from gap_closed_clip import GapClosedClipModel
-from gap_closed_clip.evaluation import load_checkpoint
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.training import ModelArguments, build_model_and_processor
 
 vision = json.loads(sys.argv[1])

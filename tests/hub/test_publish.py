@@ -11,18 +11,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
-from gap_closed_clip.evaluation import digest_of_weights, write_metrics
+from gap_closed_clip.checkpoint import digest_of_weights
+from gap_closed_clip.evaluation import write_metrics
 from gap_closed_clip.hub import check_access, publication, publish, reload
-from gap_closed_clip.hub.reload import PACKAGE, check_code, check_reload
+from gap_closed_clip.hub.reload import HUB, MODEL, check_code, check_reload
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE
+from .conftest import HANDLER, ROOT, WITHOUT_PACKAGE
 from .loopback_hub import TOKEN
 
 
 PUBLISH = str(ROOT / "publish.py")
 CAPTIONER = ["captioning_gap_closed_clip.py", "decoder_gap_closed_clip.py"]  # an encoder needs no such code
-CODE = [path.name for path in PACKAGE.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER]
+CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER]
 SAVED = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 ADDED = ["README.md", *HANDLER, "requirements.txt"]
 
@@ -98,7 +99,7 @@ def test_a_published_model_works_where_the_package_is_not(
     sent = len(hub.requests)
     with monkeypatch.context() as patch:
         patch.setattr(publication, "check_reload", lambda *args: None)  # what follows shows as much
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     second = repository.commits[-1]
     changed = {name for name in second.files if second.files[name] != first.files[name]}
     assert len(repository.commits) == 3 and changed == {"model.safetensors"}
@@ -155,11 +156,11 @@ asked_for = [type(search).__module__, type(search).__name__, type(search.model).
 json.dump([found, asked_for], open(f"{out}/found.json", "w"))
 """
 # What the pipeline of the repository is made of.
-PIPELINE = {"pipeline_gap_closed_clip.py", "pictures_gap_closed_clip.py"}
+PIPELINE = {"pipeline_gap_closed_clip.py", "images_gap_closed_clip.py"}
 
 
 def test_with_the_package_no_code_of_the_repository_runs(online, python, model_folder, skip_reload, tmp_path):
-    publish(model_folder, "tester/demo", TEMPLATE)
+    publish(model_folder, "tester/demo")
     repository, own = online.repositories["tester/demo"], dict(online.files("tester/demo"))
     poison = dict.fromkeys(CODE, b"raise SystemExit('code of the repository was run')\n")
     all_of_it = repository.commit("poison", own | poison).oid
@@ -169,12 +170,12 @@ def test_with_the_package_no_code_of_the_repository_runs(online, python, model_f
     modules, asked_for = json.loads((tmp_path / "found.json").read_text())
     assert len(modules) == 9 and all(module.startswith("gap_closed_clip.") for module in modules)
     assert asked_for[0].startswith("transformers_modules.")
-    assert asked_for[1:] == ["ImageTextRetrievalPipeline", "gap_closed_clip.modeling_gap_closed_clip"]
+    assert asked_for[1:] == ["ImageTextRetrievalPipeline", "gap_closed_clip.model.modeling_gap_closed_clip"]
 
 
 def test_nothing_changed_is_no_commit(online, model_folder, skip_reload):
-    first = publish(model_folder, "demo", TEMPLATE)
-    again = publish(model_folder, "tester/demo", TEMPLATE)
+    first = publish(model_folder, "demo")
+    again = publish(model_folder, "tester/demo")
     assert first.url and again.url is None and set(again.changes.values()) == {"unchanged"}
     assert len(online.repositories["tester/demo"].commits) == 2
 
@@ -183,7 +184,7 @@ def test_what_is_gone_at_home_is_deleted_and_what_is_not_ours_stays(online, mode
     for name in ("examples/chest_CT.png", "examples/ultrasound.png"):
         (model_folder / name).parent.mkdir(exist_ok=True)
         Image.new("L", (8, 8)).save(model_folder / name)
-    publish(model_folder, "tester/demo", TEMPLATE, private=False)
+    publish(model_folder, "tester/demo", private=False)
     assert not online.repositories["tester/demo"].private
     ours = {"model-00001-of-00002.safetensors", "onnx/vision_model.onnx", "cosines.png", "dropped_gap_closed_clip.py"}
     ours |= {"adapter_config.json"}  # of an adapter that was published there before
@@ -191,7 +192,7 @@ def test_what_is_gone_at_home_is_deleted_and_what_is_not_ours_stays(online, mode
     theirs |= {"tools/x_gap_closed_clip.py", ".eval_results/community.yaml", "LICENSE", "cosines/cosines.png"}
     online.files("tester/demo").update(dict.fromkeys(ours | theirs, b"old"))
     (model_folder / "examples" / "chest_CT.png").unlink()
-    done = publish(model_folder, "tester/demo", TEMPLATE)
+    done = publish(model_folder, "tester/demo")
     gone = {name for name, change in done.changes.items() if change == "deleted"}
     assert gone == {"examples/chest_CT.png", *ours}
     files = online.files("tester/demo")
@@ -200,7 +201,7 @@ def test_what_is_gone_at_home_is_deleted_and_what_is_not_ours_stays(online, mode
 
 @pytest.mark.parametrize("broken", ["commit/main", "lfs/", "preupload", "info/lfs"])
 def test_an_interrupted_push_leaves_the_repository_as_it_was(online, model_folder, skip_reload, monkeypatch, broken):
-    publish(model_folder, "tester/demo", TEMPLATE)
+    publish(model_folder, "tester/demo")
     before = dict(online.files("tester/demo"))
     model = GapClosedClipModel.from_pretrained(model_folder)
     model.visual_projection.weight.data.zero_()
@@ -210,15 +211,15 @@ def test_an_interrupted_push_leaves_the_repository_as_it_was(online, model_folde
     with pytest.raises(
         OSError, match="tester/demo: the Hub can't be reached .* Nothing in the .* has changed: publish"
     ):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     assert online.files("tester/demo") == before and len(online.repositories["tester/demo"].commits) == 2
     online.broken = None
-    publish(model_folder, "tester/demo", TEMPLATE)
+    publish(model_folder, "tester/demo")
     assert online.files("tester/demo")["model.safetensors"] == (model_folder / "model.safetensors").read_bytes()
 
 
 def test_a_commit_in_between_is_not_undone(online, model_folder, skip_reload, monkeypatch):
-    publish(model_folder, "tester/demo", TEMPLATE)
+    publish(model_folder, "tester/demo")
     (model_folder / "metrics.json").unlink(missing_ok=True)
     (model_folder / "projection.png").write_bytes(b"picture")
     repository = online.repositories["tester/demo"]
@@ -231,12 +232,12 @@ def test_a_commit_in_between_is_not_undone(online, model_folder, skip_reload, mo
 
     monkeypatch.setattr(publication, "_remote_files", then_somebody_pushes)
     with pytest.raises(OSError, match="Somebody else has pushed in the meantime"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     assert repository.commits[-1].message == "theirs"
 
 
 def test_dry_run(online, model_folder, skip_reload, monkeypatch):
-    done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, license="mit")
+    done = publish(model_folder, "tester/demo", dry_run=True, license="mit")
     assert (
         done.remarks == [] and set(done.changes) == {*SAVED, *CODE, *ADDED} and set(done.changes.values()) == {"new"}
     )
@@ -244,17 +245,17 @@ def test_dry_run(online, model_folder, skip_reload, monkeypatch):
     text = str(done)
     assert re.search(r"^ +new  model.safetensors +[\d.]+ kB$", text, flags=re.MULTILINE) and "left out: " in text
     monkeypatch.delenv("HF_TOKEN")
-    done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True)
+    done = publish(model_folder, "tester/demo", dry_run=True)
     assert "There is no token to publish tester/demo with. Log in" in str(done)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert set(publish(model_folder, "tester/demo", TEMPLATE, dry_run=True).changes.values()) == {"?"}
+    assert set(publish(model_folder, "tester/demo", dry_run=True).changes.values()) == {"?"}
     assert not any(method in ("POST", "PUT") for method, _ in online.requests)
 
 
 def test_paths_of_the_machine_are_pointed_out(online, model_folder, skip_reload, tmp_path):
     words = [f"model.vision={tmp_path}/tower", "model.text=google-bert/bert-base-uncased", "data.source=$DATA/pairs"]
     load_config([], words).save(model_folder / "train_config.yaml")
-    (remark,) = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, license="mit").remarks
+    (remark,) = publish(model_folder, "tester/demo", dry_run=True, license="mit").remarks
     assert remark == (
         f"Everybody will read the path {tmp_path}/tower: it is model.vision in train_config.yaml and on the card."
     )
@@ -262,11 +263,11 @@ def test_paths_of_the_machine_are_pointed_out(online, model_folder, skip_reload,
 
 def test_the_card_of_the_folder_is_kept_where_asked(online, model_folder, skip_reload):
     with pytest.raises(FileNotFoundError, match="has no README.md to keep"):
-        publish(model_folder, "tester/demo", TEMPLATE, keep_card=True)
+        publish(model_folder, "tester/demo", keep_card=True)
     (model_folder / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
-    publish(model_folder, "tester/demo", TEMPLATE, keep_card=True)
+    publish(model_folder, "tester/demo", keep_card=True)
     assert online.files("tester/demo")["README.md"].endswith(b"mine\n")
-    publish(model_folder, "tester/demo", TEMPLATE, license="cc-by-4.0")
+    publish(model_folder, "tester/demo", license="cc-by-4.0")
     assert b"license: cc-by-4.0" in online.files("tester/demo")["README.md"]
     assert (model_folder / "README.md").read_text().endswith("mine\n")
 
@@ -281,7 +282,7 @@ def test_the_card_of_the_folder_is_kept_where_asked(online, model_folder, skip_r
 )
 def test_where_one_may_not_write(online, model_folder, repo_id, message):
     with pytest.raises((OSError, ValueError), match=message):
-        publish(model_folder, repo_id, TEMPLATE)
+        publish(model_folder, repo_id)
     assert not online.repositories
 
 
@@ -310,9 +311,9 @@ def test_code_that_is_not_this_version_is_not_run(online, model_folder):
     path = model_folder / "modeling_gap_closed_clip.py"
     path.write_text(f"open({str(marker)!r}, 'w')\n" + path.read_text())
     with pytest.raises(ValueError, match=r"modeling_gap_closed_clip.py is not the .* of this version"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     assert not marker.exists() and not online.repositories
-    publish(model_folder, "tester/demo", TEMPLATE, trust_remote_code=True)
+    publish(model_folder, "tester/demo", trust_remote_code=True)
     assert marker.exists() and online.files("tester/demo")[path.name] == path.read_bytes()
 
 
@@ -343,7 +344,7 @@ def test_only_what_an_export_writes_goes_from_onnx(online, model_folder, skip_re
     for name in ("vision_model.onnx", "evil.py", "stolen.pkl", ".env"):
         (model_folder / "onnx" / name).write_text("content")
     (model_folder / "onnx" / "preprocessing.json").write_text(json.dumps(weights))
-    done = publish(model_folder, "tester/demo", TEMPLATE, license="mit")
+    done = publish(model_folder, "tester/demo", license="mit")
     sent = {name for name in online.files("tester/demo") if name.startswith("onnx/")}
     assert sent == {"onnx/vision_model.onnx", "onnx/preprocessing.json"} and done.remarks == []
     assert {"onnx/evil.py", "onnx/stolen.pkl", "onnx/.env"} <= set(done.left_out)
@@ -355,40 +356,40 @@ def test_figures_and_exports_of_other_weights_stay_at_home(online, model_folder,
     (model_folder / "projection.png").write_bytes(b"picture")
     (model_folder / "onnx").mkdir()
     (model_folder / "onnx" / "preprocessing.json").write_text(json.dumps({"weights": digest_of_weights(model_folder)}))
-    publish(model_folder, "tester/demo", TEMPLATE)
+    publish(model_folder, "tester/demo")
     made = {"metrics.json", "projection.png", "onnx/preprocessing.json"}
     assert made <= set(online.files("tester/demo")) and b"0.500" in online.files("tester/demo")["README.md"]
     model = GapClosedClipModel.from_pretrained(model_folder)
     model.visual_projection.weight.data.neg_()
     model.save_pretrained(model_folder)
-    done = publish(model_folder, "tester/demo", TEMPLATE, license="mit")
+    done = publish(model_folder, "tester/demo", license="mit")
     assert not made & set(online.files("tester/demo")) and b"0.500" not in online.files("tester/demo")["README.md"]
     assert [remark.split(" ")[0] for remark in done.remarks] == ["metrics.json", "onnx/"]
     assert made <= {path.relative_to(model_folder).as_posix() for path in model_folder.rglob("*")}
 
 
 def test_a_copy_of_what_goes(online, model_folder, skip_reload, tmp_path):
-    done = publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, output=tmp_path / "copy")
+    done = publish(model_folder, "tester/demo", dry_run=True, output=tmp_path / "copy")
     assert {path.name for path in (tmp_path / "copy").iterdir()} == set(done.changes)
     assert not any(path.is_symlink() for path in (tmp_path / "copy").iterdir())
     assert done.remarks == ["The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."]
     with pytest.raises(FileExistsError, match="copy exists already"):
-        publish(model_folder, "tester/demo", TEMPLATE, dry_run=True, output=tmp_path / "copy")
+        publish(model_folder, "tester/demo", dry_run=True, output=tmp_path / "copy")
 
 
 def test_a_commit_whose_answer_was_lost_is_found(online, model_folder, skip_reload, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     online.lost = "commit/main"
     with pytest.raises(OSError, match="the answer was lost .* but the commit has arrived"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     online.lost = None
-    assert publish(model_folder, "tester/demo", TEMPLATE).url is None
+    assert publish(model_folder, "tester/demo").url is None
 
 
 def test_what_is_not_the_hub(online, model_folder):
     online.portal = True
     with pytest.raises(OSError, match="what answers is not the Hub .* proxy or a login page"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
 
 
 def test_a_bfloat16_model_is_compared_in_float32(tiny_model, tiny_processor, tmp_path):
@@ -430,24 +431,24 @@ def test_damaged_files_are_named(online, model_folder, skip_reload, file, conten
     (model_folder / file).parent.mkdir(exist_ok=True)
     (model_folder / file).write_text(content)
     with pytest.raises(ValueError, match=message) as raised:
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     assert str(model_folder) in str(raised.value)
 
 
 def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_folder):
     (model_folder / "tiles_gap_closed_clip.py").unlink()  # this package has its own, a stranger has not
     with pytest.raises(ValueError, match=r"does not load in a clean process(.|\n)*tiles_gap_closed_clip"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     assert not online.repositories
     for path in model_folder.glob("*.py"):
         path.unlink()
     with pytest.raises(ValueError, match="has no code beside the weights"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
 
 
 def test_other_embeddings_in_the_clean_process_are_noticed(model_folder, monkeypatch):
     for name in HANDLER:
-        shutil.copy(PACKAGE / "hub" / name, model_folder)
+        shutil.copy(HUB / name, model_folder)
     path = model_folder / "towers_gap_closed_clip.py"
     path.write_text(path.read_text().replace("return hidden[:, 0]", "return hidden[:, 1]"))
     with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's by"):
@@ -457,9 +458,9 @@ def test_other_embeddings_in_the_clean_process_are_noticed(model_folder, monkeyp
 def test_a_damaged_folder_is_named(online, model_folder):
     (model_folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match="model.safetensors is truncated"):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")
     with pytest.raises(FileNotFoundError, match="There is no model folder"):
-        publish(model_folder / "nowhere", "tester/demo", TEMPLATE)
+        publish(model_folder / "nowhere", "tester/demo")
     assert not online.requests
 
 

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
-from gap_closed_clip.evaluation import load_checkpoint
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.hub import publish
 from gap_closed_clip.training import LoraArguments, build_peft_config, load_config
 
-from .conftest import ROOT, TEMPLATE, WITHOUT_PACKAGE
+from .conftest import ROOT, WITHOUT_PACKAGE
 
 
 PUBLISH = str(ROOT / "publish.py")
@@ -97,13 +97,13 @@ def test_an_adapter_on_the_wrong_base_is_not_published(online, model_folder, ada
     model.text_model.embeddings.word_embeddings.weight.data.mul_(-1)
     model.save_pretrained(model_folder.parent / "other")
     tiny_processor.save_pretrained(model_folder.parent / "other")
-    publish(model_folder.parent / "other", "tester/other", TEMPLATE)
+    publish(model_folder.parent / "other", "tester/other")
     with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's"):
-        publish(adapter_folder, "tester/adapter", TEMPLATE, base="tester/other")
+        publish(adapter_folder, "tester/adapter", base="tester/other")
     assert "tester/adapter" not in online.repositories
 
 
 def test_an_adapter_beside_a_whole_model_is_neither(online, model_folder, adapter_folder):
     (model_folder / "adapter_config.json").write_bytes((adapter_folder / "adapter_config.json").read_bytes())
     with pytest.raises(ValueError, match=re.escape("holds a whole model and an adapter beside it: merge them")):
-        publish(model_folder, "tester/demo", TEMPLATE)
+        publish(model_folder, "tester/demo")

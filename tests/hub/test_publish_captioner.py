@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
-from gap_closed_clip.evaluation import is_captioner, write_metrics
+from gap_closed_clip.checkpoint import is_captioner
+from gap_closed_clip.evaluation import write_metrics
 from gap_closed_clip.hub import onnx, publish, write_card
-from gap_closed_clip.hub.reload import PACKAGE, check_code, check_reload
+from gap_closed_clip.hub.reload import HUB, check_code, check_reload
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, ROOT, TEMPLATE, WITHOUT_PACKAGE, save_folder
+from .conftest import HANDLER, ROOT, WITHOUT_PACKAGE, save_folder
 from .test_card import section
 from .test_publish import ADDED, CAPTIONER, CODE, SAVED
 
@@ -83,7 +84,7 @@ def test_a_published_captioner_works_where_the_package_is_not(
 ):
     image = Image.effect_noise((40, 36), 80).convert("RGB")
     image.save(tmp_path / "image.png")
-    publish(folder, "tester/captioner", TEMPLATE)
+    publish(folder, "tester/captioner")
     files = {".gitattributes", *SAVED, "generation_config.json", *CODE, *CAPTIONER, *ADDED}
     assert set(online.files("tester/captioner")) == files
 
@@ -135,7 +136,7 @@ def test_a_published_captioner_works_where_the_package_is_not(
 
 def test_another_caption_in_the_clean_process_is_noticed(folder):
     for name in HANDLER:
-        shutil.copy(PACKAGE / "hub" / name, folder)
+        shutil.copy(HUB / name, folder)
     path = folder / "decoder_gap_closed_clip.py"
     path.write_text(path.read_text().replace("self.embedding_norm(memory)", "-self.embedding_norm(memory)"))
     with pytest.raises(ValueError, match="caption_ids of a clean process differ from this package's, so it is not"):
@@ -148,7 +149,7 @@ def test_captions_of_other_peoples_pictures_stay_at_home(online, folder, monkeyp
         (folder / name).write_bytes(b"of the evaluation")
     for source, goes in (("phantoms", True), ("/data/patients", False)):
         write_metrics(folder / "metrics.json", {"captioner": METRICS}, {"source": source}, "test")
-        done = publish(folder, "tester/captioner", TEMPLATE, license="mit")
+        done = publish(folder, "tester/captioner", license="mit")
         files = online.files("tester/captioner")
         assert {"captions.png", "captions.jsonl"} <= set(files) if goes else not any("captions." in f for f in files)
         assert (b"](captions.png)" in files["README.md"]) is goes and b"12.3%" in files["README.md"]
@@ -159,7 +160,7 @@ def render(folder, *overrides: str, **facts) -> str:
     words = ["model.checkpoint=outputs/demo", *overrides]
     load_config([], words).save(folder / "train_config.yaml")
     (folder / "run.json").write_text(json.dumps(facts))
-    write_card(folder, TEMPLATE, repo_id="tester/captioner")
+    write_card(folder, repo_id="tester/captioner")
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "{{" not in text and "{%" not in text and "None" not in text and "\n\n\n" not in text
     return text
@@ -198,7 +199,7 @@ def test_the_card_says_what_the_decoder_was_trained_on(folder, captioner):
 
 def test_the_card_of_an_encoder_has_nothing_of_captions(tiny_model, tiny_processor, tmp_path):
     folder = save_folder(tmp_path / "demo", tiny_model, tiny_processor)
-    write_card(folder, TEMPLATE)
+    write_card(folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert "\n## Captions" not in text and "ImageTextToText" not in text and "image-text-to-text" not in text
 

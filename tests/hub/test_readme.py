@@ -7,7 +7,7 @@ import torch
 from conftest import captioner_of
 from PIL import Image
 
-from gap_closed_clip.evaluation import load_checkpoint
+from gap_closed_clip.checkpoint import load_checkpoint
 
 from .conftest import ROOT, save_folder
 

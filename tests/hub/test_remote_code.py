@@ -85,7 +85,7 @@ def test_a_folder_works_without_the_package(tiny_model, tiny_processor, pipe, tm
     ]
     again = tmp_path / "again"
     # What the pipeline and the endpoint's handler import from the folder.
-    assert (folder / "pictures_gap_closed_clip.py").is_file()
+    assert (folder / "images_gap_closed_clip.py").is_file()
     assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()}
     auto_map = [json.loads((place / "config.json").read_text())["auto_map"] for place in (folder, again)]
     assert auto_map[0] == auto_map[1] and len(auto_map[0]) == 3

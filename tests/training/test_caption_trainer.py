@@ -13,8 +13,9 @@ from captioners import caption_config, train_encoder, train_pairs
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.utils import logging as transformers_logging
 
+from gap_closed_clip.checkpoint import load_captioner
 from gap_closed_clip.data import CaptionCollator, PairCollator, load_pairs
-from gap_closed_clip.evaluation import build_caption_metrics, generate_captions, load_captioner
+from gap_closed_clip.evaluation import build_caption_metrics, generate_captions
 from gap_closed_clip.training import GapClosedCaptionTrainer, GapClosedTrainingArguments, train
 from gap_closed_clip.training.arguments import ModelArguments
 from gap_closed_clip.training.captioning import CaptioningArguments, build_captioner

@@ -21,8 +21,8 @@ from transformers import BertConfig
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, MicroBatches
 from gap_closed_clip.data import PairCollator
 from gap_closed_clip.data.phantoms import make_phantoms
-from gap_closed_clip.modeling_gap_closed_clip import GapClosedClipOutput
-from gap_closed_clip.processing_gap_closed_clip import image_processor_for
+from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
+from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
 from gap_closed_clip.training import GapClosedClipTrainer, GapClosedTrainingArguments, load_config, train
 from gap_closed_clip.training.build import train_tokenizer
 

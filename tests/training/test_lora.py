@@ -17,8 +17,9 @@ from test_run import NO_MORE, SCRIPT, TINY
 from torch import nn
 
 from gap_closed_clip import GapClosedClipModel
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_pairs
-from gap_closed_clip.evaluation import evaluate_model, load_checkpoint, read_metrics
+from gap_closed_clip.evaluation import evaluate_model, read_metrics
 from gap_closed_clip.training import LoraArguments, add_adapters, build_peft_config, load_config, train
 from gap_closed_clip.training.gradients import without_gradient
 from gap_closed_clip.training.lora import METHODS

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_pairs
-from gap_closed_clip.evaluation import evaluate_model, load_checkpoint, read_metrics
+from gap_closed_clip.evaluation import evaluate_model, read_metrics
 from gap_closed_clip.training import GapClosedTrainingArguments, load_config, train
-from gap_closed_clip.training import folder as run_folder
+from gap_closed_clip.training import output_folder
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "train.py"
@@ -296,9 +297,9 @@ def test_a_trained_model_can_be_gone_on_from(finished, configure, tmp_path):
 def test_a_checkpoint_that_lacks_a_file_is_not_complete(finished, tmp_path, name):
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished[0] / "checkpoint-2", checkpoint)
-    assert run_folder.is_complete_checkpoint(checkpoint)
+    assert output_folder.is_complete_checkpoint(checkpoint)
     (checkpoint / name).unlink()
-    assert not run_folder.is_complete_checkpoint(checkpoint)
+    assert not output_folder.is_complete_checkpoint(checkpoint)
 
 
 # --- train.py

@@ -12,14 +12,9 @@ from safetensors.torch import load_file
 from test_run import NO_MORE, SCRIPT, load_script
 
 from gap_closed_clip import GapClosedClipModel
+from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
 from gap_closed_clip.data import PairCollator, load_pairs
-from gap_closed_clip.evaluation import (
-    evaluate_captioner,
-    generate_captions,
-    load_captioner,
-    load_checkpoint,
-    read_metrics,
-)
+from gap_closed_clip.evaluation import evaluate_captioner, generate_captions, read_metrics
 from gap_closed_clip.training import load_config, train
 from gap_closed_clip.training.captioning import embed_captions_once
 

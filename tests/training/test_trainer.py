@@ -27,7 +27,7 @@ from transformers import (
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
 from gap_closed_clip.data import Augmentation, PairCollator
 from gap_closed_clip.evaluation import build_compute_metrics
-from gap_closed_clip.modeling_gap_closed_clip import GapClosedClipOutput
+from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
 from gap_closed_clip.training import (
     GapClosedClipTrainer,
     GapClosedTrainingArguments,

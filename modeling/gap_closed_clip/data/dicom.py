@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from ..pictures_gap_closed_clip import scale_to_8_bit
+from ..model.images_gap_closed_clip import scale_to_8_bit
 
 
 def is_dicom(data: bytes, name: str) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, ImageStat
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..pictures_gap_closed_clip import scale_to_8_bit, to_rgb
+from ..model.images_gap_closed_clip import scale_to_8_bit, to_rgb
 from .dicom import apply_window, decode_dicom, is_dicom
 
 

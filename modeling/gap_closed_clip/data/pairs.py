@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
 
+from ..messages import shorten, suggest
 from .arguments import DataArguments
 from .hashing import stable_hash
-from .messages import shorten, suggest
 
 
 logger = getLogger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from .messages import shorten, suggest
+from ..messages import shorten, suggest
 
 
 logger = getLogger(__name__)

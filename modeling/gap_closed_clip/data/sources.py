@@ -14,10 +14,10 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import CsvConfig
 
+from ..messages import suggest
 from .arguments import DataArguments, expand_path
 from .hashing import stable_hash
 from .images import cache_images, check_images, decode_image
-from .messages import suggest
 from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
 

@@ -1,11 +1,9 @@
 """The table of several models side by side, and metrics.json."""
 
-import hashlib
 import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +13,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import __version__
+from ..checkpoint import digest_of_weights
 from .caption_figure import plot_captions
 from .captions import Captions
 from .embed import PairEmbeddings
@@ -94,16 +93,6 @@ def _cell(values: list[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {form.format(np.std(values, ddof=1))}"
 
 
-def digest_of_weights(folder: str | Path) -> str:
-    """SHA-256 of a model folder's safetensors: tells whether what was made of a model is of these very weights."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def write_metrics(
     path: str | Path,
     results: Mapping[str, Metrics],
@@ -157,21 +146,6 @@ def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
         name: {metric: math.nan if value is None else value for metric, value in metrics.items()}
         for name, metrics in results.items()
     }
-
-
-def check_writable(folder: str | Path, field: str) -> None:
-    """Whether files can be written into a folder, which need not be there yet; nothing stays behind.
-
-    Raises:
-        OSError: they can't, with the name of the field that asks for the folder.
-    """
-    path = Path(folder).absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=existing):  # permissions alone don't tell of a read-only file system
-            pass
-    except OSError as error:
-        raise OSError(f"{field} {folder} can't be written ({error.strerror}): name a folder that can.") from error
 
 
 def write_report(

@@ -23,15 +23,18 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from transformers.utils import logging
 
-from ..configuration_gap_closed_clip import GapClosedClipConfig, Weight
+from ..checkpoint import METRICS_FILE
 from ..data import DataArguments
 from ..evaluation import metrics_table
 from ..evaluation.report import ROWS
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig, Weight
 from ..training import RunConfig
-from .facts import METRICS_FILE, read_adapter, read_evaluation, read_run, read_size
+from .facts import read_adapter, read_evaluation, read_run, read_size
 
 
 logger = logging.get_logger(__name__)
+
+CARD_TEMPLATE = Path(__file__).parent / "card_template.md"
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 CAPTIONER_TAGS = ["zero-shot-image-classification", "image-captioning"]
@@ -49,8 +52,8 @@ TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "C
 
 def write_card(
     folder: str | Path,
-    template: str | Path,
     *,
+    template: str | Path = CARD_TEMPLATE,
     repo_id: str | None = None,
     license: str | None = None,
     base_folder: str | Path | None = None,
@@ -66,7 +69,7 @@ def write_card(
 
     Args:
         folder: a model folder.
-        template: Jinja template of the card, model_card/template.md.
+        template: Jinja template of the card; by default this package's own.
         repo_id: what the examples load; by default the folder's name. Its last part is the title.
         base_folder: of an adapter, where its base model's config.json is; by default what the adapter names.
         license: identifier of the weights' licence, e.g. "apache-2.0"; by default `training.card_license`.

@@ -8,12 +8,10 @@ from typing import Any
 from peft import PeftConfig
 from safetensors import safe_open
 
+from ..checkpoint import CONFIG_FILE, METRICS_FILE, RUN_FILE, base_of_adapter, digest_of_weights, is_adapter
 from ..data import DataArguments
-from ..evaluation import base_of_adapter, digest_of_weights, is_adapter, read_metrics
-from ..training import CONFIG_FILE, RUN_FILE, load_config
-
-
-METRICS_FILE = "metrics.json"
+from ..evaluation import read_metrics
+from ..training import load_config
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 
 from PIL import Image
 
-from pictures_gap_closed_clip import to_rgb
+from images_gap_closed_clip import to_rgb
 
 
 URL_SWITCH = "GAP_CLOSED_CLIP_ALLOW_URLS"

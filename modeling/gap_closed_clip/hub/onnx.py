@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..losses_gap_closed_clip import unit_vectors
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.losses_gap_closed_clip import unit_vectors
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training.build import longest_text
 from .onnx_check import Difference, OnnxMismatch, check_onnx, import_onnxruntime
 from .onnx_preprocessing import describe, example_size, readme, size_step, tokenizer_of

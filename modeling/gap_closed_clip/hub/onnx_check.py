@@ -11,8 +11,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from .onnx_preprocessing import example_size, size_step
 
 

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from .. import __version__
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
 PACKAGES = ("onnx", "onnxscript", "timm", "tokenizers", "torch", "transformers")

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import sha, validate_repo_id
 
-from ..evaluation import base_of_adapter, check_checkpoint, is_adapter, is_local
-from .card import write_card
+from ..checkpoint import ADAPTER_CONFIG, base_of_adapter, check_checkpoint, is_adapter, is_local
+from .card import CARD_TEMPLATE, write_card
 from .reload import check_code, check_reload
 from .staging import left_out, published, replaced, staged
 
@@ -71,8 +71,8 @@ class Publication:
 def publish(
     folder: str | Path,
     repo_id: str,
-    template: str | Path,
     *,
+    template: str | Path = CARD_TEMPLATE,
     private: bool = True,
     base: str | None = None,
     license: str | None = None,
@@ -93,7 +93,7 @@ def publish(
     Args:
         folder: as train.py, or `model.save_pretrained` and `processor.save_pretrained`, left it.
         repo_id: `owner/name`, or a name of the user's own.
-        template: Jinja template of the card, model_card/template.md.
+        template: Jinja template of the card; by default this package's own.
         private: of a new repository; an existing one stays what it is.
         base: of an adapter, the Hub id of its base model, where the adapter itself names a folder.
         license: of the weights, an identifier like "apache-2.0"; by default what the training said.
@@ -120,7 +120,7 @@ def publish(
     base_id, base_folder = _base_on_the_hub(folder, base, token, trust_remote_code)
     with staged(folder, base_id) as (stage, remarks), _named(stage, folder):
         if not keep_card:
-            card = write_card(stage, template, repo_id=repo_id, license=license, base_folder=base_folder)
+            card = write_card(stage, template=template, repo_id=repo_id, license=license, base_folder=base_folder)
             if card.data.license is None:
                 remarks.append(
                     "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
@@ -147,7 +147,7 @@ def publish(
 def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output: str | Path | None) -> None:
     """What can be known to be wrong before anything runs."""
     check_checkpoint(folder)
-    if (folder / "adapter_config.json").is_file() and not is_adapter(folder):
+    if (folder / ADAPTER_CONFIG).is_file() and not is_adapter(folder):
         raise ValueError(
             f"{folder} holds a whole model and an adapter beside it: merge them (peft's merge_and_unload) and save "
             "the model, or save the adapter alone, into another folder."

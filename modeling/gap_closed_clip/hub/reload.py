@@ -16,13 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
-from ..evaluation import is_adapter, is_captioner, load_checkpoint
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..checkpoint import is_adapter, is_captioner, load_checkpoint
+from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
-PACKAGE = Path(__file__).parent.parent
+# Where the code that travels with a model lies here: the model's own, and the endpoint's.
+HUB = Path(__file__).parent
+MODEL = HUB.parent / "model"
 # The endpoint's own code, which a publication puts beside the model's.
 HANDLER = ("handler.py", "handler_images.py", "handler_requests.py")
 TOLERANCE = 1e-4
@@ -87,7 +89,7 @@ def check_code(folder: Path) -> None:
     if not (folder / needed).is_file():
         raise ValueError(f"{folder} has no code beside the weights, so only this package could load it. {again}.")
     for path in sorted(folder.glob("*.py")):
-        own = PACKAGE / "hub" / path.name if path.name in HANDLER else PACKAGE / path.name
+        own = HUB / path.name if path.name in HANDLER else MODEL / path.name
         if not own.is_file():
             raise ValueError(f"{path} is no file of this version of gap_closed_clip: delete it. {allow}")
         if _digest(own) != _digest(path):
@@ -97,7 +99,7 @@ def check_code(folder: Path) -> None:
             for reference in _references(json.loads((folder / name).read_text(encoding="utf-8"))):
                 # transformers also takes other/repository--module.Class, and folders before the module
                 module = re.fullmatch(r"(\w+_gap_closed_clip)\.\w+", str(reference))
-                if module is None or not (PACKAGE / f"{module[1]}.py").is_file():
+                if module is None or not (MODEL / f"{module[1]}.py").is_file():
                     raise ValueError(f"{folder / name} names code that is not this package's: {reference!r}. {allow}")
 
 

@@ -12,12 +12,21 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from ..evaluation import digest_of_weights
-from ..training import CONFIG_FILE, RUN_FILE, RunConfig
+from ..checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG_FILE,
+    INDEX,
+    METRICS_FILE,
+    RUN_FILE,
+    WEIGHTS,
+    digest_of_weights,
+)
+from ..training import RunConfig
 from . import onnx
 from .card import CAPTION_FILES, EVAL_RESULTS, EXAMPLES, FIGURES, public_config
-from .facts import METRICS_FILE, read_evaluation, read_run
-from .reload import HANDLER, PACKAGE
+from .facts import read_evaluation, read_run
+from .reload import HANDLER, HUB
 
 
 ONNX_FOLDER = "onnx"
@@ -26,11 +35,11 @@ ONNX_FOLDER = "onnx"
 PUBLISHED = (
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "model.safetensors",
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    WEIGHTS,
     "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -51,9 +60,9 @@ PUBLISHED = (
     *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),
 )
 # Of these, what publishing writes itself.
-WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE, "adapter_config.json")
+WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE, ADAPTER_CONFIG)
 # What an Inference Endpoint installs beside torch.
-REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17\n"
+REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17,<5.25\n"
 
 
 @contextmanager
@@ -72,8 +81,8 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
     if run and base:
         run["config"] = replace(run["config"], model=replace(run["config"].model, checkpoint=base[0]))
     remarks = _local_paths(run["config"]) if run else []
-    if "model.safetensors" in files:
-        files.pop("model.safetensors.index.json", None)  # of shards from before
+    if WEIGHTS in files:
+        files.pop(INDEX, None)  # of shards from before
     evaluation = read_evaluation(folder)
     if evaluation and evaluation["stale"]:
         files = _without(files, METRICS_FILE, *FIGURES, *CAPTION_FILES)
@@ -99,12 +108,12 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
                 shutil.copyfile(path, target)
         if base is None:
             for name in HANDLER:
-                shutil.copyfile(PACKAGE / "hub" / name, stage / name)
+                shutil.copyfile(HUB / name, stage / name)
             (stage / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
         else:
-            config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+            config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             config |= {"base_model_name_or_path": base[0], "revision": base[1]}
-            (stage / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+            (stage / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
         if run:
             (stage / CONFIG_FILE).write_text(public_config(run["config"]), encoding="utf-8")
         yield stage, remarks

@@ -5,15 +5,13 @@ from .build import build_model_and_processor
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments
 from .config import RunConfig, load_config, read_words
-from .folder import CONFIG_FILE, RUN_FILE, last_complete_checkpoint
 from .lora import LoraArguments, add_adapters, build_peft_config
+from .output_folder import last_complete_checkpoint
 from .run import train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 
 
 __all__ = [
-    "CONFIG_FILE",
-    "RUN_FILE",
     "CaptioningArguments",
     "GapClosedCaptionTrainer",
     "GapClosedClipTrainer",

@@ -17,11 +17,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..configuration_gap_closed_clip import GapClosedClipConfig
-from ..evaluation import check_model_name, is_local, load_checkpoint
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
-from ..towers_gap_closed_clip import longest_text, not_loaded
+from ..checkpoint import check_model_name, is_local, load_checkpoint
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
+from ..model.towers_gap_closed_clip import longest_text, not_loaded
 from .arguments import ModelArguments
 
 

@@ -7,13 +7,14 @@ import torch
 from datasets import Dataset, Sequence, Value
 from transformers import AutoConfig, PreTrainedConfig
 
-from ..captioning_gap_closed_clip import MAX_NEW_TOKENS, GapClosedClipForConditionalGeneration
+from ..checkpoint import is_captioner, load_captioner
 from ..data import PairCollator
-from ..evaluation import embed_pairs, is_captioner, load_captioner, modality_means
+from ..evaluation import embed_pairs, modality_means
 from ..evaluation.embed import embed_captions, evaluation_mode
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
-from ..towers_gap_closed_clip import longest_text
+from ..model.captioning_gap_closed_clip import MAX_NEW_TOKENS, GapClosedClipForConditionalGeneration
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.towers_gap_closed_clip import longest_text
 from .arguments import ModelArguments, check_tower
 from .build import build_model_and_processor, pretrained_name, with_config
 

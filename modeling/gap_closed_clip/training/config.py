@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from ..configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
 from ..data import DataArguments
+from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .lora import LoraArguments

@@ -7,7 +7,7 @@ from datasets.utils import tqdm
 from torch.utils.data import DataLoader
 
 from ..data import PairCollator
-from ..modeling_gap_closed_clip import GapClosedClipModel
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
 
 
 @torch.no_grad()

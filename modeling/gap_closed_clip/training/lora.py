@@ -21,7 +21,7 @@ from peft import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..modeling_gap_closed_clip import GapClosedClipModel
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
 
 
 # Those that were tried: every adapter gets a gradient and can be merged. (AdaLoRA, for one, has to be called by the

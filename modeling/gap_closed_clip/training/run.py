@@ -7,13 +7,13 @@ from transformers import set_seed
 
 from ..data import PairCollator
 from ..evaluation import build_compute_metrics, evaluate_model, write_report
-from .base import Base
+from .adapter_base import Base
 from .build import build_model_and_processor
 from .config import RunConfig
-from .folder import TrainingResult, delete_other_run, save_model_folder, write_result
 from .frozen import pool_captions_once, recenter
+from .output_folder import TrainingResult, delete_other_run, save_model_folder, write_result
+from .preflight import prepare, set_caption_length
 from .run_captioning import train_captioner
-from .start import prepare, set_caption_length
 from .trainer import GapClosedClipTrainer
 
 

@@ -6,16 +6,16 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import set_seed
 
-from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..data import CaptionCollator, PairCollator
 from ..evaluation import build_caption_metrics, check_references, evaluate_captioner, write_report
-from ..towers_gap_closed_clip import longest_text
+from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from ..model.towers_gap_closed_clip import longest_text
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import build_captioner, embed_captions_once, mean_shift
 from .config import RunConfig
-from .folder import TrainingResult, delete_other_run, save_model_folder, write_result
 from .frozen import recenter
-from .start import Start, prepare, set_caption_length
+from .output_folder import TrainingResult, delete_other_run, save_model_folder, write_result
+from .preflight import Start, prepare, set_caption_length
 
 
 def train_captioner(config: RunConfig) -> TrainingResult:

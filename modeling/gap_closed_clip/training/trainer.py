@@ -6,9 +6,9 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..chunking_gap_closed_clip import MicroBatches
 from ..data import DistinctSampler, group_ids_of
-from ..modeling_gap_closed_clip import GapClosedClipOutput
+from ..model.micro_batches_gap_closed_clip import MicroBatches
+from ..model.modeling_gap_closed_clip import GapClosedClipOutput
 from .gradients import describe_missing, without_gradient
 
 

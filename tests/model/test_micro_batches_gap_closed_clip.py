@@ -6,9 +6,9 @@ from conftest import tiny_config, tiny_inputs
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, TimmWrapperConfig
 
-import gap_closed_clip.chunking_gap_closed_clip as chunking_module
+import gap_closed_clip.model.micro_batches_gap_closed_clip as chunking_module
 from gap_closed_clip import GapClosedClipModel, MicroBatches
-from gap_closed_clip.losses_gap_closed_clip import STREAMING_FROM
+from gap_closed_clip.model.losses_gap_closed_clip import STREAMING_FROM
 
 
 BATCH, CHUNK = 10, 3  # the last part is smaller
@@ -144,7 +144,7 @@ def test_texts_of_different_length_need_no_padding_to_one():
 
 
 def test_large_batches_have_no_logits_in_training(monkeypatch):
-    monkeypatch.setattr("gap_closed_clip.modeling_gap_closed_clip.STREAMING_FROM", BATCH)
+    monkeypatch.setattr("gap_closed_clip.model.modeling_gap_closed_clip.STREAMING_FROM", BATCH)
     model, inputs = noisy_model(), tiny_inputs(BATCH)
     assert STREAMING_FROM > BATCH
     assert model(**inputs).logits_per_image is None and model(**inputs).loss is not None

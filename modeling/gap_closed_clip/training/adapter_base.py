@@ -5,11 +5,10 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
-from ..configuration_gap_closed_clip import GapClosedClipConfig
-from ..evaluation import is_adapter, is_local
-from ..evaluation.checkpoint import BASE
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..checkpoint import BASE, is_adapter, is_local
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import ModelArguments
 from .lora import LoraArguments, add_adapters
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gap_closed_clip.evaluation import check_checkpoint, check_model_name, is_local, load_checkpoint
+from gap_closed_clip.checkpoint import check_checkpoint, check_model_name, is_local, load_checkpoint
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gap_closed_clip.losses_gap_closed_clip import (
+from gap_closed_clip.model.losses_gap_closed_clip import (
     centroid_uniformity_loss,
     gap_closed_loss,
     scheduled_weight,

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
-from gap_closed_clip.evaluation import is_captioner, load_captioner, load_checkpoint
+from gap_closed_clip.checkpoint import is_captioner, load_captioner, load_checkpoint
 
 
 @pytest.fixture

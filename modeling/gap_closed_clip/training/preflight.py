@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
+from ..checkpoint import check_writable
 from ..data import DataArguments, count_truncated, load_checked_pairs
-from ..evaluation import check_writable
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
 from .build import check_start
 from .config import RunConfig
-from .folder import checkpoint_to_resume
+from .output_folder import checkpoint_to_resume
 
 
 logger = logging.get_logger(__name__)

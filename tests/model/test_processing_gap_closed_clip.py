@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gap_closed_clip import GapClosedClipProcessor
-from gap_closed_clip.processing_gap_closed_clip import join_words
+from gap_closed_clip.model.processing_gap_closed_clip import join_words
 from gap_closed_clip.training.build import train_tokenizer
 
 

@@ -6,8 +6,8 @@ from test_losses_gap_closed_clip import WEIGHTS, loss_and_gradients, naive_loss,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import gap_closed_clip.streaming_gap_closed_clip as streaming_module
-from gap_closed_clip.losses_gap_closed_clip import STREAMING_FROM, gap_closed_loss
+import gap_closed_clip.model.tiled_gap_closed_clip as streaming_module
+from gap_closed_clip.model.losses_gap_closed_clip import STREAMING_FROM, gap_closed_loss
 
 
 TILE = 16

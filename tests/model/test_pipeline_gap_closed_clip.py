@@ -16,7 +16,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from gap_closed_clip.data import decode_image
-from gap_closed_clip.pictures_gap_closed_clip import to_rgb
+from gap_closed_clip.model.images_gap_closed_clip import to_rgb
 
 
 TEXTS = CAPTIONS[1:3]

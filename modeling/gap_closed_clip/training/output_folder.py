@@ -9,19 +9,16 @@ import torch
 from transformers import Trainer
 from transformers.utils import logging
 
+from ..checkpoint import ADAPTER_CONFIG, CONFIG_FILE, RUN_FILE
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
 
 
 logger = logging.get_logger(__name__)
 
-# What a finished run leaves beside the weights: its configuration, and what else its card tells.
-CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
 # What the Trainer writes into a checkpoint, in this order: one that was being written when the run was killed lacks
 # the last.
 CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-# What config.json is to an adapter.
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass
@@ -144,8 +141,6 @@ def write_result(trainer: Trainer, num_train_pairs: int | None, metrics: dict[st
 
 
 __all__ = [
-    "CONFIG_FILE",
-    "RUN_FILE",
     "TrainingResult",
     "checkpoint_to_resume",
     "delete_other_run",

@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import Pipeline
 
-from .pictures_gap_closed_clip import to_rgb
+from .images_gap_closed_clip import to_rgb
 
 
 FETCH_SECONDS = 30.0  # that a URL's server may be silent

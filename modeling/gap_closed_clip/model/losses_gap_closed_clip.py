@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .distributed_gap_closed_clip import world_size
-from .streaming_gap_closed_clip import GlobalBatch, streaming_contrastive_loss, streaming_uniformity_loss
+from .tiled_gap_closed_clip import GlobalBatch, streaming_contrastive_loss, streaming_uniformity_loss
 
 
 # Rows from which on the N x N matrices are visited in tiles instead of kept.

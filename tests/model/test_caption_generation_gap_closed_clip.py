@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import GenerationConfig
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
-from gap_closed_clip.decoder_gap_closed_clip import decoder_config_like, open_prompts
+from gap_closed_clip.model.decoder_gap_closed_clip import decoder_config_like, open_prompts
 
 
 LEARNED = [CAPTIONS[1], CAPTIONS[3], CAPTIONS[4], CAPTIONS[0]]  # of 8 to 19 tokens

@@ -17,9 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import gap_closed_clip.streaming_gap_closed_clip as streaming_module
-from gap_closed_clip.losses_gap_closed_clip import gap_closed_loss, unit_vectors
-from gap_closed_clip.tiles_gap_closed_clip import TORCH_TILES, Tile
+import gap_closed_clip.model.tiled_gap_closed_clip as streaming_module
+from gap_closed_clip.model.losses_gap_closed_clip import gap_closed_loss, unit_vectors
+from gap_closed_clip.model.tiles_gap_closed_clip import TORCH_TILES, Tile
 
 
 if importlib.util.find_spec("triton") is None:
@@ -140,7 +140,7 @@ def objective_results(
 
 def kernel_results(device: str) -> dict[str, torch.Tensor]:
     """Everything by the kernels: "case: name" to tensor."""
-    import gap_closed_clip.triton_tiles_gap_closed_clip as kernels
+    import gap_closed_clip.model.triton_tiles_gap_closed_clip as kernels
 
     small = kernels.Blocks(16, 32, 16, group=2, precision="ieee", warps=4, stages=2)
     results = {}
@@ -237,7 +237,7 @@ def cublas():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_products_of_float32_are_as_precise_as_those_of_cublas(device, cublas):
-    import gap_closed_clip.triton_tiles_gap_closed_clip as kernels
+    import gap_closed_clip.model.triton_tiles_gap_closed_clip as kernels
 
     x = torch.ones(1, 1, device=device)
     cublas.fp32_precision = "ieee"

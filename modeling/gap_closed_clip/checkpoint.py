@@ -1,7 +1,9 @@
-"""Load a model folder, or say in one line what is wrong with it."""
+"""What a model folder is: names of its files, its kinds (encoder, adapter, captioner), loading, checks, digest."""
 
 import difflib
+import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,16 +14,20 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
-from ..captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
-from ..configuration_gap_closed_clip import GapClosedClipConfig
-from ..modeling_gap_closed_clip import GapClosedClipModel
-from ..processing_gap_closed_clip import GapClosedClipProcessor
-from ..towers_gap_closed_clip import pickled_weights
+from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from .model.configuration_gap_closed_clip import GapClosedClipConfig
+from .model.modeling_gap_closed_clip import GapClosedClipModel
+from .model.processing_gap_closed_clip import GapClosedClipProcessor
+from .model.towers_gap_closed_clip import pickled_weights
 
 
 MODEL_TYPE = "gap_closed_clip"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What a finished run leaves beside the weights: its configuration, and what else its card tells.
+CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
+# Of the folder's evaluation.
+METRICS_FILE = "metrics.json"
 # Folder beside an adapter, with the model that the adapter belongs to.
 BASE = "base"
 AGAIN = "Save it again (train.py, or model.save_pretrained and processor.save_pretrained)."
@@ -132,6 +138,31 @@ def is_local(name_or_path: str | Path) -> bool:
     """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
     text = str(name_or_path)
     return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+
+
+def digest_of_weights(folder: str | Path) -> str:
+    """SHA-256 of a model folder's safetensors: tells whether what was made of a model is of these very weights."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def check_writable(folder: str | Path, field: str) -> None:
+    """Whether files can be written into a folder, which need not be there yet; nothing stays behind.
+
+    Raises:
+        OSError: they can't, with the name of the field that asks for the folder.
+    """
+    path = Path(folder).absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):  # permissions alone don't tell of a read-only file system
+            pass
+    except OSError as error:
+        raise OSError(f"{field} {folder} can't be written ({error.strerror}): name a folder that can.") from error
 
 
 def _similar_folder(path: Path) -> str:

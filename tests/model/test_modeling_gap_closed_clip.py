@@ -14,8 +14,8 @@ from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, TimmWrapperConfig
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel, gap_closed_loss
-from gap_closed_clip.processing_gap_closed_clip import image_processor_for
-from gap_closed_clip.projection_gap_closed_clip import ProjectionCentering
+from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
+from gap_closed_clip.model.projection_gap_closed_clip import ProjectionCentering
 
 
 def embeds(model, inputs):

@@ -12,9 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
-from .chunking_gap_closed_clip import MicroBatches, encode_in_chunks
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import STREAMING_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
+from .micro_batches_gap_closed_clip import MicroBatches, encode_in_chunks
 from .projection_gap_closed_clip import ProjectionCentering, Temperature, at_least_float32, centering, projection
 from .towers_gap_closed_clip import (
     fixed_image_size,
