@@ -13,7 +13,7 @@ A model is a folder that train.py wrote, or a Hub id. The pairs are those of the
     batch_size   images or captions at once (default: 64)
     num_workers  processes that decode the images (default: 2)
     bf16         compute in bfloat16 where that is safe (default: false)
-    centring     add each model with its modalities centred by their training means (default: false)
+    centering     add each model with its modalities centered by their training means (default: false)
 
 Of captioners, the captions are evaluated; of other models, the embeddings. For captions:
 
@@ -54,7 +54,7 @@ from gap_closed_clip.evaluation import (
     evaluate_model,
     modality_means,
     nearest_captions,
-    post_hoc_centring,
+    post_hoc_centering,
     score_captions,
     write_report,
 )
@@ -72,7 +72,7 @@ class EvalArguments:
     batch_size: int = 64
     num_workers: int = 2
     bf16: bool = False
-    centring: bool = False
+    centering: bool = False
     nearest_caption: bool = False
     num_beams: int = 0
     scorer: str = ""
@@ -132,7 +132,7 @@ class Evaluation:
         final_split = config.training.get("final_split", "validation")
         self.split = settings.split or ("validation" if final_split == "none" else final_split)
         self.pairs = load_checked_pairs(config.data, self.split, settings.num_workers)
-        needs_training_pairs = settings.centring or settings.nearest_caption
+        needs_training_pairs = settings.centering or settings.nearest_caption
         self.train_pairs = (
             load_checked_pairs(config.data, "train", settings.num_workers) if needs_training_pairs else None
         )
@@ -172,10 +172,10 @@ class Evaluation:
         if self.train_pairs is None:
             return
         train = embed_pairs(model, processor, self.train_pairs, **self.how)
-        if self.settings.centring:
-            centred = f"{name}, centred"
-            self.embeddings[centred] = post_hoc_centring(self.embeddings[name], modality_means(train))
-            self.results[centred] = evaluate_embeddings(self.embeddings[centred])
+        if self.settings.centering:
+            centered = f"{name}, centered"
+            self.embeddings[centered] = post_hoc_centering(self.embeddings[name], modality_means(train))
+            self.results[centered] = evaluate_embeddings(self.embeddings[centered])
         if self.settings.nearest_caption:
             self.add_nearest(name, model, processor, self.embeddings[name], train)
 

@@ -30,7 +30,7 @@ from gap_closed_clip.training.frozen import recenter
 
 
 Metrics = dict[str, float]
-NONE, CENTRED = "none", "centred anew"
+NONE, CENTRED = "none", "centered anew"
 FOLDS = 3
 
 
@@ -99,7 +99,7 @@ def best_rate(tried: dict[float, Metrics]) -> float:
 
 
 def evaluate_base(config: RunConfig) -> dict[str, list[Metrics]]:
-    """The base model as it is, and with nothing but the means of its centring replaced by those of the new pairs."""
+    """The base model as it is, and with nothing but the means of its centering replaced by those of the new pairs."""
     data, args = config.data, config.training_arguments()
     held_out = load_checked_pairs(data, args.final_split)
     model, processor = load_checkpoint(config.model.checkpoint)
@@ -150,7 +150,7 @@ def notes(config: RunConfig, seeds: list[int], choice_epochs: float) -> str:
     lines = [
         f"One base model, {config.model.checkpoint}, fine-tuned on the training pairs of {config.data.source} and "
         f"evaluated on its {training['final_split']} pairs, once, after the last epoch. `none`: the base as it is; "
-        "`centred anew`: nothing but the running means of its projections replaced by those of the training pairs, "
+        "`centered anew`: nothing but the running means of its projections replaced by those of the training pairs, "
         "as every fine-tuning does at its end.",
         f"The same for all: {training['num_train_epochs']} epochs, batch {training['per_device_train_batch_size']}, "
         f"augmentation, order of pairs, schedule, {'bfloat16 autocast' if training.get('bf16') else 'float32'}, "
@@ -158,7 +158,7 @@ def notes(config: RunConfig, seeds: list[int], choice_epochs: float) -> str:
         "mean ± standard deviation (N - 1).",
         "`full`: all parameters; `LoRA`: adapters as in configs/lora.yaml, on both towers; `image tower`: the text "
         "tower stays as it is and runs once for each caption; `projections`: both towers do. Projections, temperature "
-        "and centring train in all of them.",
+        "and centering train in all of them.",
         f"The learning rate of each method was chosen by the mean of R@1, R@5 and R@10 both ways on one fold of "
         f"{FOLDS} cut from the training *cases* (one seed, {choice_epochs:g} epochs); no validation pair took part.",
     ]

@@ -50,7 +50,7 @@ WARM_UP = "nano"
 @dataclass(frozen=True)
 class Way:
     """
-    What trains; projections, temperature and centring always do.
+    What trains; projections, temperature and centering always do.
 
     Args:
         adapters: towers with adapters; all else of them is frozen. None: no adapters.
@@ -249,7 +249,7 @@ def notes(args: argparse.Namespace, settings: Settings) -> str:
         f"parameters, {weights / 1e6:.4g} MB in float32. Batch {settings.batch}, AdamW on what trains; pixels and "
         "ids are random; no data loading.",
         "`full`: all parameters. `LoRA`: adapters as in configs/lora.yaml, on both towers or on one. `projections`: "
-        "both towers frozen. Projections, temperature and centring train in all. `LoRA, image tower` and `texts "
+        "both towers frozen. Projections, temperature and centering train in all. `LoRA, image tower` and `texts "
         "cached`: the frozen text tower's output was computed once before, as train.py does, and is not part of the "
         "step.",
         f"`plain`: float32. `bfloat16`: autocast, weights in float32. `micro-batches`: {NUM_PARTS} parts, encoded "

@@ -43,13 +43,13 @@ from torch import Tensor
 
 from gap_closed_clip import gap_closed_loss, tiled_gap_closed_clip
 from gap_closed_clip.model.losses_gap_closed_clip import contrastive_loss
-from gap_closed_clip.model.tiled_gap_closed_clip import GlobalBatch, streaming_contrastive_loss
+from gap_closed_clip.model.tiled_gap_closed_clip import GlobalBatch, tiled_contrastive_loss
 from gap_closed_clip.model.tiles_gap_closed_clip import TORCH_TILES
 
 
 TEMPERATURE = 0.07
 PLAIN, OPEN_CLIP, MEMEFF = "plain torch autograd", "open_clip ClipLoss", "memeff"
-DENSE, TORCH_STREAMING, TRITON_STREAMING = "ours dense", "ours streaming, torch", "ours streaming, Triton"
+DENSE, TORCH_TILED, TRITON_TILED = "ours dense", "ours tiled, torch", "ours tiled, Triton"
 OTHERS = (PLAIN, OPEN_CLIP, MEMEFF, DENSE)
 # N x N float32 matrices at the peak, at least; to tell beforehand what would not fit into main memory.
 DENSE_MATRICES = {"contrastive": 4, "all": 7}
@@ -143,15 +143,14 @@ def memeff_loss(inputs: Inputs, terms: str) -> Tensor:
     return sum(loss(anchor, other) for other in others) / len(others)
 
 
-def our_loss(inputs: Inputs, terms: str, streaming: bool) -> Tensor:
+def our_loss(inputs: Inputs, terms: str, tiled: bool) -> Tensor:
     if terms == "all":
-        return gap_closed_loss(inputs.embeddings, inputs.scale, inputs.group_ids, streaming=streaming).loss
+        return gap_closed_loss(inputs.embeddings, inputs.scale, inputs.group_ids, tiled=tiled).loss
     anchor, *others = inputs.embeddings
-    if streaming:
+    if tiled:
         batch = GlobalBatch.gather(inputs.embeddings, inputs.group_ids, across_processes=False)
         losses = [
-            streaming_contrastive_loss(anchor, other, inputs.scale, batch, m)
-            for m, other in enumerate(others, start=1)
+            tiled_contrastive_loss(anchor, other, inputs.scale, batch, m) for m, other in enumerate(others, start=1)
         ]
     else:
         ids = inputs.group_ids
@@ -164,9 +163,9 @@ METHODS: dict[str, Callable[[Inputs, str], Tensor]] = {
     PLAIN: plain_loss,
     OPEN_CLIP: open_clip_loss,
     MEMEFF: memeff_loss,
-    DENSE: partial(our_loss, streaming=False),
-    TORCH_STREAMING: partial(our_loss, streaming=True),
-    TRITON_STREAMING: partial(our_loss, streaming=True),
+    DENSE: partial(our_loss, tiled=False),
+    TORCH_TILED: partial(our_loss, tiled=True),
+    TRITON_TILED: partial(our_loss, tiled=True),
 }
 
 
@@ -176,7 +175,7 @@ def methods_for(case: Case, chosen: list[str]) -> list[str]:
     has = {
         OPEN_CLIP: peers and is_installed("open_clip"),
         MEMEFF: peers and on_gpu and is_installed("memeff"),
-        TRITON_STREAMING: on_gpu and is_installed("triton"),
+        TRITON_TILED: on_gpu and is_installed("triton"),
     }
     return [name for name in METHODS if name in chosen and has.get(name, True)]
 
@@ -186,7 +185,7 @@ def surroundings(name: str, case: Case) -> Iterator[None]:
     """Autocast for what is written for it, and the tiles that the method's name says."""
     autocast = name in (PLAIN, OPEN_CLIP) and case.dtype == "bfloat16"
     tiles = tiled_gap_closed_clip.tile_functions
-    if name == TORCH_STREAMING:
+    if name == TORCH_TILED:
         tiles = lambda _: TORCH_TILES  # noqa: E731
     with (
         torch.autocast(case.device, torch.bfloat16, enabled=autocast),
@@ -341,9 +340,9 @@ class Sweep:
         return found if isinstance(found, str) else found[2]
 
     def run_large(self, case: Case) -> None:
-        """The streaming form alone, one step, for its time and its memory at once."""
-        found = in_fresh_process(measured_step, TORCH_STREAMING, case)
-        row = Row(TORCH_STREAMING, case, words=found if isinstance(found, str) else "")
+        """The tiled form alone, one step, for its time and its memory at once."""
+        found = in_fresh_process(measured_step, TORCH_TILED, case)
+        row = Row(TORCH_TILED, case, words=found if isinstance(found, str) else "")
         if not row.words:
             row.seconds, row.peak = list(found[:2]), found[2]
         self.rows.append([row])
@@ -392,7 +391,7 @@ def notes(args: argparse.Namespace) -> str:
         lines.append(f"`{OUT_OF_MEMORY}`: {counts} matrices of N x N float32 exceed the free memory; not tried.")
     if "bfloat16" in args.dtypes:
         lines.append(
-            "bfloat16: plain torch and open_clip run under autocast, as in training; ours dense and ours streaming "
+            "bfloat16: plain torch and open_clip run under autocast, as in training; ours dense and ours tiled "
             "by torch compute in float32."
         )
     if args.large:
@@ -413,7 +412,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--time-limit", type=float, default=120, help="seconds a step may take")
     parser.add_argument("--tf32", action="store_true", help="GPU: torch multiplies float32 in TF32")
-    parser.add_argument("--large", action="store_true", help=f"CPU: N = {LARGE} as well, the streaming form alone")
+    parser.add_argument("--large", action="store_true", help=f"CPU: N = {LARGE} as well, the tiled form alone")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"

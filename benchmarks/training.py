@@ -48,7 +48,7 @@ from gap_closed_clip import gap_closed_loss
 from gap_closed_clip.model.micro_batches_gap_closed_clip import MicroBatches
 
 
-SWEEP_SIZES, SWEEP_CHUNK = (256, 1024, 4096), 64
+SWEEP_SIZES, SWEEP_MICRO_BATCH = (256, 1024, 4096), 64
 # So many different micro-batches, and then the same again: 32768 images of 224 x 224 would take 20 GB.
 DISTINCT_PARTS = 16
 
@@ -96,7 +96,7 @@ def our_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
     loss.backward()
 
 
-def our_chunked_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
+def our_micro_batched_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
     with settings.autocast():
         loss = model(micro_batches=MicroBatches(parts)).loss
     loss.backward()
@@ -140,38 +140,38 @@ class Method:
     Args:
         build: the model.
         step: forward and backward.
-        chunked: in micro-batches.
+        micro_batched: in micro-batches.
         large: of the contrastive batch, and not of one batch.
     """
 
     build: Callable[[Settings], nn.Module]
     step: Callable[[nn.Module, Settings, list[Batch]], None]
-    chunked: bool = False
+    micro_batched: bool = False
     large: bool = False
 
     def rows(self, settings: Settings) -> int:
         return settings.contrastive_batch if self.large else settings.batch
 
     def parts(self, settings: Settings, distinct: int | None = None) -> list[Batch]:
-        if self.chunked:
+        if self.micro_batched:
             return random_parts(settings, distinct)
         return [random_batch(settings, self.rows(settings))]
 
 
 OURS, AS_CLIP, OPEN_CLIP = "ours", "ours as CLIP", "open_clip"
-OURS_LARGE, OURS_CHUNKED = "ours, one piece", "ours, micro-batches"
-OPEN_CLIP_CHUNKED = "open_clip, accumulation"
+OURS_LARGE, OURS_MICRO_BATCHES = "ours, one piece", "ours, micro-batches"
+OPEN_CLIP_ACCUMULATED = "open_clip, accumulation"
 build_as_clip = partial(build_ours, align_weight=0.0, uniformity_weight=0.0, center_projections=False)
 METHODS = {
     OURS: Method(build_ours, our_step),
     AS_CLIP: Method(build_as_clip, our_step),
     OPEN_CLIP: Method(build_open_clip, open_clip_step),
     OURS_LARGE: Method(build_ours, our_step, large=True),
-    OURS_CHUNKED: Method(build_ours, our_chunked_step, chunked=True, large=True),
-    OPEN_CLIP_CHUNKED: Method(build_open_clip, open_clip_accumulated_step, chunked=True, large=True),
+    OURS_MICRO_BATCHES: Method(build_ours, our_micro_batched_step, micro_batched=True, large=True),
+    OPEN_CLIP_ACCUMULATED: Method(build_open_clip, open_clip_accumulated_step, micro_batched=True, large=True),
 }
 # What a method's time per image is compared with.
-PLAIN_STEP = {OURS_LARGE: OURS, OURS_CHUNKED: OURS, OPEN_CLIP_CHUNKED: OPEN_CLIP}
+PLAIN_STEP = {OURS_LARGE: OURS, OURS_MICRO_BATCHES: OURS, OPEN_CLIP_ACCUMULATED: OPEN_CLIP}
 
 
 class Training:
@@ -311,8 +311,8 @@ def memory_sweep(args: argparse.Namespace, settings: Settings) -> str:
     """Peak memory over the size of the contrastive batch."""
     if settings.device == "cpu":
         settings = replace(settings, preset="eva02_nano")
-    settings = replace(settings, batch=SWEEP_CHUNK)
-    names = [name for name in (OURS_LARGE, OURS_CHUNKED, OPEN_CLIP_CHUNKED) if name in args.methods]
+    settings = replace(settings, batch=SWEEP_MICRO_BATCH)
+    names = [name for name in (OURS_LARGE, OURS_MICRO_BATCHES, OPEN_CLIP_ACCUMULATED) if name in args.methods]
     last: dict[str, tuple[int, int]] = {}
     rows = []
     for size in args.sweep_sizes:
@@ -329,7 +329,7 @@ def memory_sweep(args: argparse.Namespace, settings: Settings) -> str:
             cells.append(megabytes(found if isinstance(found, str) else found[0]))
             inputs = inputs if isinstance(found, str) else megabytes(found[1])
         rows.append([str(size), inputs, *cells])
-    title = f"## Peak MB over the contrastive batch ({settings.preset}, micro-batches of {SWEEP_CHUNK})"
+    title = f"## Peak MB over the contrastive batch ({settings.preset}, micro-batches of {SWEEP_MICRO_BATCH})"
     note = (
         "What one step adds to the weights and AdamW's moments, gradients included, each in a fresh process. The "
         "inputs, in\nmain memory, are not in it."
@@ -349,7 +349,7 @@ def notes(args: argparse.Namespace, settings: Settings) -> str:
         "random and come from main memory in every step; no data loading.",
         f"Medians; rounds: {args.repeats}, in which the methods take turns, timed steps a round: {args.steps}. A "
         "round builds the model anew and begins with a step that isn't counted.",
-        "`ours`: `GapClosedClipModel` with its default objective; `ours as CLIP`: weights 1, 0, 0 and no centring, "
+        "`ours`: `GapClosedClipModel` with its default objective; `ours as CLIP`: weights 1, 0, 0 and no centering, "
         "which is what open_clip trains.",
         f"`ours, micro-batches`: `MicroBatches` of {settings.batch}, encoded again in the backward pass.",
         "`open_clip, accumulation`: the loop of its `--accum-freq`, repeated here; it encodes again as well, but with "
@@ -379,11 +379,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--steps", type=int, default=3, help="steps of a round that are timed")
     parser.add_argument("--memory-sweep", action="store_true")
-    parser.add_argument("--sweep-sizes", type=int, nargs="+", default=SWEEP_SIZES, help=f"multiples of {SWEEP_CHUNK}")
+    parser.add_argument(
+        "--sweep-sizes", type=int, nargs="+", default=SWEEP_SIZES, help=f"multiples of {SWEEP_MICRO_BATCH}"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report")
     args = parser.parse_args()
-    if any(size % SWEEP_CHUNK for size in args.sweep_sizes):
-        parser.error(f"--sweep-sizes takes multiples of {SWEEP_CHUNK}.")
+    if any(size % SWEEP_MICRO_BATCH for size in args.sweep_sizes):
+        parser.error(f"--sweep-sizes takes multiples of {SWEEP_MICRO_BATCH}.")
     if not is_installed("open_clip"):
         args.methods = [name for name in args.methods if METHODS[name].build is not build_open_clip]
     return args

@@ -38,7 +38,7 @@ class GapClosedClipTester(DualEncoderTester):
 
 
 class GapClosedClipModelTest(DualEncoderTestsMixin, ModelTesterMixin, unittest.TestCase):
-    """The defaults: projections centred, strong alignment."""
+    """The defaults: projections centered, strong alignment."""
 
     all_model_classes = (GapClosedClipModel,)
     # The other side, where a test builds its inputs from the main one, the images.
@@ -67,7 +67,7 @@ class GapClosedClipModelTest(DualEncoderTestsMixin, ModelTesterMixin, unittest.T
 
 
 class GapClosedClipOtherOptionsTest(GapClosedClipModelTest):
-    """The papers' terms, one scheduled; not centred; projections with a hidden layer, mean pooling, fixed scale."""
+    """The papers' terms, one scheduled; not centered; projections with a hidden layer, mean pooling, fixed scale."""
 
     def setUp(self):
         super().setUp()

@@ -59,11 +59,11 @@ def test_table_and_files(evaluate, models, tmp_path):
 
 
 def test_data_from_the_command_line(evaluate, models):
-    words = ("split=validation", "data.phantom_validation_pairs=7", "num_workers=0", "centring=true", "bf16=true")
+    words = ("split=validation", "data.phantom_validation_pairs=7", "num_workers=0", "centering=true", "bf16=true")
     code, out, err = evaluate(models[1], *words)
     assert code == 0, err
     assert "7 pairs, split 'validation'" in out
-    assert " demo, centred " in out
+    assert " demo, centered " in out
 
 
 def test_models_of_one_name_are_told_apart(evaluate, models, tmp_path):

@@ -226,9 +226,9 @@ def test_an_image_in_any_form_is_the_same(endpoint):
     assert endpoint({**classified(IMAGE), "options": {"wait_for_model": True}}) == expected
 
 
-@pytest.mark.parametrize("chunk", [2, 16])
-def test_embeddings_are_answered_as_by_the_model(endpoint, handler, embeds, table, monkeypatch, chunk):
-    monkeypatch.setattr(handler, "CHUNK", chunk)
+@pytest.mark.parametrize("batch_size", [2, 16])
+def test_embeddings_are_answered_as_by_the_model(endpoint, handler, embeds, table, monkeypatch, batch_size):
+    monkeypatch.setattr(handler, "BATCH_SIZE", batch_size)
     request = {"inputs": {"images": [b64(image) for image in IMAGES], "texts": TEXTS}}
     answer = endpoint(request)
     table.append((request, answer))

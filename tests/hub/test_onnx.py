@@ -65,7 +65,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def plain(tiny_processor, tmp_path_factory) -> Case:
-    """EVA-02 as in the demo, first token, centred."""
+    """EVA-02 as in the demo, first token, centered."""
     folder = tmp_path_factory.mktemp("plain") / "onnx"
     config = tiny_config(center_projections=True)
     return Case(config, tiny_processor, folder, name="owner/tiny", tolerance=TOLERANCE)
@@ -73,7 +73,7 @@ def plain(tiny_processor, tmp_path_factory) -> Case:
 
 @pytest.fixture(scope="module")
 def oblong(tiny_processor, tmp_path_factory) -> Case:
-    """The paper's EVA-01 with an oblong image, mean of the tokens, hidden layer, not centred; weights beside."""
+    """The paper's EVA-01 with an oblong image, mean of the tokens, hidden layer, not centered; weights beside."""
     vision = eva("eva_giant_patch14_clip_224", img_size=(28, 42))
     config = tiny_config(vision_config=vision, text_pooling="mean", projection_hidden_dim=24)
     size = {"height": 28, "width": 42}
@@ -83,7 +83,7 @@ def oblong(tiny_processor, tmp_path_factory) -> Case:
 
 @pytest.fixture(scope="module")
 def any_size(tiny_processor, tmp_path_factory) -> Case:
-    """EVA-02 that takes any size, the tower's own pooler, centred."""
+    """EVA-02 that takes any size, the tower's own pooler, centered."""
     config = tiny_config(
         vision_config=eva("eva02_tiny_patch14_224", dynamic_img_size=True),
         text_pooling="pooler",

@@ -87,7 +87,7 @@ def load_base(folder) -> GapClosedClipModel:
 
 
 def assert_same_parts(found: nn.Module, expected: nn.Module) -> None:
-    """Temperature and the statistics of the centring."""
+    """Temperature and the statistics of the centering."""
     assert torch.equal(found.logit_scale, expected.logit_scale)
     for name in ("visual_centering", "text_centering"):
         for buffer in ("running_mean", "num_batches_tracked"):

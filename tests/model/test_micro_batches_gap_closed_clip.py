@@ -6,12 +6,12 @@ from conftest import tiny_config, tiny_inputs
 from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, TimmWrapperConfig
 
-import gap_closed_clip.model.micro_batches_gap_closed_clip as chunking_module
+import gap_closed_clip.model.micro_batches_gap_closed_clip as micro_batches_module
 from gap_closed_clip import GapClosedClipModel, MicroBatches
-from gap_closed_clip.model.losses_gap_closed_clip import STREAMING_FROM
+from gap_closed_clip.model.losses_gap_closed_clip import TILED_FROM
 
 
-BATCH, CHUNK = 10, 3  # the last part is smaller
+BATCH, MICRO_BATCH = 10, 3  # the last part is smaller
 TERMS = ("loss", "contrastive_loss", "align_loss", "uniformity_loss")
 
 
@@ -51,22 +51,22 @@ def assert_same_step(found, expected, tolerance=1e-5):
     assert found[1].keys() == expected[1].keys()
     whole = torch.stack([gradient.norm() for gradient in expected[1].values()]).norm()
     for name, gradient in expected[1].items():
-        # The floor is for gradients that are zero but for rounding: what attention or the centring cancels out.
+        # The floor is for gradients that are zero but for rounding: what attention or the centering cancels out.
         error = (found[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * whole)
         assert error < tolerance, f"{name}: relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_without_noise_it_is_the_plain_batch(centred):
-    model = noisy_model(dropout=0.0, center_projections=centred)
+@pytest.mark.parametrize("centered", [False, True])
+def test_without_noise_it_is_the_plain_batch(centered):
+    model = noisy_model(dropout=0.0, center_projections=centered)
     inputs = inputs_with_groups()
-    found = step(model, micro_batches=MicroBatches.split(inputs, CHUNK))
+    found = step(model, micro_batches=MicroBatches.split(inputs, MICRO_BATCH))
     means = {name: b.clone() for name, b in model.named_buffers() if "centering" in name}
-    again = noisy_model(dropout=0.0, center_projections=centred)
+    again = noisy_model(dropout=0.0, center_projections=centered)
     assert_same_step(found, step(again, **inputs))
     for name, mean in means.items():  # of the whole batch, counted once
         torch.testing.assert_close(mean, dict(again.named_buffers())[name], rtol=1e-5, atol=1e-7)
-    assert len(means) == (4 if centred else 0)
+    assert len(means) == (4 if centered else 0)
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -75,10 +75,10 @@ def test_with_dropout_the_gradients_are_those_of_keeping_everything(lora, precis
     """The same micro-batches, encoded in the same order, with all activations kept: no recomputation."""
     model = noisy_model(center_projections=True)
     model = with_lora(model) if lora else model
-    parts = MicroBatches.split(inputs_with_groups(), CHUNK)
+    parts = MicroBatches.split(inputs_with_groups(), MICRO_BATCH)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"):
         found = step(model, micro_batches=parts)
-        monkeypatch.setattr(chunking_module, "checkpoint", lambda run, *args, use_reentrant: run(*args))
+        monkeypatch.setattr(micro_batches_module, "checkpoint", lambda run, *args, use_reentrant: run(*args))
         expected = step(model, micro_batches=parts)
         torch.manual_seed(8)
         other_noise = model(micro_batches=parts)
@@ -90,7 +90,7 @@ def test_with_dropout_the_gradients_are_those_of_keeping_everything(lora, precis
 
 
 def test_what_the_caller_draws_next_is_undisturbed():
-    model, parts = noisy_model(), MicroBatches.split(inputs_with_groups(), CHUNK)
+    model, parts = noisy_model(), MicroBatches.split(inputs_with_groups(), MICRO_BATCH)
     torch.manual_seed(7)
     loss = model(micro_batches=parts).loss
     state = torch.get_rng_state()
@@ -128,7 +128,7 @@ def test_pooled_text_and_inference_take_micro_batches(monkeypatch):
     with torch.no_grad():
         expected = model(**inputs)
         pooled = model.encode_text(**text).pooler_output
-        parts = MicroBatches.split({"pixel_values": inputs["pixel_values"], "pooled_text": pooled}, CHUNK)
+        parts = MicroBatches.split({"pixel_values": inputs["pixel_values"], "pooled_text": pooled}, MICRO_BATCH)
         output = model(micro_batches=parts)
     for name in ("loss", "image_embeds", "text_embeds", "logits_per_image"):
         torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)
@@ -144,9 +144,9 @@ def test_texts_of_different_length_need_no_padding_to_one():
 
 
 def test_large_batches_have_no_logits_in_training(monkeypatch):
-    monkeypatch.setattr("gap_closed_clip.model.modeling_gap_closed_clip.STREAMING_FROM", BATCH)
+    monkeypatch.setattr("gap_closed_clip.model.modeling_gap_closed_clip.TILED_FROM", BATCH)
     model, inputs = noisy_model(), tiny_inputs(BATCH)
-    assert STREAMING_FROM > BATCH
+    assert TILED_FROM > BATCH
     assert model(**inputs).logits_per_image is None and model(**inputs).loss is not None
     assert model(**tiny_inputs(BATCH - 1)).logits_per_image.shape == (BATCH - 1, BATCH - 1)
     assert model.eval()(**inputs).logits_per_image.shape == (BATCH, BATCH)

@@ -1,4 +1,4 @@
-"""The streaming objective against the dense form and against loops, its memory, and when it is chosen."""
+"""The tiled objective against the dense form and against loops, its memory, and when it is chosen."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ from test_losses_gap_closed_clip import WEIGHTS, loss_and_gradients, naive_loss,
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import gap_closed_clip.model.tiled_gap_closed_clip as streaming_module
-from gap_closed_clip.model.losses_gap_closed_clip import STREAMING_FROM, gap_closed_loss
+import gap_closed_clip.model.tiled_gap_closed_clip as tiled_module
+from gap_closed_clip.model.losses_gap_closed_clip import TILED_FROM, gap_closed_loss
 
 
 TILE = 16
@@ -21,11 +21,11 @@ GROUPS = {
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    monkeypatch.setattr(streaming_module, "CPU_TILE", TILE)
+    monkeypatch.setattr(tiled_module, "CPU_TILE", TILE)
 
 
-def objective(streaming, ids, **weights):
-    return lambda z, s: gap_closed_loss(z, s, ids, **{**WEIGHTS, **weights}, streaming=streaming)
+def objective(tiled, ids, **weights):
+    return lambda z, s: gap_closed_loss(z, s, ids, **{**WEIGHTS, **weights}, tiled=tiled)
 
 
 def assert_equal(found, expected, tolerance):
@@ -101,7 +101,7 @@ def test_what_needs_no_gradient_gets_none(small_tiles, fixed):
     gradients = {}
     for locked in (None, fixed):
         leaves = {name: x.clone().requires_grad_(name != locked) for name, x in inputs.items()}
-        losses = gap_closed_loss([leaves["anchor"], leaves["other"]], leaves["scale"], **WEIGHTS, streaming=True)
+        losses = gap_closed_loss([leaves["anchor"], leaves["other"]], leaves["scale"], **WEIGHTS, tiled=True)
         losses.loss.backward()
         gradients[locked] = {name: x.grad for name, x in leaves.items()}
     assert gradients[fixed].pop(fixed) is None
@@ -109,13 +109,13 @@ def test_what_needs_no_gradient_gets_none(small_tiles, fixed):
         torch.testing.assert_close(gradient, gradients[None][name], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("term", ["align_weight", "uniformity_weight"])
-def test_a_term_of_weight_zero_has_its_value_and_no_backward(small_tiles, term, streaming):
+def test_a_term_of_weight_zero_has_its_value_and_no_backward(small_tiles, term, tiled):
     embeddings, scale = random_embeddings(40, 3), torch.tensor(14.0, dtype=torch.float64)
     zero = torch.tensor(0.0, dtype=torch.float64)
-    found = loss_and_gradients(objective(streaming, None, **{term: 0}), embeddings, scale)
-    expected = loss_and_gradients(objective(streaming, None, **{term: zero}), embeddings, scale)
+    found = loss_and_gradients(objective(tiled, None, **{term: 0}), embeddings, scale)
+    expected = loss_and_gradients(objective(tiled, None, **{term: zero}), embeddings, scale)
     assert_equal(found, expected, 1e-12)
     value = dict(zip(WEIGHTS, found[0][1:], strict=True))[term]
     assert not value.requires_grad and value != 0
@@ -144,14 +144,14 @@ def largest_tensor(n: int, **kwargs) -> int:
 
 def test_no_matrix_is_larger_than_a_tile(small_tiles):
     n = 160
-    assert largest_tensor(n, streaming=False) == n * n
-    assert largest_tensor(n, streaming=True) <= max(TILE * TILE, n * 4)
+    assert largest_tensor(n, tiled=False) == n * n
+    assert largest_tensor(n, tiled=True) <= max(TILE * TILE, n * 4)
 
 
 def test_it_is_chosen_by_size():
-    n = STREAMING_FROM
+    n = TILED_FROM
     assert largest_tensor(n - 1) == (n - 1) ** 2
-    tile = streaming_module.CPU_TILE
+    tile = tiled_module.CPU_TILE
     assert n < 2 * tile and largest_tensor(2 * tile) <= tile * tile  # at n itself the matrix is one tile
 
 

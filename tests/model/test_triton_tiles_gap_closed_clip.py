@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import gap_closed_clip.model.tiled_gap_closed_clip as streaming_module
+import gap_closed_clip.model.tiled_gap_closed_clip as tiled_module
 from gap_closed_clip.model.losses_gap_closed_clip import gap_closed_loss, unit_vectors
 from gap_closed_clip.model.tiles_gap_closed_clip import TORCH_TILES, Tile
 
@@ -125,14 +125,14 @@ def tile_results(functions, case: Case, dtype: torch.dtype, device: str) -> dict
 
 
 def objective_results(
-    streaming: bool, dtype: str, modalities: int, ids: str, double: bool, device: str
+    tiled: bool, dtype: str, modalities: int, ids: str, double: bool, device: str
 ) -> dict[str, torch.Tensor]:
     """The loss, its terms and its gradients, in float64 if `double`."""
     inputs = [z.to(device, torch.float64 if double else z.dtype) for z in embeddings(modalities, 24, dtype)]
     scale = torch.tensor(14.0, device=device, dtype=torch.float64 if double else torch.float32)
     for x in (*inputs, scale):
         x.requires_grad_()
-    values = gap_closed_loss(inputs, scale, group_ids(ids), 0.9, 1.7, 0.6, streaming=streaming)
+    values = gap_closed_loss(inputs, scale, group_ids(ids), 0.9, 1.7, 0.6, tiled=tiled)
     values.loss.backward()
     gradients = {f"gradient {i}": x.grad for i, x in enumerate([*inputs, scale])}
     return {**{name: x.detach() for name, x in values._asdict().items()}, **gradients}
@@ -151,7 +151,7 @@ def kernel_results(device: str) -> dict[str, torch.Tensor]:
         results |= {f"{case}: {name}": x for name, x in found.items()}
     tiles = {"tile_functions": lambda x: kernels.TRITON_TILES, "CPU_TILE": 64, "GPU_TILE_BYTES": 0}
     for case in OBJECTIVES:
-        with patch.multiple(streaming_module, **tiles):
+        with patch.multiple(tiled_module, **tiles):
             found = objective_results(True, *case, False, device)
         results |= {f"{case}: {name}": x for name, x in found.items()}
     return results

@@ -31,13 +31,13 @@ GLOBAL_BATCH, STEPS, SAVED = 8, 20, 17  # 26 pairs: three steps an epoch
 # Pairs of both processes share an image (1 and 5) or a caption (2 and 6); two of one process share one, too.
 GROUPS = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [4, 3], [1, 5], [6, 2], [7, 7]])
 CASES = {
-    f"{'centred' if centred else 'plain'}-{'groups' if groups else 'all'}": (centred, groups)
-    for centred in (True, False)
+    f"{'centered' if centered else 'plain'}-{'groups' if groups else 'all'}": (centered, groups)
+    for centered in (True, False)
     for groups in (True, False)
 }
 # How the model is wrapped and its rows are shared out, for each number of processes.
 TERMS = ("loss", "contrastive_loss", "align_loss", "uniformity_loss")
-WAYS = {2: ("ddp", "uneven", "chunked", "fsdp", "fsdp-chunked"), 4: ("ddp", "chunked")}
+WAYS = {2: ("ddp", "uneven", "micro-batches", "fsdp", "fsdp-micro-batches"), 4: ("ddp", "micro-batches")}
 
 
 RUN = """
@@ -74,7 +74,7 @@ def make_model(**kwargs) -> GapClosedClipModel:
     return GapClosedClipModel(tiny_config(**{"text_config": BertConfig(**text), "uniformity_weight": 0.5, **kwargs}))
 
 
-def step(model, rows: slice, centred: bool, groups: bool, parts: int | None = None) -> GapClosedClipOutput:
+def step(model, rows: slice, centered: bool, groups: bool, parts: int | None = None) -> GapClosedClipOutput:
     """Two forward passes, the second one backward, in float64; in micro-batches of `parts` rows."""
     for seed in (3, 4):
         inputs = {name: value[rows] for name, value in tiny_inputs(GLOBAL_BATCH, seed).items()}
@@ -114,7 +114,7 @@ def one_of_many(way: str, name: str) -> dict[str, torch.Tensor]:
             fully_shard(part, mesh=mesh)
     else:
         wrapped = DistributedDataParallel(model)
-    return results_of(model, step(wrapped, rows, *CASES[name], parts=2 if way.endswith("chunked") else None))
+    return results_of(model, step(wrapped, rows, *CASES[name], parts=2 if way.endswith("micro-batches") else None))
 
 
 def make_trainer(
@@ -177,7 +177,7 @@ def train_in_two(folder: Path, rank: int) -> None:
     share = GLOBAL_BATCH // 2
     trainers = {"trainer": make_trainer(folder / "trainer", share)}
     trainers["resumed"] = make_trainer(folder / "resumed", share, folder / "trainer" / f"checkpoint-{SAVED}")
-    trainers["chunked"] = make_trainer(folder / "chunked", share // 2, contrastive_batch_size=GLOBAL_BATCH)
+    trainers["micro-batches"] = make_trainer(folder / "micro-batches", share // 2, contrastive_batch_size=GLOBAL_BATCH)
     for name, trainer in trainers.items():
         (folder / f"batches-{name}-{rank}.json").write_text(json.dumps(trainer.data_collator.batches))
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
@@ -246,7 +246,7 @@ def test_gradients_and_statistics_are_those_of_the_whole_batch(results, number, 
     expected = one_process(name)
     assert expected["temperature.logit_scale"].abs() > 1e-3
     assert len([key for key in expected if "centering" in key]) == (4 if CASES[name][0] else 0)
-    # Below the floor is the rounding of gradients that are zero: what attention or the centring cancels out.
+    # Below the floor is the rounding of gradients that are zero: what attention or the centering cancels out.
     floor = 1e-9 * torch.stack([tensor.norm() for tensor in expected.values()]).norm().item()
     for rank in range(number):
         found = load_file(results[number] / f"{way}-{name}-{rank}.safetensors")
@@ -275,7 +275,7 @@ def assert_same_training(found: dict[str, torch.Tensor], alone: GapClosedClipTra
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "parts"), [("trainer", 1), ("chunked", 2)])
+@pytest.mark.parametrize(("name", "parts"), [("trainer", 1), ("micro-batches", 2)])
 def test_the_trainer_in_two_processes_takes_the_steps_of_one(results, alone, name, parts):
     assert_same_training(load_file(results[2] / f"{name}.safetensors"), alone)
     batches = global_batches(results[2], name, parts)[:STEPS]
@@ -284,8 +284,8 @@ def test_the_trainer_in_two_processes_takes_the_steps_of_one(results, alone, nam
 
 
 def test_the_trainer_in_micro_batches_takes_the_steps_of_whole_ones(alone, tmp_path):
-    chunked = make_trainer(tmp_path, 2, contrastive_batch_size=GLOBAL_BATCH)
-    assert_same_training(chunked.model.state_dict() | {"losses": losses(chunked)}, alone)
+    micro_batched = make_trainer(tmp_path, 2, contrastive_batch_size=GLOBAL_BATCH)
+    assert_same_training(micro_batched.model.state_dict() | {"losses": losses(micro_batched)}, alone)
 
 
 def test_resumed_processes_meet_the_same_batches(results):

@@ -33,7 +33,7 @@ def test_pooled_captions_train_the_projection_as_the_captions_do(pairs, tiny_pro
 
 
 @pytest.mark.parametrize("frozen_text", [False, True])
-def test_recentred_features_have_mean_zero_over_the_training_pairs(pairs, tiny_processor, frozen_text):
+def test_recentered_features_have_mean_zero_over_the_training_pairs(pairs, tiny_processor, frozen_text):
     model = GapClosedClipModel(tiny_config(center_projections=True)).train()
     collator = PairCollator(tiny_processor, Augmentation())
     model(**collator([pairs[i] for i in range(8)]))  # statistics of one augmented batch: not yet the exact ones
@@ -50,5 +50,5 @@ def test_recentred_features_have_mean_zero_over_the_training_pairs(pairs, tiny_p
         image = model.eval().get_image_features(pixel_values).pooler_output
         text = model.get_text_features(**batch).pooler_output
     for features in (image, text):
-        assert features.std(0).min() > 0  # it is no constant that has been centred
+        assert features.std(0).min() > 0  # it is no constant that has been centered
         assert (features.mean(0).abs() / features.std(0)).max() < 1e-3

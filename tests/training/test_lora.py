@@ -291,8 +291,8 @@ def test_a_frozen_tower_stays_as_it_was_and_the_optimizer_knows_adapters_only(fi
     folder, _, _ = finished
     state = torch.load(folder / "checkpoint-6" / "optimizer.pt", weights_only=True)["state"]
     named = sum(value.numel() for value in tensors_of(folder).values() if value.ndim)
-    centring = 4 * 16 - 32  # two means of 16 numbers are no parameters
-    assert sum(entry["exp_avg"].numel() for entry in state.values()) == named - centring
+    centering = 4 * 16 - 32  # two means of 16 numbers are no parameters
+    assert sum(entry["exp_avg"].numel() for entry in state.values()) == named - centering
 
 
 def test_resuming_ends_where_the_unbroken_run_did(finished, from_whole, tmp_path):

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_pairs
 from gap_closed_clip.evaluation import evaluate_model, read_metrics
-from gap_closed_clip.training import GapClosedTrainingArguments, load_config, train
-from gap_closed_clip.training import output_folder
+from gap_closed_clip.training import GapClosedTrainingArguments, load_config, output_folder, train
 
 
 SCRIPT = Path(__file__).parent.parent.parent / "train.py"

@@ -38,7 +38,7 @@ from gap_closed_clip.training.build import train_tokenizer
 
 
 BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch (four in the plain Trainer)
-KINDS = ("vanilla", "ours", "chunked")
+KINDS = ("vanilla", "ours", "micro-batches")
 
 
 def png(seed: int) -> bytes:
@@ -81,7 +81,7 @@ def make_processor() -> GapClosedClipProcessor:
 def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_dataset=None, **arguments) -> Trainer:
     """A `vanilla` Trainer, or `ours` with all that can stand in the way of an exact resume; dropout is BERT's 0.1.
 
-    `chunked` is `ours` with batches in two parts.
+    `micro-batches` is `ours` with batches in two parts.
     """
     set_seed(5)
     objective = {"align_weight": [[0.1, 1.0], [0.9, 3.0]], "uniformity_weight": 0.5, "center_projections": True}
@@ -100,7 +100,7 @@ def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_datase
         "dataloader_pin_memory": False,
         **arguments,
     }
-    if kind == "chunked":
+    if kind == "micro-batches":
         arguments |= {"per_device_train_batch_size": BATCH // 2, "contrastive_batch_size": BATCH}
     if kind != "vanilla":
         # A worker of its own has random numbers of its own, which no checkpoint keeps.
@@ -386,7 +386,7 @@ def test_parts_in_random_order_drop_the_last_batch_too(tmp_path):
 
 def test_parts_wait_on_the_cpu_for_their_turn(tmp_path):
     """accelerate's loader would move all of them to the GPU first."""
-    loaders = [make_trainer(kind, tmp_path).get_train_dataloader() for kind in ("ours", "chunked")]
+    loaders = [make_trainer(kind, tmp_path).get_train_dataloader() for kind in ("ours", "micro-batches")]
     assert [loader.device for loader in loaders] == [torch.device("cpu"), None]
 
 
@@ -397,7 +397,7 @@ def test_accumulated_gradients_are_said_to_add_no_negatives(tmp_path, caplog):
     assert "compared with the 7 others" in message and "set contrastive_batch_size=32 instead" in message
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        make_trainer("chunked", tmp_path)
+        make_trainer("micro-batches", tmp_path)
     assert not caplog.records
 
 

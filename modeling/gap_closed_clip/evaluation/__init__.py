@@ -18,7 +18,7 @@ from .evaluate_pairs import (
     evaluate_model,
     load_metric,
     modality_means,
-    post_hoc_centring,
+    post_hoc_centering,
 )
 from .figures import plot_cosine_histograms, plot_projection
 from .report import metrics_table, read_metrics, write_metrics, write_report
@@ -43,7 +43,7 @@ __all__ = [
     "plot_captions",
     "plot_cosine_histograms",
     "plot_projection",
-    "post_hoc_centring",
+    "post_hoc_centering",
     "read_metrics",
     "score_captions",
     "write_metrics",

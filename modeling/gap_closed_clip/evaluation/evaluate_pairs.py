@@ -87,12 +87,12 @@ def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:
 
 
 def modality_means(embeddings: PairEmbeddings) -> tuple[np.ndarray, np.ndarray]:
-    """((D,), (D,)): mean image and mean text embedding for `post_hoc_centring`; take those of the *training* pairs."""
+    """((D,), (D,)): mean image and mean text embedding of the *training* pairs, for `post_hoc_centering`."""
     image, text = embeddings.image_embeds, embeddings.text_embeds
     return image.mean(axis=0, dtype=np.float64), text.mean(axis=0, dtype=np.float64)
 
 
-def post_hoc_centring(embeddings: PairEmbeddings, train_means: tuple[np.ndarray, np.ndarray]) -> PairEmbeddings:
+def post_hoc_centering(embeddings: PairEmbeddings, train_means: tuple[np.ndarray, np.ndarray]) -> PairEmbeddings:
     """The cheapest way to close the gap, to compare with: no training, each modality moved onto the origin.
 
     z' = (z - mean of its modality over the training pairs), normalised again; after the embedding shift of Liang et
@@ -102,8 +102,8 @@ def post_hoc_centring(embeddings: PairEmbeddings, train_means: tuple[np.ndarray,
         train_means: (image mean, text mean), each (D,), from `modality_means` of the training pairs. Means of the
             evaluated pairs themselves would make the gap vanish by construction.
     """
-    centred = [
+    centered = [
         z - mean for z, mean in zip((embeddings.image_embeds, embeddings.text_embeds), train_means, strict=True)
     ]
-    image, text = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in centred)
+    image, text = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in centered)
     return replace(embeddings, image_embeds=image.astype(np.float32), text_embeds=text.astype(np.float32))

@@ -46,7 +46,7 @@ from handler_requests import check_names, check_text, generation_options, prompt
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 16  # images or texts in one forward pass
+BATCH_SIZE = 16  # images or texts in one forward pass
 MAX_IMAGES = 64  # of a request
 MAX_URLS = 8  # of a request
 MAX_TEXTS = 512  # of a request
@@ -227,15 +227,15 @@ class EndpointHandler:
         # A tokenizer without a limit of its own gets the text tower's.
         limit = min(self.processor.tokenizer.model_max_length, self.model.max_text_length)
         rows = []
-        for start in range(0, len(values), CHUNK):
-            chunk = values[start : start + CHUNK]
+        for start in range(0, len(values), BATCH_SIZE):
+            batch = values[start : start + BATCH_SIZE]
             with self._lock, torch.inference_mode():
                 if kind == "image":
-                    pixel_values = torch.cat(chunk).to(self.model.device, self.model.dtype)
+                    pixel_values = torch.cat(batch).to(self.model.device, self.model.dtype)
                     rows += self.model(pixel_values=pixel_values).image_embeds.float().cpu()
                 else:
                     inputs = self.processor(
-                        text=chunk, return_tensors="pt", padding=True, truncation=True, max_length=limit
+                        text=batch, return_tensors="pt", padding=True, truncation=True, max_length=limit
                     )
                     rows += self.model(**inputs.to(self.model.device)).text_embeds.float().cpu()
         return rows

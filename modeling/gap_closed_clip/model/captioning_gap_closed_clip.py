@@ -232,7 +232,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
     def train(self, mode: bool = True) -> "GapClosedClipForConditionalGeneration":
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.gap_closed_clip.parameters()):
-            self.gap_closed_clip.eval()  # its centring, too, which would follow the batches
+            self.gap_closed_clip.eval()  # its centering, too, which would follow the batches
         return self
 
     def set_training_progress(self, progress: float) -> None:

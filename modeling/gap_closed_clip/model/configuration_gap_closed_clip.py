@@ -31,7 +31,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     until 20% of training, falls linearly to 0 at 70% and stays there.
 
     The defaults are those that served best on real radiology pairs in cross-validation (README): strong alignment of
-    projections that are centred, and no uniformity term, which centring makes superfluous. The papers' own form is
+    projections that are centered, and no uniformity term, which centering makes superfluous. The papers' own form is
     `align_weight=1, uniformity_weight=1, center_projections=False`, plain CLIP `align_weight=0, uniformity_weight=0,
     center_projections=False`.
 
@@ -48,7 +48,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             What represents a text: `"cls"` (first token), `"mean"` (of the tokens that are not padding), or `"pooler"`
             (the tower's own pooler).
         center_projections (`bool`, defaults to `True`):
-            Whether each modality's projections are centred by their mean before they are normalised: in training the
+            Whether each modality's projections are centered by their mean before they are normalised: in training the
             mean of the global batch, at inference running statistics saved with the model.
         centering_momentum (`float`, defaults to 0.1):
             Share of a new batch in the running mean.

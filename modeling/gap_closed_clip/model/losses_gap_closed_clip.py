@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .distributed_gap_closed_clip import world_size
-from .tiled_gap_closed_clip import GlobalBatch, streaming_contrastive_loss, streaming_uniformity_loss
+from .tiled_gap_closed_clip import GlobalBatch, tiled_contrastive_loss, tiled_uniformity_loss
 
 
 # Rows from which on the N x N matrices are visited in tiles instead of kept.
-STREAMING_FROM = 1024
+TILED_FROM = 1024
 
 
 class GapClosedLoss(NamedTuple):
@@ -42,7 +42,7 @@ def gap_closed_loss(
     align_weight: float | Tensor = 1.0,
     uniformity_weight: float | Tensor = 1.0,
     across_processes: bool = False,
-    streaming: bool | None = None,
+    tiled: bool | None = None,
 ) -> GapClosedLoss:
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
@@ -57,7 +57,7 @@ def gap_closed_loss(
         across_processes: the batch is that of all processes of the process group, each with any number of rows of its
             own. The loss is that of the global batch on every process, and the gradients become exact by the averaging
             of DistributedDataParallel or FSDP.
-        streaming: never keep an N x N matrix; same result to rounding. By default from `STREAMING_FROM` rows on, and
+        tiled: never keep an N x N matrix; same result to rounding. By default from `TILED_FROM` rows on, and
             always across processes.
 
     Raises:
@@ -65,11 +65,11 @@ def gap_closed_loss(
     """
     _check_embeddings(embeddings, group_ids)
     across_processes = across_processes and world_size() > 1
-    if streaming is None:
-        streaming = len(embeddings[0]) >= STREAMING_FROM
+    if tiled is None:
+        tiled = len(embeddings[0]) >= TILED_FROM
     with torch.autocast(embeddings[0].device.type, enabled=False):
-        if streaming or across_processes:
-            terms = _streaming_terms(embeddings, logit_scale, group_ids, across_processes)
+        if tiled or across_processes:
+            terms = _tiled_terms(embeddings, logit_scale, group_ids, across_processes)
         else:
             terms = _dense_terms(embeddings, logit_scale, group_ids)
         contrastive = terms[0]()
@@ -102,7 +102,7 @@ def _dense_terms(
     )
 
 
-def _streaming_terms(
+def _tiled_terms(
     embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None, across_processes: bool
 ) -> tuple[Callable[[], Tensor], ...]:
     batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
@@ -111,7 +111,7 @@ def _streaming_terms(
     scale = logit_scale.to(anchor.dtype)
 
     def contrastive() -> Tensor:
-        pairs = [streaming_contrastive_loss(anchor, other, scale, batch, m) for m, other in enumerate(others, start=1)]
+        pairs = [tiled_contrastive_loss(anchor, other, scale, batch, m) for m, other in enumerate(others, start=1)]
         return torch.stack(pairs).mean()
 
     def uniformity() -> Tensor:
@@ -119,7 +119,7 @@ def _streaming_terms(
             everyone = centroids_of(batch.embeddings)
             # Kernels multiply half precision as it is; torch computes in float32 anyway.
             everyone = everyone.to(batch.embeddings[0].dtype) if everyone.is_cuda else everyone
-        return streaming_uniformity_loss(centroids_of(embeddings), everyone, batch)
+        return tiled_uniformity_loss(centroids_of(embeddings), everyone, batch)
 
     return contrastive, lambda: batch.mean_over_rows(align_true_pairs_loss(embeddings)), uniformity
 

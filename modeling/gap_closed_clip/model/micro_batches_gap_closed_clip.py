@@ -3,7 +3,7 @@ A contrastive batch larger than the memory: encoded in micro-batches, each of wh
 pass.
 
 1. Each micro-batch is encoded and only its features (b, D) are kept, with the state of the random generators.
-2. Centring, unit vectors and the loss see the features of the whole batch.
+2. Centering, unit vectors and the loss see the features of the whole batch.
 3. In the backward pass each micro-batch is encoded again, from the noted random state: the dropout and drop-path masks
    are the same, so the gradient of the features it meets is that of these very features.
 
@@ -63,7 +63,7 @@ class MicroBatches:
         return MicroBatches(rest), torch.cat([batch["group_ids"] for batch in self])
 
 
-def encode_in_chunks(
+def encode_in_micro_batches(
     encode: Callable[..., tuple[Tensor, ...]], micro_batches: MicroBatches, device: torch.device
 ) -> tuple[Tensor, ...]:
     """
@@ -86,4 +86,4 @@ def encode_in_chunks(
     return tuple(map(torch.cat, zip(*features, strict=True)))
 
 
-__all__ = ["MicroBatches", "encode_in_chunks"]
+__all__ = ["MicroBatches", "encode_in_micro_batches"]

@@ -13,8 +13,8 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import STREAMING_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
-from .micro_batches_gap_closed_clip import MicroBatches, encode_in_chunks
+from .losses_gap_closed_clip import TILED_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
+from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .projection_gap_closed_clip import ProjectionCentering, Temperature, at_least_float32, centering, projection
 from .towers_gap_closed_clip import (
     fixed_image_size,
@@ -97,7 +97,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
     """
     Image and text embeddings that share one space.
 
-    Towers, projections to D dimensions, optionally centred, unit vectors; the loss of arXiv 2602.20046 inside
+    Towers, projections to D dimensions, optionally centered, unit vectors; the loss of arXiv 2602.20046 inside
     `forward`.
 
     Args:
@@ -241,7 +241,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """
-        Projected image features, (B, D) as `pooler_output`; not normalised. Centred where the config says so.
+        Projected image features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
 
         Args:
             pixel_values: (B, 3, height, width), as the processor makes them.
@@ -303,7 +303,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
-        Projected text features, (B, D) as `pooler_output`; not normalised. Centred where the config says so.
+        Projected text features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, length), as the tokenizer makes them.
@@ -351,7 +351,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         """
         if micro_batches is not None:
             micro_batches, group_ids = micro_batches.pop_group_ids()
-            image_embeds, text_embeds = self._embed_in_chunks(micro_batches)
+            image_embeds, text_embeds = self._embed_micro_batches(micro_batches)
             compared = self._compare(image_embeds, text_embeds, group_ids, return_loss)
             return GapClosedClipOutput(
                 **compared, image_embeds=image_embeds, text_embeds=text_embeds, group_ids=group_ids
@@ -418,7 +418,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
     def _project_images(
         self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """`get_image_features` before the centring."""
+        """`get_image_features` before the centering."""
         size = tuple(pixel_values.shape[-2:])
         if self.image_size is not None and size != self.image_size:
             raise ValueError(
@@ -450,7 +450,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         pooled_text: Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
-        """`get_text_features` before the centring."""
+        """`get_text_features` before the centering."""
         if pooled_text is None:
             outputs = self.encode_text(input_ids, attention_mask, token_type_ids, position_ids, **kwargs)
         else:
@@ -458,7 +458,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         outputs.pooler_output = at_least_float32(self.text_projection(outputs.pooler_output))
         return outputs
 
-    def _embed_in_chunks(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
+    def _embed_micro_batches(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, D) of the images and the texts of all micro-batches together."""
         names = micro_batches.batches[0].keys()
         if "pixel_values" not in names or not {"input_ids", "pooled_text"} & names:
@@ -467,8 +467,8 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         def encode(pixel_values: Tensor, **text) -> tuple[Tensor, Tensor]:
             return self._project_images(pixel_values).pooler_output, self._project_texts(**text).pooler_output
 
-        image_features, text_features = encode_in_chunks(encode, micro_batches, self.logit_scale.device)
-        # Centred by the mean of the whole batch, not of a part.
+        image_features, text_features = encode_in_micro_batches(encode, micro_batches, self.logit_scale.device)
+        # Centered by the mean of the whole batch, not of a part.
         return unit_vectors(self.visual_centering(image_features)), unit_vectors(self.text_centering(text_features))
 
     def _compare(
@@ -478,7 +478,7 @@ class GapClosedClipModel(GapClosedClipPreTrainedModel):
         compared = {}
         if return_loss and self._have_same_number(image_embeds, text_embeds):
             compared = self.compute_loss([image_embeds, text_embeds], group_ids)._asdict()
-        if self.training and compared and len(image_embeds) >= STREAMING_FROM:
+        if self.training and compared and len(image_embeds) >= TILED_FROM:
             return compared  # without the N x N matrix that the loss gets by without
         with torch.autocast(text_embeds.device.type, enabled=False):
             logits = self.temperature().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)

@@ -1,4 +1,4 @@
-"""From a tower's features to the shared space: projection and centring of one modality; the temperature of both."""
+"""From a tower's features to the shared space: projection and centering of one modality; the temperature of both."""
 
 import math
 

@@ -86,7 +86,7 @@ class GlobalBatch:
 
 
 @torch.compiler.disable  # the loop over tiles would be unrolled
-def streaming_contrastive_loss(
+def tiled_contrastive_loss(
     anchor: Tensor, other: Tensor, logit_scale: Tensor, batch: GlobalBatch, modality: int
 ) -> Tensor:
     """
@@ -101,7 +101,7 @@ def streaming_contrastive_loss(
 
 
 @torch.compiler.disable  # the loop over tiles would be unrolled
-def streaming_uniformity_loss(centroids: Tensor, all_centroids: Tensor, batch: GlobalBatch) -> Tensor:
+def tiled_uniformity_loss(centroids: Tensor, all_centroids: Tensor, batch: GlobalBatch) -> Tensor:
     """
     `centroid_uniformity_loss` of the global batch.
 
@@ -240,4 +240,4 @@ def _grid(x: Tensor, row_ranges: list[slice], column_ranges: list[slice]) -> Ite
             yield rows, columns
 
 
-__all__ = ["GlobalBatch", "streaming_contrastive_loss", "streaming_uniformity_loss", "tile_functions"]
+__all__ = ["GlobalBatch", "tiled_contrastive_loss", "tiled_uniformity_loss", "tile_functions"]

@@ -19,7 +19,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError as error:
-    raise ImportError("The streaming objective's GPU kernels need the package triton.") from error
+    raise ImportError("The tiled objective's GPU kernels need the package triton.") from error
 
 
 # GPUs take powers and logarithms of base 2.

@@ -36,7 +36,7 @@ def recenter(
     model: GapClosedClipModel, pairs: Dataset, collator: PairCollator, batch_size: int, num_workers: int
 ) -> None:
     """
-    Sets the running means of a trained model's centring to the exact ones of the training pairs as inference sees
+    Sets the running means of a trained model's centering to the exact ones of the training pairs as inference sees
     them.
 
     The running mean of training lags behind the weights and is that of augmented images; the exact one closes what gap
@@ -47,13 +47,13 @@ def recenter(
     plain = PairCollator(collator.processor, None, collator.max_length, collator.window)
     loader = DataLoader(pairs, batch_size, collate_fn=plain, num_workers=num_workers)
     sums = {"image": 0, "text": 0}
-    for batch in tqdm(loader, desc="Centring"):
+    for batch in tqdm(loader, desc="Centering"):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         pixel_values = batch.pop("pixel_values")
         batch.pop("group_ids")
         sums["image"] += model.get_image_features(pixel_values).pooler_output.sum(0)
         sums["text"] += model.get_text_features(**batch).pooler_output.sum(0)
-    # Features come centred by the running mean: what is left of their mean is its error.
+    # Features come centered by the running mean: what is left of their mean is its error.
     # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
     model.visual_centering.running_mean.add_(sums["image"] / len(pairs))
     model.text_centering.running_mean.add_(sums["text"] / len(pairs))

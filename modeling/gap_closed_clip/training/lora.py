@@ -59,7 +59,7 @@ LAYERS["all"] = {tower: "|".join(kind[tower] for kind in LAYERS.values()) for to
 # What can train beside the adapters, by the names of the model's modules.
 PARTS = {"projections": ("visual_projection", "text_projection"), "temperature": ("temperature",)}
 # Moves in training whether it is asked to or not, so it belongs to every adapter.
-CENTRING = ("visual_centering", "text_centering")
+CENTERING = ("visual_centering", "text_centering")
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, Conv1D)
 
 
@@ -87,7 +87,7 @@ class LoraArguments:
         default_factory=lambda: list(PARTS),
         metadata={
             "help": "What is trained and saved as a whole beside the adapters: projections, temperature, names of "
-            "modules. (The centring always is.)"
+            "modules. (The centering always is.)"
         },
     )
     merge: bool = field(
@@ -217,7 +217,7 @@ def _check_pattern(pattern: str, lora: LoraArguments, model: GapClosedClipModel)
 
 def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str]:
     modules = {name: module for name, module in model.named_modules() if name}
-    saved = list(CENTRING) if model.config.center_projections else []
+    saved = list(CENTERING) if model.config.center_projections else []
     for part in lora.train:
         names = PARTS.get(part, (part,))
         if part not in PARTS and part not in modules:
