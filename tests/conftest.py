@@ -11,6 +11,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import CLIPImageProcessor  # noqa: E402
 
+import gap_closed_clip_cli  # noqa: E402
 from gap_closed_clip import (  # noqa: E402
     GapClosedClipConfig,
     GapClosedClipForConditionalGeneration,
@@ -18,7 +19,7 @@ from gap_closed_clip import (  # noqa: E402
     GapClosedClipProcessor,
     ImageTextRetrievalPipeline,
 )
-from gap_closed_clip.training.build import train_tokenizer  # noqa: E402
+from gap_closed_clip.training.towers import train_tokenizer  # noqa: E402
 
 
 torch.set_num_threads(1)  # several tests run side by side on two cores
@@ -103,6 +104,18 @@ def tiny_processor() -> GapClosedClipProcessor:
 @pytest.fixture
 def pipe(tiny_model, tiny_processor) -> ImageTextRetrievalPipeline:
     return ImageTextRetrievalPipeline(tiny_model.eval(), processor=tiny_processor, device="cpu")
+
+
+@pytest.fixture
+def command(capsys):
+    """command("eval", "outputs/demo", ...) -> (exit code, standard output, standard error), in this process."""
+
+    def run(name: str, *words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = gap_closed_clip_cli.main(name, words)
+        return code, *capsys.readouterr()
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """What a model folder is: names of its files, its kinds (encoder, adapter, captioner), loading, checks, digest."""
 
-import difflib
 import hashlib
 import json
 import tempfile
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
+from .messages import nearest
 from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .model.configuration_gap_closed_clip import GapClosedClipConfig
 from .model.modeling_gap_closed_clip import GapClosedClipModel
@@ -26,11 +26,14 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What a finished run leaves beside the weights: its configuration, and what else its card tells.
 CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
-# Of the folder's evaluation.
+# What an evaluation leaves: its metrics, figures of embeddings, and captions. The latter show the data's own images
+# and captions, which may not be everybody's to see.
 METRICS_FILE = "metrics.json"
+PROJECTION_FIGURE, COSINES_FIGURE = FIGURES = ("projection.png", "cosines.png")
+CAPTIONS_FIGURE, CAPTIONS_FILE = CAPTION_FILES = ("captions.png", "captions.jsonl")
 # Folder beside an adapter, with the model that the adapter belongs to.
 BASE = "base"
-AGAIN = "Save it again (train.py, or model.save_pretrained and processor.save_pretrained)."
+AGAIN = "Save it again (`gap-closed-clip train`, or model.save_pretrained and processor.save_pretrained)."
 
 
 def check_model_name(name_or_path: str | Path) -> None:
@@ -98,7 +101,7 @@ def load_captioner(
     """
     if not is_captioner(name_or_path, revision):
         raise ValueError(
-            f"{name_or_path} has no decoder, so it writes no captions. Train one on it: python train.py "
+            f"{name_or_path} has no decoder, so it writes no captions. Train one on it: gap-closed-clip train "
             f"configs/captioning.yaml checkpoint={name_or_path}"
         )
     return _load_whole(GapClosedClipForConditionalGeneration, str(name_or_path), revision)
@@ -168,8 +171,8 @@ def check_writable(folder: str | Path, field: str) -> None:
 def _similar_folder(path: Path) -> str:
     """ " Did you mean outputs/demo?" of a folder that isn't there; empty where none beside it has a similar name."""
     names = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {path.parent / near[0]}?" if near else ""
+    near = nearest(path.name, names)
+    return "" if near is None else f" Did you mean {path.parent / near}?"
 
 
 def _load_whole(

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gap_closed_clip.evaluation import Captions, evaluate_captions, metrics_table, plot_captions, write_report
+from gap_closed_clip.evaluation import (
+    Captions,
+    Evaluation,
+    evaluate_captions,
+    metrics_table,
+    plot_captions,
+    write_report,
+)
 
 
 def captions_of(pairs, texts) -> Captions:
@@ -82,9 +89,12 @@ def test_no_image_is_picked(pairs, tmp_path):
 
 def test_report_of_captions(pairs, tmp_path):
     found = {"ours": captions_of(pairs, "A nodule, 5 µm"), "nearest": captions_of(pairs, list("abcdef"))}
-    results = {name: evaluate_captions(captions) for name, captions in found.items()}
+    evaluations = {
+        name: Evaluation(evaluate_captions(captions), captions=captions) for name, captions in found.items()
+    }
     found["nearest"] = Captions(*(values[::-1] for values in vars(found["nearest"]).values()))  # in another order
-    table = write_report(tmp_path / "report", results, {}, {}, "test", captions=found, pairs=pairs)
+    evaluations["nearest"].captions = found["nearest"]
+    table = write_report(tmp_path / "report", evaluations, {}, "test", pairs=pairs)
     expected = {"metrics.json", "metrics.md", "captions.jsonl", "captions.png"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == expected
     rows = [json.loads(line) for line in (tmp_path / "report" / "captions.jsonl").read_text("utf-8").splitlines()]
@@ -95,7 +105,7 @@ def test_report_of_captions(pairs, tmp_path):
         "captions": {"ours": "A nodule, 5 µm", "nearest": "c"},
     }
     assert (tmp_path / "report" / "metrics.md").read_text() == table + "\n"
-    write_report(tmp_path / "stream", results, {}, {}, "test", captions=found, pairs=pairs.to_iterable_dataset())
+    write_report(tmp_path / "stream", evaluations, {}, "test", pairs=pairs.to_iterable_dataset())
     assert {path.name for path in (tmp_path / "stream").iterdir()} == expected - {"captions.png"}
 
 
@@ -120,8 +130,8 @@ def test_table_of_captions():
 
 def test_a_report_that_breaks_off_leaves_no_captions_of_other_pairs(pairs, tmp_path, monkeypatch):
     def report(source):
-        where = (tmp_path, {"ours": {"cider_d": 1.0}}, {}, {"source": source}, "test")
-        write_report(*where, captions={"ours": captions_of(pairs, source)}, pairs=pairs)
+        evaluation = Evaluation({"cider_d": 1.0}, captions=captions_of(pairs, source))
+        write_report(tmp_path, {"ours": evaluation}, {"source": source}, "test", pairs=pairs)
 
     def broken(*args):
         raise KeyboardInterrupt
@@ -132,5 +142,5 @@ def test_a_report_that_breaks_off_leaves_no_captions_of_other_pairs(pairs, tmp_p
     with pytest.raises(KeyboardInterrupt):
         report("phantoms")
     assert not (tmp_path / "captions.png").exists() and "own" not in (tmp_path / "captions.jsonl").read_text()
-    write_report(tmp_path, {"ours": {"margin": 1.0}}, {}, {"source": "phantoms"}, "test")
+    write_report(tmp_path, {"ours": Evaluation({"margin": 1.0})}, {"source": "phantoms"}, "test")
     assert not (tmp_path / "captions.jsonl").exists()

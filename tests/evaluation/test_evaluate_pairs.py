@@ -68,7 +68,8 @@ def test_one_caption_in_two_spellings_is_one():
 
 
 def test_model_in_one_call(tiny_model, tiny_processor, pairs):
-    metrics, embeddings = evaluate_model(tiny_model, tiny_processor, pairs, batch_size=4)
+    evaluation = evaluate_model(tiny_model, tiny_processor, pairs, batch_size=4)
+    metrics, embeddings = evaluation.metrics, evaluation.embeddings
     assert metrics == evaluate_embeddings(embed_pairs(tiny_model, tiny_processor, pairs, batch_size=4))
     assert embeddings.image_ids == pairs["image_id"][:]
 
@@ -85,7 +86,7 @@ def test_plain_trainer_computes_the_same(tiny_model, tiny_processor, pairs, tmp_
         compute_metrics=build_compute_metrics(pairs),
     )
     found = trainer.evaluate()
-    expected = evaluate_model(tiny_model, tiny_processor, pairs)[0]
+    expected = evaluate_model(tiny_model, tiny_processor, pairs).metrics
     assert "eval_loss" in found
     for name, value in expected.items():
         assert found[f"eval_{name}"] == pytest.approx(value, abs=1e-5, nan_ok=True), name

@@ -5,7 +5,14 @@ import math
 
 import pytest
 
-from gap_closed_clip.evaluation import evaluate_embeddings, metrics_table, read_metrics, write_metrics, write_report
+from gap_closed_clip.evaluation import (
+    Evaluation,
+    evaluate_embeddings,
+    metrics_table,
+    read_metrics,
+    write_metrics,
+    write_report,
+)
 
 from .conftest import synthetic
 
@@ -61,7 +68,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_bad_metrics_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="metrics.json; eval.py writes one"):
+    with pytest.raises(FileNotFoundError, match="metrics.json; `gap-closed-clip eval` writes one"):
         read_metrics(tmp_path / "metrics.json")
     for text in ('{"results": {"ours"', "[]", "{}"):
         (tmp_path / "metrics.json").write_text(text)
@@ -72,7 +79,8 @@ def test_bad_metrics_files_are_named(tmp_path):
 def test_report_folder(tmp_path):
     embeddings = {"CLIP": synthetic(gap=0.4), "ours": synthetic()}
     results = {name: evaluate_embeddings(found) for name, found in embeddings.items()}
-    table = write_report(tmp_path / "report", results, embeddings, {"source": "phantoms"}, "test")
+    evaluations = {name: Evaluation(results[name], embeddings[name]) for name in results}
+    table = write_report(tmp_path / "report", evaluations, {"source": "phantoms"}, "test")
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "metrics.json",
         "metrics.md",

@@ -12,8 +12,9 @@ from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, RobertaConfig
 
+from gap_closed_clip.model.towers_gap_closed_clip import longest_text
 from gap_closed_clip.training import ModelArguments, build_model_and_processor
-from gap_closed_clip.training.build import check_start, longest_text, train_tokenizer
+from gap_closed_clip.training.towers import check_towers, train_tokenizer
 
 
 VISION = {
@@ -219,15 +220,17 @@ def test_a_tower_that_is_not_named(name, other):
 
 
 def test_what_is_missing_is_known_before_anything_is_built(towers, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="goes after one that has them: python train.py configs/demo.yaml configs/cl"):
-        check_start(ModelArguments(config={"align_weight": 0.0}))
+    with pytest.raises(
+        ValueError, match="goes after one that has them: gap-closed-clip train configs/demo.yaml configs/cl"
+    ):
+        check_towers(ModelArguments(config={"align_weight": 0.0}))
     with pytest.raises(FileNotFoundError, match="model.text: there is no folder .*nowhere"):
-        check_start(ModelArguments(vision=VISION, text=str(tmp_path / "nowhere")))
+        check_towers(ModelArguments(vision=VISION, text=str(tmp_path / "nowhere")))
     monkeypatch.chdir(towers.parent)
     with pytest.raises(FileNotFoundError, match="no folder .*/trainde. Did you mean .*/trained?"):
-        check_start(ModelArguments(checkpoint=f"{towers.name}/trainde"))
-    check_start(ModelArguments(checkpoint=f"{towers.name}/trained"))
-    check_start(ModelArguments(vision="timm/some_model", text=str(towers / "text")))
+        check_towers(ModelArguments(checkpoint=f"{towers.name}/trainde"))
+    check_towers(ModelArguments(checkpoint=f"{towers.name}/trained"))
+    check_towers(ModelArguments(vision="timm/some_model", text=str(towers / "text")))
 
 
 @pytest.mark.parametrize("name", ["vision", "text"])

@@ -1,10 +1,8 @@
-"""train() and train.py from end to end, on a few phantoms."""
+"""train() from end to end, on a few phantoms."""
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -113,8 +111,8 @@ def test_the_reloaded_model_gives_the_metrics_of_the_folder(finished):
     written = read_metrics(folder / "metrics.json")["run"]
     assert written == pytest.approx(result.metrics, nan_ok=True) and written["num_pairs"] == 12
     model, processor = load_checkpoint(folder)
-    again, _ = evaluate_model(model, processor, load_pairs(config.data, "test"), batch_size=8)
-    assert again == pytest.approx(result.metrics, nan_ok=True)
+    again = evaluate_model(model, processor, load_pairs(config.data, "test"), batch_size=8)
+    assert again.metrics == pytest.approx(result.metrics, nan_ok=True)
     assert json.loads((folder / "metrics.json").read_text())["split"] == "test"
     assert result.num_train_pairs == 24 and result.num_processes == 1
 
@@ -201,7 +199,7 @@ def test_nothing_to_resume_from(interrupted, configure, tmp_path, finished):
 def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
     """torch.nn.DataParallel would compare no pair with those of another GPU."""
     monkeypatch.setattr(GapClosedTrainingArguments, "n_gpu", 2)
-    with pytest.raises(ValueError, match="sees 2 GPUs .* `accelerate launch train.py"):
+    with pytest.raises(ValueError, match="sees 2 GPUs .* `accelerate launch -m gap_closed_clip_cli train"):
         train(configure())
 
 
@@ -301,68 +299,22 @@ def test_a_checkpoint_that_lacks_a_file_is_not_complete(finished, tmp_path, name
     assert not output_folder.is_complete_checkpoint(checkpoint)
 
 
-# --- train.py
-
-
-def script(*words: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, env=environment)
-
-
-def test_train_py_says_in_one_line_what_is_wrong(tiny):
-    result = script(str(tiny), "lerning_rate=1e-3")
-    assert result.returncode == 1 and result.stdout == ""
-    expected = "train.py: The command line: unknown key 'lerning_rate': did you mean training.learning_rate?\n"
-    assert result.stderr == expected
-
-
-def load_script(path: Path):
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def interrupt(*args):
-    raise KeyboardInterrupt
-
-
-def test_train_py_says_what_an_interruption_leaves(tiny, interrupted, monkeypatch, capsys):
-    module = load_script(SCRIPT)
-    monkeypatch.setattr(module, "train", interrupt)
-    monkeypatch.setattr(sys, "argv", ["train.py", str(tiny), f"output_dir={interrupted}"])
-    assert module.main() == 130
-    assert capsys.readouterr().err == (
-        f"\ntrain.py: interrupted. {interrupted / 'checkpoint-2'} is complete: the same command with "
-        "resume_from_checkpoint=true goes on from there.\n"
-    )
-    shutil.rmtree(interrupted)
-    assert module.main() == 130
-    assert capsys.readouterr().err == (
-        f"\ntrain.py: interrupted. {interrupted} holds no complete checkpoint to go on from; "
-        "training.save_strategy asks for them.\n"
-    )
+# --- a benchmark that trains
 
 
 def test_compare_objectives_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_path):
     monkeypatch.syspath_prepend(SCRIPT.parent / "benchmarks")  # where it finds what benchmarks share
-    module = load_script(SCRIPT.parent / "benchmarks" / "compare_objectives.py")
+    spec = importlib.util.spec_from_file_location("compare", SCRIPT.parent / "benchmarks" / "compare_objectives.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["compare_objectives.py", "nowhere.yaml"])
     assert module.main() == 1
     assert capsys.readouterr().err.startswith("compare_objectives.py: There is no config file nowhere.yaml.")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(module, "run", interrupt)
     assert module.main() == 130
     assert "interrupted. The same command goes on" in capsys.readouterr().err
-
-
-def test_train_py_leaves_a_model_folder_with_a_card(tiny, tmp_path, monkeypatch, capsys):
-    module = load_script(SCRIPT)
-    words = [str(tiny), f"output_dir={tmp_path / 'run'}", "max_steps=1", "eval_strategy=no", "save_strategy=no"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words])
-    assert module.main() == 0
-    output = capsys.readouterr().out
-    assert "12 pairs, split 'test' of 'phantoms'" in output and "| modality gap" in output
-    assert (tmp_path / "run" / "README.md").is_file() and (tmp_path / "run" / "metrics.json").is_file()
-    assert module.main() == 1  # the folder holds this run now
-    assert capsys.readouterr().err.startswith(f"train.py: training.output_dir {tmp_path / 'run'} holds another run.")

@@ -2,21 +2,22 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from captioners import CAPTION_RUN, caption_config, train_encoder, train_pairs
+from captioners import caption_config, train_encoder, train_pairs
 from datasets import Dataset
 from safetensors.torch import load_file
-from test_run import NO_MORE, SCRIPT, load_script
+from test_run import NO_MORE
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
 from gap_closed_clip.data import PairCollator, load_pairs
 from gap_closed_clip.evaluation import evaluate_captioner, generate_captions, read_metrics
 from gap_closed_clip.training import load_config, train
-from gap_closed_clip.training.captioning import embed_captions_once
+from gap_closed_clip.training.precompute import embed_captions_once
 
 
 RUN = ["predict_with_generate=true", "num_beams=2", "eval_steps=3"]
@@ -42,7 +43,7 @@ def configure(encoder, tmp_path):
 
 
 def folder_of(config):
-    return type(SCRIPT)(config.training["output_dir"])
+    return Path(config.training["output_dir"])
 
 
 def weights(folder):
@@ -140,13 +141,14 @@ def test_no_image_is_decoded_in_training_on_text(configure, monkeypatch):
 def test_embeddings_of_the_captions_are_the_encoders_own(encoder, configure):
     pairs = train_pairs(configure())
     model, processor = load_checkpoint(encoder)
+    model.double()  # in float32 centering makes the rounding of padded batches larger than what is looked for
     captioner = torch.nn.Module()
     captioner.gap_closed_clip, captioner.device = model, model.device
     embedded = embed_captions_once(pairs, captioner, PairCollator(processor), batch_size=5)
     for caption, embeds in zip(pairs["caption"], embedded["shared_embeds"], strict=True):
         with torch.no_grad():
             expected = model(**processor(text=caption, return_tensors="pt")).text_embeds[0]
-        torch.testing.assert_close(torch.tensor(embeds), expected, rtol=0, atol=1e-4)  # padding, in float32
+        torch.testing.assert_close(torch.tensor(embeds), expected.float(), rtol=0, atol=1e-6)
     assert torch.tensor(embedded["shared_embeds"]).std(dim=0).min() > 0.01
     assert embedded.column_names == [*pairs.column_names, "shared_embeds"]
     assert embedded["image_id"] == pairs["image_id"]
@@ -283,19 +285,3 @@ def test_a_trained_captioner_can_be_gone_on_from(finished, tmp_path):
     before, after = weights(finished[0]), weights(folder_of(config))
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert json.loads((folder_of(config) / "config.json").read_text())["label_smoothing"] == 0
-
-
-def test_train_py_on_the_captioning_config(encoder, tmp_path, monkeypatch, capsys):
-    module = load_script(SCRIPT)
-    words = [*CAPTION_RUN[2:], f"checkpoint={encoder}", f"output_dir={tmp_path / 'run'}", "use_cpu=true"]
-    data = ["phantom_train_pairs=16", "phantom_validation_pairs=6", "phantom_test_pairs=7", "phantom_size=32"]
-    steps = ["max_steps=2", "eval_steps=2", "per_device_train_batch_size=8", "cache_images=null", "report_to=none"]
-    path = SCRIPT.parent / "configs" / "captioning.yaml"
-    monkeypatch.setattr("sys.argv", ["train.py", str(path), *words, *data, *steps])
-    assert module.main() == 0, capsys.readouterr().err
-    output = capsys.readouterr().out
-    assert "7 images, split 'test' of 'phantoms'" in output and "| CIDEr-D" in output
-    assert (tmp_path / "run" / "README.md").is_file()
-    monkeypatch.setattr("sys.argv", ["train.py", str(path), *data, f"output_dir={tmp_path / 'other'}"])
-    assert module.main() == 1
-    assert capsys.readouterr().err.startswith("train.py: model.vision is not set")

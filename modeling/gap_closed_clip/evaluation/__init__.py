@@ -11,11 +11,12 @@ from .captions import (
     nearest_captions,
     score_captions,
 )
+from .compare import Comparison, ComparisonSettings
 from .embed import PairEmbeddings, embed_pairs
+from .evaluate_model import Evaluation, evaluate_model
 from .evaluate_pairs import (
     build_compute_metrics,
     evaluate_embeddings,
-    evaluate_model,
     load_metric,
     modality_means,
     post_hoc_centering,
@@ -26,6 +27,9 @@ from .report import metrics_table, read_metrics, write_metrics, write_report
 
 __all__ = [
     "Captions",
+    "Comparison",
+    "ComparisonSettings",
+    "Evaluation",
     "PairEmbeddings",
     "build_caption_metrics",
     "build_compute_metrics",

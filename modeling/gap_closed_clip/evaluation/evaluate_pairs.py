@@ -7,9 +7,9 @@ from pathlib import Path
 import evaluate
 import numpy as np
 from datasets import Dataset, IterableDataset
-from transformers import EvalPrediction, PreTrainedModel, ProcessorMixin
+from transformers import EvalPrediction
 
-from .embed import PairEmbeddings, columns_of, embed_pairs
+from .embed import PairEmbeddings, columns_of
 
 
 METRICS_FOLDER = Path(__file__).parent.parent / "metrics"
@@ -38,18 +38,6 @@ def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5,
         grouping = load_metric("cross_modal_grouping", keep_in_memory=True)
         result |= grouping.compute(**vectors, **ids, labels=embeddings.labels)
     return result | {"num_pairs": float(len(embeddings))}
-
-
-def evaluate_model(
-    model: PreTrainedModel, processor: ProcessorMixin, pairs: Dataset | IterableDataset, **kwargs
-) -> tuple[dict[str, float], PairEmbeddings]:
-    """Embed the pairs and measure them: (metrics, embeddings).
-
-    Args:
-        kwargs: of `embed_pairs`, e.g. batch_size and num_workers.
-    """
-    embeddings = embed_pairs(model, processor, pairs, **kwargs)
-    return evaluate_embeddings(embeddings), embeddings
 
 
 def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -13,10 +13,18 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import __version__
-from ..checkpoint import digest_of_weights
+from ..checkpoint import (
+    CAPTION_FILES,
+    CAPTIONS_FIGURE,
+    CAPTIONS_FILE,
+    COSINES_FIGURE,
+    METRICS_FILE,
+    PROJECTION_FIGURE,
+    digest_of_weights,
+)
 from .caption_figure import plot_captions
 from .captions import Captions
-from .embed import PairEmbeddings
+from .evaluate_model import Evaluation
 from .figures import plot_cosine_histograms, plot_projection
 
 
@@ -99,12 +107,12 @@ def write_metrics(
     data: Mapping[str, Any],
     split: str,
     folders: Mapping[str, str | Path] | None = None,
-    how: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, `how` if it was
-    in a way of its own, `versions`, and the digests of the `weights` of those models that are in `folders`.
-
-    nan is written as null.
+    """
+    Writes metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, the `settings` of
+    the evaluation where they are not the models' own, `versions`, and the digests of the `weights` of those models
+    that are in `folders`. nan is written as null.
     """
     versions = {"gap_closed_clip": __version__, "python": platform.python_version()}
     content = {
@@ -114,7 +122,7 @@ def write_metrics(
         },
         "data": dict(data),
         "split": split,
-        "how": dict(how or {}),
+        "settings": dict(settings or {}),
         "weights": {name: digest_of_weights(folder) for name, folder in (folders or {}).items()},
         "versions": versions | {library: version(library) for library in LIBRARIES},
     }
@@ -137,10 +145,10 @@ def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         results = content["results"]
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no {path}; eval.py writes one.") from error
+        raise FileNotFoundError(f"There is no {path}; `gap-closed-clip eval` writes one.") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a metrics file of this package ({error}); write it anew with eval.py."
+            f"{path} is not a metrics file of this package ({error}); write it anew with `gap-closed-clip eval`."
         ) from error
     return {
         name: {metric: math.nan if value is None else value for metric, value in metrics.items()}
@@ -150,50 +158,50 @@ def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
 
 def write_report(
     folder: str | Path,
-    results: Mapping[str, Metrics],
-    embeddings: Mapping[str, PairEmbeddings],
+    evaluations: Mapping[str, Evaluation],
     data: Mapping[str, Any],
     split: str,
     folders: Mapping[str, str | Path] | None = None,
-    captions: Mapping[str, Captions] | None = None,
     pairs: Dataset | IterableDataset | None = None,
-    how: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> str:
     """
-    Write metrics.json and metrics.md into the folder, projection.png and cosines.png of the embeddings, captions.jsonl
-    and captions.png of the captions; returns the table.
+    Writes metrics.json and metrics.md into the folder, projection.png and cosines.png of what embeddings there are,
+    captions.jsonl and captions.png of what captions; returns the table.
 
     Args:
-        results, embeddings: {model name: ...}, from `evaluate_model`.
+        evaluations: {model name: what was found of it}, all on one set of pairs.
         data: what the pairs are, e.g. the `data:` section of the configuration.
         split: which split of it.
         folders: {model name: its folder}, of those that are in one.
-        captions: {model name: captions}, of one set of images.
-        pairs: where these images are; a stream is not drawn.
-        how: settings of the evaluation that are not the models' own, e.g. num_beams.
+        pairs: where the images of the captions are; a stream is not drawn.
+        settings: of the evaluation, where they are not the models' own, e.g. num_beams.
     """
     folder = Path(folder)
-    for name in ("captions.jsonl", "captions.png"):  # of other pairs, which may not be everybody's to see
+    for name in CAPTION_FILES:  # of other pairs, which may not be everybody's to see
         (folder / name).unlink(missing_ok=True)
-    write_metrics(folder / "metrics.json", results, data, split, folders, how)
-    table = metrics_table(results)
+    metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
+    embeddings = {name: e.embeddings for name, e in evaluations.items() if e.embeddings is not None}
+    captions = {name: e.captions for name, e in evaluations.items() if e.captions is not None}
+    write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings)
+    table = metrics_table(metrics)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
     if embeddings:
-        plot_projection(embeddings, results, folder / "projection.png")
-        plot_cosine_histograms(embeddings, results, folder / "cosines.png")
+        plot_projection(embeddings, metrics, folder / PROJECTION_FIGURE)
+        plot_cosine_histograms(embeddings, metrics, folder / COSINES_FIGURE)
     if captions:
-        write_captions(folder / "captions.jsonl", captions)
+        write_captions(folder / CAPTIONS_FILE, captions)
         if isinstance(pairs, Dataset):
-            plot_captions(captions, pairs, folder / "captions.png")
+            plot_captions(captions, pairs, folder / CAPTIONS_FIGURE)
     return table
 
 
 def write_captions(path: str | Path, captions: Mapping[str, Captions]) -> None:
-    """A line of JSON an image: `image_id`, its `references`, and `captions` by model name."""
+    """Writes a line of JSON for each image: `image_id`, its `references`, and `captions` by model name."""
     first = next(iter(captions.values()))
-    written = {name: dict(zip(of.image_ids, of.captions, strict=True)) for name, of in captions.items()}
+    by_model = {name: dict(zip(found.image_ids, found.captions, strict=True)) for name, found in captions.items()}
     with open(path, "w", encoding="utf-8") as file:
         for image_id, references in zip(first.image_ids, first.references, strict=True):
             row = {"image_id": image_id, "references": references}
-            row["captions"] = {name: of[image_id] for name, of in written.items()}
+            row["captions"] = {name: found[image_id] for name, found in by_model.items()}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

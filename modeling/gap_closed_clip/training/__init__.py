@@ -1,10 +1,10 @@
 """Arguments, the Trainer, and the way from a configuration to a trained model folder."""
 
 from .arguments import GapClosedTrainingArguments, ModelArguments
-from .build import build_model_and_processor
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments
-from .config import RunConfig, load_config, read_words
+from .config import RunConfig, fields_of, load_config
+from .encoder import build_model_and_processor
 from .lora import LoraArguments, add_adapters, build_peft_config
 from .output_folder import last_complete_checkpoint
 from .run import train
@@ -23,8 +23,8 @@ __all__ = [
     "add_adapters",
     "build_model_and_processor",
     "build_peft_config",
+    "fields_of",
     "last_complete_checkpoint",
     "load_config",
-    "read_words",
     "train",
 ]

@@ -1,6 +1,5 @@
-"""What a run of train.py is told of the model and the training, beside the data."""
+"""The sections `model` and `training` of a configuration: where the model starts from, and how it is trained."""
 
-import difflib
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -10,9 +9,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, Seq2SeqTrainingArguments, TimmWrapperConfig
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
+from ..messages import did_you_mean
+
 
 # What a mapping under model.vision or model.text describes.
-TOWERS = {"vision": TimmWrapperConfig, "text": BertConfig}
+TOWER_CONFIGS = {"vision": TimmWrapperConfig, "text": BertConfig}
 
 
 @dataclass
@@ -45,7 +46,10 @@ class ModelArguments:
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Keep the image tower as it is (text-side tuning)."})
     freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower as it is."})
-    config: dict[str, Any] = field(default_factory=dict, metadata={"help": "Fields of GapClosedClipConfig."})
+    config: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Fields of GapClosedClipConfig."},
+    )
 
     def __post_init__(self):
         if self.checkpoint is not None:
@@ -55,28 +59,30 @@ class ModelArguments:
                     f"model.checkpoint is {self.checkpoint!r} and model.{(given or ['keep_vision_projection'])[0]} is "
                     "set too: a checkpoint brings its own towers, so give one or the other."
                 )
-        for name in TOWERS:
+        for name in TOWER_CONFIGS:
             if isinstance(getattr(self, name), dict):
                 check_tower(f"model.{name}", name, getattr(self, name))
 
 
 def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
     """
-    A config takes any keyword without a word, so a typo would train another tower than the one described.
+    Checks the description of a tower from scratch. A config class takes any keyword without a word, so a typo would
+    train another tower than the one described.
 
     Args:
-        field: of the configuration, to speak of.
+        field: of the configuration; errors name it.
         kind: "vision" or "text".
-        description: the mapping there.
+        description: the mapping in that field.
 
     Raises:
         ValueError: a key or value that the tower's config does not have.
     """
-    config_class = TOWERS[kind]
+    config_class = TOWER_CONFIGS[kind]
     known = ["model_type", *(f.name for f in fields(config_class))]
     for key in description:
         if key not in known:
-            raise ValueError(f"{field}: unknown key {key!r}{_nearest(key, known)}")
+            hint = did_you_mean(key, known, otherwise=".")
+            raise ValueError(f"{field}: unknown key {key!r}{hint}")
     settings = dict(description)
     if settings.pop("model_type", config_class.model_type) != config_class.model_type:
         raise ValueError(
@@ -97,13 +103,8 @@ def _check_architecture(architecture: str | None) -> None:
             "model.vision describes a tower without `architecture`: name one of timm, e.g. eva02_tiny_patch14_224."
         )
     if not timm.is_model(architecture):
-        near = _nearest(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
+        near = did_you_mean(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
         raise ValueError(f"model.vision.architecture: timm {timm.__version__} has no {architecture!r}{near}")
-
-
-def _nearest(name: str, known: list[str], otherwise: str = ".") -> str:
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f": did you mean {near[0]!r}?" if near else otherwise
 
 
 @dataclass
@@ -191,4 +192,4 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
         return parts
 
 
-__all__ = ["GapClosedTrainingArguments", "ModelArguments", "check_tower"]
+__all__ = ["TOWER_CONFIGS", "GapClosedTrainingArguments", "ModelArguments", "check_tower"]

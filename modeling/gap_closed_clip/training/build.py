@@ -1,208 +1,144 @@
-"""From the `model:` section of a configuration to a model and the processor that fits it."""
+"""Everything that a run trains, and what it trains it with: once for encoders and captioners."""
 
-import importlib.util
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from safetensors import SafetensorError, safe_open
-from tokenizers import Tokenizer
-from tokenizers.trainers import WordPieceTrainer
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    BertTokenizer,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from datasets import Dataset, IterableDataset
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer
 
-from ..checkpoint import check_model_name, is_local, load_checkpoint
-from ..model.configuration_gap_closed_clip import GapClosedClipConfig
+from ..data import CaptionCollator, PairCollator
+from ..evaluation import build_caption_metrics, build_compute_metrics
+from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
-from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
-from ..model.towers_gap_closed_clip import longest_text, not_loaded
-from .arguments import ModelArguments
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.towers_gap_closed_clip import longest_text
+from .caption_trainer import GapClosedCaptionTrainer
+from .captioner import build_captioner, mean_shift
+from .config import RunConfig
+from .encoder import build_model_and_processor
+from .lora import AdapterBase
+from .precompute import embed_captions_once, pool_captions_once
+from .preflight import RunInputs, set_caption_length
+from .trainer import GapClosedClipTrainer
 
 
-VOCABULARY_SIZE = 8000
-
-
-def check_start(args: ModelArguments) -> None:
+@dataclass
+class RunParts:
     """
-    What can be known at once of the model that training starts from: that a tower or checkpoint is missing or damaged.
-
-    Raises:
-        ValueError, FileNotFoundError: it is, by the name of its field.
-    """
-    if args.checkpoint is not None:
-        return check_model_name(args.checkpoint)
-    for name in ("vision", "text"):
-        tower = getattr(args, name)
-        if tower is None:
-            raise ValueError(
-                f"model.{name} is not set: name a pretrained tower (a Hub id or a folder), or describe one to start "
-                "from scratch; or set model.checkpoint. A configuration file without towers goes after one that has "
-                "them: python train.py configs/demo.yaml configs/clip_lt.yaml"
-            )
-        if isinstance(tower, str):
-            pretrained_name(f"model.{name}", tower)
-
-
-def build_model_and_processor(
-    args: ModelArguments, captions: Iterable[str]
-) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    """
-    The model that training starts from, and its processor.
+    What a Trainer is made of, and what is needed when it has finished.
 
     Args:
-        args: the `model:` section.
-        captions: of the training pairs; read only for a text tower from scratch, which needs a vocabulary.
+        model: what is trained: an encoder, adapters around one, or a captioner.
+        encoder: the encoder in it.
+        processor: of the model.
+        train_pairs: the training pairs, with columns for what was computed before.
+        pair_collator: makes batches of pairs; training's own augmentation included.
+        trainer_class, data_collator, compute_metrics: what the Trainer is called with.
+        trains_encoder: whether training moves the encoder's projections, and so their centers.
+        base: of adapters that are saved as such, the model they belong to.
+    """
+
+    model: PreTrainedModel | PeftModel
+    encoder: GapClosedClipModel
+    processor: GapClosedClipProcessor
+    train_pairs: Dataset | IterableDataset
+    pair_collator: PairCollator
+    trainer_class: type[Trainer]
+    data_collator: Callable
+    compute_metrics: Callable | None
+    trains_encoder: bool = True
+    base: AdapterBase | None = None
+
+
+def build(config: RunConfig, inputs: RunInputs) -> RunParts:
+    """
+    Builds what `config` describes, for the pairs of `inputs`.
 
     Raises:
-        ValueError: a tower is missing, damaged or of the wrong kind, or `args.config` does not fit.
-        OSError: a tower or checkpoint that can't be found, is incomplete, or can't be downloaded.
+        ValueError, OSError: towers, a checkpoint, adapters or a decoder that can't be had, or don't go together.
     """
-    check_start(args)
-    if args.checkpoint is not None:
-        model, processor = _load_checkpoint(args)
-    else:
-        model, processor = _from_towers(args, captions)
-    tokenizer, text_config = processor.tokenizer, model.config.text_config
-    if len(tokenizer) > text_config.vocab_size:
+    return _captioner_parts(config, inputs) if config.captioning is not None else _encoder_parts(config, inputs)
+
+
+def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
+    args, train_pairs = inputs.args, inputs.train_pairs
+    encoder, processor = build_model_and_processor(config.model, inputs.captions())
+    set_caption_length(train_pairs, encoder, processor, config.data)
+    model, base = encoder, None
+    if config.lora is not None:
+        base = AdapterBase(encoder, config.model, args.output_dir)
+        model = base.adapt(config.lora)
+    collator = _pair_collator(config, processor)
+    if not inputs.streaming and not any(parameter.requires_grad for parameter in encoder.text_model.parameters()):
+        train_pairs = pool_captions_once(train_pairs, encoder, collator, args.eval_batch_size, args.device)
+    return RunParts(
+        model=model,
+        encoder=encoder,
+        processor=processor,
+        train_pairs=train_pairs,
+        pair_collator=collator,
+        trainer_class=GapClosedClipTrainer,
+        data_collator=collator,
+        compute_metrics=None if inputs.eval_pairs is None else build_compute_metrics(inputs.eval_pairs),
+        base=None if base is None or config.lora.merge else base,
+    )
+
+
+def _captioner_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
+    args, train_pairs = inputs.args, inputs.train_pairs
+    model, processor = build_captioner(config.captioning, config.model, inputs.captions())
+    _check_caption_length(config, model)
+    set_caption_length(train_pairs, model.gap_closed_clip, processor, config.data)
+    collator = _pair_collator(config, processor)
+    if config.captioning.train_on == "text":
+        model.to(args.device)
+        train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
+        # Before training, whose evaluations and checkpoints have it, too; a trained captioner may bring another.
+        model.set_image_shift(_mean_shift(config, inputs, model, processor) if config.captioning.mean_shift else None)
+    evaluates = args.predict_with_generate and inputs.eval_pairs is not None
+    return RunParts(
+        model=model,
+        encoder=model.gap_closed_clip,
+        processor=processor,
+        train_pairs=train_pairs,
+        pair_collator=collator,
+        trainer_class=GapClosedCaptionTrainer,
+        data_collator=CaptionCollator(collator),
+        compute_metrics=build_caption_metrics(inputs.eval_pairs, processor) if evaluates else None,
+        trains_encoder=config.captioning.encoders == "joint",
+    )
+
+
+def _pair_collator(config: RunConfig, processor: GapClosedClipProcessor) -> PairCollator:
+    data = config.data
+    return PairCollator(processor, data.augmentation(), data.max_caption_tokens, data.window)
+
+
+def _mean_shift(
+    config: RunConfig,
+    inputs: RunInputs,
+    model: GapClosedClipForConditionalGeneration,
+    processor: GapClosedClipProcessor,
+):
+    return mean_shift(
+        model,
+        processor,
+        inputs.train_pairs,
+        batch_size=inputs.args.eval_batch_size,
+        num_workers=inputs.args.dataloader_num_workers,
+        max_length=config.data.max_caption_tokens,
+        window=config.data.window,
+    )
+
+
+def _check_caption_length(config: RunConfig, model: GapClosedClipForConditionalGeneration) -> None:
+    limit = longest_text(model.config.decoder_config)
+    if (config.data.max_caption_tokens or 0) > limit:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens and the text tower embeds {text_config.vocab_size}: they do "
-            "not belong together. Put the tower's own tokenizer into its folder."
+            f"data.max_caption_tokens is {config.data.max_caption_tokens}, but the decoder takes {limit} tokens at "
+            "most."
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(text_config))
-    if args.freeze_vision or args.freeze_text:
-        model.freeze_towers(vision=args.freeze_vision, text=args.freeze_text)
-    return model, processor
 
 
-def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A BERT tokenizer (lower case, WordPiece) whose vocabulary is learned from captions, always the same for them."""
-    captions = list(captions)
-    blank = BertTokenizer()
-    normalize = blank.backend_tokenizer.normalizer.normalize_str
-    split = blank.backend_tokenizer.pre_tokenizer.pre_tokenize_str
-    inside = {letter for caption in captions for word, _ in split(normalize(caption)) for letter in word[1:]}
-    # The trainer numbers the letters inside words in the order of a hash table with a random seed, and decides between
-    # equally frequent pairs by these numbers. Named first they get theirs from us: a resumed run and every process of
-    # a distributed one have to read a caption alike.
-    first = [*blank.get_vocab(), *(f"##{letter}" for letter in sorted(inside))]
-    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
-    trained = Tokenizer.from_str(blank.backend_tokenizer.to_str())
-    trained.train_from_iterator(captions, trainer)
-    return BertTokenizer(vocab=trained.get_vocab())
-
-
-def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    model, processor = load_checkpoint(args.checkpoint)
-    if args.config:
-        model = with_config(model, args.config, args.checkpoint)
-    # from_pretrained gives every parameter a gradient; DistributedDataParallel would wait for that of a fixed scale.
-    model.logit_scale.requires_grad_(model.config.learnable_temperature)
-    return model, processor
-
-
-def with_config(model: PreTrainedModel, changes: dict[str, Any], checkpoint: str) -> PreTrainedModel:
-    """
-    The checkpoint's model with other fields of [`GapClosedClipConfig`].
-
-    Raises:
-        ValueError: they do not go together, or not with the weights.
-    """
-    config = GapClosedClipConfig.from_dict(model.config.to_dict() | changes)  # checks the values together
-    try:
-        return type(model).from_pretrained(None, config=config, state_dict=model.state_dict())
-    except RuntimeError as error:  # shapes
-        raise ValueError(
-            f"model.checkpoint: the weights of {checkpoint} do not fit {changes}. Leave out what changes their "
-            "shapes, such as projection_dim."
-        ) from error
-
-
-def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    vision = _vision_tower(args.vision)
-    tokenizer, text = _text_tower(args.text, captions)
-    what = f"model.vision={args.vision!r} or model.text={args.text!r}"
-    try:
-        model = GapClosedClipModel.from_vision_text_pretrained(
-            vision, text, keep_vision_projection=args.keep_vision_projection, **args.config
-        )
-    except OSError as error:
-        raise OSError(f"{what}: {error}") from error
-    except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
-        raise ValueError(f"{what} cannot be built: {error}") from error
-    return model, GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
-
-
-def _vision_tower(vision: str | dict[str, Any]) -> str | PreTrainedConfig:
-    if isinstance(vision, str):
-        return pretrained_name("model.vision", vision)
-    return AutoConfig.for_model(**{"model_type": "timm_wrapper", **vision})
-
-
-def _text_tower(
-    text: str | dict[str, Any], captions: Iterable[str]
-) -> tuple[PreTrainedTokenizerBase, str | PreTrainedConfig]:
-    if isinstance(text, str):
-        text = pretrained_name("model.text", text)
-        return _tokenizer(text), text
-    tokenizer = train_tokenizer(captions, text.get("vocab_size", VOCABULARY_SIZE))
-    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return tokenizer, AutoConfig.for_model(**{"model_type": "bert", **text, **vocabulary})
-
-
-def _tokenizer(text: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(text)
-    except OSError as error:
-        raise not_loaded(f"model.text={text!r}", error) from error
-    except ValueError:
-        tokenizer = None
-    # Where a BERT's folder lacks the files, the library makes up a tokenizer of the special tokens alone.
-    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"model.text={text!r} has no tokenizer: put its tokenizer.json or vocab.txt there.")
-    return tokenizer
-
-
-def pretrained_name(field: str, name: str) -> str:
-    """A Hub id as it is, or a folder, after a look at what can be missing or half-written in it."""
-    name = _package_folder(name)
-    if not is_local(name):
-        return name
-    folder = Path(name)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{field}: there is no folder {folder}.")
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{field}: {folder} is no model folder, config.json is missing.")
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):  # reads the header, which tells how long the file has to be
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{field}: {path} is truncated or no safetensors file ({error}). Copy or download it again."
-            ) from error
-    return name
-
-
-def _package_folder(name: str) -> str:
-    """`package:module/folder` is a folder inside an installed Python package, for weights from a package index."""
-    if not name.startswith("package:"):
-        return name
-    module, _, folder = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"{name}: there is no installed package {module}. Try: pip install {module.replace('_', '-')}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / folder
-    if not path.is_dir():
-        raise ValueError(f"{name}: the package {module} has no folder {folder or '.'}.")
-    return str(path)
-
-
-__all__ = ["build_model_and_processor", "check_start", "pretrained_name", "train_tokenizer", "with_config"]
+__all__ = ["RunParts", "build"]

@@ -4,10 +4,10 @@ import copy
 
 from transformers import Seq2SeqTrainer
 
-from .trainer import TrainerHabits, TrainingProgressCallback
+from .trainer import CheckedTrainerMixin, TrainingProgressCallback
 
 
-class GapClosedCaptionTrainer(TrainerHabits, Seq2SeqTrainer):
+class GapClosedCaptionTrainer(CheckedTrainerMixin, Seq2SeqTrainer):
     """
     transformers' `Seq2SeqTrainer`, which trains a captioner too. This one adds:
 

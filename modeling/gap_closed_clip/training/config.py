@@ -1,11 +1,8 @@
 """A run's configuration: YAML files and `key=value` to checked sections: `model`, `data`, `training`,
 `lora` for adapters, and `captioning` for a decoder."""
 
-import argparse
 import dataclasses
-import difflib
 import re
-import sys
 import types
 import typing
 from pathlib import Path
@@ -14,12 +11,15 @@ from typing import Any
 import yaml
 
 from ..data import DataArguments
+from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .lora import LoraArguments
 
 
+# The configurations that come with the package; `configs/` of a checkout is a link to them.
+CONFIGS = Path(__file__).parent.parent / "configs"
 SECTIONS = ("model", "data", "training", "lora", "captioning")
 # Sections that change what is trained by being there, even empty.
 OPTIONAL = {"lora": LoraArguments, "captioning": CaptioningArguments}
@@ -100,12 +100,21 @@ class RunConfig:
                     "keeps as it is. Leave one of them out. (Where there are adapters, all else is frozen anyway.)"
                 )
 
+    @property
+    def output_dir(self) -> str:
+        """The model folder that the run leaves."""
+        return self.training.get("output_dir", GapClosedTrainingArguments.output_dir)
+
+    def described_data(self) -> dict[str, Any]:
+        """What a report says of the pairs: the source, and those fields of the data section that were changed."""
+        return {"source": self.data.source, **_changed(self.data)}
+
     def training_arguments(self) -> GapClosedTrainingArguments:
-        """The `TrainingArguments` of this run."""
+        """The `training:` section as an object; making it starts devices and processes."""
         return GapClosedTrainingArguments(**self.training)
 
     def to_dict(self) -> dict[str, Any]:
-        """Sections of plain values, as in a YAML file; values at their default are left out."""
+        """The sections as plain values, as in a YAML file; values at their default are left out."""
         model = {**_changed(self.model), **self.model.config}
         model.pop("config", None)
         sections = {"model": model, "data": _changed(self.data), "training": dict(self.training)}
@@ -135,7 +144,7 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     given = set()
     for file in files:
-        for section, values in _read_yaml(Path(file)).items():
+        for section, values in _read_yaml(find_config(file)).items():
             given.add(section)
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
@@ -159,22 +168,6 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
     )
 
 
-def read_words(parser: argparse.ArgumentParser) -> list[str]:
-    """The command line of a script that takes words (files, `key=value`) and no options.
-
-    Raises:
-        ValueError: an option, with what to write instead.
-    """
-    parsed, options = parser.parse_known_args()
-    if options:
-        key, _, value = options[0].lstrip("-").partition("=")
-        following = sys.argv[sys.argv.index(options[0]) + 1 :][:1]
-        if not value and following and "=" not in following[0]:
-            value = following[0]
-        raise ValueError(f"There is no option {options[0]}: write {key.replace('-', '_')}={value or 'VALUE'}.")
-    return parsed.words
-
-
 def fields_of(section: str) -> dict[str, Any]:
     """Names and type hints of a section's fields."""
     if section == "data":
@@ -183,21 +176,36 @@ def fields_of(section: str) -> dict[str, Any]:
         return typing.get_type_hints(OPTIONAL[section])
     if section == "training":
         return {f.name: f.type for f in dataclasses.fields(GapClosedTrainingArguments) if f.init}
-    own = {name: hint for name, hint in typing.get_type_hints(ModelArguments).items() if name != "config"}
-    return {**own, **CONFIG_FIELDS}
+    arguments = {name: hint for name, hint in typing.get_type_hints(ModelArguments).items() if name != "config"}
+    return {**arguments, **CONFIG_FIELDS}
+
+
+def find_config(name: str | Path) -> Path:
+    """
+    The file of a configuration: the path itself or, where there is no such file, one of the package's own, by name:
+    `demo`, `demo.yaml` and `configs/demo.yaml` are the same.
+
+    Raises:
+        FileNotFoundError: there is none; with the most similar name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    packaged = CONFIGS / path.with_suffix(".yaml").name
+    if packaged.is_file() and str(path.parent) in (".", "configs"):
+        return packaged
+    if any(str(path) in (key, f"{section}.{key}") for section in SECTIONS for key in fields_of(section)):
+        raise FileNotFoundError(f"There is no config file {path}. Did you mean {path}=VALUE?")
+    known = {other.stem: other for folder in (CONFIGS, path.parent) for other in folder.glob("*.yaml")}
+    near = nearest(path.stem, known)
+    if near is not None:
+        similar = known[near] if known[near].parent == path.parent else known[near].name
+        raise FileNotFoundError(f"There is no config file {path}. Did you mean {similar}?")
+    packaged_names = ", ".join(sorted(other.name for other in CONFIGS.glob("*.yaml")))
+    raise FileNotFoundError(f"There is no config file {path}. Those that come with the package are {packaged_names}.")
 
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.is_file():
-        if any(str(path) in (name, f"{section}.{name}") for section in SECTIONS for name in fields_of(section)):
-            raise FileNotFoundError(f"There is no config file {path}. Did you mean {path}=VALUE?")
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1, cutoff=0.5)
-        hint = (
-            f" Did you mean {path.parent / near[0]}?"
-            if near
-            else " The ones that come with the package are in configs/."
-        )
-        raise FileNotFoundError(f"There is no config file {path}.{hint}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except yaml.YAMLError as error:
@@ -206,7 +214,7 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path} has to hold the sections {', '.join(SECTIONS)}, each with its fields.")
     for section, values in content.items():
         if section not in SECTIONS:
-            raise ValueError(f"{path}: unknown section {section!r}{_nearest(section, SECTIONS)}")
+            raise ValueError(f"{path}: unknown section {section!r}{did_you_mean(section, SECTIONS)}")
         if not isinstance(values, dict):
             raise ValueError(f"{path}: section {section!r} has to hold `field: value` lines.")
     return content
@@ -228,12 +236,12 @@ def _parse_override(text: str) -> tuple[str, list[str], Any]:
         if not owners:
             everything = [f"{s}.{field}" for s in SECTIONS for field in fields_of(s)]
             by_name = {field.split(".", 1)[1]: field for field in everything}
-            near = difflib.get_close_matches(name, by_name, n=1)
-            hint = f": did you mean {by_name[near[0]]}?" if near else f"; sections are {', '.join(SECTIONS)}."
+            near = nearest(name, by_name)
+            hint = f"; sections are {', '.join(SECTIONS)}." if near is None else f": did you mean {by_name[near]}?"
             raise ValueError(f"The command line: unknown key {name!r}{hint}")
         section = owners[0]
     if section not in SECTIONS:
-        raise ValueError(f"The command line: unknown section {section!r} in {key!r}{_nearest(section, SECTIONS)}")
+        raise ValueError(f"The command line: unknown section {section!r} in {key!r}{did_you_mean(section, SECTIONS)}")
     try:
         return section, names, yaml.load(raw, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -251,20 +259,17 @@ def _set_inside(mapping: Any, name: str, keys: list[str], value: Any) -> dict[st
     return {**mapping, key: value}
 
 
-def _check_field(section: str, key: str, value: Any, where: str) -> None:
+def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
     known = fields_of(section)
     if key not in known:
         others = [s for s in SECTIONS if key in fields_of(s)]
-        hint = f": it belongs to the section {others[0]!r}." if others else _nearest(key, known)
-        raise ValueError(f"{where}: unknown key {key!r} in section {section!r}{hint}")
+        hint = f": it belongs to the section {others[0]!r}." if others else did_you_mean(key, known)
+        raise ValueError(f"{given_in}: unknown key {key!r} in section {section!r}{hint}")
     if not _fits(value, known[key]):
         expected = known[key].__name__ if isinstance(known[key], type) else str(known[key]).replace("typing.", "")
-        raise ValueError(f"{where}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}.")
-
-
-def _nearest(name: str, known) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f"; it has {', '.join(sorted(known))}."
+        raise ValueError(
+            f"{given_in}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}."
+        )
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -294,4 +299,4 @@ def _changed(arguments) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != getattr(default, name)}
 
 
-__all__ = ["RunConfig", "SECTIONS", "fields_of", "load_config", "read_words"]
+__all__ = ["CONFIGS", "SECTIONS", "RunConfig", "fields_of", "find_config", "load_config"]

@@ -1,9 +1,9 @@
 """The `lora:` section: from what a user says of adapters to a plain peft configuration and the wrapped model."""
 
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import (
@@ -18,10 +18,15 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..checkpoint import BASE, is_adapter, is_local
+from ..messages import did_you_mean
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from .arguments import TOWER_CONFIGS, ModelArguments
 
 
 # Those that were tried: every adapter gets a gradient and can be merged. (AdaLoRA, for one, has to be called by the
@@ -42,7 +47,7 @@ PEFT_NAMES = {
     "alpha": ("lora_alpha", "alpha"),
     "dropout": ("lora_dropout", "vera_dropout", "module_dropout"),
 }
-TOWERS = ("vision", "text")
+TOWERS = tuple(TOWER_CONFIGS)
 # Layers of one tower behind its name, of timm's transformers (EVA, EVA-02, ViT, BEiT, Swin) and of transformers' BERT
 # family. Nothing matches the patch embedding (`patch_embed.proj`) or a projection to the shared space.
 LAYERS = {
@@ -61,6 +66,12 @@ PARTS = {"projections": ("visual_projection", "text_projection"), "temperature":
 # Moves in training whether it is asked to or not, so it belongs to every adapter.
 CENTERING = ("visual_centering", "text_centering")
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, Conv1D)
+
+# Fields of the configuration that say how a model is trained, not what it makes of an image or a text.
+TRAINING_FIELDS = {
+    "contrastive_weight", "align_weight", "uniformity_weight", "mask_groups",
+    "centering_momentum", "logit_scale_init_value", "learnable_temperature", "initializer_range",
+}  # fmt: skip
 
 
 @dataclass
@@ -100,7 +111,7 @@ class LoraArguments:
 
     def __post_init__(self):
         if self.method not in METHODS:
-            raise ValueError(f"lora.method: unknown method {self.method!r}{_nearest(self.method, METHODS)}")
+            raise ValueError(f"lora.method: unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}: it is the adapters' inner dimension, 1 or more.")
         if self.alpha is not None and self.alpha <= 0:
@@ -109,7 +120,7 @@ class LoraArguments:
             raise ValueError(f"lora.dropout is {self.dropout}: use a number from 0 to below 1.")
         for tower in self.towers:
             if tower not in TOWERS:
-                raise ValueError(f"lora.towers: unknown tower {tower!r}{_nearest(tower, TOWERS)}")
+                raise ValueError(f"lora.towers: unknown tower {tower!r}{did_you_mean(tower, TOWERS)}")
         if not self.towers:
             raise ValueError(
                 "lora.towers is empty: name vision, text or both. To train the projections alone leave the section "
@@ -133,7 +144,7 @@ class LoraArguments:
             if name in ours:
                 raise ValueError(f"lora.options: set lora.{ours[name]} instead of {name}.")
             if name not in known:
-                raise ValueError(f"lora.options: {config_class.__name__} has no {name!r}{_nearest(name, known)}")
+                raise ValueError(f"lora.options: {config_class.__name__} has no {name!r}{did_you_mean(name, known)}")
 
 
 def build_peft_config(lora: LoraArguments, model: GapClosedClipModel) -> PeftConfig:
@@ -186,6 +197,55 @@ def add_adapters(model: GapClosedClipModel, lora: LoraArguments, base: str | Non
     return wrapped
 
 
+class AdapterBase:
+    """
+    The model that adapters are trained on, as it is without them.
+
+    Args:
+        model: the model before adapters are added.
+        args: the `model:` section that the model was built from.
+        output_dir: folder of the run, which the base is saved in where nothing else holds it.
+    """
+
+    def __init__(self, model: GapClosedClipModel, args: ModelArguments, output_dir: str):
+        self.model = model
+        # The same tensors, by the names they have without adapters.
+        self.state: dict[str, Tensor] = model.state_dict()
+        self.folder = Path(output_dir).resolve() / BASE
+        self.checkpoint = args.checkpoint if self._is_whole_model(args) else None
+
+    def adapt(self, lora: LoraArguments) -> PeftModel:
+        """
+        The model wrapped by peft, with a note of where its base is.
+
+        Raises:
+            ValueError: as `add_adapters`.
+        """
+        name, revision = str(self.folder), None
+        if lora.merge:
+            name = None
+        elif self.checkpoint is not None and is_local(self.checkpoint):
+            name = str(Path(self.checkpoint).resolve())
+        elif self.checkpoint is not None:
+            name, revision = self.checkpoint, self.model.config._commit_hash
+        return add_adapters(self.model, lora, name, revision)
+
+    def save(self, processor: GapClosedClipProcessor) -> None:
+        """Saves the base into the output folder's `base`, unless another folder or repository holds it."""
+        if self.checkpoint is None:
+            self.model.save_pretrained(self.folder, state_dict=self.state)
+            processor.save_pretrained(self.folder)
+
+    @staticmethod
+    def _is_whole_model(args: ModelArguments) -> bool:
+        """Whether the checkpoint in `args` gives the same embeddings as the base, and peft can load it."""
+        if args.checkpoint is None or is_adapter(args.checkpoint):
+            return False
+        config = GapClosedClipConfig.from_pretrained(args.checkpoint)
+        changed = {name for name, value in args.config.items() if getattr(config, name) != value}
+        return changed <= TRAINING_FIELDS
+
+
 def _pattern(lora: LoraArguments) -> str:
     """What peft matches whole module names with."""
     if lora.layers in LAYERS:
@@ -221,8 +281,8 @@ def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str
     for part in lora.train:
         names = PARTS.get(part, (part,))
         if part not in PARTS and part not in modules:
-            known = [*PARTS, *modules]
-            raise ValueError(f"lora.train: the model has no {part!r}{_nearest(part, known, list(PARTS))}")
+            known, listed = [*PARTS, *modules], f"; known are {', '.join(PARTS)}, and names of modules."
+            raise ValueError(f"lora.train: the model has no {part!r}{did_you_mean(part, known, otherwise=listed)}")
         if part == "temperature" and not model.config.learnable_temperature:
             continue
         for name in names:
@@ -243,9 +303,4 @@ def _peft_name(name: str, known: set[str]) -> str | None:
     return next((candidate for candidate in PEFT_NAMES[name] if candidate in known), None)
 
 
-def _nearest(name: str, known, listed=None) -> str:
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f": did you mean {near[0]!r}?" if near else f"; known are {', '.join(sorted(listed or known))}."
-
-
-__all__ = ["LoraArguments", "add_adapters", "build_peft_config"]
+__all__ = ["AdapterBase", "LoraArguments", "add_adapters", "build_peft_config"]

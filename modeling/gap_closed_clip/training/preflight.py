@@ -1,5 +1,6 @@
-"""How a run starts: what can be known to be wrong is said here, before hours of training."""
+"""What can be known to be wrong with a run is said here, before hours of training."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from datasets import Dataset, IterableDataset
@@ -7,27 +8,28 @@ from transformers.utils import logging
 
 from ..checkpoint import check_writable
 from ..data import DataArguments, count_truncated, load_checked_pairs
+from ..evaluation import check_references
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
-from .build import check_start
 from .config import RunConfig
 from .output_folder import checkpoint_to_resume
+from .towers import check_towers
 
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class Start:
+class RunInputs:
     """
     What a run starts from.
 
     Args:
         args: the `TrainingArguments`.
-        checkpoint: to go on from, or None.
-        train_pairs: checked pairs.
-        held_out: {split: checked pairs} of what is evaluated during and after training.
+        checkpoint: folder of the checkpoint to go on from, or None.
+        train_pairs: the checked training pairs.
+        held_out: {split: checked pairs} of the evaluations during and after training.
     """
 
     args: GapClosedTrainingArguments
@@ -37,25 +39,33 @@ class Start:
 
     @property
     def streaming(self) -> bool:
+        """Whether the training pairs are read as they are needed."""
         return isinstance(self.train_pairs, IterableDataset)
 
     @property
+    def num_train_pairs(self) -> int | None:
+        """Number of training pairs; None for a stream, which does not know it."""
+        return None if self.streaming else len(self.train_pairs)
+
+    @property
     def eval_pairs(self) -> Dataset | IterableDataset | None:
-        """Of the evaluations during training."""
+        """Pairs of the evaluations during training; None where there are no evaluations."""
         return self.held_out.get("validation") if self.args.eval_strategy != "no" else None
 
     @property
     def final_pairs(self) -> Dataset | IterableDataset | None:
-        """Of the evaluation after training."""
+        """Pairs of the evaluation after training; None where there is none."""
         return self.held_out.get(self.args.final_split)
 
-    def captions(self):
-        """Of the training pairs."""
+    def captions(self) -> Iterable[str]:
+        """The captions of the training pairs."""
         return (row["caption"] for row in self.train_pairs) if self.streaming else self.train_pairs["caption"]
 
 
-def prepare(config: RunConfig) -> Start:
+def preflight(config: RunConfig) -> RunInputs:
     """
+    Checks devices, towers, output folder and data, and loads the pairs.
+
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder.
     """
@@ -63,28 +73,54 @@ def prepare(config: RunConfig) -> Start:
     # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
     args.push_to_hub = False
     check_devices(args)
-    check_start(config.model)
+    check_towers(config.model)
     if args.process_index == 0:
         check_writable(args.output_dir, "training.output_dir")
     checkpoint = checkpoint_to_resume(args)
+    captioning = config.captioning
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
-        alone = config.captioning is not None and config.captioning.encoders == "frozen"
-        train_pairs = load_training_pairs(config.data, args, least=1 if alone else 2)
+        contrastive = captioning is None or captioning.encoders == "joint"
+        train_pairs = load_training_pairs(config.data, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
-    return Start(args, checkpoint, train_pairs, held_out)
+    inputs = RunInputs(args, checkpoint, train_pairs, held_out)
+    if captioning is not None:
+        check_captions(inputs, embedded_before=captioning.train_on == "text")
+    return inputs
+
+
+def check_captions(inputs: RunInputs, embedded_before: bool) -> None:
+    """
+    Checks the pairs of a captioner.
+
+    Args:
+        embedded_before: whether all training captions are embedded before training.
+
+    Raises:
+        ValueError: a stream, which can't be embedded before; a held-out image whose captions have no word.
+    """
+    if inputs.streaming and embedded_before:
+        raise ValueError(
+            "data.streaming and captioning.train_on=text: every caption is embedded before training, so the set has "
+            "to be there as a whole. Leave streaming off."
+        )
+    for split, pairs in inputs.held_out.items():
+        if isinstance(pairs, Dataset):
+            check_references(pairs, split)
 
 
 def check_devices(args: GapClosedTrainingArguments) -> None:
     """
+    Checks that the pairs of a step can be compared with one another on the devices that there are.
+
     Raises:
         ValueError: several GPUs in one process, or a contrastive batch that they can't share.
     """
     if args.n_gpu > 1:
         raise ValueError(
             f"This process sees {args.n_gpu} GPUs and would split each batch among them (torch.nn.DataParallel), so "
-            "that no pair is compared with those of another GPU. Start one process for each, `accelerate launch "
-            "train.py ...`, or set CUDA_VISIBLE_DEVICES=0."
+            "that no pair is compared with those of another GPU. Start one process for each, `accelerate launch -m "
+            "gap_closed_clip_cli train ...`, or set CUDA_VISIBLE_DEVICES=0."
         )
     _ = args.num_micro_batches  # checks the sizes
 
@@ -93,10 +129,10 @@ def load_training_pairs(
     data: DataArguments, args: GapClosedTrainingArguments, least: int = 2
 ) -> Dataset | IterableDataset:
     """
-    The training pairs, checked.
+    Loads and checks the training pairs.
 
     Args:
-        least: pairs of a batch; 1 where they are not compared with one another.
+        least: the smallest batch that can be trained on: 1 where pairs are not compared with one another.
 
     Raises:
         ValueError: fewer pairs than one batch, a batch of fewer than `least`, streaming without `max_steps`.
@@ -125,7 +161,7 @@ def load_held_out_pairs(
     split: str, data: DataArguments, args: GapClosedTrainingArguments
 ) -> Dataset | IterableDataset:
     """
-    The checked pairs of a split to evaluate on.
+    Loads and checks the pairs of a split to evaluate on.
 
     Raises:
         FileNotFoundError, ValueError: there is no such split, or it is wrong; with the setting that asked for it.
@@ -143,8 +179,8 @@ def set_caption_length(
     pairs: Dataset | IterableDataset, model: GapClosedClipModel, processor: GapClosedClipProcessor, data: DataArguments
 ) -> None:
     """
-    Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen what comes behind.
-    Logs how many captions lose their end; of a stream that is not known.
+    Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen longer ones. Logs
+    how many captions lose their end, unless the pairs are a stream.
 
     Raises:
         ValueError: `data.max_caption_tokens` is more than the text tower takes.
@@ -166,4 +202,4 @@ def set_caption_length(
         )
 
 
-__all__ = ["Start", "prepare", "set_caption_length"]
+__all__ = ["RunInputs", "preflight", "set_caption_length"]

@@ -37,8 +37,8 @@ class _SamplerEpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch))
 
 
-class TrainerHabits:
-    """What all Trainers here do, whatever they train. Goes before a class of transformers' among the bases."""
+class CheckedTrainerMixin:
+    """What all Trainers here add, whatever they train. It stands before transformers' Trainer among the bases."""
 
     _gradients_checked = False
 
@@ -76,7 +76,7 @@ class TrainerHabits:
             self.args.dataloader_drop_last = drop_last
 
 
-class GapClosedClipTrainer(TrainerHabits, Trainer):
+class GapClosedClipTrainer(CheckedTrainerMixin, Trainer):
     """
     transformers' `Trainer`; a plain one trains the model too. This one adds:
 
@@ -175,10 +175,9 @@ class GapClosedClipTrainer(TrainerHabits, Trainer):
             self._warned = True
             logger.warning(
                 f"The space is collapsing: random pairs have a mean cosine of {means['random_pair_cosine']:.2f} (true "
-                f"pairs "
-                f"{means['true_pair_cosine']:.2f}). A gap closed by crowding is no alignment: lower "
-                f"model.align_weight, keep "
-                "model.uniformity_weight above 0 for longer, or set model.center_projections=true."
+                f"pairs {means['true_pair_cosine']:.2f}). A gap closed by crowding is no alignment: lower "
+                "model.align_weight, keep model.uniformity_weight above 0 for longer, or set "
+                "model.center_projections=true."
             )
         elif means["true_pair_cosine"] < SCATTERED and means["align_weight"] > 0:
             self._warned = True

@@ -1,10 +1,8 @@
-"""eval.py as a user calls it, in this process."""
+"""`gap-closed-clip eval` as a user calls it, in this process."""
 
-import importlib.util
 import json
 import shutil
-import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import yaml
@@ -12,25 +10,11 @@ import yaml
 from gap_closed_clip.evaluation import read_metrics
 
 
-PATH = Path(__file__).parent.parent.parent / "eval.py"
-
-
 @pytest.fixture
-def evaluate(monkeypatch, tmp_path, capsys):
+def evaluate(command, monkeypatch, tmp_path):
     """evaluate("outputs/demo", ...) -> (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("eval_script", PATH)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "eval_script", module)
-    spec.loader.exec_module(module)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["eval.py", *words])
-        capsys.readouterr()
-        code = module.main()
-        return code, *capsys.readouterr()
-
-    return run
+    return partial(command, "eval")
 
 
 @pytest.fixture
@@ -90,7 +74,7 @@ def test_real_pairs(evaluate, models, radiology_data):
         (["outputs/demo", "splt=test"], "There is no setting 'splt'. Did you mean 'split'?"),
         (["outputs/demo", "data.sorce=phantoms"], "Did you mean 'data.source'?"),
         (["outputs/demo", "batch_size=many"], "batch_size is 'many'; it must be of type int."),
-        (["split=test"], "Which model?"),
+        (["split=test"], "No model is named"),
         (["outputs/clip"], "outputs/clip has no train_config.yaml, so say what to evaluate on"),
         (["./outputs/dem"], "There is no model folder outputs/dem"),
         (["outputs/demo", "split=tst"], "There is no split 'tst'"),
@@ -108,7 +92,7 @@ def test_real_pairs(evaluate, models, radiology_data):
 def test_bad_input_is_one_line(evaluate, models, words, message):
     code, out, err = evaluate(*words)
     assert code == 1 and out == ""
-    assert err.startswith("eval.py: ") and message in err
+    assert err.startswith("gap-closed-clip eval: ") and message in err
     assert "Traceback" not in err
 
 
@@ -116,9 +100,11 @@ def test_an_interruption_is_one_line(evaluate, models, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["eval_script"], "load_checkpoint", interrupt)
+    monkeypatch.setattr("gap_closed_clip.evaluation.compare.load_checkpoint", interrupt)
     code, out, err = evaluate("outputs/demo", "num_workers=0")
-    assert code == 130 and err.endswith("\neval.py: interrupted; no complete report was written.\n")
+    assert code == 130 and err.endswith(
+        "\ngap-closed-clip eval: interrupted. No complete report was written to outputs/eval.\n"
+    )
 
 
 def test_a_bad_model_is_found_before_the_first_is_evaluated(evaluate, models, tmp_path):
@@ -126,4 +112,7 @@ def test_a_bad_model_is_found_before_the_first_is_evaluated(evaluate, models, tm
     path.write_bytes(path.read_bytes()[:-8])
     code, out, err = evaluate(*models)
     assert code == 1 and out == ""
-    assert err.startswith("eval.py: outputs/demo is damaged: model.safetensors is truncated") and err.count("\n") == 1
+    assert (
+        err.startswith("gap-closed-clip eval: outputs/demo is damaged: model.safetensors is truncated")
+        and err.count("\n") == 1
+    )

@@ -1,4 +1,4 @@
-"""eval.py on captioners beside encoders, as a user calls it, in this process."""
+"""`gap-closed-clip eval` on captioners beside encoders, as a user calls it, in this process."""
 
 import json
 
@@ -10,7 +10,7 @@ from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
 from gap_closed_clip.data import DataArguments, load_pairs
 from gap_closed_clip.evaluation import embed_pairs, evaluate_captioner, nearest_captions, read_metrics, score_captions
 
-from .test_eval import evaluate  # noqa: F401
+from .test_evaluate import evaluate  # noqa: F401
 
 
 DATA = {"source": "phantoms", "phantom_test_pairs": 8, "phantom_train_pairs": 10, "phantom_size": 32}
@@ -89,4 +89,10 @@ def test_one_scorer_for_all_and_beams(evaluate, folders):  # noqa: F811
 )
 def test_bad_input_is_one_line(evaluate, folders, words, message):  # noqa: F811
     code, out, err = evaluate(*words)
-    assert code == 1 and out == "" and err.startswith("eval.py: ") and message in err and err.count("\n") == 1
+    assert (
+        code == 1
+        and out == ""
+        and err.startswith("gap-closed-clip eval: ")
+        and message in err
+        and err.count("\n") == 1
+    )

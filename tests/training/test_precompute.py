@@ -7,7 +7,8 @@ from conftest import tiny_config
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.data import Augmentation, PairCollator
 from gap_closed_clip.data.phantoms import make_phantoms
-from gap_closed_clip.training.frozen import pool_captions_once, recenter
+from gap_closed_clip.training.precompute import pool_captions_once
+from gap_closed_clip.training.recenter import recenter
 
 
 @pytest.fixture(scope="module")

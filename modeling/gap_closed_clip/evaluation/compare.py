@@ -1,0 +1,167 @@
+"""Several models on the same pairs, one after the other, with what they are compared with: one table, one report."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+
+from ..checkpoint import is_captioner, is_local, load_captioner, load_checkpoint
+from ..data import DataArguments, load_checked_pairs
+from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from .captions import check_references, evaluate_captions, nearest_captions, score_captions
+from .embed import PairEmbeddings, embed_pairs
+from .evaluate_model import Evaluation, evaluate_model
+from .evaluate_pairs import evaluate_embeddings, modality_means, post_hoc_centering
+from .report import write_report
+
+
+@dataclass
+class ComparisonSettings:
+    """
+    How models are evaluated side by side.
+
+    Args:
+        split: "train", "validation" or "test".
+        output: folder of the report.
+        batch_size: images or captions at once.
+        num_workers: processes that decode the images.
+        bf16: compute in bfloat16 where that is safe.
+        centering: add each encoder with its modalities centered by their training means.
+        nearest_caption: add, for each model, the training caption nearest to each image.
+        num_beams: beams of a caption; 0 for what the captioner was trained with.
+        scorer: folder or Hub id of the model that gives all captions their CLIPScore; empty for each captioner's own.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    split: str = ""
+    output: str = "outputs/eval"
+    batch_size: int = 64
+    num_workers: int = 2
+    bf16: bool = False
+    centering: bool = False
+    nearest_caption: bool = False
+    num_beams: int = 0
+    scorer: str = ""
+
+    def __post_init__(self):
+        for name, least in (("batch_size", 1), ("num_workers", 0), ("num_beams", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+
+class Comparison:
+    """
+    Evaluates models on the same pairs.
+
+    Args:
+        models: {name in the table: folder or Hub id}.
+        settings: what is measured, and what is added to compare with.
+        data: where the pairs come from.
+
+    Raises:
+        ValueError, OSError: as `load_checked_pairs`.
+    """
+
+    def __init__(self, models: dict[str, str], settings: ComparisonSettings, data: DataArguments):
+        self.models, self.settings, self.data = models, settings, data
+        self.pairs = load_checked_pairs(data, settings.split, settings.num_workers)
+        self.train_pairs: Dataset | IterableDataset | None = None
+        if settings.centering or settings.nearest_caption:
+            self.train_pairs = load_checked_pairs(data, "train", settings.num_workers)
+        self.device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        self.embedding_settings: dict[str, Any] = {
+            "batch_size": settings.batch_size,
+            "num_workers": settings.num_workers,
+            "autocast_dtype": torch.bfloat16 if settings.bf16 else None,
+            "max_length": data.max_caption_tokens,
+            "window": data.window,
+        }
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def run(self, described_data: dict[str, Any]) -> str:
+        """
+        Evaluates all models and writes the report; returns the table.
+
+        Args:
+            described_data: what the report says of the pairs.
+        """
+        for name, path in self.models.items():
+            if is_captioner(path):
+                if isinstance(self.pairs, Dataset):
+                    check_references(self.pairs, self.settings.split)
+                self._add_captioner(name, *load_captioner(path))
+            else:
+                self._add_encoder(name, *load_checkpoint(path))
+        writes_captions = any(evaluation.captions is not None for evaluation in self.evaluations.values())
+        if self.settings.scorer and writes_captions:
+            self._score_all()
+        caption_settings = {name: value for name in ("num_beams", "scorer") if (value := getattr(self.settings, name))}
+        return write_report(
+            self.settings.output,
+            self.evaluations,
+            described_data,
+            self.settings.split,
+            folders={name: path for name, path in self.models.items() if is_local(path)},
+            pairs=self.pairs,
+            settings=caption_settings if writes_captions else None,
+        )
+
+    def _add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
+        model.to(self.device)
+        evaluation = self.evaluations[name] = evaluate_model(model, processor, self.pairs, **self.embedding_settings)
+        if self.train_pairs is None:
+            return
+        train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
+        if self.settings.centering:
+            centered = post_hoc_centering(evaluation.embeddings, modality_means(train))
+            self.evaluations[f"{name}, centered"] = Evaluation(evaluate_embeddings(centered), centered)
+        if self.settings.nearest_caption:
+            self._add_nearest(name, model, processor, evaluation.embeddings, train)
+
+    def _add_captioner(
+        self, name: str, model: GapClosedClipForConditionalGeneration, processor: GapClosedClipProcessor
+    ) -> None:
+        model.to(self.device)
+        settings = self.embedding_settings | {"score": not self.settings.scorer}
+        if self.settings.num_beams:
+            settings["num_beams"] = self.settings.num_beams
+        self.evaluations[name] = evaluate_model(model, processor, self.pairs, **settings)
+        if self.settings.nearest_caption:
+            encoder = model.gap_closed_clip
+            embeddings, train = (
+                embed_pairs(encoder, processor, pairs, **self.embedding_settings)
+                for pairs in (self.pairs, self.train_pairs)
+            )
+            self._add_nearest(name, encoder, processor, embeddings, train)
+
+    def _add_nearest(
+        self,
+        name: str,
+        encoder: GapClosedClipModel,
+        processor: GapClosedClipProcessor,
+        embeddings: PairEmbeddings,
+        train: PairEmbeddings,
+    ) -> None:
+        captions = nearest_captions(embeddings, train)
+        metrics = evaluate_captions(captions)
+        if not self.settings.scorer:
+            limit = self.data.max_caption_tokens
+            metrics |= score_captions(encoder, processor, captions, embeddings.by_image(), max_length=limit)
+        self.evaluations[f"{name}, nearest caption"] = Evaluation(metrics, captions=captions)
+
+    def _score_all(self) -> None:
+        """Adds the CLIPScore of all captions by one model."""
+        scorer, processor = load_checkpoint(self.settings.scorer)
+        images = embed_pairs(scorer.to(self.device), processor, self.pairs, **self.embedding_settings).by_image()
+        limit = self.data.max_caption_tokens
+        for evaluation in self.evaluations.values():
+            if evaluation.captions is not None:
+                evaluation.metrics |= score_captions(scorer, processor, evaluation.captions, images, max_length=limit)
+
+
+__all__ = ["Comparison", "ComparisonSettings"]

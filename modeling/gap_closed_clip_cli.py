@@ -1,0 +1,77 @@
+"""
+The command `gap-closed-clip`: one way in, and one place for errors, interrupts and exit codes.
+
+It lies beside the package and not in it, because importing the package takes seconds (torch, transformers): Ctrl-C in
+these seconds has to end in one line as well, and `--help` need not wait for them.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+# Each command, the module of `gap_closed_clip.commands` that runs it, and its line of help.
+COMMANDS = {
+    "train": ("train", "train an encoder, adapters for one, or a captioner on one"),
+    "eval": ("evaluate", "evaluate models side by side on the same pairs"),
+    "publish": ("publish", "check a model folder and send it to the Hub in one commit"),
+    "export-onnx": ("export_onnx", "export both towers to ONNX"),
+}
+PROGRAM = "gap-closed-clip"
+USAGE = f"""\
+usage: {PROGRAM} COMMAND ...
+
+Medical CLIP whose image and text embeddings share one space.
+
+commands:
+{chr(10).join(f"  {name:13}{line}" for name, (_, line) in COMMANDS.items())}
+
+`{PROGRAM} COMMAND --help` says what a command takes; `{PROGRAM} --version` which version this is.
+"""
+
+
+def main(command: str | None = None, words: Sequence[str] | None = None) -> int:
+    """
+    Runs a command; returns the exit code: 0, 1 with one line about what is wrong, or 130 after Ctrl-C.
+
+    Args:
+        command: one of COMMANDS; by default the first of the words.
+        words: the rest of the command line; by default the process's own.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    if command is None:
+        command, *words = words or ["--help"]
+    if command in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if command == "--version":
+        import importlib.metadata
+
+        print(f"{PROGRAM} {importlib.metadata.version(PROGRAM)}")
+        return 0
+    if command not in COMMANDS:
+        print(f"{PROGRAM}: there is no command {command!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 1
+    return _run(command, words)
+
+
+def _run(command: str, words: list[str]) -> int:
+    module: ModuleType | None = None
+    parsed = None
+    try:
+        module = importlib.import_module(f"gap_closed_clip.commands.{COMMANDS[command][0]}")
+        parsed = module.parse(words)
+        module.run(parsed)
+    except KeyboardInterrupt:
+        state = "" if module is None or parsed is None else f" {module.after_interrupt(parsed)}"
+        print(f"\n{PROGRAM} {command}: interrupted.{state}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
