@@ -19,7 +19,7 @@ from gap_closed_clip import (  # noqa: E402
     GapClosedClipProcessor,
     ImageTextRetrievalPipeline,
 )
-from gap_closed_clip.training.towers import train_tokenizer  # noqa: E402
+from gap_closed_clip.training.encoder import train_tokenizer  # noqa: E402
 
 
 torch.set_num_threads(1)  # several tests run side by side on two cores

@@ -18,7 +18,7 @@ from gap_closed_clip.data import CaptionCollator, PairCollator, load_pairs
 from gap_closed_clip.evaluation import build_caption_metrics, generate_captions
 from gap_closed_clip.training import CaptioningArguments, GapClosedCaptionTrainer, GapClosedTrainingArguments, train
 from gap_closed_clip.training.arguments import ModelArguments
-from gap_closed_clip.training.captioner import build_captioner
+from gap_closed_clip.training.captioning import build_captioner
 
 
 BY_HEART = ["phantom_train_pairs=8", "augment=false", "label_smoothing=0", "learning_rate=4e-3", "num_beams=1"]

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertLMHeadModel, BertModel
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.training import CaptioningArguments, ModelArguments, load_config
-from gap_closed_clip.training.captioner import build_captioner
+from gap_closed_clip.training.captioning import build_captioner
 
 
 BERT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

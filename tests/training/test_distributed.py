@@ -24,7 +24,7 @@ from gap_closed_clip.data.phantoms import make_phantoms
 from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
 from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
 from gap_closed_clip.training import GapClosedClipTrainer, GapClosedTrainingArguments, load_config, train
-from gap_closed_clip.training.towers import train_tokenizer
+from gap_closed_clip.training.encoder import train_tokenizer
 
 
 GLOBAL_BATCH, STEPS, SAVED = 8, 20, 17  # 26 pairs: three steps an epoch

@@ -34,7 +34,7 @@ from gap_closed_clip.training import (
     TrainingProgressCallback,
     trainer,
 )
-from gap_closed_clip.training.towers import train_tokenizer
+from gap_closed_clip.training.encoder import train_tokenizer
 
 
 BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch (four in the plain Trainer)

@@ -14,12 +14,12 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.towers_gap_closed_clip import longest_text
 from .caption_trainer import GapClosedCaptionTrainer
-from .captioner import build_captioner, mean_shift
+from .captioning import build_captioner, mean_shift
 from .config import RunConfig
-from .encoder import build_model_and_processor
+from .encoder import build_model_and_processor, set_caption_length
 from .lora import AdapterBase
 from .precompute import embed_captions_once, pool_captions_once
-from .preflight import RunInputs, set_caption_length
+from .preflight import RunInputs
 from .trainer import GapClosedClipTrainer
 
 

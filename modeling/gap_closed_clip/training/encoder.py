@@ -1,17 +1,57 @@
-"""From the `model:` section of a configuration to an encoder and the processor that fits it."""
+"""From the `model:` section of a configuration to an encoder and its processor: towers, tokenizer, checkpoint."""
 
+import importlib.util
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from datasets import Dataset, IterableDataset
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from tokenizers.trainers import WordPieceTrainer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
-from ..checkpoint import load_checkpoint
+from ..checkpoint import check_model_name, is_local, load_checkpoint
+from ..data import DataArguments, count_truncated
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
-from ..model.towers_gap_closed_clip import longest_text
+from ..model.towers_gap_closed_clip import longest_text, not_loaded
 from .arguments import ModelArguments
-from .towers import check_towers, text_tower, vision_tower
+
+
+logger = logging.get_logger(__name__)
+
+VOCABULARY_SIZE = 8000
+
+
+def check_towers(args: ModelArguments) -> None:
+    """
+    Checks what can be known at once of the model that training starts from.
+
+    Raises:
+        ValueError, FileNotFoundError: a tower or the checkpoint is not named, missing or damaged; with its field.
+    """
+    if args.checkpoint is not None:
+        return check_model_name(args.checkpoint)
+    for name in ("vision", "text"):
+        tower = getattr(args, name)
+        if tower is None:
+            raise ValueError(
+                f"model.{name} is not set: name a pretrained tower (a Hub id or a folder), or describe one to start "
+                "from scratch; or set model.checkpoint. A configuration file without towers goes after one that has "
+                "them: gap-closed-clip train configs/demo.yaml configs/clip_lt.yaml"
+            )
+        if isinstance(tower, str):
+            pretrained_name(f"model.{name}", tower)
 
 
 def build_model_and_processor(
@@ -72,8 +112,8 @@ def with_config(model: PreTrainedModel, changes: dict[str, Any], checkpoint: str
 
 
 def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    vision = vision_tower(args.vision)
-    tokenizer, text = text_tower(args.text, captions)
+    vision = _vision_tower(args.vision)
+    tokenizer, text = _text_tower(args.text, captions)
     named = f"model.vision={args.vision!r} or model.text={args.text!r}"
     try:
         model = GapClosedClipModel.from_vision_text_pretrained(
@@ -86,4 +126,122 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
     return model, GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
 
 
-__all__ = ["build_model_and_processor", "with_config"]
+def set_caption_length(
+    pairs: Dataset | IterableDataset, model: GapClosedClipModel, processor: GapClosedClipProcessor, data: DataArguments
+) -> None:
+    """
+    Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen longer ones. Logs
+    how many captions lose their end, unless the pairs are a stream.
+
+    Raises:
+        ValueError: `data.max_caption_tokens` is more than the text tower takes.
+    """
+    if data.max_caption_tokens is not None:
+        if data.max_caption_tokens > model.max_text_length:
+            raise ValueError(
+                f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
+                f"{model.max_text_length} tokens at most."
+            )
+        processor.tokenizer.model_max_length = data.max_caption_tokens
+    if isinstance(pairs, IterableDataset):
+        return
+    limit = processor.tokenizer.model_max_length
+    truncated = count_truncated(pairs, processor.tokenizer, limit)
+    if truncated:
+        logger.warning(
+            f"{truncated} of {len(pairs)} training captions are longer than {limit} tokens and lose their end."
+        )
+
+
+def _vision_tower(vision: str | dict[str, Any]) -> str | PreTrainedConfig:
+    if isinstance(vision, str):
+        return pretrained_name("model.vision", vision)
+    return AutoConfig.for_model(**{"model_type": "timm_wrapper", **vision})
+
+
+def _text_tower(
+    text: str | dict[str, Any], captions: Iterable[str]
+) -> tuple[PreTrainedTokenizerBase, str | PreTrainedConfig]:
+    if isinstance(text, str):
+        text = pretrained_name("model.text", text)
+        return _tokenizer(text), text
+    tokenizer = train_tokenizer(captions, text.get("vocab_size", VOCABULARY_SIZE))
+    vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return tokenizer, AutoConfig.for_model(**{"model_type": "bert", **text, **vocabulary})
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A BERT tokenizer (lower case, WordPiece) whose vocabulary is learned from captions, always the same for them."""
+    captions = list(captions)
+    blank = BertTokenizer()
+    normalize = blank.backend_tokenizer.normalizer.normalize_str
+    split = blank.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+    inside = {letter for caption in captions for word, _ in split(normalize(caption)) for letter in word[1:]}
+    # The trainer numbers the letters inside words in the order of a hash table with a random seed, and decides between
+    # equally frequent pairs by these numbers. Named first they get theirs from us: a resumed run and every process of
+    # a distributed one have to read a caption alike.
+    first = [*blank.get_vocab(), *(f"##{letter}" for letter in sorted(inside))]
+    trainer = WordPieceTrainer(vocab_size=vocab_size, special_tokens=first, show_progress=False)
+    trained = Tokenizer.from_str(blank.backend_tokenizer.to_str())
+    trained.train_from_iterator(captions, trainer)
+    return BertTokenizer(vocab=trained.get_vocab())
+
+
+def pretrained_name(field: str, name: str) -> str:
+    """A Hub id as it is, or a folder, after a look at what can be missing or half-written in it."""
+    name = _package_folder(name)
+    if not is_local(name):
+        return name
+    folder = Path(name)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{field}: there is no folder {folder}.")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{field}: {folder} is no model folder, config.json is missing.")
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):  # reads the header, which tells how long the file has to be
+                pass
+        except SafetensorError as error:
+            raise ValueError(
+                f"{field}: {path} is truncated or no safetensors file ({error}). Copy or download it again."
+            ) from error
+    return name
+
+
+def _tokenizer(text: str) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(text)
+    except OSError as error:
+        raise not_loaded(f"model.text={text!r}", error) from error
+    except ValueError:
+        tokenizer = None
+    # Where a BERT's folder lacks the files, the library makes up a tokenizer of the special tokens alone.
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"model.text={text!r} has no tokenizer: put its tokenizer.json or vocab.txt there.")
+    return tokenizer
+
+
+def _package_folder(name: str) -> str:
+    """`package:module/folder` is a folder inside an installed Python package, for weights from a package index."""
+    if not name.startswith("package:"):
+        return name
+    module, _, folder = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError(
+            f"{name}: there is no installed package {module}. Try: pip install {module.replace('_', '-')}"
+        )
+    path = Path(spec.submodule_search_locations[0]) / folder
+    if not path.is_dir():
+        raise ValueError(f"{name}: the package {module} has no folder {folder or '.'}.")
+    return str(path)
+
+
+__all__ = [
+    "build_model_and_processor",
+    "check_towers",
+    "pretrained_name",
+    "set_caption_length",
+    "train_tokenizer",
+    "with_config",
+]

@@ -1,4 +1,4 @@
-"""The folder of a run: what it may hold before, what training writes into it, and where an interrupted one goes on."""
+"""The output folder: what it may hold before a run, what the run writes, and where an interrupted one goes on."""
 
 import json
 import shutil
@@ -27,10 +27,10 @@ class TrainingResult:
     What a finished run tells beside its configuration; all but the metrics is `run.json` in its model folder.
 
     Args:
-        metrics: of the final evaluation; empty where there is none, and on all processes but the first.
-        num_train_pairs: pairs trained on; None for a stream.
+        metrics: those of the final evaluation; empty where there is none, and on all processes but the first.
+        num_train_pairs: number of pairs trained on; None for a stream.
         device: name of the device.
-        num_processes: that trained together.
+        num_processes: number of processes that trained together.
     """
 
     metrics: dict[str, float]
@@ -77,7 +77,7 @@ def _holds_other_run(folder: Path, checkpoint: str | None) -> bool:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Of the Trainer, the last one last."""
+    """The Trainer's checkpoints, the last one last."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
@@ -113,30 +113,31 @@ def is_complete_checkpoint(folder: Path) -> bool:
     return True
 
 
-def save_model_folder(trainer: Trainer, config: RunConfig) -> None:
-    """Weights, config, processor, code and `train_config.yaml` into `output_dir`; adapters are merged if asked for."""
-    folder = Path(trainer.args.output_dir)
+def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int | None) -> TrainingResult:
+    """
+    Saves a finished run into `output_dir`: weights, config, processor, code, `train_config.yaml` and `run.json`.
+    Adapters are merged first where that was asked for.
+
+    Returns:
+        what `run.json` says, without metrics.
+    """
+    args = trainer.args
+    folder = Path(args.output_dir)
     if config.lora is not None and config.lora.merge:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
-    if trainer.is_world_process_zero():
-        # The Trainer pickles its arguments beside the weights; train_config.yaml says the same in the open.
-        (folder / "training_args.bin").unlink(missing_ok=True)
-        config.save(folder / CONFIG_FILE)
-
-
-def write_result(trainer: Trainer, num_train_pairs: int | None, metrics: dict[str, float]) -> TrainingResult:
-    """What is known of a finished run, written to `run.json`."""
-    args = trainer.args
     result = TrainingResult(
-        metrics=metrics,
+        metrics={},
         num_train_pairs=num_train_pairs,
         device=torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         num_processes=args.world_size,
     )
     if trainer.is_world_process_zero():
+        # The Trainer pickles its arguments beside the weights; train_config.yaml says the same in the open.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        config.save(folder / CONFIG_FILE)
         facts = {name: value for name, value in asdict(result).items() if name != "metrics"}
-        (Path(args.output_dir) / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return result
 
 
@@ -147,5 +148,4 @@ __all__ = [
     "is_complete_checkpoint",
     "last_complete_checkpoint",
     "save_model_folder",
-    "write_result",
 ]

@@ -4,20 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from datasets import Dataset, IterableDataset
-from transformers.utils import logging
 
 from ..checkpoint import check_writable
-from ..data import DataArguments, count_truncated, load_checked_pairs
+from ..data import DataArguments, load_checked_pairs
 from ..evaluation import check_references
-from ..model.modeling_gap_closed_clip import GapClosedClipModel
-from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
+from .encoder import check_towers
 from .output_folder import checkpoint_to_resume
-from .towers import check_towers
-
-
-logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -175,31 +169,4 @@ def load_held_out_pairs(
         raise type(error)(f"{error} (These pairs are needed because of {asker}. It may be {remedy}.)") from error
 
 
-def set_caption_length(
-    pairs: Dataset | IterableDataset, model: GapClosedClipModel, processor: GapClosedClipProcessor, data: DataArguments
-) -> None:
-    """
-    Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen longer ones. Logs
-    how many captions lose their end, unless the pairs are a stream.
-
-    Raises:
-        ValueError: `data.max_caption_tokens` is more than the text tower takes.
-    """
-    if data.max_caption_tokens is not None:
-        if data.max_caption_tokens > model.max_text_length:
-            raise ValueError(
-                f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
-                f"{model.max_text_length} tokens at most."
-            )
-        processor.tokenizer.model_max_length = data.max_caption_tokens
-    if isinstance(pairs, IterableDataset):
-        return
-    limit = processor.tokenizer.model_max_length
-    truncated = count_truncated(pairs, processor.tokenizer, limit)
-    if truncated:
-        logger.warning(
-            f"{truncated} of {len(pairs)} training captions are longer than {limit} tokens and lose their end."
-        )
-
-
-__all__ = ["RunInputs", "preflight", "set_caption_length"]
+__all__ = ["RunInputs", "preflight"]

@@ -1,5 +1,6 @@
 """One run from a configuration to a model folder: preflight, build, fit, recenter, save, evaluate."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
@@ -8,7 +9,7 @@ from transformers import Trainer, set_seed
 from ..evaluation import evaluate_model, write_report
 from .build import RunParts, build
 from .config import RunConfig
-from .output_folder import TrainingResult, delete_other_run, save_model_folder, write_result
+from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
 from .recenter import recenter
 
@@ -35,9 +36,8 @@ def train(config: RunConfig) -> TrainingResult:
             inputs.args.eval_batch_size,
             inputs.args.dataloader_num_workers,
         )
-    save_model_folder(trainer, config)
-    metrics = evaluate(trainer, config, inputs.final_pairs)
-    return write_result(trainer, inputs.num_train_pairs, metrics)
+    result = save_model_folder(trainer, config, inputs.num_train_pairs)
+    return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
 
 
 def fit(parts: RunParts, inputs: RunInputs) -> Trainer:

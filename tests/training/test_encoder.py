@@ -14,7 +14,7 @@ from transformers import BertModel, RobertaConfig
 
 from gap_closed_clip.model.towers_gap_closed_clip import longest_text
 from gap_closed_clip.training import ModelArguments, build_model_and_processor
-from gap_closed_clip.training.towers import check_towers, train_tokenizer
+from gap_closed_clip.training.encoder import check_towers, train_tokenizer
 
 
 VISION = {
