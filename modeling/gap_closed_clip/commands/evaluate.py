@@ -24,7 +24,8 @@ Of captioners, the captions are evaluated; of other models, the embeddings. For 
                      captioner's own encoder: then compare captioners of one encoder only)
 """
 
-from dataclasses import dataclass, fields, replace
+import typing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,10 @@ def split_words(words: list[str]) -> tuple[list[str], ComparisonSettings, list[s
     Raises:
         ValueError: an unknown setting, a value of the wrong type, or no model.
     """
-    models, settings, overrides = [], {}, []
-    types = {field.name: field.type for field in fields(ComparisonSettings)}
+    models: list[str] = []
+    settings: dict[str, Any] = {}
+    overrides: list[str] = []
+    types = typing.get_type_hints(ComparisonSettings)
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or Path(word).is_dir():

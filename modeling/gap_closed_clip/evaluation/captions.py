@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -220,12 +221,12 @@ def evaluate_captioner(
         max_length: tokens that the encoder takes of a caption; default: the tokenizer's own limit.
         other arguments: of `generate_captions`.
     """
-    how = {"num_workers": num_workers, "autocast_dtype": autocast_dtype, "window": window}
-    captions = generate_captions(model, processor, pairs, batch_size, **how, **generate_kwargs)
+    settings: dict[str, Any] = {"num_workers": num_workers, "autocast_dtype": autocast_dtype, "window": window}
+    captions = generate_captions(model, processor, pairs, batch_size, **settings, **generate_kwargs)
     metrics = evaluate_captions(captions)
     if score:
         encoder = model.gap_closed_clip
-        images = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **how).by_image()
+        images = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **settings).by_image()
         metrics |= score_captions(encoder, processor, captions, images, max_length=max_length)
     return metrics, captions
 

@@ -28,7 +28,9 @@ class Evaluation:
     @property
     def size(self) -> str:
         """What was measured, as "512 pairs" or "64 images"."""
-        return f"{len(self.captions)} images" if self.embeddings is None else f"{len(self.embeddings)} pairs"
+        if self.embeddings is not None:
+            return f"{len(self.embeddings)} pairs"
+        return f"{len(self.captions or ())} images"
 
 
 def evaluate_model(

@@ -202,6 +202,6 @@ def write_captions(path: str | Path, captions: Mapping[str, Captions]) -> None:
     by_model = {name: dict(zip(found.image_ids, found.captions, strict=True)) for name, found in captions.items()}
     with open(path, "w", encoding="utf-8") as file:
         for image_id, references in zip(first.image_ids, first.references, strict=True):
-            row = {"image_id": image_id, "references": references}
-            row["captions"] = {name: found[image_id] for name, found in by_model.items()}
+            captions_of_image = {name: found[image_id] for name, found in by_model.items()}
+            row = {"image_id": image_id, "references": references, "captions": captions_of_image}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")

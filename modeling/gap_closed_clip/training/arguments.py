@@ -115,7 +115,7 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     `predict_with_generate` and what belongs to it is for captioners.
     """
 
-    output_dir: str | None = field(
+    output_dir: str = field(
         default="outputs/demo",
         metadata={"help": "The model folder; its subfolders checkpoint-<step> are to resume from."},
     )

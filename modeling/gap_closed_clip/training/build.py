@@ -14,7 +14,7 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.towers_gap_closed_clip import longest_text
 from .caption_trainer import GapClosedCaptionTrainer
-from .captioning import build_captioner, mean_shift
+from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
 from .lora import AdapterBase
@@ -58,17 +58,21 @@ def build(config: RunConfig, inputs: RunInputs) -> RunParts:
     Raises:
         ValueError, OSError: towers, a checkpoint, adapters or a decoder that can't be had, or don't go together.
     """
-    return _captioner_parts(config, inputs) if config.captioning is not None else _encoder_parts(config, inputs)
+    if config.captioning is not None:
+        return _captioner_parts(config, config.captioning, inputs)
+    return _encoder_parts(config, inputs)
 
 
 def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
     args, train_pairs = inputs.args, inputs.train_pairs
     encoder, processor = build_model_and_processor(config.model, inputs.captions())
     set_caption_length(train_pairs, encoder, processor, config.data)
-    model, base = encoder, None
+    model: PreTrainedModel | PeftModel = encoder
+    base = None
     if config.lora is not None:
         base = AdapterBase(encoder, config.model, args.output_dir)
         model = base.adapt(config.lora)
+        base = None if config.lora.merge else base
     collator = _pair_collator(config, processor)
     if not inputs.streaming and not any(parameter.requires_grad for parameter in encoder.text_model.parameters()):
         train_pairs = pool_captions_once(train_pairs, encoder, collator, args.eval_batch_size, args.device)
@@ -81,22 +85,24 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
         trainer_class=GapClosedClipTrainer,
         data_collator=collator,
         compute_metrics=None if inputs.eval_pairs is None else build_compute_metrics(inputs.eval_pairs),
-        base=None if base is None or config.lora.merge else base,
+        base=base,
     )
 
 
-def _captioner_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
+def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs: RunInputs) -> RunParts:
     args, train_pairs = inputs.args, inputs.train_pairs
-    model, processor = build_captioner(config.captioning, config.model, inputs.captions())
+    model, processor = build_captioner(captioning, config.model, inputs.captions())
     _check_caption_length(config, model)
     set_caption_length(train_pairs, model.gap_closed_clip, processor, config.data)
     collator = _pair_collator(config, processor)
-    if config.captioning.train_on == "text":
+    if captioning.train_on == "text":
         model.to(args.device)
         train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
         # Before training, whose evaluations and checkpoints have it, too; a trained captioner may bring another.
-        model.set_image_shift(_mean_shift(config, inputs, model, processor) if config.captioning.mean_shift else None)
-    evaluates = args.predict_with_generate and inputs.eval_pairs is not None
+        model.set_image_shift(_mean_shift(config, inputs, model, processor) if captioning.mean_shift else None)
+    metrics = None
+    if args.predict_with_generate and inputs.eval_pairs is not None:
+        metrics = build_caption_metrics(inputs.eval_pairs, processor)
     return RunParts(
         model=model,
         encoder=model.gap_closed_clip,
@@ -105,8 +111,8 @@ def _captioner_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
         pair_collator=collator,
         trainer_class=GapClosedCaptionTrainer,
         data_collator=CaptionCollator(collator),
-        compute_metrics=build_caption_metrics(inputs.eval_pairs, processor) if evaluates else None,
-        trains_encoder=config.captioning.encoders == "joint",
+        compute_metrics=metrics,
+        trains_encoder=captioning.encoders == "joint",
     )
 
 

@@ -4,10 +4,10 @@ import copy
 
 from transformers import Seq2SeqTrainer
 
-from .trainer import CheckedTrainerMixin, TrainingProgressCallback
+from .trainer import CheckedTrainer, TrainingProgressCallback
 
 
-class GapClosedCaptionTrainer(CheckedTrainerMixin, Seq2SeqTrainer):
+class GapClosedCaptionTrainer(CheckedTrainer, Seq2SeqTrainer):
     """
     transformers' `Seq2SeqTrainer`, which trains a captioner too. This one adds:
 

@@ -133,7 +133,7 @@ def build_captioner(
         ValueError, OSError: as `build_model_and_processor` and `from_clip`; captions longer than the decoder takes.
     """
     if model_args.checkpoint is not None and is_captioner(model_args.checkpoint):
-        model, processor = _trained_captioner(args, model_args)
+        model, processor = _trained_captioner(args, model_args, model_args.checkpoint)
     else:
         clip_model, processor = build_model_and_processor(model_args, captions)
         decoder = _decoder(args, clip_model)
@@ -166,24 +166,24 @@ def _train_encoder(
 
 
 def _trained_captioner(
-    args: CaptioningArguments, model_args: ModelArguments
+    args: CaptioningArguments, model_args: ModelArguments, checkpoint: str
 ) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
     if args.decoder is not None or args.num_layers is not None:
         raise ValueError(
-            f"model.checkpoint {model_args.checkpoint} is a captioner and brings its decoder: leave "
+            f"model.checkpoint {checkpoint} is a captioner and brings its decoder: leave "
             "captioning.decoder and captioning.num_layers out."
         )
-    model, processor = load_captioner(model_args.checkpoint)
+    model, processor = load_captioner(checkpoint)
     changes = {**args.config_fields(), **model_args.config}
     for name in ("decoder_memory", "decoder_embedding_tokens"):
         if changes[name] != getattr(model.config, name):
             raise ValueError(
-                f"model.checkpoint {model_args.checkpoint} is a captioner with {name}={getattr(model.config, name)}, "
+                f"model.checkpoint {checkpoint} is a captioner with {name}={getattr(model.config, name)}, "
                 f"and {changes[name]} is asked for: its weights are of that shape. Set the captioning section "
                 "accordingly."
             )
     generation_config = model.generation_config
-    model = with_config(model, changes, model_args.checkpoint)
+    model = with_config(model, changes, checkpoint)
     model.generation_config = generation_config
     return model, processor
 

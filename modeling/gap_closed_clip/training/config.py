@@ -5,6 +5,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class RunConfig:
     @property
     def output_dir(self) -> str:
         """The model folder that the run leaves."""
-        return self.training.get("output_dir", GapClosedTrainingArguments.output_dir)
+        return self.training.get("output_dir") or GapClosedTrainingArguments.output_dir
 
     def described_data(self) -> dict[str, Any]:
         """What a report says of the pairs: the source, and those fields of the data section that were changed."""
@@ -128,7 +129,7 @@ class RunConfig:
         Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def load_config(files: list[str | Path], overrides: list[str] | None = None) -> RunConfig:
+def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:
     """
     Reads YAML files, later ones over earlier ones, then `key=value` overrides, and checks every key and type.
 
@@ -149,7 +150,7 @@ def load_config(files: list[str | Path], overrides: list[str] | None = None) -> 
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
                 sections[section][key] = value
-    for override in overrides or []:
+    for override in overrides:
         section, (key, *inner), value = _parse_override(override)
         if inner:
             value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError, safe_open
@@ -31,6 +31,7 @@ from .arguments import ModelArguments
 logger = logging.get_logger(__name__)
 
 VOCABULARY_SIZE = 8000
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def check_towers(args: ModelArguments) -> None:
@@ -70,7 +71,7 @@ def build_model_and_processor(
     """
     check_towers(args)
     if args.checkpoint is not None:
-        model, processor = _load_checkpoint(args)
+        model, processor = _load_checkpoint(args.checkpoint, args)
     else:
         model, processor = _from_towers(args, captions)
     tokenizer, text_config = processor.tokenizer, model.config.text_config
@@ -85,16 +86,16 @@ def build_model_and_processor(
     return model, processor
 
 
-def _load_checkpoint(args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    model, processor = load_checkpoint(args.checkpoint)
+def _load_checkpoint(checkpoint: str, args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    model, processor = load_checkpoint(checkpoint)
     if args.config:
-        model = with_config(model, args.config, args.checkpoint)
+        model = with_config(model, args.config, checkpoint)
     # from_pretrained gives every parameter a gradient; DistributedDataParallel would wait for that of a fixed scale.
     model.logit_scale.requires_grad_(model.config.learnable_temperature)
     return model, processor
 
 
-def with_config(model: PreTrainedModel, changes: dict[str, Any], checkpoint: str) -> PreTrainedModel:
+def with_config(model: Model, changes: dict[str, Any], checkpoint: str) -> Model:
     """
     The checkpoint's model with other fields of [`GapClosedClipConfig`].
 
@@ -112,6 +113,7 @@ def with_config(model: PreTrainedModel, changes: dict[str, Any], checkpoint: str
 
 
 def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    assert args.vision is not None and args.text is not None  # check_towers has seen to it
     vision = _vision_tower(args.vision)
     tokenizer, text = _text_tower(args.text, captions)
     named = f"model.vision={args.vision!r} or model.text={args.text!r}"

@@ -221,7 +221,8 @@ class AdapterBase:
         Raises:
             ValueError: as `add_adapters`.
         """
-        name, revision = str(self.folder), None
+        name: str | None = str(self.folder)
+        revision = None
         if lora.merge:
             name = None
         elif self.checkpoint is not None and is_local(self.checkpoint):

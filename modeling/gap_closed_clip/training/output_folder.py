@@ -47,7 +47,7 @@ def checkpoint_to_resume(args: GapClosedTrainingArguments) -> str | None:
         ValueError: the folder holds another run, or there is no complete checkpoint to resume from.
     """
     folder = Path(args.output_dir)
-    resume = args.resume_from_checkpoint
+    resume = args.resume_from_checkpoint or None
     if resume is True:
         return str(_checkpoint_to_go_on_from(folder))
     if resume and not is_complete_checkpoint(Path(resume)):
@@ -60,7 +60,7 @@ def checkpoint_to_resume(args: GapClosedTrainingArguments) -> str | None:
             f"training.output_dir {folder} holds another run. Name another folder, or add resume_from_checkpoint=true "
             "to go on from its last checkpoint, or overwrite_output_dir=true to delete it."
         )
-    return resume or None
+    return resume
 
 
 def delete_other_run(args: GapClosedTrainingArguments, checkpoint: str | None) -> None:

@@ -37,8 +37,8 @@ class _SamplerEpochCallback(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch))
 
 
-class CheckedTrainerMixin:
-    """What all Trainers here add, whatever they train. It stands before transformers' Trainer among the bases."""
+class CheckedTrainer(Trainer):
+    """transformers' Trainer with what ours add to it, whatever they train."""
 
     _gradients_checked = False
 
@@ -76,7 +76,7 @@ class CheckedTrainerMixin:
             self.args.dataloader_drop_last = drop_last
 
 
-class GapClosedClipTrainer(CheckedTrainerMixin, Trainer):
+class GapClosedClipTrainer(CheckedTrainer):
     """
     transformers' `Trainer`; a plain one trains the model too. This one adds:
 
@@ -196,15 +196,15 @@ def batch_diagnostics(outputs: GapClosedClipOutput) -> dict[str, Tensor]:
     j); `mean_cosine_image`, `mean_cosine_text` (i != j inside a modality). Plain batch statistics of the present
     process: over B pairs the gap has a sampling floor of about sqrt(2 / B).
     """
-    image, text = outputs.image_embeds.float(), outputs.text_embeds.float()  # (B, D)
+    image, text = outputs["image_embeds"].float(), outputs["text_embeds"].float()  # (B, D)
     n = len(image)
     others = max(n * (n - 1), 1)
     image_sum, text_sum = image.sum(0), text.sum(0)
     true_pair = (image * text).sum(-1)
     return {
-        "contrastive_loss": outputs.contrastive_loss.detach(),
-        "align_loss": outputs.align_loss.detach(),
-        "uniformity_loss": outputs.uniformity_loss.detach(),
+        "contrastive_loss": outputs["contrastive_loss"].detach(),
+        "align_loss": outputs["align_loss"].detach(),
+        "uniformity_loss": outputs["uniformity_loss"].detach(),
         "modality_gap": (image_sum - text_sum).norm() / n,
         "true_pair_cosine": true_pair.mean(),
         "random_pair_cosine": (image_sum @ text_sum - true_pair.sum()) / others,
