@@ -37,7 +37,7 @@ AGAIN = "Save it again (`gap-closed-clip train`, or model.save_pretrained and pr
 
 
 def check_model_name(name_or_path: str | Path) -> None:
-    """`check_checkpoint` of a folder; of a Hub id, whether it is not a folder's name with a slip in it.
+    """Checks a folder as `check_checkpoint` does; a Hub id, whether it is not the name of a folder with a typo in it.
 
     Raises:
         FileNotFoundError, ValueError: as `check_checkpoint`; also for `outputs/demoo` beside a folder `outputs/demo`.
@@ -50,7 +50,7 @@ def check_model_name(name_or_path: str | Path) -> None:
 
 
 def check_checkpoint(folder: str | Path) -> None:
-    """Look for what is missing or half-written in a model folder, without loading the weights.
+    """Looks for what is missing or half-written in a model folder, without loading the weights.
 
     Raises:
         FileNotFoundError: the folder, or a file of it, is missing.
@@ -72,7 +72,7 @@ def check_checkpoint(folder: str | Path) -> None:
 def load_checkpoint(
     name_or_path: str | Path, revision: str | None = None
 ) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    """Model and processor of a folder or of a Hub id. An adapter is loaded on its base model and merged into it.
+    """Loads model and processor of a folder or of a Hub id. An adapter is loaded on its base model and merged into it.
 
     Args:
         revision: of a Hub id.
@@ -84,7 +84,7 @@ def load_checkpoint(
     """
     name_or_path = str(name_or_path)
     check_model_name(name_or_path)
-    with _explained(name_or_path, revision):
+    with _explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
             return model, GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
@@ -94,7 +94,7 @@ def load_checkpoint(
 def load_captioner(
     name_or_path: str | Path, revision: str | None = None
 ) -> tuple[GapClosedClipForConditionalGeneration, GapClosedClipProcessor]:
-    """Captioner and processor of a folder or of a Hub id; `load_checkpoint` gives the encoder of the same.
+    """Loads captioner and processor of a folder or of a Hub id; `load_checkpoint` loads the encoder of the same.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as `load_checkpoint`; also where there is no decoder.
@@ -116,7 +116,7 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
     check_model_name(name_or_path)
     if is_adapter(name_or_path, revision):
         return False
-    with _explained(str(name_or_path), revision):
+    with _explained_errors(str(name_or_path), revision):
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
@@ -144,7 +144,7 @@ def is_local(name_or_path: str | Path) -> bool:
 
 
 def digest_of_weights(folder: str | Path) -> str:
-    """SHA-256 of a model folder's safetensors: tells whether what was made of a model is of these very weights."""
+    """SHA-256 of a model folder's safetensors, which tells whether a file made from a model belongs to its weights."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).glob("*.safetensors")):
         with open(path, "rb") as file:
@@ -154,7 +154,7 @@ def digest_of_weights(folder: str | Path) -> str:
 
 
 def check_writable(folder: str | Path, field: str) -> None:
-    """Whether files can be written into a folder, which need not be there yet; nothing stays behind.
+    """Checks that files can be written into a folder, which need not be there yet; nothing stays behind.
 
     Raises:
         OSError: they can't, with the name of the field that asks for the folder.
@@ -178,9 +178,9 @@ def _similar_folder(path: Path) -> str:
 def _load_whole(
     model_class: type[PreTrainedModel], name_or_path: str, revision: str | None
 ) -> tuple[PreTrainedModel, GapClosedClipProcessor]:
-    """A model and its processor, all of whose weights are there."""
+    """Loads a model and its processor; all weights have to be there."""
     check_model_name(name_or_path)
-    with _explained(name_or_path, revision):
+    with _explained_errors(name_or_path, revision):
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )
@@ -197,8 +197,8 @@ def _load_whole(
 
 
 @contextmanager
-def _explained(name_or_path: str, revision: str | None) -> Iterator[None]:
-    """What the library raises while a model is loaded, in words that say what to do."""
+def _explained_errors(name_or_path: str, revision: str | None) -> Iterator[None]:
+    """Turns what the library raises while a model is loaded into messages that say what to do."""
     try:
         yield
     except _BaseNotLoaded:
@@ -216,7 +216,7 @@ def _explained(name_or_path: str, revision: str | None) -> Iterator[None]:
 
 
 class _BaseNotLoaded(OSError):
-    """The message names adapter and base model."""
+    """The base model of an adapter could not be loaded; the message names both."""
 
 
 def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:

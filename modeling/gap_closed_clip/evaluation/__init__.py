@@ -1,4 +1,4 @@
-"""Embed a data set once, run the metrics, draw the figures, write the report."""
+"""Embeds a data set once, runs the metrics, draws the figures, compares models, writes the report."""
 
 from .caption_figure import plot_captions
 from .captions import (

@@ -26,7 +26,8 @@ def plot_captions(
     captions: Mapping[str, Captions], pairs: Dataset, path: str | Path, number: int = MAX_IMAGES
 ) -> None:
     """
-    Images in an order that says nothing about them (that of a hash of their ids), so that none is picked.
+    Draws images with their captions. The images are the first in the order of a hash of their ids, so that nobody
+    has picked them.
 
     Args:
         captions: {model name: captions}, of one set of images.
@@ -55,17 +56,17 @@ def plot_captions(
     )  # fmt: skip
     for place, (image_id, lines) in enumerate(blocks):
         column, row = divmod(place, per_column)
-        picture = figure.add_subplot(grid[row, 2 * column])
-        picture.imshow(decode_image(pairs[rows[image_id]]["image"], SIDE, name=image_id))
-        picture.set_anchor("N")
-        picture.axis("off")
+        image_axes = figure.add_subplot(grid[row, 2 * column])
+        image_axes.imshow(decode_image(pairs[rows[image_id]]["image"], SIDE, name=image_id))
+        image_axes.set_anchor("N")
+        image_axes.axis("off")
         _write(figure.add_subplot(grid[row, 2 * column + 1]), lines, height)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Software": None})
 
 
 def _lines(name: str, text: str, color: str) -> list[tuple[str, str]]:
-    """Lines of a caption, the first with its writer's name, and their color."""
+    """The lines of a caption, the first with the name of its writer, each with its color."""
     lines = textwrap.wrap(f"{name}: {text.strip() or '(nothing)'}", CHARACTERS)
     if len(lines) > MAX_LINES:
         lines = [*lines[: MAX_LINES - 1], lines[MAX_LINES - 1][: CHARACTERS - 2] + " ..."]

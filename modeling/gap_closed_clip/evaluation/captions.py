@@ -53,18 +53,18 @@ class Captions:
 
 
 def references_of(columns: Columns) -> dict[str, list[str]]:
-    """{image id: its distinct captions}, in the order of the pairs."""
+    """The distinct captions of each image by its id, in the order of the pairs."""
     references: dict[str, list[str]] = {}
     for image_id, caption in zip(columns.image_ids, columns.captions, strict=True):
-        own = references.setdefault(image_id, [])
-        if caption not in own:
-            own.append(caption)
+        captions = references.setdefault(image_id, [])
+        if caption not in captions:
+            captions.append(caption)
     return references
 
 
 def check_references(pairs: Dataset, split: str) -> None:
     """
-    Whether written captions can be compared with those of every image.
+    Checks that every image has a caption which written ones can be compared with.
 
     Raises:
         ValueError: an image has no caption with a word in it; with its id.
@@ -88,7 +88,7 @@ def generate_captions(
     **generate_kwargs,
 ) -> Captions:
     """
-    A caption for every distinct image, by the model in evaluation mode, on the device where it is.
+    Writes a caption for every distinct image, with the model in evaluation mode, on the device where it is.
 
     Args:
         model: a [`GapClosedClipForConditionalGeneration`].
@@ -127,7 +127,7 @@ def generate_captions(
 
 def nearest_captions(embeddings: PairEmbeddings, train: PairEmbeddings, shift: np.ndarray | None = None) -> Captions:
     """
-    The training caption whose embedding is the nearest to the image's: what any decoder must beat.
+    Finds for each image the training caption whose embedding is nearest to the image's: what any decoder must beat.
 
     Args:
         embeddings: of the pairs to find captions for.
@@ -147,7 +147,7 @@ def nearest_captions(embeddings: PairEmbeddings, train: PairEmbeddings, shift: n
 
 def evaluate_captions(captions: Captions) -> dict[str, float]:
     """
-    The metrics of texts alone, flat, with `num_images`, `caption_words` (the mean) and `distinct_captions` (a
+    Measures texts alone: flat metrics, with `num_images`, `caption_words` (the mean) and `distinct_captions` (a
     fraction: a decoder that has learned one sentence scores, too).
 
     METEOR only where its resources are installed.
@@ -156,7 +156,7 @@ def evaluate_captions(captions: Captions) -> dict[str, float]:
 
 
 def measure_texts(predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-    """The metrics of N captions, each with one or more references."""
+    """Measures N captions, each with one or more references; returns flat metrics."""
     texts = {"predictions": predictions, "references": references}
     result: dict[str, float] = {}
     for name in TEXT_METRICS:
@@ -184,7 +184,7 @@ def score_captions(
     max_length: int | None = None,
 ) -> dict[str, float]:
     """
-    CLIPScore and RefCLIPScore by a dual encoder. Scores of different encoders can't be compared.
+    Measures CLIPScore and RefCLIPScore by a dual encoder. Scores of different encoders can't be compared.
 
     Args:
         scorer: a [`GapClosedClipModel`].
@@ -214,7 +214,7 @@ def evaluate_captioner(
     **generate_kwargs,
 ) -> tuple[dict[str, float], Captions]:
     """
-    Write a caption for every image, and measure them: the metrics of texts and, with `score`, CLIPScore by the
+    Writes a caption for every image, and measures them: the metrics of texts and, with `score`, CLIPScore by the
     captioner's own encoder, to be compared with other captioners on the same encoder only.
 
     Args:
@@ -235,7 +235,8 @@ def build_caption_metrics(
     pairs: Iterable[dict], processor: ProcessorMixin
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """
-    `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate` that evaluates on these pairs, in their order.
+    Makes the `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate` that evaluates on these pairs, in
+    their order.
 
     Args:
         pairs: rows of `image_id` and `caption`.

@@ -1,4 +1,4 @@
-"""Embed a data set of pairs once: every distinct image and every distinct caption goes through its tower one time."""
+"""Embeds a data set of pairs once: every distinct image and every distinct caption goes through its tower one time."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,7 +46,7 @@ class PairEmbeddings:
         return len(self.image_ids)
 
     def by_image(self) -> dict[str, np.ndarray]:
-        """{image id: (D,)}."""
+        """The image embeddings (D,) by image id."""
         return dict(zip(self.image_ids, self.image_embeds, strict=True))
 
     @property
@@ -65,7 +65,7 @@ def embed_pairs(
     max_length: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> PairEmbeddings:
-    """Embed every pair with the model in evaluation mode, on the device where it is; its modes are restored after.
+    """Embeds every pair with the model in evaluation mode, on the device where it is; its modes are restored after.
 
     Args:
         model: maps `pixel_values` alone to `.image_embeds` (B, D), and tokens alone to `.text_embeds` (B, D).
@@ -119,7 +119,7 @@ class Columns(NamedTuple):
 
 
 def columns_of(pairs: Iterable[dict]) -> Columns:
-    """The columns of rows, of a data set, or of a stream, in order. No image is read if it is a `Dataset`."""
+    """Collects the columns of rows in their order. Of a `Dataset` no image is read."""
     columns = Columns([], [], [])
     for row in pairs.remove_columns("image") if isinstance(pairs, Dataset) else pairs:
         columns.image_ids.append(row["image_id"])
@@ -129,7 +129,7 @@ def columns_of(pairs: Iterable[dict]) -> Columns:
 
 
 def first_rows(ids: list[str]) -> Iterable[int]:
-    """Row in which each distinct id comes first, in order."""
+    """The row in which each distinct id comes first, in order."""
     rows: dict[str, int] = {}
     for row, identifier in enumerate(ids):
         rows.setdefault(identifier, row)
@@ -137,23 +137,23 @@ def first_rows(ids: list[str]) -> Iterable[int]:
 
 
 def collate(rows: list[dict], collator: PairCollator) -> tuple[Columns, torch.Tensor]:
-    """Decode in the worker; pixels (B, 3, height, width)."""
+    """Decodes the images in the loader's worker: the columns of the rows, and pixels (B, 3, height, width)."""
     return columns_of(rows), collator(rows)["pixel_values"]
 
 
 def each_image(
-    loader: DataLoader, seen: Columns, device: torch.device, what: str
+    loader: DataLoader, seen: Columns, device: torch.device, description: str
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
     """
-    Ids and pixels (new, 3, height, width), on the device, of the images not met before, a batch at a time.
+    Yields, a batch at a time, ids and pixels (new, 3, height, width) of the images not met before, on the device.
 
     Args:
         loader: of batches from `collate`.
         seen: gets the columns of all rows on the way.
-        what: is being done, for the progress bar.
+        description: of the progress bar.
     """
     known: set[str] = set()
-    for columns, pixel_values in tqdm(loader, desc=what, leave=False):
+    for columns, pixel_values in tqdm(loader, desc=description, leave=False):
         for all_values, values in zip(seen, columns, strict=True):
             all_values.extend(values)
         new = [row for row in first_rows(columns.image_ids) if columns.image_ids[row] not in known]
@@ -164,7 +164,7 @@ def each_image(
 
 
 def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str, np.ndarray], Columns]:
-    """{image id: (D,) float32} and the columns of the rows met on the way."""
+    """The embeddings (D,) float32 by image id, and the columns of the rows met on the way."""
     embeds: dict[str, np.ndarray] = {}
     seen = Columns([], [], [])
     for ids, pixel_values in each_image(loader, seen, model.device, "Embedding images"):
@@ -175,7 +175,7 @@ def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str,
 def embed_captions(
     model: PreTrainedModel, collator: PairCollator, captions: Iterable[str], batch_size: int
 ) -> dict[str, np.ndarray]:
-    """{caption: (D,) float32}."""
+    """Embeds every distinct caption once: unit vectors (D,) float32 by caption."""
     distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
     embeds: dict[str, np.ndarray] = {}
     for start in tqdm(range(0, len(distinct), batch_size), desc="Embedding captions", leave=False):
@@ -194,7 +194,7 @@ def embed_captions(
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """No gradients, no dropout; afterwards every module is in the mode it was in."""
+    """Without gradients and dropout inside; afterwards every module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -41,7 +41,7 @@ def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5,
 
 
 def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:
-    """`compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
+    """Makes the `compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
 
     Raises (when it is called):
         ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.
@@ -65,7 +65,7 @@ def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPre
 
 
 def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:
-    """Equal ids must have equal group ids and the other way round."""
+    """Raises where equal ids have different group ids, or different ids equal ones."""
     matches = len(set(zip(ids, group_ids.tolist(), strict=True)))
     if not matches == len(set(ids)) == len(np.unique(group_ids)):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Two figures that show a gap, or that there is none, a panel a model: a 2-D projection and histograms of cosines."""
+"""Two figures that show a gap or its absence, a panel for each model: a 2-D projection and histograms of cosines."""
 
 import textwrap
 from collections.abc import Mapping
@@ -64,7 +64,8 @@ def project(embeddings: PairEmbeddings) -> Projection:
 def plot_projection(
     embeddings: Mapping[str, PairEmbeddings], metrics: Mapping[str, Mapping[str, float]], path: str | Path
 ) -> None:
-    """One panel a model, all with the same scale: both modalities under `project`, lines between some true pairs.
+    """Draws one panel for each model, all with the same scale: both modalities under `project`, and lines between some
+    true pairs.
 
     Args:
         embeddings: {model name: its embeddings}.
@@ -111,7 +112,7 @@ def plot_projection(
 def plot_cosine_histograms(
     embeddings: Mapping[str, PairEmbeddings], metrics: Mapping[str, Mapping[str, float]], path: str | Path
 ) -> None:
-    """One panel a model, all with the same bins: cosines of the true pairs and of random pairs (i != j).
+    """Draws one panel for each model, all with the same bins: cosines of the true pairs and of random pairs (i != j).
 
     Args:
         embeddings, metrics, path: as in `plot_projection`; the dashed means are the metrics.

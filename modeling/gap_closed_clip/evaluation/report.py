@@ -72,7 +72,7 @@ ROWS = {
 
 
 def metrics_table(results: Mapping[str, Metrics | Sequence[Metrics]]) -> str:
-    """A Markdown table, aligned so that it reads well in a terminal too: a row a metric, a column a model.
+    """A Markdown table with a row for each metric and a column for each model, aligned for terminals too.
 
     Args:
         results: {model name: its metrics, or those of several runs of it (seeds): shown as mean ± standard deviation
@@ -135,7 +135,7 @@ def write_metrics(
 
 
 def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
-    """{model name: metrics} of a metrics.json.
+    """Reads a metrics.json: {model name: metrics}.
 
     Raises:
         FileNotFoundError: there is none.

@@ -1,4 +1,4 @@
-"""Arguments, the Trainer, and the way from a configuration to a trained model folder."""
+"""The way from a configuration to a trained model folder; `run.py` shows it from top to bottom."""
 
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .caption_trainer import GapClosedCaptionTrainer

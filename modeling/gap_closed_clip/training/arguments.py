@@ -162,13 +162,13 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
 
     @property
     def global_batch_size(self) -> int:
-        """Pairs that are compared with one another in a step, over all devices."""
+        """Number of pairs that are compared with one another in a step, over all devices."""
         return self.contrastive_batch_size or self.train_batch_size * self.world_size
 
     @property
     def num_micro_batches(self) -> int:
         """
-        Parts in which each device encodes its share of the contrastive batch.
+        Number of micro-batches in which each device encodes its share of the contrastive batch.
 
         Raises:
             ValueError: the contrastive batch is no multiple of what all devices encode at a time, or is asked for

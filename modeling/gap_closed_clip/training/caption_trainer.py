@@ -1,4 +1,4 @@
-"""The Trainer of captioners: transformers' own for sequences, with what ours has beside contrastive batches."""
+"""The Trainer of captioners: transformers' Trainer for sequences with the checks of ours."""
 
 import copy
 

@@ -1,5 +1,7 @@
-"""A run's configuration: YAML files and `key=value` to checked sections: `model`, `data`, `training`,
-`lora` for adapters, and `captioning` for a decoder."""
+"""
+A run's configuration: YAML files and `key=value` words become checked sections: `model`, `data`, `training`, `lora`
+for adapters, and `captioning` for a decoder.
+"""
 
 import dataclasses
 import re
@@ -170,7 +172,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
 
 def fields_of(section: str) -> dict[str, Any]:
-    """Names and type hints of a section's fields."""
+    """The names of a section's fields with their type hints."""
     if section == "data":
         return typing.get_type_hints(DataArguments)
     if section in OPTIONAL:
@@ -222,7 +224,7 @@ def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _parse_override(text: str) -> tuple[str, list[str], Any]:
-    """Section, its field with the keys inside it if there are any, value."""
+    """Splits `section.field.key=value` into the section, the names behind it, and the value."""
     key, equals, raw = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is neither a .yaml file nor `key=value`, e.g. training.learning_rate=1e-4.")
@@ -250,7 +252,7 @@ def _parse_override(text: str) -> tuple[str, list[str], Any]:
 
 
 def _set_inside(mapping: Any, name: str, keys: list[str], value: Any) -> dict[str, Any]:
-    """The mapping called `name`, None being an empty one, with `value` at keys inside keys; the other keys stay."""
+    """Returns `mapping` (called `name`; None is an empty one) with `value` at the place that `keys` lead to."""
     if not isinstance(mapping, dict | None):
         raise ValueError(f"The command line: {name} is {mapping!r}, which has no key {keys[0]!r} to set inside it.")
     key, *inner = keys

@@ -1,4 +1,4 @@
-"""Whether everything that is to train can: looked at once, after the first backward pass."""
+"""Finds what is meant to train and can't, once, after the first backward pass."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from torch import nn
 
 def without_gradient(model: nn.Module) -> list[str]:
     """
-    Names of trainable parameters that the loss does not reach, after a backward pass.
+    The names of trainable parameters that the loss does not reach, to be called after a backward pass.
 
     Those whose gradient is None, and an adapter's whose gradients are all zero. All of one layer's: most methods start
     with a factor at zero, so that the other factors get their first gradient in the second step.
@@ -23,7 +23,7 @@ def without_gradient(model: nn.Module) -> list[str]:
 
 
 def describe_missing(names: list[str]) -> str:
-    """What is wrong, with the first five names, and what can be done."""
+    """The message about such parameters, with the first five names and the remedies."""
     listed = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
     return (
         f"{len(names)} trainable parameters got no gradient from the first batch and would never change: {listed}. "
@@ -34,11 +34,11 @@ def describe_missing(names: list[str]) -> str:
 
 
 def _adapters(model: nn.Module) -> Iterator[tuple[str, dict[str, nn.Parameter]]]:
-    """Every adapted layer's name and its trainable parameters."""
+    """Yields the name of every adapted layer and the trainable parameters of its adapter."""
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            own = dict(module.named_parameters())
-            adapter = {n: p for n, p in own.items() if p.requires_grad and not n.startswith("base_layer.")}
+            parameters = module.named_parameters()
+            adapter = {n: p for n, p in parameters if p.requires_grad and not n.startswith("base_layer.")}
             if adapter:
                 yield name, adapter
 

@@ -248,7 +248,7 @@ class AdapterBase:
 
 
 def _pattern(lora: LoraArguments) -> str:
-    """What peft matches whole module names with."""
+    """The pattern that peft compares with whole names of modules."""
     if lora.layers in LAYERS:
         return "|".join(rf"{tower}_model(?:{LAYERS[lora.layers][tower]})" for tower in lora.towers)
     return rf"(?=(?:{'|'.join(lora.towers)})_model\.)(?:{lora.layers})"
@@ -295,7 +295,7 @@ def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str
 
 
 def _feedforward(pattern: str, model: GapClosedClipModel) -> list[str]:
-    """Of the layers that match, the last ones of an MLP."""
+    """The names of those matching layers that are the last of an MLP."""
     last = re.compile(r".*\.mlp\.(fc2|w3)|.*\.layer\.\d+\.output\.dense")
     return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name) and last.fullmatch(name)]
 

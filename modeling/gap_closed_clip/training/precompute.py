@@ -1,4 +1,4 @@
-"""What need not be computed in every step: the output of towers that stay as they are, for every caption once."""
+"""Computes once what need not be computed in every step: the output of frozen towers for every caption."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ def pool_captions_once(
     pairs: Dataset, model: GapClosedClipModel, collator: PairCollator, batch_size: int, device: torch.device
 ) -> Dataset:
     """
-    The pairs with a column `pooled_text` (hidden,), float32: the frozen text tower's output for their captions.
+    Adds a column `pooled_text` (hidden,), float32: the frozen text tower's output for the pairs' captions.
 
     Each distinct caption goes through the tower once instead of once an epoch; the collator hands the column on
     instead of tokens. In memory: 4 * hidden bytes a pair.
@@ -35,7 +35,7 @@ def pool_captions_once(
 def embed_captions_once(
     pairs: Dataset, model: GapClosedClipForConditionalGeneration, collator: PairCollator, batch_size: int
 ) -> Dataset:
-    """The pairs with a column `shared_embeds` (D,), float32: the frozen encoder's unit vectors of their captions."""
+    """Adds a column `shared_embeds` (D,), float32: the frozen encoder's unit vectors of the pairs' captions."""
     with evaluation_mode(model.gap_closed_clip):
         embeds = embed_captions(model.gap_closed_clip, collator, pairs["caption"], batch_size)
     column = [embeds[caption] for caption in pairs["caption"]]

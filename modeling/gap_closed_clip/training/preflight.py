@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run is said here, before hours of training."""
+"""Finds whatever can be known to be wrong with a run, before hours of training."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

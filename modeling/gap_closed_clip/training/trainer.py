@@ -44,6 +44,8 @@ class CheckedTrainer(Trainer):
 
     def training_step(self, *args, **kwargs) -> Tensor:
         """
+        As transformers', with a look at the gradients of the first step.
+
         Raises:
             ValueError: in the first step, a trainable parameter got no gradient.
         """
