@@ -8,7 +8,8 @@ from torch import Tensor
 from .collator import PairCollator
 
 
-IGNORED = -100  # label of a position without a target, as everywhere in transformers
+# Label of a position without a target. Every loss of torch and transformers leaves it out unless told otherwise.
+IGNORED = torch.nn.CrossEntropyLoss().ignore_index  # -100
 
 
 class CaptionCollator:

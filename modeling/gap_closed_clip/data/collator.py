@@ -1,9 +1,11 @@
 """Rows of pairs to the batch that the model takes. Images are decoded here, that is in the DataLoader's workers."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .hashing import group_ids, stable_hash
@@ -80,6 +82,25 @@ class PairCollator:
             return_tensors="pt",
         )
         return {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+    def distinct_caption_batches(
+        self, captions: Iterable[str], batch_size: int, device: torch.device, description: str
+    ) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+        """Each distinct caption once, in batches of similar length, so that little is padded and nothing done twice.
+
+        Args:
+            captions: may repeat; their order does not matter.
+            batch_size: captions of a batch; the last one may have fewer.
+            device: where the tokens are put.
+            description: title of the progress bar.
+
+        Yields:
+            A batch's captions, and their tokens as `tokenize` gives them.
+        """
+        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+        for start in tqdm(range(0, len(distinct), batch_size), desc=description, leave=False):
+            batch = distinct[start : start + batch_size]
+            yield batch, {name: values.to(device) for name, values in self.tokenize(batch).items()}
 
     def _varies(self, row: dict[str, Any]) -> bool:
         return self.augmentation is not None and row.get("augment", True)
