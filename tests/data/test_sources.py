@@ -359,6 +359,15 @@ def test_one_id_for_two_images(table, tmp_path):
         load_pairs(DataArguments(source=str(tmp_path / "inside.parquet")), "train")
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_image_id(table, streaming):
+    """It is not the same "" or "None" for all rows that lack one."""
+    file = write_table(table / "p.jsonl", [("a/0.png", "x", "p1", ""), ("a/1.png", "y", None, "")])
+    arguments = table_arguments(file, image_id_column="patient", streaming=streaming, shuffle_buffer=0)
+    with pytest.raises(ValueError, match=r"row 1 \(from 0\): 'patient' is empty\..*data\.image_id_column"):
+        list(load_pairs(arguments, "train"))
+
+
 def test_captions_that_are_no_text(table):
     file = table / "p.jsonl"
     file.write_text(json.dumps({"file": "a/0.png", "text": ["one", "two"]}) + "\n")
@@ -407,7 +416,7 @@ def test_environment_variables(roco, monkeypatch):
 
 @pytest.mark.parametrize("source", ["phantom", "./no/such", "/no/such", "a/b/c"])
 def test_nothing_there(source):
-    with pytest.raises(FileNotFoundError, match=f"data.source '{source}'.*no Hub id"):
+    with pytest.raises(FileNotFoundError, match=f"data.source '{source}'.*neither a Hub id.*nor 'phantoms'"):
         load_pairs(DataArguments(source=source), "train")
 
 
