@@ -67,7 +67,7 @@ def test_different_seeds_share_no_picture(few):
     finding = phantoms.BRAIN.findings[0]
     case = Case("brain MR", finding, ("axial T1",), "left", "deep", size=0.5, number=1, age=50, sex="male")
     drawn = {
-        phantoms._draw(case, "axial T1", False, 48, entropy)
+        phantoms.draw_image(case, "axial T1", False, 48, entropy)
         for entropy in ([1, 0, 0], [2, 0, 0], [1, 1, 0], [1, 0, 1])
     }
     assert len(drawn) == 4
@@ -110,7 +110,7 @@ def draw(modality: Modality, key: str, side: str, view: str, zone: str = "") -> 
     """Mean of several unjittered pictures of one finding, to average the grain and the clutter out."""
     finding = next(finding for finding in modality.findings if finding.key == key)
     case = Case(modality.name, finding, (view,), side, zone, size=0.8, number=2, age=50, sex="male")
-    pictures = [phantoms._draw(case, view, False, 64, [9, k], jitter=0.0) for k in range(24)]
+    pictures = [phantoms.draw_image(case, view, False, 64, [9, k], jitter=0.0) for k in range(24)]
     return np.mean([np.asarray(Image.open(io.BytesIO(picture)), dtype=np.float64) for picture in pictures], axis=0)
 
 
@@ -153,7 +153,7 @@ def test_every_finding_can_be_drawn_in_every_view():
                 zone = finding.zones[0] if finding.zones else ""
                 for side in [sides[letter] for letter in sorted(set(finding.sides))] or [""]:
                     case = Case(modality.name, finding, (view,), side, zone, 0.7, 3, 60, "female")
-                    picture = phantoms._draw(case, view, True, 48, [1, 2])
+                    picture = phantoms.draw_image(case, view, True, 48, [1, 2])
                     assert np.asarray(Image.open(io.BytesIO(picture))).std() > 10, (finding.key, view, side)
 
 
