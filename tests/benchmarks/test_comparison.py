@@ -14,7 +14,7 @@ from comparison import run_script
         (
             KeyboardInterrupt(),
             130,
-            "compare_objectives.py: interrupted. The same command goes on where this one was.\n",
+            "compare_objectives.py: interrupted. The same command goes on where it was.\n",
         ),
     ],
 )
