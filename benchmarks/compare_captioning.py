@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from comparison import CONFIGS, run_once, slug
+from comparison import CONFIGS, run_once, run_script, slug
 from datasets import Dataset
 from measure import RESULTS, header, markdown_table, write_report
 
@@ -48,13 +48,13 @@ Metrics = dict[str, float]
 
 ENCODERS = {"CLIP (LT)": [CONFIGS / "clip_lt.yaml"], "ours": []}
 DECODERS = {"image": {"train_on": "image"}, "text": {"train_on": "text"}}
-CLEAN = {"text_clean": {"train_on": "text", "captioning.noise": 0}}
+NOISELESS = {"text_noiseless": {"train_on": "text", "captioning.noise": 0}}
 SCORER_SEED = 100
 NEAREST, NEAREST_SHIFTED = "nearest caption", "nearest caption, mean shift"
 IMAGE, TEXT, TEXT_SHIFTED, CEILING = "image-trained", "text-only", "text-only, mean shift", "text-only, own caption"
 NO_NOISE, NO_NOISE_SHIFTED = "text-only, no noise", "text-only, no noise, mean shift"
 METHODS = (NEAREST, NEAREST_SHIFTED, IMAGE, TEXT, TEXT_SHIFTED, CEILING)
-# In the figure, of the first seed.
+# What the figure shows, of the first seed.
 DRAWN = (NEAREST, IMAGE, TEXT_SHIFTED)
 CAPTION_METRICS = (
     "coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "sacrebleu_4", "rouge_l", "meteor", "cider_d",
@@ -69,10 +69,12 @@ ENCODER_METRICS = (
 @dataclass
 class Comparison:
     """
+    The trainings that are compared, each run at most once.
+
     Args:
-        config: an encoder's configuration file.
-        overrides: of the decoders' training.
-        output: where the runs are.
+        config: the encoders' configuration file.
+        overrides: `KEY=VALUE` for the trainings of the decoders.
+        output: folder of all runs.
     """
 
     config: str
@@ -80,54 +82,59 @@ class Comparison:
     output: Path
 
     def encoder(self, name: str, seed: int) -> tuple[Path, Metrics]:
-        """Folder and metrics of an encoder, trained if it is not there."""
+        """The folder and the metrics of an encoder, which is trained if it has not been before."""
         files = [self.config, *({**ENCODERS, "scorer": [CONFIGS / "paper_objective.yaml"]})[name]]
         config = load_config(files, [f"training.seed={seed}", "eval_strategy=no", "report_to=none"])
         folder = self.output / f"encoder-{slug(name)}-seed{seed}"
         return folder, run_once(config, folder)
 
     def decoder(self, encoder: Path, kind: str, name: str, seed: int) -> Path:
-        """Folder of a decoder, trained if it is not there."""
-        described = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
-        own = {"model.checkpoint": str(encoder), "training.seed": seed, "eval_strategy": "no"}
-        own |= (DECODERS | CLEAN)[kind] | {
-            "report_to": "none",
+        """The folder of a decoder, which is trained if it has not been before."""
+        encoder_config = yaml.safe_load(Path(self.config).read_text(encoding="utf-8"))
+        settings = {
+            "model.checkpoint": str(encoder),
+            "training.seed": seed,
             "training.final_split": self.split,
+            "eval_strategy": "no",
+            "report_to": "none",
         }
-        own |= {f"data.{key}": value for key, value in described["data"].items()}
-        words = [f"{key}={json.dumps(value)}" for key, value in own.items()]
+        settings |= (DECODERS | NOISELESS)[kind]
+        settings |= {f"data.{key}": value for key, value in encoder_config["data"].items()}
+        words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         folder = self.output / f"{kind}-{slug(name)}-seed{seed}"
         run_once(load_config([CONFIGS / "captioning.yaml"], [*words, *self.overrides]), folder)
         return folder
 
     @property
     def split(self) -> str:
-        """What everything is evaluated on, once."""
+        """The split on which everything is evaluated, once."""
         return load_config([self.config]).training["final_split"]
 
 
 class Pairs:
-    """What is written about, and what was trained on."""
+    """The pairs whose images get captions, those of the training, and how both are embedded."""
 
     def __init__(self, config: RunConfig, split: str):
         self.test, self.train = load_checked_pairs(config.data, split), load_checked_pairs(config.data, "train")
-        self.how = {"max_length": config.data.max_caption_tokens, "window": config.data.window}
+        self.embedding_settings = {"max_length": config.data.max_caption_tokens, "window": config.data.window}
 
 
 def write_captions(encoder: Path, decoders: dict[str, Path], pairs: Pairs) -> dict[str, Captions]:
-    """{method: captions} of one encoder."""
+    """Caption the images by every method with one encoder; gives the captions by method."""
     clip_model, processor = load_checkpoint(encoder)
-    test, train = (embed_pairs(clip_model, processor, rows, **pairs.how) for rows in (pairs.test, pairs.train))
+    test, train = (
+        embed_pairs(clip_model, processor, rows, **pairs.embedding_settings) for rows in (pairs.test, pairs.train)
+    )
     image_mean, text_mean = modality_means(train)
     shift = text_mean - image_mean
     captions = {NEAREST: nearest_captions(test, train), NEAREST_SHIFTED: nearest_captions(test, train, shift)}
     model, processor = load_captioner(decoders["image"])
-    captions[IMAGE] = generate_captions(model, processor, pairs.test, window=pairs.how["window"])
+    captions[IMAGE] = generate_captions(model, processor, pairs.test, window=pairs.embedding_settings["window"])
     rows = list(first_rows(test.image_ids))
-    images, own = test.image_embeds[rows], test.text_embeds[rows]
-    from_embeddings = {"text": {TEXT: images, TEXT_SHIFTED: images + shift, CEILING: own}}
-    if "text_clean" in decoders:
-        from_embeddings["text_clean"] = {NO_NOISE: images, NO_NOISE_SHIFTED: images + shift}
+    images, true_captions = test.image_embeds[rows], test.text_embeds[rows]
+    from_embeddings = {"text": {TEXT: images, TEXT_SHIFTED: images + shift, CEILING: true_captions}}
+    if "text_noiseless" in decoders:
+        from_embeddings["text_noiseless"] = {NO_NOISE: images, NO_NOISE_SHIFTED: images + shift}
     for kind, methods in from_embeddings.items():
         model, processor = load_captioner(decoders[kind])
         for method, embeds in methods.items():
@@ -142,7 +149,7 @@ def write_from(
     embeds: np.ndarray,
     batch: int = 64,
 ) -> list[str]:
-    """Captions from embeddings (N, D), made unit vectors first."""
+    """Write a caption from each of the embeddings (N, D), which are made unit vectors first."""
     model.eval()
     unit = torch.nn.functional.normalize(torch.from_numpy(embeds).float(), dim=-1)
     tokens = [model.generate(shared_embeds=part) for part in unit.split(batch)]
@@ -150,9 +157,10 @@ def write_from(
 
 
 def measure(captions: dict[str, Captions], scorer: Path, pairs: Pairs) -> dict[str, Metrics]:
+    """The metrics of each method's captions, those of CLIPScore by the encoder in the folder `scorer`."""
     model, processor = load_checkpoint(scorer)
-    images = embed_pairs(model, processor, pairs.test, **pairs.how).by_image()
-    limit = pairs.how["max_length"]
+    images = embed_pairs(model, processor, pairs.test, **pairs.embedding_settings).by_image()
+    limit = pairs.embedding_settings["max_length"]
     return {
         method: evaluate_captions(written) | score_captions(model, processor, written, images, max_length=limit)
         for method, written in captions.items()
@@ -160,7 +168,7 @@ def measure(captions: dict[str, Captions], scorer: Path, pairs: Pairs) -> dict[s
 
 
 def table_of_captions(runs: dict[tuple[str, str], list[Metrics]]) -> str:
-    """A row an encoder and method, mean ± standard deviation over the seeds."""
+    """A table with a row for each encoder and method: mean ± standard deviation over the seeds."""
     names = [name for name in CAPTION_METRICS if name in next(iter(runs.values()))[0]]
     rows = []
     for (encoder, method), found in runs.items():
@@ -203,16 +211,18 @@ def notes(comparison: Comparison, seeds: list[int], decoder: RunConfig, images: 
 
 
 def draw(written: dict[str, dict[str, Captions]], pairs: Pairs, path: Path) -> None:
+    """Draw some images with their captions by the methods `DRAWN`."""
     shown = {f"{encoder}, {method}": found[method] for encoder, found in written.items() for method in DRAWN}
     if isinstance(pairs.test, Dataset):
         plot_captions(shown, pairs.test, path)
 
 
-def run(args: argparse.Namespace) -> str:
+def compare() -> None:
+    args = parse()
     comparison = Comparison(args.config, args.overrides, args.output)
     scorer, _ = comparison.encoder("scorer", SCORER_SEED)
     encoders: dict[str, list[Metrics]] = {name: [] for name in ENCODERS}
-    kinds = DECODERS | (CLEAN if args.without_noise else {})
+    kinds = DECODERS | (NOISELESS if args.without_noise else {})
     methods = METHODS + ((NO_NOISE, NO_NOISE_SHIFTED) if args.without_noise else ())
     runs: dict[tuple[str, str], list[Metrics]] = {(name, method): [] for name in ENCODERS for method in methods}
     pairs = None
@@ -231,14 +241,14 @@ def run(args: argparse.Namespace) -> str:
             draw(written, pairs, args.output / "captions.png")
         path = args.report or RESULTS / f"captioning_{Path(config.data.source).name}.md"
         done = args.seeds[: len(encoders["ours"])]
-        write_report(  # what there is, should the next seed be cut short
+        write_report(  # after each seed, should the next one be interrupted
             path,
             header("Captions from two spaces", config.training_arguments().device),
             notes(comparison, done, config, len(written[name][NEAREST])),
             table_of_captions(runs),
             "## The encoders\n\n" + table_of_encoders(encoders),
         )
-    return path.read_text(encoding="utf-8")
+    print(path.read_text(encoding="utf-8"))
 
 
 def parse() -> argparse.Namespace:
@@ -246,7 +256,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", help="an encoder's configuration file")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--without-noise", action="store_true", help="one more decoder on text, without noise")
+    parser.add_argument("--without-noise", action="store_true", help="train one more decoder on text, without noise")
     parser.add_argument("--output", type=Path, default=None, help="default: outputs/compare-captioning-NAME")
     parser.add_argument("--report", type=Path, help="default: benchmarks/results/captioning_SOURCE.md")
     args = parser.parse_intermixed_args()
@@ -254,17 +264,5 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def main() -> int:
-    try:
-        print(run(parse()))
-    except KeyboardInterrupt:
-        print("\ncompare_captioning.py: interrupted. The same command goes on where this one was.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        print(f"compare_captioning.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(compare))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from comparison import CONFIGS, run_once, slug
+from comparison import CONFIGS, run_once, run_script, slug
 from measure import RESULTS, header, markdown_table, write_report
 
 from gap_closed_clip import GapClosedClipModel
@@ -30,15 +30,17 @@ from gap_closed_clip.training.frozen import recenter
 
 
 Metrics = dict[str, float]
-NONE, CENTRED = "none", "centered anew"
+NONE, RECENTERED = "none", "centered anew"
 FOLDS = 3
 
 
 @dataclass(frozen=True)
 class Method:
     """
+    A way of fine-tuning.
+
     Args:
-        change: from a configuration with adapters on both towers to this method's.
+        change: makes this method's configuration from one with adapters on both towers.
         rates: learning rates to choose from.
     """
 
@@ -47,22 +49,27 @@ class Method:
 
 
 def full(config: RunConfig) -> RunConfig:
+    """Train all parameters."""
     return replace(config, lora=None)
 
 
 def full_image(config: RunConfig) -> RunConfig:
+    """Train all parameters but those of the text tower."""
     return replace(config, lora=None, model=replace(config.model, freeze_text=True))
 
 
 def lora(config: RunConfig) -> RunConfig:
+    """Train adapters on both towers."""
     return config
 
 
 def lora_image(config: RunConfig) -> RunConfig:
+    """Train adapters on the image tower."""
     return replace(config, lora=replace(config.lora, towers=["vision"]))
 
 
 def projections(config: RunConfig) -> RunConfig:
+    """Train nothing of the towers."""
     return replace(config, lora=None, model=replace(config.model, freeze_vision=True, freeze_text=True))
 
 
@@ -80,12 +87,12 @@ def with_training(config: RunConfig, **settings) -> RunConfig:
 
 
 def mean_recall(metrics: Metrics) -> float:
-    """Of R@1, R@5 and R@10 in both directions: what the learning rates are chosen by."""
+    """The mean of R@1, R@5 and R@10 in both directions, by which the learning rates are chosen."""
     return float(np.mean([value for name, value in metrics.items() if "_recall@" in name]))
 
 
 def try_rates(method: str, config: RunConfig, epochs: float, output: Path) -> dict[float, Metrics]:
-    """{learning rate: metrics} on the first of three folds of the training cases."""
+    """Train with each learning rate of a method; gives the metrics on the first fold of the training cases."""
     config = replace(config, data=replace(config.data, folds=FOLDS, fold=0))
     config = with_training(METHODS[method].change(config), num_train_epochs=epochs, final_split="validation", seed=0)
     return {
@@ -95,11 +102,12 @@ def try_rates(method: str, config: RunConfig, epochs: float, output: Path) -> di
 
 
 def best_rate(tried: dict[float, Metrics]) -> float:
+    """The learning rate with the highest mean recall."""
     return max(tried, key=lambda rate: mean_recall(tried[rate]))
 
 
 def evaluate_base(config: RunConfig) -> dict[str, list[Metrics]]:
-    """The base model as it is, and with nothing but the means of its centering replaced by those of the new pairs."""
+    """Evaluate the base model as it is, and with only the means of its centering replaced by the new pairs' own."""
     data, args = config.data, config.training_arguments()
     held_out = load_checked_pairs(data, args.final_split)
     model, processor = load_checkpoint(config.model.checkpoint)
@@ -108,35 +116,37 @@ def evaluate_base(config: RunConfig) -> dict[str, list[Metrics]]:
     if model.config.center_projections:
         collator = PairCollator(processor, None, data.max_caption_tokens, data.window)
         recenter(model, load_checked_pairs(data, "train"), collator, args.eval_batch_size, 0)
-        found[CENTRED] = [evaluate_model(model, processor, held_out, **settings)[0]]
+        found[RECENTERED] = [evaluate_model(model, processor, held_out, **settings)[0]]
     return found
 
 
 def parameters(config: RunConfig) -> tuple[int, int]:
-    """How many a method trains, and how many the base model has."""
+    """The number of parameters that a method trains, and that of all parameters of the base model."""
     model, _ = build_model_and_processor(config.model, ())
-    everything = sum(p.numel() for p in model.parameters())
+    num_parameters = sum(p.numel() for p in model.parameters())
     trained: GapClosedClipModel = model
     if config.lora is not None:
         trained = add_adapters(model, config.lora, None, None)
-    return sum(p.numel() for p in trained.parameters() if p.requires_grad), everything
+    return sum(p.numel() for p in trained.parameters() if p.requires_grad), num_parameters
 
 
 def size_on_disk(folder: Path) -> str:
-    """Of the weights that a run left."""
+    """The size of the weights that a run has saved, in words."""
     return f"{sum(path.stat().st_size for path in folder.glob('*.safetensors')) / 1e6:.2f} MB"
 
 
-def table_of_parts(config: RunConfig, tried: dict[str, dict[float, Metrics]], folders: dict[str, Path]) -> str:
+def table_of_methods(config: RunConfig, tried: dict[str, dict[float, Metrics]], folders: dict[str, Path]) -> str:
+    """A table of what each method trains and saves, with its learning rate."""
     rows = []
     for name, folder in folders.items():
-        count, everything = parameters(METHODS[name].change(config))
-        share = f"{count / everything:.2%}"
-        rows.append([name, f"{count:,}", share, size_on_disk(folder), f"{best_rate(tried[name]):g}"])
+        num_trained, num_parameters = parameters(METHODS[name].change(config))
+        share = f"{num_trained / num_parameters:.2%}"
+        rows.append([name, f"{num_trained:,}", share, size_on_disk(folder), f"{best_rate(tried[name]):g}"])
     return markdown_table(["method", "trainable", "of the base's", "weights saved", "learning rate"], rows)
 
 
 def table_of_rates(tried: dict[str, dict[float, Metrics]]) -> str:
+    """A table of all learning rates that were tried."""
     rows = []
     for name, found in tried.items():
         for rate, metrics in found.items():
@@ -173,7 +183,7 @@ def report(
         header("Fine-tuning compared", config.training_arguments().device),
         notes(config, args.seeds[: max(map(len, runs.values()))], args.choice_epochs),
         metrics_table(runs),
-        "## What trains\n\n" + table_of_parts(config, tried, folders),
+        "## What trains\n\n" + table_of_methods(config, tried, folders),
         "## Learning rates, on held-out training cases\n\n" + table_of_rates(tried),
     )
 
@@ -190,7 +200,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def main() -> int:
+def compare() -> None:
     args = parse()
     config = load_config([CONFIGS / "lora.yaml"], [f"model.checkpoint={args.base}", *args.overrides])
     path = args.report or RESULTS / f"finetuning_{Path(config.data.source).name}.md"
@@ -203,10 +213,9 @@ def main() -> int:
         for name in args.methods:
             run = with_training(METHODS[name].change(config), seed=seed, learning_rate=best_rate(tried[name]))
             runs.setdefault(name, []).append(run_once(run, args.output / f"{slug(name)}-seed{seed}"))
-        report(path, config, args, tried, runs, folders)  # what there is, should the next seed be cut short
+        report(path, config, args, tried, runs, folders)  # after each seed, should the next one be interrupted
     print(path.read_text(encoding="utf-8"))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(compare))

@@ -13,12 +13,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from comparison import CONFIGS, draw, run_once, slug
+from comparison import CONFIGS, draw, run_once, run_script, slug
 
 from gap_closed_clip.evaluation import metrics_table
 from gap_closed_clip.training import load_config
 
 
+# For each method the configuration files that it needs beside the first.
 METHODS = {
     "CLIP (LT)": [CONFIGS / "clip_lt.yaml"],
     "CLIP (FT)": [CONFIGS / "clip_ft.yaml"],
@@ -29,7 +30,7 @@ METHODS = {
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
+    parser.add_argument("config", help="a configuration file of train.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["CLIP (LT)", "CLIP (FT)", "ours"])
@@ -38,7 +39,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def run(args: argparse.Namespace) -> None:
+def compare() -> None:
+    args = parse()
     output = args.output or Path("outputs") / f"compare-{Path(args.config).stem}"
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
     folders: dict[str, Path] = {}
@@ -57,17 +59,5 @@ def run(args: argparse.Namespace) -> None:
     print(f"\n{args.config}, {len(runs[args.methods[0]])} runs each, mean ± standard deviation\n\n{table}")
 
 
-def main() -> int:
-    try:
-        run(parse())
-    except KeyboardInterrupt:
-        print("\ncompare_objectives.py: interrupted. The same command goes on where this one was.", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        print(f"compare_objectives.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(compare))

@@ -1,5 +1,7 @@
-"""What comparisons of trainings share: a run that is done once, its folder's name, figures of several runs."""
+"""What comparisons of trainings share: a training that is run only once, figures of several runs, errors in a line."""
 
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +14,27 @@ from gap_closed_clip.training import RunConfig, load_config, train
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
+def run_script(script: Callable[[], None]) -> int:
+    """Run a script, and give its exit code: 0, 1 after an error in a line, or 130 if it was interrupted."""
+    name = Path(sys.argv[0]).name
+    try:
+        script()
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted. The same command goes on where it was.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def slug(name: str) -> str:
+    """The name in small letters, digits and underscores, as a folder's name."""
     return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
 
 
 def run_once(config: RunConfig, folder: Path) -> dict[str, float]:
-    """The metrics of one training in `folder`; from the folder, if it has been done before by the same settings."""
+    """Train in `folder` and give the metrics. A run that has finished there with the same settings is not repeated."""
     settings = {**config.training, "output_dir": str(folder), "overwrite_output_dir": True}
     config = replace(config, training=settings)
     if not is_done(config, folder):
@@ -27,13 +44,20 @@ def run_once(config: RunConfig, folder: Path) -> dict[str, float]:
 
 
 def is_done(config: RunConfig, folder: Path) -> bool:
+    """Whether a run with these settings has finished in the folder."""
     if not (folder / "metrics.json").is_file():
         return False
     return load_config([folder / "train_config.yaml"]).to_dict() == config.to_dict()
 
 
 def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output: Path) -> None:
-    """Both figures for one run of each method."""
+    """Draw the projection and the histograms of cosines, each with one run of each method.
+
+    Args:
+        folders: of the runs, by method.
+        results: their metrics, by method.
+        output: folder of the figures.
+    """
     config = load_config([next(iter(folders.values())) / "train_config.yaml"])
     pairs = load_checked_pairs(config.data, config.training["final_split"])  # as the metrics saw them
     embeddings = {}

@@ -1,4 +1,4 @@
-"""A fine-tuning step of all parameters, of LoRA and of projections only: what trains, peak memory, pairs/s.
+"""Measure fine-tuning steps of all parameters, of LoRA and of the projections: what trains, peak memory, pairs/s.
 
     python benchmarks/finetuning_memory.py                      # benchmarks/results/finetuning_*.md
     python benchmarks/finetuning_memory.py --device cuda --vision eva_giant_patch14_clip_224 --text bert-base \\
@@ -41,21 +41,21 @@ from gap_closed_clip import MicroBatches
 from gap_closed_clip.training import add_adapters, load_config
 
 
-# Beside what torch allocates: the CUDA context, and what the allocator can't use for its pieces.
+# Bytes beside what torch's tensors take: the CUDA context, and gaps that the allocator cannot use.
 OVERHEAD = 10**9
-NUM_PARTS = 4
-WARM_UP = "nano"
+NUM_PARTS = 4  # micro-batches of a batch
+WARM_UP = "nano"  # the text tower of a step that loads libraries and starts threads
 
 
 @dataclass(frozen=True)
-class Way:
+class Method:
     """
-    What trains; projections, temperature and centering always do.
+    What is trained. Projections, temperature and centering always are.
 
     Args:
-        adapters: towers with adapters; all else of them is frozen. None: no adapters.
+        adapters: towers that get adapters, while the rest of them is frozen; None for no adapters.
         frozen: towers that stay as they are.
-        pooled_text: the frozen text tower has run before (`pool_captions_once`) and does not in the step.
+        pooled_text: the frozen text tower has run once before (`pool_captions_once`) and is not part of the step.
     """
 
     adapters: tuple[str, ...] | None = None
@@ -63,19 +63,19 @@ class Way:
     pooled_text: bool = False
 
 
-WAYS = {
-    "full": Way(),
-    "LoRA": Way(adapters=("vision", "text")),
-    "LoRA, image tower": Way(adapters=("vision",), pooled_text=True),
-    "projections": Way(frozen=("vision", "text")),
-    "projections, texts cached": Way(frozen=("vision", "text"), pooled_text=True),
+METHODS = {
+    "full": Method(),
+    "LoRA": Method(adapters=("vision", "text")),
+    "LoRA, image tower": Method(adapters=("vision",), pooled_text=True),
+    "projections": Method(frozen=("vision", "text")),
+    "projections, texts cached": Method(frozen=("vision", "text"), pooled_text=True),
 }
 VARIANTS = ("plain", "checkpointing", "bfloat16", "micro-batches", "all three")
 SEARCHED = ("plain", "bfloat16", "checkpointing and bfloat16")
 
 
 def apply_variant(settings: Settings, variant: str) -> tuple[Settings, int]:
-    """Settings, and the number of parts of the batch."""
+    """The settings of a variant, and the number of micro-batches."""
     everything = variant == "all three"
     if everything or "checkpointing" in variant:
         settings = replace(settings, gradient_checkpointing=True)
@@ -84,42 +84,42 @@ def apply_variant(settings: Settings, variant: str) -> tuple[Settings, int]:
     return settings, NUM_PARTS if everything or variant == "micro-batches" else 1
 
 
-def build(way: Way, settings: Settings) -> nn.Module:
-    """The model on the device, with what the way trains, in training mode."""
+def build(method: Method, settings: Settings) -> nn.Module:
+    """Build the model on the device, in training mode, with what the method does not train frozen."""
     torch.manual_seed(0)
     with torch.device(settings.device):
         model = build_ours(settings)
-    if way.adapters is not None:
+    if method.adapters is not None:
         lora = load_config([CONFIGS / "lora.yaml"]).lora
-        return add_adapters(model, replace(lora, towers=list(way.adapters)), None, None).to(settings.device).train()
-    model.freeze_towers(**{tower: True for tower in way.frozen})
+        return add_adapters(model, replace(lora, towers=list(method.adapters)), None, None).to(settings.device).train()
+    model.freeze_towers(**{tower: True for tower in method.frozen})
     return model.to(settings.device).train()
 
 
-def make_batch(way: Way, settings: Settings) -> Batch:
+def make_batch(method: Method, settings: Settings) -> Batch:
     batch = random_batch(settings, settings.batch)
-    if way.pooled_text:
+    if method.pooled_text:
         width = BertConfig(**settings.towers.text).hidden_size
         batch = {"pixel_values": batch["pixel_values"], "pooled_text": torch.randn(settings.batch, width)}
     return batch
 
 
 class FineTuning:
-    """Model and AdamW on what trains, of one way and variant."""
+    """A model with its batch, and AdamW on what is trained, for one method and variant."""
 
-    def __init__(self, way: Way, settings: Settings, variant: str):
-        self.way = way
+    def __init__(self, method: Method, settings: Settings, variant: str):
+        self.method = method
         self.settings, self.num_parts = apply_variant(settings, variant)
-        self.model = build(way, self.settings)
-        self.batch = make_batch(way, self.settings)
+        self.model = build(method, self.settings)
+        self.batch = make_batch(method, self.settings)
 
     def start(self) -> None:
-        """Makes the optimizer, whose moments come with the first step."""
+        """Make the optimizer; its moments are allocated in the first step."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=self.settings.device == "cuda")
 
     def step(self) -> tuple[float, float]:
-        """Seconds, and seconds of CPU time of all threads."""
+        """Take a step; gives its seconds, and its seconds of CPU time of all threads."""
         start = clock(self.settings.device), time.process_time()
         self.optimizer.zero_grad()
         with self.settings.autocast():
@@ -133,21 +133,21 @@ class FineTuning:
         return clock(self.settings.device) - start[0], time.process_time() - start[1]
 
 
-def timed_round(way: Way, settings: Settings, variant: str, steps: int) -> list[tuple[float, float]]:
+def time_steps(method: Method, settings: Settings, variant: str, steps: int) -> list[tuple[float, float]]:
     free_memory()
-    training = FineTuning(way, settings, variant)
+    training = FineTuning(method, settings, variant)
     training.start()
-    training.step()  # moments are allocated
+    training.step()  # not timed: the optimizer allocates its moments
     return [training.step() for _ in range(steps)]
 
 
-def peak_beside_weights(way: Way, settings: Settings, variant: str) -> int | None:
-    """Bytes of gradients, moments and activations in two steps: the most there are at a time, inputs included."""
-    warm = FineTuning(way, replace(settings, preset=f"eva02_tiny_patch14_224+{WARM_UP}", batch=4), variant)
+def peak_beside_weights(method: Method, settings: Settings, variant: str) -> int | None:
+    """The peak of bytes in two steps beside the weights: inputs, activations, gradients and moments."""
+    warm = FineTuning(method, replace(settings, preset=f"eva02_tiny_patch14_224+{WARM_UP}", batch=4), variant)
     warm.start()
     warm.step()  # libraries load, threads start
     del warm
-    training = FineTuning(way, settings, variant)
+    training = FineTuning(method, settings, variant)
     with PeakMemory(settings.device) as peak:
         training.start()
         training.step()
@@ -155,35 +155,37 @@ def peak_beside_weights(way: Way, settings: Settings, variant: str) -> int | Non
     return peak.bytes
 
 
-def measured_peak(way: Way, settings: Settings, variant: str) -> int | str | None:
+def measured_peak(method: Method, settings: Settings, variant: str) -> int | str | None:
+    """`peak_beside_weights`, in a process of its own on the CPU; a text if the step failed."""
     if settings.device == "cpu":
-        return in_fresh_process(peak_beside_weights, way, settings, variant)
-    found = in_turn({"peak": partial(peak_beside_weights, way, settings, variant)}, 1)["peak"]
+        return in_fresh_process(peak_beside_weights, method, settings, variant)
+    found = in_turn({"peak": partial(peak_beside_weights, method, settings, variant)}, 1)["peak"]
     return found if isinstance(found, str) else found[0]
 
 
-def count(way: Way, settings: Settings) -> tuple[int, int, int]:
-    """Parameters that train, those of the model without adapters, and bytes of all weights."""
+def count(method: Method, settings: Settings) -> tuple[int, int, int]:
+    """The number of trained parameters, that of all without adapters, and the bytes of all weights."""
     settings = replace(settings, device="meta")  # a billion weights take no memory and no time
-    everything = sum(p.numel() for p in build(Way(), settings).parameters())
-    model = build(way, settings)
+    num_parameters = sum(p.numel() for p in build(Method(), settings).parameters())
+    model = build(method, settings)
     weights = sum(x.nbytes for x in (*model.parameters(), *model.buffers()))
-    return sum(p.numel() for p in model.parameters() if p.requires_grad), everything, weights
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), num_parameters, weights
 
 
-def largest_batches(memory_of: Callable[[int], float], limits: list[float], smallest: int, most: int) -> list[int]:
+def largest_batches(memory_of: Callable[[int], float], limits: list[float], smallest: int, largest: int) -> list[int]:
     """
-    For each limit the largest batch whose memory is within it; 0 where not even the smallest is.
+    Search, for each limit, the largest batch whose memory is within it; 0 if not even the smallest one's is.
 
     Args:
-        memory_of: of a batch; grows with it; infinite where it does not fit the device.
-        smallest: batches are multiples of it, found to about 1/16.
-        most: the search ends there.
+        memory_of: gives the memory of a batch, which grows with its size; infinite if it does not fit the device.
+        limits: in the units of `memory_of`.
+        smallest: batches are multiples of this; the largest is found to about 1/16.
+        largest: the largest batch that is tried.
     """
     known = cache(memory_of)
     sizes = [smallest]
-    while known(sizes[-1]) <= max(limits) and sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], most))
+    while known(sizes[-1]) <= max(limits) and sizes[-1] < largest:
+        sizes.append(min(2 * sizes[-1], largest))
     found = []
     for limit in limits:
         low = max((size for size in sizes if known(size) <= limit), default=0)
@@ -197,19 +199,21 @@ def largest_batches(memory_of: Callable[[int], float], limits: list[float], smal
     return found
 
 
-def batch_table(settings: Settings, args: argparse.Namespace) -> str:
+def table_of_batches(settings: Settings, args: argparse.Namespace) -> str:
     rows = []
-    for name in args.ways:
-        weights = count(WAYS[name], settings)[2]
+    for name in args.methods:
+        weights = count(METHODS[name], settings)[2]
         for variant in SEARCHED:
 
             def memory_of(batch: int, name=name, variant=variant, weights=weights) -> float:
-                peak = measured_peak(WAYS[name], replace(settings, batch=batch, contrastive_batch=batch), variant)
+                peak = measured_peak(METHODS[name], replace(settings, batch=batch, contrastive_batch=batch), variant)
                 return weights + peak + OVERHEAD if isinstance(peak, int) else math.inf
 
             limits = [1e9 * limit for limit in args.limits]
-            found = largest_batches(memory_of, limits, smallest=args.smallest_batch, most=args.most)
-            rows.append([name, variant, *(f"{size}" if size < args.most else f"{size} or more" for size in found)])
+            found = largest_batches(memory_of, limits, smallest=args.smallest_batch, largest=args.largest_batch)
+            rows.append(
+                [name, variant, *(f"{size}" if size < args.largest_batch else f"{size} or more" for size in found)]
+            )
     title = "## The largest batch that fits, in one piece"
     note = (
         f"Weights in float32 and the measured peak of growing batches, with {OVERHEAD / 1e9:g} GB left for the "
@@ -220,32 +224,34 @@ def batch_table(settings: Settings, args: argparse.Namespace) -> str:
     return f"{title}\n\n{note}\n\n{markdown_table(columns, rows, left=2)}"
 
 
-def step_table(settings: Settings, args: argparse.Namespace) -> str:
-    cases = [(name, variant) for name in args.ways for variant in args.variants]
-    peaks = {case: measured_peak(WAYS[case[0]], settings, case[1]) for case in cases}
-    steps = {" / ".join(case): partial(timed_round, WAYS[case[0]], settings, case[1], args.steps) for case in cases}
+def table_of_steps(settings: Settings, args: argparse.Namespace) -> str:
+    """A table of trained parameters, peak memory and pairs per second of each method and variant."""
+    cases = [(name, variant) for name in args.methods for variant in args.variants]
+    peaks = {case: measured_peak(METHODS[case[0]], settings, case[1]) for case in cases}
+    steps = {" / ".join(case): partial(time_steps, METHODS[case[0]], settings, case[1], args.steps) for case in cases}
     rounds = in_turn(steps, args.repeats)
     rows = []
-    for name in args.ways:
-        trained, everything, _ = count(WAYS[name], settings)
+    for name in args.methods:
+        num_trained, num_parameters, _ = count(METHODS[name], settings)
         for variant in args.variants:
             found = rounds[f"{name} / {variant}"]
             rate = found if isinstance(found, str) else pairs_per_second(found, settings.batch, args.cpu_time)
-            share = f"{trained / everything:.2%}"
-            rows.append([name, variant, f"{trained:,}", share, megabytes(peaks[name, variant]), rate])
+            share = f"{num_trained / num_parameters:.2%}"
+            rows.append([name, variant, f"{num_trained:,}", share, megabytes(peaks[name, variant]), rate])
     rate = f"pairs/s{' of CPU time' * args.cpu_time}"
     columns = ["trained", "step", "trainable", "of the model's", "peak MB", rate]
     return markdown_table(columns, rows, left=2)
 
 
 def pairs_per_second(rounds: list[list[tuple[float, float]]], batch: int, cpu_time: bool) -> str:
+    """Pairs per second of the median step, or with `cpu_time` per second of CPU time, in words."""
     return f"{batch / statistics.median(step[cpu_time] for found in rounds for step in found):.4g}"
 
 
 def notes(args: argparse.Namespace, settings: Settings) -> str:
-    everything, weights = count(Way(), settings)[1:]
+    _, num_parameters, weights = count(Method(), settings)
     lines = [
-        f"timm's {args.vision}, and a BERT ({args.text}), {settings.towers.length} tokens a text: {everything:,} "
+        f"timm's {args.vision}, and a BERT ({args.text}), {settings.towers.length} tokens a text: {num_parameters:,} "
         f"parameters, {weights / 1e6:.4g} MB in float32. Batch {settings.batch}, AdamW on what trains; pixels and "
         "ids are random; no data loading.",
         "`full`: all parameters. `LoRA`: adapters as in configs/lora.yaml, on both towers or on one. `projections`: "
@@ -269,16 +275,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vision", default="eva02_tiny_patch14_224", help="a timm architecture")
     parser.add_argument("--text", choices=TEXTS, default="minilm")
     parser.add_argument("--batch", type=int, default=32, help=f"a multiple of {NUM_PARTS}")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--repeats", type=int, default=3, help="rounds")
     parser.add_argument("--steps", type=int, default=1, help="steps of a round that are timed")
     parser.add_argument(
         "--cpu-time", action="store_true", help="pairs/s of CPU time, which other work on the machine disturbs less"
     )
-    parser.add_argument("--limits", type=float, nargs="+", default=[], help="GB, to search the largest batch for")
-    parser.add_argument("--smallest-batch", type=int, default=8, help="of the search")
-    parser.add_argument("--most", type=int, default=4096, help="of the search")
+    parser.add_argument("--limits", type=float, nargs="+", default=[], help="GB for which to search the largest batch")
+    parser.add_argument("--smallest-batch", type=int, default=8, help="smallest batch of the search")
+    parser.add_argument("--largest-batch", type=int, default=4096, help="largest batch of the search")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report")
     args = parser.parse_args()
     if args.batch % NUM_PARTS:
@@ -291,10 +297,10 @@ def main() -> int:
     preset = f"{args.vision}+{args.text}"
     settings = Settings(preset, args.device, args.batch, args.batch, "float32", gradient_checkpointing=False)
     path = args.output / f"finetuning_{device_slug(args.device)}.md"
-    parts = [header("A fine-tuning step", args.device), notes(args, settings), step_table(settings, args)]
+    parts = [header("A fine-tuning step", args.device), notes(args, settings), table_of_steps(settings, args)]
     write_report(path, *parts)
     if args.limits:
-        write_report(path, *parts, batch_table(settings, args))
+        write_report(path, *parts, table_of_batches(settings, args))
     print(path.read_text(encoding="utf-8"))
     return 0
 

@@ -1,4 +1,4 @@
-"""What benchmarks of training steps share: the towers, untrained, and batches of random pixels and token ids."""
+"""What benchmarks of training steps share: untrained towers, and batches of random pixels and token ids."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,13 +19,15 @@ Batch = dict[str, Tensor]
 @dataclass(frozen=True)
 class Preset:
     """
-    Both towers.
+    The architecture of both towers.
 
     Args:
-        architecture, model_args: of the timm image tower, whose images are `image_size` pixels high and wide.
-        text: fields of the `BertConfig`.
+        architecture: of the image tower, by timm's name.
+        image_size: height and width of its images in pixels.
+        model_args: further arguments of the image tower.
+        text: fields of the text tower's `BertConfig`.
         length: tokens of a text.
-        batch: the default batch.
+        batch: batch size, unless another is asked for.
     """
 
     architecture: str
@@ -37,6 +39,7 @@ class Preset:
 
 
 def small_bert(width: int, layers: int) -> dict:
+    """Fields of a `BertConfig` with heads of 64 dimensions and a small vocabulary."""
     return {
         "hidden_size": width,
         "num_hidden_layers": layers,
@@ -56,7 +59,7 @@ PRESETS = {
         length=32,
         batch=32,
     ),
-    # As small as makes sense: for memory over large batches on CPUs.
+    # As small as makes sense, to measure the memory of large batches on CPUs.
     "eva02_nano": Preset(
         "eva02_tiny_patch14_224",
         image_size=56,
@@ -65,12 +68,12 @@ PRESETS = {
         length=16,
         batch=64,
     ),
-    # EVA-CLIP-g and BERT-base, the paper's towers.
+    # EVA-CLIP-g and BERT-base, the towers of the paper.
     "eva_giant": Preset("eva_giant_patch14_clip_224", image_size=224, model_args={}, text={}, length=77, batch=64),
 }
 
 
-# Text towers by name: fields of the `BertConfig`, tokens of a text.
+# For each text tower the fields of its `BertConfig`, and the tokens of a text.
 TEXTS = {
     "bert-base": ({}, 77),
     "minilm": (
@@ -83,7 +86,7 @@ TEXTS = {
 
 @cache
 def preset_of(name: str) -> Preset:
-    """One of `PRESETS`, or `ARCHITECTURE+TEXT`: any of timm's with one of `TEXTS`."""
+    """One of `PRESETS`, or `ARCHITECTURE+TEXT`: any image tower of timm with one of `TEXTS`."""
     if name in PRESETS:
         return PRESETS[name]
     architecture, _, text = name.partition("+")
@@ -95,12 +98,15 @@ def preset_of(name: str) -> Preset:
 @dataclass(frozen=True)
 class Settings:
     """
-    How a step is made.
+    The settings of a training step.
 
     Args:
-        preset: see `preset_of`.
-        batch: rows that go through the towers at a time.
-        contrastive_batch: rows that are compared.
+        preset: the towers, see `preset_of`.
+        device: "cpu" or "cuda".
+        batch: pairs that go through the towers at a time.
+        contrastive_batch: pairs that are compared with one another in the loss.
+        precision: "float32", or "bfloat16" for autocast.
+        gradient_checkpointing: compute the towers' activations again in the backward pass.
     """
 
     preset: str
@@ -119,7 +125,7 @@ class Settings:
 
 
 def random_batch(settings: Settings, num_rows: int, seed: int = 0) -> Batch:
-    """On the CPU, pinned where it is to go to a GPU; texts without padding."""
+    """A batch on the CPU, in pinned memory if it is for a GPU; its texts have no padding."""
     generator = torch.Generator().manual_seed(seed)
     size, length = settings.towers.image_size, settings.towers.length
     vocabulary = BertConfig(**settings.towers.text).vocab_size
@@ -136,13 +142,14 @@ def to_device(batch: Batch, settings: Settings) -> Batch:
 
 
 def random_parts(settings: Settings, distinct: int | None = None) -> list[Batch]:
-    """The contrastive batch in micro-batches, the first `distinct` of them again and again."""
+    """The contrastive batch in micro-batches; only the first `distinct` are different, and they repeat."""
     count = settings.contrastive_batch // settings.batch
     parts = [random_batch(settings, settings.batch, seed) for seed in range(min(count, distinct or count))]
     return [parts[i % len(parts)] for i in range(count)]
 
 
 def build_ours(settings: Settings, **objective) -> GapClosedClipModel:
+    """Build an untrained model; `objective` are fields of its configuration."""
     towers = settings.towers
     config = GapClosedClipConfig(
         vision_config={

@@ -89,7 +89,7 @@ LAUNCH = {
 
 
 class Handlers:
-    """What the buttons do: visitors' words and files in, a value for each model's panel out."""
+    """What the buttons do: each method takes a visitor's inputs and gives a value for each model's panel."""
 
     def __init__(self, engines: list[Engine], gallery: Gallery):
         self.engines, self.gallery = engines, gallery
@@ -106,8 +106,8 @@ class Handlers:
         ]
 
     def classify(self, image: str | None, labels: str, template: str) -> list[dict[str, float]]:
-        picture, named, template = open_image(image), parse_labels(labels), check_template(template)
-        return [engine.classify(picture, named, template) for engine in self.engines]
+        opened, named, template = open_image(image), parse_labels(labels), check_template(template)
+        return [engine.classify(opened, named, template) for engine in self.engines]
 
     def figures(self, text: str | None = None) -> list:
         queries = [engine.embed([check_query(text)])[0] if text is not None else None for engine in self.engines]
@@ -125,7 +125,11 @@ class Handlers:
 
 
 def friendly(handler: Callable) -> Callable:
-    """What a visitor can change becomes a message; the panels stay as they are. One panel gets a value, not a list."""
+    """
+    Show what a visitor can change as a message, and leave the panels as they are.
+
+    A handler that has one panel then returns its value, not a list with it, as Gradio asks.
+    """
 
     @wraps(handler)
     def handle(*inputs):
@@ -140,7 +144,7 @@ def friendly(handler: Callable) -> Callable:
 
 
 def image_input(value: Path | None = None) -> gr.Image:
-    """An upload that leaves reading the file to `open_image`, whose messages are meant for visitors."""
+    """A field for an upload. Reading the file is left to `open_image`, whose messages are meant for visitors."""
     image = gr.Image(
         value and str(value),
         type="filepath",
@@ -150,11 +154,11 @@ def image_input(value: Path | None = None) -> gr.Image:
         height=PICK_HEIGHT,
         buttons=[],
     )
-    gradio_own = image.preprocess
+    gradio_preprocess = image.preprocess
 
     def preprocess(payload):
         try:
-            return gradio_own(payload)
+            return gradio_preprocess(payload)
         except Exception:  # a damaged file; Gradio would answer with a bare "Error"
             return payload.path
 
@@ -163,9 +167,9 @@ def image_input(value: Path | None = None) -> gr.Image:
 
 
 def picker(gallery: Gallery, image: gr.Image):
-    """A few pictures of the gallery; the one chosen goes into `image`. Returns the event, for what comes after it."""
+    """Some images of the gallery, of which the chosen one goes into `image`. Returns the event of choosing."""
     files = [str(gallery.images[row]) for row in gallery.spread(PICKS)]
-    pictures = gr.Gallery(
+    offered = gr.Gallery(
         files,
         show_label=False,
         columns=6,
@@ -180,7 +184,7 @@ def picker(gallery: Gallery, image: gr.Image):
     def pick(event: gr.SelectData) -> str:
         return files[event.index]
 
-    return pictures.select(pick, None, image, api_visibility="private", show_progress="hidden")
+    return offered.select(pick, None, image, api_visibility="private", show_progress="hidden")
 
 
 def search_tab(handlers: Handlers) -> None:
@@ -256,31 +260,32 @@ def map_tab(handlers: Handlers) -> None:
                 gr.HTML(value)
                 panels.append(gr.Plot(figure, format="png", show_label=False, elem_classes="map"))
     with gr.Row(equal_height=True, elem_classes="ask"):
-        own = gr.Textbox(
-            label="Put a text of your own into both pictures",
+        text = gr.Textbox(
+            label="Put a text of your own into both figures",
             placeholder=QUERIES[3],
             max_lines=3,
-            elem_id="own",
+            elem_id="map_query",
             scale=5,
             min_width=260,
         )
         show = gr.Button("Show", variant="primary", min_width=120, elem_id="show")
     gr.Markdown(MARGIN)
-    for start in (own.submit, show.click):
-        start(friendly(handlers.figures), own, panels, **EVENT)
+    for start in (text.submit, show.click):
+        start(friendly(handlers.figures), text, panels, **EVENT)
 
 
 def about(gallery: Gallery) -> str:
+    """The text of the last tab, with the gallery's source and the names of the models filled in."""
     source = gallery.about.get("source", "pairs of the Space's owner")
-    pictures = (
-        "**phantoms: pictures drawn by a program, with made-up captions. They are not medical images** and hold no "
+    images = (
+        "**phantoms: images drawn by a program, with made-up captions. They are not medical images** and hold no "
         "patient's data."
         if gallery.drawn
         else f"pairs of `{source}`."
     )
     text = (HERE / "about.md").read_text(encoding="utf-8")
     words = {
-        "PICTURES": pictures,
+        "IMAGES": images,
         "MODEL": os.environ.get("MODEL_ID", ""),
         "CLIP": os.environ.get("CLIP_MODEL_ID") or "none",
     }
@@ -290,9 +295,9 @@ def about(gallery: Gallery) -> str:
 
 
 def build(engines: list[Engine], gallery: Gallery) -> gr.Blocks:
-    """The app. Uploads are deleted within 20 minutes: every 5 minutes those older than 15."""
+    """Build the app. Uploads are deleted within 20 minutes: every 5 minutes those that are older than 15."""
     handlers = Handlers(engines, gallery)
-    drawings = "The pictures are drawings, not medical images. " if gallery.drawn else ""
+    drawings = "The images are drawings, not medical images. " if gallery.drawn else ""
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(300, 900)) as app:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         gr.HTML(f'<div class="notice"><b>Not a medical device.</b> {drawings}For research only.</div>')
@@ -308,7 +313,7 @@ def build(engines: list[Engine], gallery: Gallery) -> gr.Blocks:
 
 
 def not_ready(reason: str) -> gr.Blocks:
-    """A page for the Space's owner in place of a crash."""
+    """Build a page that tells the Space's owner what is missing, in place of a crash."""
     with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         gr.Markdown(f"# {TITLE}\n\n**This Space is not set up yet.**")
         gr.Textbox(reason, label="What is missing", lines=3, interactive=False)

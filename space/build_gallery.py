@@ -1,4 +1,4 @@
-"""Write the gallery that the Space searches: pictures and captions.jsonl in space/gallery.
+"""Write the gallery that the Space searches: images and captions.jsonl in space/gallery.
 
     python space/build_gallery.py                                        # held-out phantoms of configs/demo.yaml
     python space/build_gallery.py data.source=/data/my_pairs --size 224  # your own pairs
@@ -34,33 +34,34 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument("--pairs", type=int, default=160, help="how many pairs, drawn at random (default: 160)")
-    parser.add_argument("--size", type=int, default=112, help="shorter side of the pictures in pixels (default: 112)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing (default: 0)")
+    parser.add_argument("--size", type=int, default=112, help="shorter side of the images in pixels (default: 112)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random choice of pairs (default: 0)")
     parser.add_argument("--output", type=Path, default=HERE / "gallery", help="default: space/gallery")
     return parser.parse_intermixed_args(words)
 
 
 def read_config(words: list[str]) -> RunConfig:
+    """The configuration of the files and overrides among the words; without a file that of the demo."""
     files = [word for word in words if word.endswith((".yaml", ".yml")) and "=" not in word]
     return load_config(files or [DEMO], [word for word in words if word not in files])
 
 
-def shrink(picture: Image.Image, size: int) -> Image.Image:
-    """Never larger than it is; gray where it is gray, which is half the bytes."""
-    scale = size / min(picture.size)
+def shrink(image: Image.Image, size: int) -> Image.Image:
+    """Reduce the shorter side to `size` pixels if it has more; an image without colours becomes gray to save bytes."""
+    scale = size / min(image.size)
     if scale < 1:
-        picture = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture)
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
+    pixels = np.asarray(image)
     gray = (pixels == pixels[..., :1]).all()
-    return picture.convert("L") if gray else picture
+    return image.convert("L") if gray else image
 
 
 def build(config: RunConfig, arguments: argparse.Namespace) -> int:
     """
-    Writes pictures, captions.jsonl and about.json. An older gallery in the folder is replaced, another folder is not.
+    Write the images, captions.jsonl and about.json. An older gallery in the folder is replaced, anything else is not.
 
     Returns:
-        the number of pairs.
+        The number of pairs.
 
     Raises:
         ValueError: the folder holds something else, a value is out of its range, or as `load_pairs`.
@@ -80,8 +81,8 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> int:
     for row in pairs.select(chosen):
         if row["image_id"] not in names:
             names[row["image_id"]] = f"{len(names):04d}.png"
-            picture = decode_image(row["image"], window=config.data.window, name=row["image_id"])
-            shrink(picture, arguments.size).save(output / names[row["image_id"]], optimize=True)
+            image = decode_image(row["image"], window=config.data.window, name=row["image_id"])
+            shrink(image, arguments.size).save(output / names[row["image_id"]], optimize=True)
         lines.append(json.dumps({"image": names[row["image_id"]], "caption": row["caption"]}, ensure_ascii=False))
     about = {"source": Path(config.data.source).name, "split": arguments.split}  # never a path of this machine
     (output / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Results as HTML. Every text in it comes from a gallery or a visitor, so every text is escaped."""
+"""Writes results as HTML. Every text in it comes from a gallery or a visitor, and so every text is escaped."""
 
 from html import escape
 
@@ -10,9 +10,15 @@ NAMES = {"image": "image", "text": "caption"}
 
 
 def results(title: str, hits: list[Hit], gallery: Gallery, kinds: tuple[str, ...], mixing: float) -> str:
-    """One model's answer: a grid of images, a list of captions, or both in one list under a strip of their kinds.
+    """
+    One model's answer: a grid of images, a list of captions, or both in one list under a strip that shows their kinds.
 
-    `mixing` is what one query cannot tell: `Engine.mixing(TOP)`.
+    Args:
+        title: the model's name.
+        hits: the gallery's items, the best first.
+        gallery: that they are from.
+        kinds: that were looked for.
+        mixing: `Engine.mixing(TOP)`, which one query alone cannot tell.
     """
     best = hits[:TOP]
     if kinds == ("image",):
@@ -21,14 +27,16 @@ def results(title: str, hits: list[Hit], gallery: Gallery, kinds: tuple[str, ...
         body = f'<ol class="hits">{"".join(row(rank, hit, gallery) for rank, hit in enumerate(best, 1))}</ol>'
     mixed = ""
     if len(kinds) > 1:
-        overall = (
-            f"Over all {len(gallery.images) + len(gallery.captions)} items of the gallery as queries, {mixing:.0%}"
+        queries = len(gallery.images) + len(gallery.captions)
+        mixed = (
+            f'{strip(hits)}<p class="overall">Over all {queries} items of the gallery as queries, {mixing:.0%} of the '
+            f"first {TOP} are of the other kind.</p>"
         )
-        mixed = f'{strip(hits)}<p class="overall">{overall} of the first {TOP} are of the other kind.</p>'
     return f'<section class="model"><h3>{escape(title)}</h3>{mixed}{body}</section>'
 
 
 def image_card(hit: Hit, gallery: Gallery) -> str:
+    """An image of the gallery with its score and caption."""
     caption = escape(gallery.caption_of(hit.index))
     return (
         f'<figure title="{caption}"><img src="{gallery.thumbnails[hit.index]}" alt="{caption}">'
@@ -37,9 +45,10 @@ def image_card(hit: Hit, gallery: Gallery) -> str:
 
 
 def row(rank: int, hit: Hit, gallery: Gallery) -> str:
+    """An item of either kind as a line of the list."""
     if hit.kind == "image":
         caption = escape(gallery.caption_of(hit.index))
-        item = f'<img src="{gallery.thumbnails[hit.index]}" alt="{caption}"><span class="own">{caption}</span>'
+        item = f'<img src="{gallery.thumbnails[hit.index]}" alt="{caption}"><span class="caption">{caption}</span>'
     else:
         item = f"<span>{escape(gallery.captions[hit.index])}</span>"
     return (
@@ -49,7 +58,7 @@ def row(rank: int, hit: Hit, gallery: Gallery) -> str:
 
 
 def strip(hits: list[Hit]) -> str:
-    """The kinds of the first hits as coloured cells, and where the first one of each kind comes."""
+    """The kinds of the first hits as coloured cells, and the rank at which the later kind first comes."""
     cells = "".join(
         f'<i class="{hit.kind}" title="{rank}: {NAMES[hit.kind]}"></i>' for rank, hit in enumerate(hits[:STRIP], 1)
     )
@@ -65,7 +74,7 @@ def strip(hits: list[Hit]) -> str:
 
 
 def numbers(title: str, measured: dict[str, float]) -> str:
-    """One model's measures of the gap."""
+    """One model's figures of the gap, as `projection.measure` gives them."""
     shown = (
         ("gap ↓", "debiased_modality_gap"),
         ("true-pair cosine ↑", "true_pair_cosine"),

@@ -1,4 +1,4 @@
-"""How far apart the two modalities are: the numbers, and a picture that shows the gap at its own length."""
+"""Measures how far apart the two modalities are, and draws a figure that shows the gap at its own length."""
 
 import math
 from typing import NamedTuple
@@ -17,12 +17,12 @@ MAX_LINES = 15
 
 class View(NamedTuple):
     """
-    Two orthonormal axes of an embedding space.
+    Two orthonormal axes of an embedding space, on which it is drawn.
 
     Args:
-        origin: (D,) what is drawn at (0, 0).
-        axes: (D, 2).
-        rows: the pairs that the axes were not fitted on, which are the ones to draw.
+        origin: (D,), the point that is drawn at (0, 0).
+        axes: (D, 2), one axis in each column.
+        rows: the pairs to draw: those that the axes were not fitted on.
     """
 
     origin: np.ndarray
@@ -30,14 +30,14 @@ class View(NamedTuple):
     rows: np.ndarray
 
     def __call__(self, embeds: np.ndarray) -> np.ndarray:
-        """(P, D) -> (P, 2), in the units of the embeddings."""
+        """Project embeddings (P, D) to points (P, 2), in the units of the embeddings."""
         return (embeds - self.origin) @ self.axes
 
 
 def fit_view(image: np.ndarray, text: np.ndarray, captions: list | np.ndarray) -> View:
     """
-    Horizontal: from the mean text to the mean image. Vertical: the first principal component of both modalities once
-    the horizontal direction is taken out.
+    Choose the axes. Horizontal is the direction from the mean text to the mean image; vertical is the first principal
+    component of both modalities after the horizontal direction is taken out.
 
     Both are fitted on one half of the captions, and the other half is to be drawn: the direction between the means of
     the very points drawn would part even two samples of one distribution, and plain PCA can hide a gap. This is the
@@ -45,7 +45,7 @@ def fit_view(image: np.ndarray, text: np.ndarray, captions: list | np.ndarray) -
 
     Args:
         image, text: (N, D) unit vectors; row i of each is a pair.
-        captions: N of them, or what stands for them: pairs with one caption go into one half.
+        captions: N captions, or numbers that stand for them; pairs with the same one go into the same half.
     """
     distinct, index = np.unique(np.asarray(captions), return_inverse=True)
     fitted = shown = np.arange(len(index))
@@ -64,8 +64,8 @@ def fit_view(image: np.ndarray, text: np.ndarray, captions: list | np.ndarray) -
 
 def measure(image: np.ndarray, text: np.ndarray) -> dict[str, float]:
     """
-    Gap, gap without its sampling floor, true-pair and random-pair cosine, and margin, as the package's `modality_gap`
-    metric defines them.
+    Measure the gap, the gap without its sampling floor, the cosines of true and of random pairs, and the margin. They
+    are those of the package's metric `modality_gap`.
 
     Args:
         image, text: (N, D) unit vectors, N > 1; row i of each is a pair.
@@ -88,12 +88,13 @@ def draw(
     image: np.ndarray, text: np.ndarray, view: View, window: np.ndarray, query: np.ndarray | None = None
 ) -> Figure:
     """
-    Both modalities of the pairs that `view` names, lines between some true pairs, and the two means.
+    Draw both modalities of the pairs that `view` names, lines between some true pairs, and the two means.
 
     Args:
-        image, text: (N, D) unit vectors.
-        window: what `window_of` gives: the same for every model.
-        query: (D,) a visitor's own text or image, drawn as a star.
+        image, text: (N, D) unit vectors; row i of each is a pair.
+        view: axes from `fit_view`.
+        window: from `window_of`; the same for every model.
+        query: (D,), a visitor's text or image, drawn as a star.
     """
     image, text = view(image[view.rows]), view(text[view.rows])  # (P, 2)
     figure = Figure(figsize=(5, 5.3), layout="constrained", dpi=130)  # without pyplot, nothing global is left behind
@@ -114,7 +115,7 @@ def draw(
     if query is not None:
         (point,) = view(query[None])
         axes.scatter(*point, s=330, marker="*", color=QUERY_COLOR, edgecolors="white", linewidths=1.5, zorder=6)
-        handles.append(Line2D([], [], color=QUERY_COLOR, marker="*", linestyle="", markersize=14, label="your own"))
+        handles.append(Line2D([], [], color=QUERY_COLOR, marker="*", linestyle="", markersize=14, label="your query"))
     axes.set(xlim=window[0], ylim=window[1], aspect="equal")
     axes.set_xlabel("from the mean caption to the mean image", fontsize=11)
     axes.set_ylabel("first principal component of the rest", fontsize=11)

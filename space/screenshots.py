@@ -32,12 +32,12 @@ FLAGS = (
 ).split()
 SECONDS = 120
 os.environ["SE_AVOID_STATS"] = "true"  # Selenium reports its use otherwise
-PICKED = 9  # of the pictures offered for zero-shot classification
+PICKED = 9  # which of the images offered for zero-shot classification is taken
 
 
 @contextmanager
 def running_app() -> Iterator[str]:
-    """The app's address while it runs."""
+    """Run the app; gives its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -58,6 +58,7 @@ def running_app() -> Iterator[str]:
 
 @contextmanager
 def browser(width: int) -> Iterator[webdriver.Chrome]:
+    """A headless Chromium whose window is `width` pixels wide."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         for flag in [*FLAGS, f"user-data-dir={profile}", f"window-size={width},900"]:
@@ -74,7 +75,7 @@ def browser(width: int) -> Iterator[webdriver.Chrome]:
 
 
 def shown(driver: webdriver.Chrome, selector: str, text: str = "") -> WebElement:
-    """The first visible element of this selector that holds the text, once there is one."""
+    """Wait for a visible element of this selector that holds the text; gives the first one."""
 
     def find(_) -> WebElement | None:
         found = driver.find_elements(By.CSS_SELECTOR, selector)
@@ -84,27 +85,28 @@ def shown(driver: webdriver.Chrome, selector: str, text: str = "") -> WebElement
 
 
 def type_into(driver: webdriver.Chrome, selector: str, text: str) -> None:
+    """Replace the text in a field."""
     field = shown(driver, selector)
     field.send_keys(Keys.CONTROL, "a")
     field.send_keys(text)
 
 
 def act(driver: webdriver.Chrome, button: WebElement, panel: str) -> None:
-    """Click, and wait until the panel shows something else."""
+    """Click a button, and wait until the panel shows something else."""
     before = shown(driver, panel).get_attribute("innerHTML")
     button.click()
     changed = WebDriverWait(driver, SECONDS)
     changed.until(lambda _: shown(driver, panel).get_attribute("innerHTML") != before, f"{panel} stayed as it was")
-    time.sleep(2)  # bars grow, pictures load
+    time.sleep(2)  # bars grow, images load
 
 
 def save(driver: webdriver.Chrome, path: Path) -> None:
-    """The whole page, in 256 colours: a quarter of the bytes."""
+    """Save a screenshot of the whole page in 256 colours, which takes a quarter of the bytes."""
     size = driver.execute_script("return [document.documentElement.clientWidth, document.body.scrollHeight]")
     clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
-    picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-    picture.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
 
 
@@ -119,16 +121,14 @@ def main() -> None:
 
         shown(driver, "button[role=tab]", "Zero-shot").click()
         shown(driver, ".picks .grid-container")
-        pictures = [
-            e for e in driver.find_elements(By.CSS_SELECTOR, ".picks .grid-container button") if e.is_displayed()
-        ]
-        act(driver, pictures[PICKED], ".scores")
+        buttons = driver.find_elements(By.CSS_SELECTOR, ".picks .grid-container button")
+        act(driver, [button for button in buttons if button.is_displayed()][PICKED], ".scores")
         type_into(driver, "#labels textarea", "chest radiograph, chest CT, brain MR, abdominal ultrasound, mammogram")
         act(driver, shown(driver, "#classify"), ".scores")
         save(driver, folder / "space_zero_shot.png")
 
         shown(driver, "button[role=tab]", "The space").click()
-        type_into(driver, "#own textarea", "Axial chest CT showing a pulmonary nodule.")
+        type_into(driver, "#map_query textarea", "Axial chest CT showing a pulmonary nodule.")
         act(driver, shown(driver, "#show"), ".map")
         save(driver, folder / "space_map.png")
 

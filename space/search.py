@@ -1,4 +1,4 @@
-"""What the Space computes, without Gradio: two models, a gallery of pairs, ranking, zero-shot classification."""
+"""Computes what the Space shows, without Gradio: two models, a gallery of pairs, ranking, zero-shot classification."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from transformers import Pipeline, pipeline
 
 
-# title, the variable that names the model, the variable that pins its revision
+# For each model its title, the variable that names it, and the variable that pins its revision.
 MODELS = (("CLIP", "CLIP_MODEL_ID", "CLIP_MODEL_REVISION"), ("Gap-closed CLIP", "MODEL_ID", "MODEL_REVISION"))
 MAX_LABELS, MAX_LENGTH, MAX_PIXELS = 40, 1000, 50_000_000
 
@@ -24,15 +24,15 @@ Kind = Literal["image", "text"]
 
 
 class SetupError(RuntimeError):
-    """Something the Space's owner has to set or build; the message says what."""
+    """Something is missing that the Space's owner has to set or build; the message says what."""
 
 
 class InputError(ValueError):
-    """Something the visitor can change; the message says what."""
+    """An input is wrong that the visitor can change; the message says how."""
 
 
 class Hit(NamedTuple):
-    """One item of the gallery: its kind, its row in the images or in the captions, its cosine with the query."""
+    """An item of the gallery: its kind, its row among the images or the captions, and its cosine with the query."""
 
     kind: Kind
     index: int
@@ -42,13 +42,13 @@ class Hit(NamedTuple):
 @dataclass(frozen=True)
 class Gallery:
     """
-    Pairs that ship with the Space as files.
+    The pairs that are searched, which ship with the Space as files.
 
     Args:
         images: files of the distinct images.
-        captions: the distinct captions; those that differ in case or white space only are one.
-        pairs: (N, 2) row of the image and row of the caption of each pair.
-        about: what `build_gallery.py` noted: source, split.
+        captions: the distinct captions; those that differ only in case or white space are one.
+        pairs: (N, 2), for each pair the row of its image and the row of its caption.
+        about: the source and the split, as `build_gallery.py` noted them.
     """
 
     images: list[Path]
@@ -59,7 +59,7 @@ class Gallery:
     @classmethod
     def load(cls, folder: Path) -> "Gallery":
         """
-        Reads `captions.jsonl`, a line `{"image": file name, "caption": text}` for each pair, and `about.json`.
+        Read `about.json`, and `captions.jsonl` with a line `{"image": file name, "caption": text}` for each pair.
 
         Raises:
             SetupError: the folder is missing, or it is not what `build_gallery.py` writes.
@@ -111,27 +111,27 @@ class Gallery:
 
     @cached_property
     def _rows(self) -> dict[str, int]:
-        """Rows of captions and of pixels."""
+        """The row of every caption and of every image, by `caption_key` and `image_key`."""
         texts = {caption_key(caption): row for row, caption in enumerate(self.captions)}
         return texts | {image_key(open_image(file)): row for row, file in enumerate(self.images)}
 
     def find(self, query: str | Image.Image) -> int | None:
-        """The row of this very text in the captions, or of this very image in the images."""
+        """The row of the caption or image that equals the query; None if the gallery does not hold it."""
         return self._rows.get(caption_key(query) if isinstance(query, str) else image_key(query))
 
     def spread(self, number: int) -> list[int]:
-        """Rows of so many images, evenly over the gallery."""
+        """The rows of this many images, spread evenly over the gallery; fewer if it has not so many."""
         return np.unique(np.linspace(0, len(self.images) - 1, number).round().astype(int)).tolist()
 
 
 class Engine:
     """
-    A model and the gallery in its space.
+    A model, and the gallery embedded in its space.
 
     Args:
-        title: what visitors read.
-        pipe: the model's own `image-text-retrieval` pipeline.
-        gallery: embedded here, once.
+        title: the model's name for visitors.
+        pipe: the `image-text-retrieval` pipeline that comes with the model.
+        gallery: what is searched; it is embedded once, here.
     """
 
     def __init__(self, title: str, pipe: Pipeline, gallery: Gallery):
@@ -141,29 +141,29 @@ class Engine:
 
     @property
     def template(self) -> str:
-        """What the model's configuration puts a label into."""
+        """The text that a label is put into, as the model's configuration says."""
         return getattr(self.pipe.model.config, "hypothesis_template", "{}")
 
     def embed(self, items: list[str] | list[Image.Image]) -> np.ndarray:
-        """Unit vectors, (N, D) float64."""
+        """The unit vectors of texts or of images, (N, D) float64."""
         return self.pipe.embed(items).double().numpy()
 
     def search(self, query: str | Image.Image, kinds: tuple[Kind, ...] = ("image", "text")) -> list[Hit]:
         """
-        The whole gallery of these kinds in the order of the cosine with the query, the best first.
+        Rank all items of these kinds by their cosine with the query, the best first.
 
-        The query itself is left out where the gallery holds it.
+        The query itself is left out if the gallery holds it.
         """
-        own: Kind = "text" if isinstance(query, str) else "image"
-        itself = self.gallery.find(query)
+        kind_of_query: Kind = "text" if isinstance(query, str) else "image"
+        row_of_query = self.gallery.find(query)
         (vector,) = self.embed([query])
         embeds = {"image": self.image_embeds, "text": self.text_embeds}
         cosines = {kind: (embeds[kind] @ vector).tolist() for kind in kinds}
         hits = [Hit(kind, row, cosine) for kind in kinds for row, cosine in enumerate(cosines[kind])]
-        return sorted((hit for hit in hits if hit[:2] != (own, itself)), key=lambda hit: -hit.score)
+        return sorted((hit for hit in hits if hit[:2] != (kind_of_query, row_of_query)), key=lambda hit: -hit.score)
 
     def mixing(self, top: int) -> float:
-        """How much of the first `top` is of the other kind, on average over the whole gallery's items as queries."""
+        """The share of the first `top` hits that are of the other kind, averaged over all items as queries."""
         embeds = np.concatenate([self.image_embeds, self.text_embeds])
         kinds = np.repeat([0, 1], [len(self.image_embeds), len(self.text_embeds)])
         cosines = embeds @ embeds.T
@@ -172,7 +172,7 @@ class Engine:
         return float((kinds[best] != kinds[:, None]).mean())
 
     def classify(self, image: Image.Image, labels: list[str], template: str) -> dict[str, float]:
-        """The softmax of the model's logits over the labels, each put into the template."""
+        """The softmax over the labels of the model's logits, with each label put into the template."""
         texts = [template.replace("{}", label) for label in labels]
         inputs = {**self.pipe.preprocess({"images": [image]}), **self.pipe.preprocess({"text": texts})}
         with torch.inference_mode():
@@ -182,18 +182,18 @@ class Engine:
 
 
 def caption_key(caption: str) -> str:
-    """The caption without regard to case and white space, as in training."""
+    """The form in which captions are compared, without regard to case and white space, as in training."""
     return " ".join(caption.split()).casefold()
 
 
-def image_key(picture: Image.Image) -> str:
-    """Tells images apart by their pixels."""
-    return f"{picture.size} {hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest()}"
+def image_key(image: Image.Image) -> str:
+    """A text that is equal for images with equal pixels only."""
+    return f"{image.size} {hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest()}"
 
 
 def load_engines(variables: Mapping[str, str], gallery: Gallery) -> list[Engine]:
     """
-    The models that the Space's variables name, plain CLIP first.
+    Load the models that the Space's variables name, plain CLIP first, and embed the gallery with each.
 
     Raises:
         SetupError: MODEL_ID is not set, or a model cannot be loaded.
@@ -212,7 +212,7 @@ def load_engines(variables: Mapping[str, str], gallery: Gallery) -> list[Engine]
 
 def load_pipeline(name: str, revision: str | None, variable: str) -> Pipeline:
     """
-    The `image-text-retrieval` pipeline that is saved beside the weights.
+    Load the `image-text-retrieval` pipeline that is saved beside a model's weights.
 
     `trust_remote_code=True` runs the Python files of the repository `name`. It is right here because the Space's
     owner, and nobody else, names it, in a variable that visitors cannot set. Whoever may push there may change what
@@ -230,27 +230,27 @@ def load_pipeline(name: str, revision: str | None, variable: str) -> Pipeline:
 
 def open_image(path: str | Path | None) -> Image.Image:
     """
-    An 8-bit RGB picture, upright: more than 8 bits scaled over the image's own range, transparency put on black.
+    Open an image as upright 8-bit RGB: more bits are scaled over the image's own range, transparency is put on black.
 
     Raises:
-        InputError: no image, a damaged one, or one too large.
+        InputError: there is no image, or it is damaged or too large.
     """
     if path is None:
         raise InputError("Upload an image first, or pick one of the gallery.")
     try:
-        picture = Image.open(path)
-        if picture.width * picture.height > MAX_PIXELS:
-            raise InputError(f"This image is too large ({picture.width} x {picture.height}): use a smaller one.")
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode[0] in "IF":  # I, I;16, F
-            values = np.asarray(picture, dtype=np.float64)
+        image = Image.open(path)
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(f"This image is too large ({image.width} x {image.height}): use a smaller one.")
+        image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # I, I;16, F
+            values = np.asarray(image, dtype=np.float64)
             low, high = np.percentile(values, (0.1, 99.9))
             share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-            picture = Image.fromarray((share * 255).round().astype(np.uint8))
-        elif "A" in picture.getbands() or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture)
-        return picture.convert("RGB")
+            image = Image.fromarray((share * 255).round().astype(np.uint8))
+        elif "A" in image.getbands() or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
+        return image.convert("RGB")
     except FileNotFoundError as error:
         raise InputError("This upload is no longer kept: upload the image again.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -261,10 +261,10 @@ def open_image(path: str | Path | None) -> Image.Image:
 
 def check_query(text: str | None) -> str:
     """
-    The typed query without white space around it.
+    Take the white space around a typed query away.
 
     Raises:
-        InputError: it is empty or far too long.
+        InputError: the query is empty or far too long.
     """
     text = (text or "").strip()
     if not text:
@@ -276,10 +276,10 @@ def check_query(text: str | None) -> str:
 
 def parse_labels(text: str | None) -> list[str]:
     """
-    Labels separated by commas or new lines, without repetitions.
+    Read labels that are separated by commas or new lines, each of them once.
 
     Raises:
-        InputError: fewer than two, or too many.
+        InputError: there are fewer than two or too many, or one is far too long.
     """
     labels: dict[str, str] = {}
     for label in (text or "").replace("\n", ",").split(","):
@@ -296,10 +296,10 @@ def parse_labels(text: str | None) -> list[str]:
 
 def check_template(text: str | None) -> str:
     """
-    The template, which holds `{}` once.
+    Take the white space around a template away.
 
     Raises:
-        InputError: it does not.
+        InputError: it does not hold `{}` once, or it is far too long.
     """
     text = (text or "").strip()
     if text.count("{}") != 1 or len(text) > MAX_LENGTH:

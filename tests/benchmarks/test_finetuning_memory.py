@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from finetuning_memory import VARIANTS, WAYS, FineTuning, count, largest_batches
+from finetuning_memory import METHODS, VARIANTS, FineTuning, count, largest_batches
 from random_towers import Settings, preset_of
 
 
@@ -11,9 +11,9 @@ SETTINGS = Settings("eva02_nano", "cpu", 4, 4, "float32", gradient_checkpointing
 SHARED = ("visual_projection", "text_projection", "temperature")
 
 
-@pytest.mark.parametrize("name", WAYS)
-def test_a_way_trains_what_it_says(name):
-    training = FineTuning(WAYS[name], SETTINGS, "plain")
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_what_it_says(name):
+    training = FineTuning(METHODS[name], SETTINGS, "plain")
     training.start()
     training.step()
     trained = {n for n, p in training.model.named_parameters() if p.requires_grad}
@@ -21,17 +21,17 @@ def test_a_way_trains_what_it_says(name):
     towers = {n for n in trained if not any(part in n for part in SHARED)}
     if name == "full":
         assert trained == {n for n, _ in training.model.named_parameters()}
-    elif WAYS[name].adapters is None:
+    elif METHODS[name].adapters is None:
         assert not towers
     else:
         assert all("lora_" in n for n in towers)
-        assert {t for t in ("vision", "text") if any(f"{t}_model" in n for n in towers)} == set(WAYS[name].adapters)
-    assert ("pooled_text" in training.batch) == WAYS[name].pooled_text
+        assert {t for t in ("vision", "text") if any(f"{t}_model" in n for n in towers)} == set(METHODS[name].adapters)
+    assert ("pooled_text" in training.batch) == METHODS[name].pooled_text
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_takes_a_step(variant):
-    training = FineTuning(WAYS["LoRA"], SETTINGS, variant)
+    training = FineTuning(METHODS["LoRA"], SETTINGS, variant)
     training.start()
     assert min(training.step()) >= 0
     assert (training.num_parts > 1) == (variant in ("micro-batches", "all three"))
@@ -41,11 +41,11 @@ def test_a_variant_takes_a_step(variant):
 
 def test_count_is_that_of_the_model_that_is_trained():
     for name in ("LoRA", "projections"):
-        model = FineTuning(WAYS[name], SETTINGS, "plain").model
-        trained, everything, weights = count(WAYS[name], SETTINGS)
+        model = FineTuning(METHODS[name], SETTINGS, "plain").model
+        trained, num_parameters, weights = count(METHODS[name], SETTINGS)
         assert trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert weights >= 4 * sum(p.numel() for p in model.parameters())
-        assert everything == count(WAYS["full"], SETTINGS)[0]
+        assert num_parameters == count(METHODS["full"], SETTINGS)[0]
 
 
 def test_towers_by_name():
@@ -60,9 +60,9 @@ def test_the_largest_batches():
         measured.append(batch)
         return 100 + 10 * batch if batch <= 300 else math.inf  # the device ends there
 
-    found = largest_batches(memory_of, [90, 200, 1000, 10_000], smallest=8, most=4096)
+    found = largest_batches(memory_of, [90, 200, 1000, 10_000], smallest=8, largest=4096)
     assert found[:2] == [0, 8]
     assert 84 <= found[2] <= 90 and 280 <= found[3] <= 300
     assert len(measured) == len(set(measured)) < 20
-    assert largest_batches(lambda batch: batch, [1e9], smallest=8, most=100) == [100]
-    assert largest_batches(lambda batch: batch, [70], smallest=8, most=75) == [64]
+    assert largest_batches(lambda batch: batch, [1e9], smallest=8, largest=100) == [100]
+    assert largest_batches(lambda batch: batch, [70], smallest=8, largest=75) == [64]

@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader
 from transformers import BertTokenizer, CLIPImageProcessor
 
 from gap_closed_clip import GapClosedClipProcessor
-from gap_closed_clip.data import Augmentation, PairCollator, count_truncated, group_ids, normalize_caption, stable_hash
+from gap_closed_clip.data import (
+    Augmentation,
+    CaptionCollator,
+    PairCollator,
+    count_truncated,
+    group_ids,
+    normalize_caption,
+    stable_hash,
+)
 
 
 SIZE = 12
@@ -43,24 +51,24 @@ def png(rgb: np.ndarray) -> dict:
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
+def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 @pytest.fixture
-def rows(pictures) -> list[dict]:
+def rows(images) -> list[dict]:
     captions = ["Chest CT", "CT of the chest , the lung", "chest  ct "]
     ids = ["a", "b", "b"]
     return [
-        {"image": png(picture), "caption": caption, "image_id": image_id, "modality": "CT"}
-        for picture, caption, image_id in zip(pictures, captions, ids, strict=True)
+        {"image": png(image), "caption": caption, "image_id": image_id, "modality": "CT"}
+        for image, caption, image_id in zip(images, captions, ids, strict=True)
     ]
 
 
-def test_batch_is_as_written_out(processor, rows, pictures):
+def test_batch_is_as_written_out(processor, rows, images):
     batch = PairCollator(processor)(rows)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "token_type_ids", "group_ids"}
-    expected = (pictures / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.5]  # no resizing: they have the right size
+    expected = (images / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.25, 0.5]  # no resizing: they have the right size
     assert batch["pixel_values"].dtype == torch.float32
     np.testing.assert_allclose(batch["pixel_values"].numpy(), expected.transpose(0, 3, 1, 2), atol=1e-5)
     # [CLS] = 2, [SEP] = 3, the comma is unknown = 1
@@ -100,6 +108,33 @@ def test_long_captions_are_cut(processor, rows):
     assert batch["input_ids"].tolist() == [[2, 5, 6, 3, 0], [2, 6, 7, 8, 3], [2, 5, 6, 3, 0]]
     processor.tokenizer.model_max_length = 6
     assert PairCollator(processor)(rows)["input_ids"][1].tolist() == [2, 6, 7, 8, 5, 3]
+
+
+def test_each_distinct_caption_comes_in_one_batch_of_its_length(processor):
+    captions = ["the lung", "ct", "chest ct of the lung", "ct", "of", "the lung"]
+    collator = PairCollator(processor, max_length=5)
+    batches = list(collator.distinct_caption_batches(captions, 2, torch.device("meta"), "Testing"))
+    assert [texts for texts, _ in batches] == [["ct", "of"], ["the lung", "chest ct of the lung"]]
+    assert all(values.device.type == "meta" for _, tokens in batches for values in tokens.values())
+    for texts, tokens in collator.distinct_caption_batches(captions, 2, torch.device("cpu"), "Testing"):
+        expected = collator.tokenize(texts)
+        assert set(tokens) == set(expected) == {"input_ids", "attention_mask", "token_type_ids"}
+        assert all(torch.equal(tokens[name], expected[name]) for name in expected)
+    assert tokens["input_ids"].tolist() == [[2, 8, 9, 3, 0], [2, 5, 6, 7, 3]]  # padded, and cut after 5 tokens
+    assert not list(collator.distinct_caption_batches([], 2, torch.device("cpu"), "Testing"))
+
+
+def test_captions_are_labels_that_are_ignored_where_they_are_padded(processor, rows, images):
+    collator = PairCollator(processor)
+    batch = CaptionCollator(collator)(rows)
+    assert set(batch) == {"pixel_values", "group_ids", "labels"}
+    ids = [[2, 5, 6, 3] + [-100] * 5, [2, 6, 7, 8, 5, 1, 8, 9, 3], [2, 5, 6, 3] + [-100] * 5]
+    assert batch["labels"].tolist() == ids
+    assert torch.equal(batch["pixel_values"], collator(rows)["pixel_values"])
+    embedded = [{"caption": row["caption"], "shared_embeds": [0.6, 0.8]} for row in rows]  # no image at all
+    batch = CaptionCollator(collator)(embedded)
+    assert batch["labels"].tolist() == ids
+    torch.testing.assert_close(batch["shared_embeds"], torch.tensor([[0.6, 0.8]] * 3))
 
 
 def test_count_truncated(processor, rows):
@@ -153,9 +188,9 @@ def test_held_out_rows_are_not_augmented(processor, rows):
 
 def test_only_varied_images_are_decoded_at_less_than_full_size(processor, rows):
     """Evaluation must see what any other way of evaluating sees."""
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (200, 200, 3), dtype=np.uint8))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG")
+    image.save(buffer, "JPEG")
     row = rows[0] | {"image": {"bytes": buffer.getvalue(), "path": None}}
     full = processor.image_processor([Image.open(buffer).convert("RGB")], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(PairCollator(processor)([row])["pixel_values"], full, rtol=0, atol=0)

@@ -1,49 +1,16 @@
-"""Decoding, augmentation, the check before training. Expected pixels are computed here by hand or by pydicom."""
+"""Decoding, and the check of all images before training. Expected pixels are computed here by hand."""
 
-import io
 import logging
-import pickle
-import sys
 
 import numpy as np
-import pydicom
 import pytest
-import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
-from torchvision.transforms.v2 import functional as tv
 
-from gap_closed_clip.data import Augmentation, cache_images, check_images, decode_image
+from gap_closed_clip.data import cache_images, check_images, decode_image
 
-
-def encode(picture: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def pixels(data, **options) -> np.ndarray:
-    picture = decode_image(data, **options)
-    assert picture.mode == "RGB"
-    return np.asarray(picture).astype(int)
-
-
-def three(gray: np.ndarray) -> np.ndarray:
-    return np.stack([gray] * 3, axis=-1)
-
-
-@pytest.fixture
-def noise() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (13, 17), dtype=np.uint8)
-
-
-@pytest.fixture
-def ramp12() -> np.ndarray:
-    """12-bit values 0..4095 as they lie in 16-bit files."""
-    return np.linspace(0, 4095, 64 * 80).round().astype(np.uint16).reshape(64, 80)
+from .conftest import encode, pixels, three
 
 
 def test_gray_in_every_wrapping(noise, tmp_path):
@@ -77,12 +44,12 @@ def test_gray_with_alpha_is_composited_on_black(noise):
 
 
 def test_palette_with_transparency():
-    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
-    picture.putpalette([10, 20, 30, 200, 100, 50, 255, 255, 255])
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 200, 100, 50, 255, 255, 255])
     expected = [[[10, 20, 30], [200, 100, 50], [255, 255, 255]]]
-    np.testing.assert_array_equal(pixels(encode(picture, "PNG")), expected)
+    np.testing.assert_array_equal(pixels(encode(image, "PNG")), expected)
     expected[0][2] = [0, 0, 0]  # entry 2 is transparent
-    np.testing.assert_array_equal(pixels(encode(picture, "PNG", transparency=2)), expected)
+    np.testing.assert_array_equal(pixels(encode(image, "PNG", transparency=2)), expected)
 
 
 def test_cmyk():
@@ -94,14 +61,14 @@ def test_cmyk():
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF big-endian", "32-bit TIFF", "float TIFF"])
 def test_high_bit_depths_fill_the_range(ramp12, kind):
     if kind == "TIFF big-endian":
-        picture = Image.frombytes("I;16B", ramp12.shape[::-1], ramp12.astype(">u2").tobytes())
+        image = Image.frombytes("I;16B", ramp12.shape[::-1], ramp12.astype(">u2").tobytes())
     elif kind == "32-bit TIFF":
-        picture = Image.fromarray(ramp12.astype(np.int32))
+        image = Image.fromarray(ramp12.astype(np.int32))
     elif kind == "float TIFF":
-        picture = Image.fromarray(ramp12.astype(np.float32) - 1024)
+        image = Image.fromarray(ramp12.astype(np.float32) - 1024)
     else:
-        picture = Image.fromarray(ramp12)
-    decoded = pixels(encode(picture, kind.split()[-1] if kind == "PNG" else "TIFF"))
+        image = Image.fromarray(ramp12)
+    decoded = pixels(encode(image, kind.split()[-1] if kind == "PNG" else "TIFF"))
     np.testing.assert_allclose(decoded, three(ramp12 / 4095 * 255), atol=1.5)  # 1.5: 0.1% cut off at each end
 
 
@@ -148,8 +115,8 @@ def test_exif_orientation_is_applied(noise):
 
 
 def test_min_size_reduces_jpeg_only_as_far_as_allowed():
-    picture = Image.fromarray(np.zeros((512, 640), np.uint8))
-    jpeg, png = encode(picture, "JPEG"), encode(picture, "PNG")
+    image = Image.fromarray(np.zeros((512, 640), np.uint8))
+    jpeg, png = encode(image, "JPEG"), encode(image, "PNG")
     assert decode_image(jpeg).size == (640, 512)
     assert decode_image(jpeg, min_size=100).size == (160, 128)
     assert decode_image(jpeg, min_size=300).size == (640, 512)
@@ -179,204 +146,6 @@ def test_missing_file_and_empty_struct(tmp_path):
         decode_image({"bytes": None, "path": str(tmp_path / "gone.jpg")})
     with pytest.raises(ValueError, match="'scan 7' has neither bytes nor a path"):
         decode_image({"bytes": None, "path": None}, name="scan 7")
-
-
-# DICOM
-
-
-def dicom(values: np.ndarray, photometric="MONOCHROME2", bits=12, preamble=True, **tags) -> tuple[FileDataset, bytes]:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-    color = photometric in ("RGB", "YBR_FULL")
-    frames = 1 if values.ndim == 2 or color else len(values)
-    dataset.Rows, dataset.Columns = values.shape[:2] if frames == 1 else values.shape[1:]
-    dataset.SamplesPerPixel = 3 if color else 1
-    if color:
-        dataset.PlanarConfiguration = 0
-    if frames > 1:
-        dataset.NumberOfFrames = frames
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated = values.dtype.itemsize * 8
-    dataset.BitsStored, dataset.HighBit = bits, bits - 1
-    dataset.PixelRepresentation = int(values.dtype.kind == "i")
-    dataset.PixelData = values.tobytes()
-    for name, value in tags.items():
-        setattr(dataset, name, value)
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    data = buffer.getvalue()
-    return pydicom.dcmread(io.BytesIO(data)), data
-
-
-def pydicom_windowed(dataset, low: float, high: float) -> np.ndarray:
-    """pydicom's own rendering; its output spans low..high."""
-    from pydicom.pixels import apply_modality_lut, apply_voi_lut
-
-    shown = apply_voi_lut(apply_modality_lut(dataset.pixel_array, dataset), dataset)
-    return (shown - low) / (high - low) * 255
-
-
-@pytest.mark.parametrize("width", [1500, 12])
-@pytest.mark.parametrize("function", [None, "LINEAR", "LINEAR_EXACT", "SIGMOID"])
-def test_dicom_rescale_and_window(ramp12, function, width):
-    tags = {"RescaleSlope": 0.5, "RescaleIntercept": -1024, "WindowCenter": [300, 40], "WindowWidth": [width, 400]}
-    tags |= {"VOILUTFunction": function} if function else {}
-    dataset, data = dicom(ramp12, **tags)
-    expected = pydicom_windowed(dataset, -1024, 0.5 * 4095 - 1024)
-    np.testing.assert_allclose(pixels(data), three(expected), atol=1)
-
-
-def test_dicom_given_window_replaces_the_files(ramp12):
-    _, data = dicom(ramp12, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=0, WindowWidth=10)
-    dataset, _ = dicom(ramp12, RescaleSlope=1, RescaleIntercept=-1024, WindowCenter=500, WindowWidth=2000)
-    np.testing.assert_allclose(pixels(data, window=(500, 2000)), three(pydicom_windowed(dataset, -1024, 3071)), atol=1)
-
-
-def test_dicom_signed_values(ramp12):
-    dataset, data = dicom(ramp12.astype(np.int16) - 2048, WindowCenter=0, WindowWidth=3000)
-    np.testing.assert_allclose(pixels(data), three(pydicom_windowed(dataset, -2048, 2047)), atol=1)
-
-
-def test_dicom_monochrome1_is_inverted(ramp12):
-    tags = {"WindowCenter": 2048, "WindowWidth": 4096}
-    bright = pixels(dicom(ramp12, **tags)[1])
-    np.testing.assert_array_equal(pixels(dicom(ramp12, "MONOCHROME1", **tags)[1]), 255 - bright)
-
-
-def test_dicom_without_window_uses_its_range(ramp12):
-    np.testing.assert_allclose(pixels(dicom(ramp12 // 4)[1]), three(ramp12 / 4095 * 255), atol=2)
-
-
-def test_dicom_voi_table(ramp12):
-    table = pydicom.Dataset()
-    table.LUTDescriptor = [4096, 0, 16]
-    table.add_new("LUTData", "OW", (65535 - np.arange(4096) * 16).astype("<u2").tobytes())
-    dataset, data = dicom(ramp12, VOILUTSequence=[table], WindowCenter=0, WindowWidth=10)
-    np.testing.assert_allclose(pixels(data), three(pydicom_windowed(dataset, 0, 65535)), atol=1)
-
-
-def test_dicom_8_bit_gray_is_kept(noise):
-    np.testing.assert_array_equal(pixels(dicom(noise[:12, :16].copy(), bits=8)[1]), three(noise[:12, :16]))
-
-
-def test_dicom_multi_frame_gives_the_middle_one(noise):
-    frames = np.stack([noise[:12, :16] // (i + 1) for i in range(5)])
-    np.testing.assert_array_equal(pixels(dicom(frames, bits=8)[1]), three(frames[2]))
-
-
-def test_dicom_color(noise):
-    rgb = np.stack([noise, noise[::-1], 255 - noise], axis=-1)[:12, :16].copy()
-    np.testing.assert_array_equal(pixels(dicom(rgb, "RGB", bits=8)[1]), rgb)
-    ycbcr = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
-    np.testing.assert_allclose(pixels(dicom(ycbcr.copy(), "YBR_FULL", bits=8)[1]), rgb, atol=3)
-
-
-def test_dicom_without_preamble_is_known_by_its_name(noise, tmp_path):
-    data = dicom(noise[:12, :16].copy(), bits=8)[1]
-    (tmp_path / "a.dcm").write_bytes(data[132:])
-    np.testing.assert_array_equal(pixels(tmp_path / "a.dcm"), three(noise[:12, :16]))
-
-
-def test_truncated_dicom_is_named(ramp12):
-    data = dicom(ramp12)[1]
-    with pytest.raises(ValueError, match="image 'scan 7' cannot be read"):
-        decode_image(data[: len(data) // 2], name="scan 7")
-
-
-def test_dicom_without_pydicom_names_the_extra(ramp12, monkeypatch):
-    data = dicom(ramp12)[1]
-    monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ImportError, match=r"pip install 'gap-closed-clip\[dicom\]'"):
-        decode_image(data)
-
-
-# Augmentation
-
-
-@pytest.fixture
-def picture() -> Image.Image:
-    """Dark on the left, bright on the right."""
-    gray = np.tile(np.linspace(60, 180, 120).round().astype(np.uint8), (90, 1))
-    return Image.fromarray(three(gray))
-
-
-def test_crops_keep_their_share_and_shape(picture):
-    torch.manual_seed(0)
-    sizes = np.array([Augmentation(brightness=0, contrast=0)(picture).size for _ in range(500)], float)
-    shares = sizes.prod(axis=1) / (120 * 90)
-    assert 0.68 < shares.min() < 0.72 and 0.98 < shares.max() <= 1
-    shapes = sizes[:, 0] / sizes[:, 1] / (120 / 90)
-    assert 1 / 1.13 < shapes.min() < 0.95 and 1.05 < shapes.max() < 1.13  # 1.1, and whole pixels
-
-
-def test_crops_are_pieces_of_the_picture():
-    numbered = np.arange(90 * 120).reshape(90, 120)
-    rgb = np.stack([numbered // 256, numbered % 256, numbered * 0], axis=-1).astype(np.uint8)
-    corners = set()
-    for seed in range(50):
-        torch.manual_seed(seed)
-        crop = np.asarray(Augmentation(brightness=0, contrast=0)(Image.fromarray(rgb))).astype(int)
-        value = crop[..., 0] * 256 + crop[..., 1]
-        top, left = divmod(int(value[0, 0]), 120)
-        np.testing.assert_array_equal(value, numbered[top : top + len(value), left : left + value.shape[1]])
-        corners.add((top, left))
-    assert len(corners) > 30
-
-
-def test_nothing_to_vary_changes_nothing(picture):
-    same = Augmentation(crop_scale=(1, 1), brightness=0, contrast=0)(picture)
-    np.testing.assert_array_equal(np.asarray(same), np.asarray(picture))
-
-
-def test_brightness_and_contrast_as_torchvision(picture):
-    torch.manual_seed(3)
-    draws = torch.rand(7)
-    torch.manual_seed(3)
-    varied = Augmentation(crop_scale=(1, 1), brightness=0.4, contrast=0.6)(picture)
-    expected = tv.adjust_brightness(picture, 1 + 0.4 * (2 * draws[4].item() - 1))
-    expected = tv.adjust_contrast(expected, 1 + 0.6 * (2 * draws[5].item() - 1))
-    np.testing.assert_allclose(np.asarray(varied, int), np.asarray(expected, int), atol=2)
-    assert np.abs(np.asarray(varied, int) - np.asarray(picture, int)).max() > 20
-
-
-def test_no_mirroring_by_default(picture):
-    def mirrored(augmentation):
-        return sum(np.diff(np.asarray(augmentation(picture))[0, [0, -1], 0].astype(int))[0] < 0 for _ in range(200))
-
-    torch.manual_seed(0)
-    assert mirrored(Augmentation()) == 0
-    assert 70 < mirrored(Augmentation(horizontal_flip=True)) < 130
-
-
-def test_augmentation_repeats_with_torchs_seed_and_pickles(picture):
-    augmentation = pickle.loads(pickle.dumps(Augmentation()))
-    results = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        results.append(np.asarray(augmentation(picture)))
-    np.testing.assert_array_equal(results[0], results[1])
-    assert results[0].shape != results[2].shape or (results[0] != results[2]).any()
-
-
-def test_shorter_side_leaves_enough_for_every_crop():
-    augmentation = Augmentation(brightness=0, contrast=0)
-    side = augmentation.shorter_side(96)
-    assert side < 96 * 1.3
-    torch.manual_seed(0)
-    square = Image.new("RGB", (side, side))
-    assert min(min(augmentation(square).size) for _ in range(500)) >= 96
-
-
-@pytest.mark.parametrize(
-    "field, value", [("crop_scale", (0, 1)), ("crop_scale", (0.9, 0.8)), ("crop_scale", (0.5, 1.2)),
-                     ("brightness", -0.1), ("contrast", 1.0), ("aspect_jitter", 0.9)]
-)  # fmt: skip
-def test_augmentation_out_of_range(field, value):
-    with pytest.raises(ValueError, match=field):
-        Augmentation(**{field: value})
 
 
 # Check and cache

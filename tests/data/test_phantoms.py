@@ -1,7 +1,8 @@
-"""Phantoms: reproducible, varied, long-tailed, hung the way radiologists hang pictures."""
+"""Phantoms: reproducible, varied, long-tailed, hung the way radiologists hang images."""
 
 import gzip
 import hashlib
+import inspect
 import io
 import os
 import subprocess
@@ -21,7 +22,7 @@ from gap_closed_clip.data.phantoms.cases import Case, Modality, zipf_index
 
 @pytest.fixture(scope="module")
 def many() -> datasets.Dataset:
-    """Enough pairs for counting; small pictures, since only the words matter."""
+    """Enough pairs for counting; small images, since only the words matter."""
     return make_phantoms(1500, seed=11, image_size=32)
 
 
@@ -34,7 +35,7 @@ def pixels(row: dict) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
 
 
-def digest(pairs: datasets.Dataset) -> str:
+def digest(pairs) -> str:
     joined = hashlib.sha256()
     for row in pairs:
         joined.update(row["image"]["bytes"] + repr({**row, "image": None}).encode())
@@ -42,13 +43,14 @@ def digest(pairs: datasets.Dataset) -> str:
 
 
 def test_same_seed_gives_the_same_pairs_in_another_process(few):
-    code = (
-        "import sys\n"
+    code = (  # the phantoms alone: importing the whole package takes seconds
+        "import hashlib, sys\n"
         "sys.path.insert(0, sys.argv[1])\n"
-        "from test_phantoms import digest, make_phantoms\n"
+        "from phantoms import make_phantoms\n"
+        f"{inspect.getsource(digest)}\n"
         "print(digest(make_phantoms(60, seed=5, image_size=96)))"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent)]
+    command = [sys.executable, "-c", code, str(Path(phantoms.__file__).parent.parent)]
     environment = os.environ | {"PYTHONHASHSEED": "123"}
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert answer.stdout.strip() == digest(few)
@@ -59,7 +61,7 @@ def test_a_shorter_set_is_the_beginning_of_a_longer_one(few):
         assert digest(make_phantoms(count, seed=5, image_size=96)) == digest(few.select(range(count)))
 
 
-def test_different_seeds_share_no_picture(few):
+def test_different_seeds_share_no_image(few):
     other = make_phantoms(60, seed=6, image_size=96)
     assert not {row["bytes"] for row in few["image"]} & {row["bytes"] for row in other["image"]}
     assert not set(few["image_id"]) & set(other["image_id"])
@@ -67,7 +69,7 @@ def test_different_seeds_share_no_picture(few):
     finding = phantoms.BRAIN.findings[0]
     case = Case("brain MR", finding, ("axial T1",), "left", "deep", size=0.5, number=1, age=50, sex="male")
     drawn = {
-        phantoms._draw(case, "axial T1", False, 48, entropy)
+        phantoms.draw_image(case, "axial T1", False, 48, entropy)
         for entropy in ([1, 0, 0], [2, 0, 0], [1, 1, 0], [1, 0, 1])
     }
     assert len(drawn) == 4
@@ -88,17 +90,17 @@ def test_columns_follow_the_pairs_contract(few):
         assert 0 < row["age"] < 100 and row["sex"] in ("female", "male")
 
 
-def test_one_image_id_is_one_picture(many):
-    pictures = {}
+def test_one_image_id_is_one_image(many):
+    images = {}
     for row in many:
-        assert pictures.setdefault(row["image_id"], row["image"]["bytes"]) == row["image"]["bytes"]
-    assert len(set(pictures.values())) == len(pictures)
+        assert images.setdefault(row["image_id"], row["image"]["bytes"]) == row["image"]["bytes"]
+    assert len(set(images.values())) == len(images)
 
 
-def test_no_flat_picture_and_no_empty_caption(many, few):
+def test_no_flat_image_and_no_empty_caption(many, few):
     for row in few:
-        picture = pixels(row)
-        assert picture.std() > 12 and len(np.unique(picture)) > 40, row["image_id"]
+        values = pixels(row)
+        assert values.std() > 12 and len(np.unique(values)) > 40, row["image_id"]
     for row in many:
         assert pixels(row).std() > 8, row["image_id"]
         assert row["caption"] == row["caption"].strip() and len(row["caption"]) > 3
@@ -107,11 +109,11 @@ def test_no_flat_picture_and_no_empty_caption(many, few):
 
 
 def draw(modality: Modality, key: str, side: str, view: str, zone: str = "") -> np.ndarray:
-    """Mean of several unjittered pictures of one finding, to average the grain and the clutter out."""
+    """Mean of several unjittered images of one finding, to average the grain and the clutter out."""
     finding = next(finding for finding in modality.findings if finding.key == key)
     case = Case(modality.name, finding, (view,), side, zone, size=0.8, number=2, age=50, sex="male")
-    pictures = [phantoms._draw(case, view, False, 64, [9, k], jitter=0.0) for k in range(24)]
-    return np.mean([np.asarray(Image.open(io.BytesIO(picture)), dtype=np.float64) for picture in pictures], axis=0)
+    images = [phantoms.draw_image(case, view, False, 64, [9, k], jitter=0.0) for k in range(24)]
+    return np.mean([np.asarray(Image.open(io.BytesIO(image)), dtype=np.float64) for image in images], axis=0)
 
 
 @pytest.mark.parametrize(
@@ -153,8 +155,8 @@ def test_every_finding_can_be_drawn_in_every_view():
                 zone = finding.zones[0] if finding.zones else ""
                 for side in [sides[letter] for letter in sorted(set(finding.sides))] or [""]:
                     case = Case(modality.name, finding, (view,), side, zone, 0.7, 3, 60, "female")
-                    picture = phantoms._draw(case, view, True, 48, [1, 2])
-                    assert np.asarray(Image.open(io.BytesIO(picture))).std() > 10, (finding.key, view, side)
+                    image = phantoms.draw_image(case, view, True, 48, [1, 2])
+                    assert np.asarray(Image.open(io.BytesIO(image))).std() > 10, (finding.key, view, side)
 
 
 def test_labels_are_long_tailed_and_findings_more_so(many):
@@ -174,7 +176,7 @@ def test_zipf_index_follows_zipfs_law():
     np.testing.assert_allclose(counts, np.array([1, 1 / 2, 1 / 3, 1 / 4]) / (25 / 12), atol=0.015)
 
 
-def test_captions_are_shared_left_vague_and_tell_more_than_the_picture(many):
+def test_captions_are_shared_left_vague_and_tell_more_than_the_image(many):
     captions = list(many["caption"])
     counts = Counter(captions)
     shared = sum(count for count in counts.values() if count > 1) / len(captions)
@@ -213,13 +215,12 @@ def test_bad_arguments_are_named(arguments, message):
         make_phantoms(**arguments)
 
 
-def test_no_caption_is_copied_from_roco(many):
-    root = os.environ.get("RADIOLOGY_DATA")
-    if not root or not (Path(root) / "roco_captions").is_dir():
-        pytest.skip("needs real captions: set RADIOLOGY_DATA to the folder that holds roco_captions/")
+def test_no_caption_is_copied_from_roco(many, radiology_data):
     real = set()
     for split in ("validation", "test"):
-        with gzip.open(Path(root) / "roco_captions" / split / "radiology" / "captions.txt.gz", "rt") as lines:
+        with gzip.open(
+            Path(radiology_data) / "roco_captions" / split / "radiology" / "captions.txt.gz", "rt"
+        ) as lines:
             real.update(line.split("\t", 1)[1].strip(" .\n").lower() for line in lines if "\t" in line)
     copied = {caption for caption in many["caption"] if caption.strip(" .").lower() in real}
     assert not {caption for caption in copied if len(caption.split()) > 7}

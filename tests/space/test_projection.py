@@ -1,4 +1,4 @@
-"""The Space's own picture and numbers are the package's."""
+"""The Space computes its figure and its numbers as the package does."""
 
 import numpy as np
 import pytest
@@ -53,4 +53,4 @@ def test_everything_drawn_is_inside_the_window(query):
         assert (part > window[:, 0]).all() and (part < window[:, 1]).all()
     figure = projection.draw(pairs.image_embeds, pairs.text_embeds, view, window, query)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert ("your own" in labels) == (query is not None)
+    assert ("your query" in labels) == (query is not None)

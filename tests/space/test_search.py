@@ -68,13 +68,13 @@ def test_mixing_is_the_mean_share_of_the_other_kind(engines, expected):
 
 
 def test_classification_is_the_softmax_of_the_models_logits(engines, model_folder):
-    labels, picture = ["chest CT", "brain MR", "mammogram"], search.open_image(engines[0].gallery.images[0])
+    labels, image = ["chest CT", "brain MR", "mammogram"], search.open_image(engines[0].gallery.images[0])
     model = GapClosedClipModel.from_pretrained(model_folder).eval()
-    texts = [f"A picture of {label}." for label in labels]
+    texts = [f"An image of {label}." for label in labels]
     processor = GapClosedClipProcessor.from_pretrained(model_folder)
     with torch.no_grad():
-        logits = model(**processor(images=[picture], text=texts, return_tensors="pt", padding=True)).logits_per_image
-    scores = engines[0].classify(picture, labels, "A picture of {}.")
+        logits = model(**processor(images=[image], text=texts, return_tensors="pt", padding=True)).logits_per_image
+    scores = engines[0].classify(image, labels, "An image of {}.")
     assert list(scores) == labels
     assert list(scores.values()) == pytest.approx(logits[0].softmax(-1).tolist(), abs=1e-5)
     assert engines[0].template == model.config.hypothesis_template

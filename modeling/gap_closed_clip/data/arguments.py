@@ -1,4 +1,4 @@
-"""What the pairs are, where they come from and how training varies them: one dataclass, checked when it is made."""
+"""The section `data` of a configuration: one dataclass, whose values are checked when it is made."""
 
 import os
 import re
@@ -8,27 +8,33 @@ from typing import Literal
 from .images import Augmentation
 
 
-def expand_path(text: str, name: str) -> str:
-    """Fill in `$VARIABLE`, `${VARIABLE}` and `~` of a path; `name` is the field to speak of.
+def expand_path(path: str, field_name: str) -> str:
+    """Replace `$VARIABLE`, `${VARIABLE}` and `~` in a path by what they stand for.
+
+    Args:
+        path: as it is written in the configuration.
+        field_name: the field of `DataArguments` that holds it; error messages name it.
 
     Raises:
         ValueError: an environment variable is not set (`os.path.expandvars` would leave it in silently).
     """
-    for variable in re.findall(r"\$\{?(\w+)\}?", text):
+    for variable in re.findall(r"\$\{?(\w+)\}?", path):
         if not os.environ.get(variable):
             raise ValueError(
-                f"data.{name} is '{text}', but the environment variable {variable} is not set. "
+                f"data.{field_name} is '{path}', but the environment variable {variable} is not set. "
                 f"Set it (export {variable}=/path/to/the/data) or write the path out."
             )
-    return os.path.expanduser(os.path.expandvars(text))
+    return os.path.expanduser(os.path.expandvars(path))
 
 
 @dataclass
 class DataArguments:
-    """One source of image-caption pairs, its splits, and the augmentation of the training images.
+    """The source of image-caption pairs, its columns and splits, and how the training images are augmented.
+
+    The `help` of each field describes it.
 
     Raises:
-        ValueError: a value out of its range, named with its field.
+        ValueError: a value is out of its range; the message names the field.
     """
 
     source: str = field(
@@ -41,99 +47,117 @@ class DataArguments:
         },
     )
     license: str | None = field(
-        default=None, metadata={"help": "Licence of the pairs, in the source's words; for the model card only."}
+        default=None, metadata={"help": "Licence of the pairs, in the source's words. Only the model card uses it."}
     )
-    subset: str | None = field(default=None, metadata={"help": "Configuration name of a Hub data set with several."})
-    train_split: str = field(default="train", metadata={"help": "The source's name of the training split."})
+    subset: str | None = field(
+        default=None, metadata={"help": "Configuration to load of a Hub data set that has several."}
+    )
+    train_split: str = field(default="train", metadata={"help": "What the source calls its training split."})
     validation_split: str = field(
-        default="validation", metadata={"help": "The source's name of the validation split."}
+        default="validation", metadata={"help": "What the source calls its validation split."}
     )
-    test_split: str = field(default="test", metadata={"help": "The source's name of the test split."})
+    test_split: str = field(default="test", metadata={"help": "What the source calls its test split."})
 
-    image_column: str = field(default="image", metadata={"help": "Column of images, image bytes or file paths."})
-    caption_column: str = field(default="caption", metadata={"help": "Column of captions."})
+    image_column: str = field(
+        default="image", metadata={"help": "Column that holds images, image bytes or file paths."}
+    )
+    caption_column: str = field(default="caption", metadata={"help": "Column that holds the captions."})
     image_id_column: str | None = field(
         default=None,
         metadata={
-            "help": "Column that identifies an image; rows with one id are one image with several captions. "
-            "Default: 'image_id' where there is one, else the file's path, else a hash of its bytes."
+            "help": "Column that identifies an image; rows with the same id are one image with several captions. "
+            "Default: the column 'image_id' if there is one, else the file's path, else a hash of the image's bytes."
         },
     )
     label_columns: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Columns that make the label for grouping metrics, joined with ' / '. A row that lacks one has no "
-            "label. Default: 'label' where there is one."
+            "help": "Columns whose values, joined with ' / ', are the label that grouping metrics use. A row that "
+            "lacks one of them has no label. Default: the column 'label' if there is one."
         },
     )
     image_root: str | None = field(
         default=None,
-        metadata={"help": "Folder that relative image paths start from. Default: the folder of the file or source."},
+        metadata={"help": "Folder that relative image paths start from. Default: the source's own folder."},
     )
 
     streaming: bool = field(
-        default=False, metadata={"help": "Read rows as they are needed, for sets that do not fit on the disk."}
+        default=False, metadata={"help": "Read rows as they are needed, for data sets that do not fit on the disk."}
     )
     shuffle_buffer: int = field(
-        default=2000, metadata={"help": "Streaming: rows from which the next training row is drawn. 0: no shuffling."}
+        default=2000,
+        metadata={"help": "Streaming: size of the buffer that the next training row is drawn from. 0: no shuffling."},
     )
-    shuffle_seed: int = field(default=0, metadata={"help": "Streaming: seed of that drawing."})
+    shuffle_seed: int = field(default=0, metadata={"help": "Streaming: seed of the shuffling."})
     max_pairs: int | None = field(default=None, metadata={"help": "Use only the first so many pairs of a split."})
     on_missing: Literal["error", "skip"] = field(
         default="error",
-        metadata={"help": "Half a pair (image without caption, caption without image, empty caption): stop, or skip."},
+        metadata={
+            "help": "Half a pair (an image without caption, a caption without image, an empty caption): 'error' "
+            "stops, 'skip' leaves it out and logs it."
+        },
     )
     on_bad_image: Literal["error", "skip"] = field(
-        default="error", metadata={"help": "Unreadable or truncated image: stop, or skip. Skipped ones are counted."}
+        default="error",
+        metadata={"help": "An unreadable or truncated image: 'error' stops, 'skip' leaves it out and logs it."},
     )
 
     folds: int | None = field(
         default=None,
         metadata={
-            "help": "Cross-validate over the training split: it is cut into so many folds, 'validation' is one of "
-            "them and 'train' the others; the source's own validation split is not touched."
+            "help": "Cross-validation: the training split is cut into this many folds; 'validation' is one of them, "
+            "'train' is the others, and the source's own validation split is not used."
         },
     )
-    fold: int = field(default=0, metadata={"help": "The fold held out, from 0."})
+    fold: int = field(default=0, metadata={"help": "Cross-validation: number of the fold that is held out, from 0."})
     fold_column: str | None = field(
         default=None,
-        metadata={"help": "Rows with one value of this column (a case, a patient) never cross folds. Default: image."},
+        metadata={
+            "help": "Cross-validation: rows with the same value in this column (a case, a patient) stay in the same "
+            "fold. Default: rows of the same image do."
+        },
     )
 
     phantom_train_pairs: int = field(default=768, metadata={"help": "Phantoms: number of training pairs."})
     phantom_validation_pairs: int = field(default=256, metadata={"help": "Phantoms: number of validation pairs."})
     phantom_test_pairs: int = field(default=512, metadata={"help": "Phantoms: number of test pairs."})
     phantom_size: int = field(default=128, metadata={"help": "Phantoms: side of the square images in pixels."})
-    phantom_seed: int = field(default=0, metadata={"help": "Phantoms: seed; each split draws from a seed of its own."})
+    phantom_seed: int = field(
+        default=0, metadata={"help": "Phantoms: seed; the seed of each split is derived from it."}
+    )
 
-    augment: bool = field(default=True, metadata={"help": "Vary the training images (the fields below)."})
+    augment: bool = field(default=True, metadata={"help": "Vary the training images, as the next four fields say."})
     crop_scale: list[float] = field(
         default_factory=lambda: [0.7, 1.0],
-        metadata={"help": "Share of the image's area that a random crop keeps, from - to."},
+        metadata={"help": "Smallest and largest share of the image's area that a random crop keeps."},
     )
-    brightness: float = field(default=0.2, metadata={"help": "Brightness is multiplied by 1 - b ... 1 + b."})
-    contrast: float = field(default=0.2, metadata={"help": "Contrast is multiplied by 1 - c ... 1 + c."})
+    brightness: float = field(
+        default=0.2, metadata={"help": "Brightness is multiplied by a factor from 1 - b to 1 + b."}
+    )
+    contrast: float = field(default=0.2, metadata={"help": "Contrast is multiplied by a factor from 1 - c to 1 + c."})
     horizontal_flip: bool = field(
         default=False,
-        metadata={"help": "Mirror half of the images. Off: left and right mean something in a radiology caption."},
+        metadata={"help": "Mirror half of the images. Off by default: radiology captions name left and right."},
     )
 
     max_caption_tokens: int | None = field(
-        default=None, metadata={"help": "Longer captions are cut. Default: what the text tower takes."}
+        default=None, metadata={"help": "Longer captions are truncated. Default: the longest input of the text tower."}
     )
     window_center: float | None = field(
         default=None,
         metadata={
-            "help": "Window centre for DICOM, 16-bit and float images, in their units (Hounsfield for CT). "
-            "Default: the DICOM file's own window, else the image's own range."
+            "help": "Centre of the intensity window for DICOM, 16-bit and float images, in their units (Hounsfield "
+            "for CT). Default: the DICOM file's own window, else the image's own range."
         },
     )
-    window_width: float | None = field(default=None, metadata={"help": "Window width, with window_center."})
+    window_width: float | None = field(
+        default=None, metadata={"help": "Width of that window; set it together with window_center."}
+    )
     cache_images: int | None = field(
         default=None,
         metadata={
-            "help": "Decode every image once, reduced to this shorter side in pixels, and keep the pixels: saves "
-            "decoding in every epoch of small sets (3 bytes a pixel)."
+            "help": "Decode every image once, reduce its shorter side to this many pixels, and keep the pixels in "
+            "memory (3 bytes each). Saves decoding small data sets anew in every epoch."
         },
     )
 
@@ -160,18 +184,18 @@ class DataArguments:
             raise ValueError("data.window_center and data.window_width go together: set both or neither.")
         if self.window_width is not None and self.window_width < 1:
             raise ValueError(f"data.window_width is {self.window_width}; it must be at least 1.")
-        self.augmentation()  # its own checks, before anything is loaded
+        self.augmentation()  # checks its values now, before anything is loaded
 
     @property
     def window(self) -> tuple[float, float] | None:
-        """(centre, width) that replaces the images' own window, or None."""
+        """Centre and width of the intensity window that replaces the images' own, or None."""
         return None if self.window_center is None else (self.window_center, self.window_width)
 
     def split_name(self, split: str) -> str:
-        """The source's name of "train", "validation" or "test".
+        """What the source calls the split "train", "validation" or "test".
 
         Raises:
-            ValueError: another split.
+            ValueError: `split` is none of the three.
         """
         names = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         if split not in names:
@@ -179,7 +203,7 @@ class DataArguments:
         return names[split]
 
     def augmentation(self) -> Augmentation | None:
-        """The augmentation of training images, or None with `augment=False`."""
+        """The augmentation of the training images; None if `augment` is off."""
         if not self.augment:
             return None
         return Augmentation(tuple(self.crop_scale), self.brightness, self.contrast, self.horizontal_flip)

@@ -1,4 +1,4 @@
-"""Rows of pairs to the batch that a captioner takes."""
+"""Turns rows of pairs into the batch that a captioner is trained on."""
 
 from typing import Any
 
@@ -8,27 +8,30 @@ from torch import Tensor
 from .collator import PairCollator
 
 
-IGNORED = -100  # label of a position without a target, as everywhere in transformers
+# Label of a position without a target. Every loss of torch and transformers leaves it out unless told otherwise.
+IGNORED = torch.nn.CrossEntropyLoss().ignore_index  # -100
 
 
 class CaptionCollator:
-    """
-    Images, or embeddings where the rows have them (`shared_embeds`), and captions as labels.
+    """Images as `PairCollator` makes them, or embeddings if the rows have them, and the captions as labels.
 
     Args:
-        collator: how images are made and captions cut.
+        collator: decodes the images and tokenizes the captions.
     """
 
     def __init__(self, collator: PairCollator):
         self.collator = collator
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """
-        B rows with `image`, `caption` and `image_id`, or with `shared_embeds` (D,) instead of the image -> batch.
+        """Make a batch of B rows.
+
+        Args:
+            rows: `caption`, and either `image` and `image_id` or the embedding `shared_embeds` (D,) of each pair.
 
         Returns:
-            `labels` (B, L) int64, the captions' tokens with -100 where they are padded; `pixel_values` (B, 3, H, W)
-            and `group_ids` (B, 2) as of `PairCollator`, or `shared_embeds` (B, D) float32: then no image is decoded.
+            `labels` (B, L) int64, the captions' tokens with -100 where they are padded. Beside them `pixel_values`
+            (B, 3, H, W) and `group_ids` (B, 2) as `PairCollator` makes them, or, if the rows have embeddings,
+            `shared_embeds` (B, D) float32; then no image is decoded.
 
         Raises:
             ValueError: an image cannot be read.

@@ -1,28 +1,30 @@
-"""Rows of pairs to the batch that the model takes. Images are decoded here, that is in the DataLoader's workers."""
+"""Turns rows of pairs into the batch that the model takes. Images are decoded here, in the DataLoader's workers."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from datasets import Dataset
+from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .hashing import group_ids, stable_hash
-from .images import Augmentation, decode_image
+from .images import Augmentation, decode_image, name_of
 
 
-# transformers' mark of a tokenizer that knows no longest input is 10^30.
+# A tokenizer that knows no longest input has a `model_max_length` of 10^30; any real one is below this.
 NO_LIMIT = 10**9
 
 
 class PairCollator:
-    """Decode, vary, resize and normalise the images, tokenize the captions, and say which pairs belong together.
+    """Decode, augment, resize and normalise images, tokenize captions, and say which pairs belong together.
 
     Args:
-        processor: has `image_processor` and `tokenizer`.
-        augmentation: for training; None leaves the images alone. A row whose `augment` is False, as `load_pairs` marks
-            those of validation and test, is left alone too: a Trainer has one collator for both.
-        max_length: captions are cut after so many tokens; default the tokenizer's own limit, if it has one.
-        window: (centre, width) for DICOM, 16-bit and float images; default their own.
+        processor: has an `image_processor` and a `tokenizer`.
+        augmentation: varies the training images; None leaves all images as they are. Rows whose `augment` is False, as
+            `load_pairs` marks those of validation and test, are never varied: a Trainer has one collator for both.
+        max_length: captions are truncated to this many tokens. Default: the tokenizer's own limit, if it has one.
+        window: centre and width of the intensity window for DICOM, 16-bit and float images. Default: their own.
     """
 
     def __init__(
@@ -40,28 +42,32 @@ class PairCollator:
         self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """B rows with `image` (undecoded), `caption` and `image_id` -> batch.
+        """Make a batch of B rows.
+
+        Args:
+            rows: `image` (undecoded), `caption` and `image_id` of each pair; `pooled_text` (hidden,) if the text tower
+                is frozen and has run before (`training.frozen.pool_captions_once`).
 
         Returns:
-            `pixel_values` (B, 3, H, W) float32; `input_ids`, `attention_mask`, `token_type_ids` (B, L) int64;
-            `group_ids` (B, 2) int64, hashes of the image's id and of the caption regardless of case and white space:
-            pairs that share either are not negatives of one another.
+            `pixel_values` (B, 3, H, W) float32. `group_ids` (B, 2) int64, hashes of the image's id and of the caption
+            regardless of case and white space: pairs that share either are not negatives of one another. `input_ids`,
+            `attention_mask` and `token_type_ids` (B, L) int64, or `pooled_text` (B, hidden) in their place.
 
         Raises:
             ValueError: an image cannot be read.
         """
         batch = self.images(rows)
-        if "pooled_text" in rows[0]:  # of a frozen text tower, see `training.frozen`
+        if "pooled_text" in rows[0]:
             return batch | {"pooled_text": torch.tensor([row["pooled_text"] for row in rows])}
         return batch | self.tokenize([row["caption"] for row in rows])
 
     def images(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """`pixel_values` and `group_ids` of the batch.
+        """The parts of the batch that need no tokens: `pixel_values` (B, 3, H, W) and `group_ids` (B, 2).
 
         Raises:
             ValueError: an image cannot be read.
         """
-        images = [decode_image(row["image"], self._min_size(row), self.window, name=_name(row)) for row in rows]
+        images = [decode_image(row["image"], self._min_size(row), self.window, name=name_of(row)) for row in rows]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(images, rows, ids)
@@ -69,8 +75,8 @@ class PairCollator:
         return {"pixel_values": pixel_values, "group_ids": ids}
 
     def tokenize(self, captions: list[str]) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `token_type_ids` (B, L) int64 of B captions."""
-        text = self.processor.tokenizer(
+        """`input_ids`, `attention_mask` and `token_type_ids`, (B, L) int64, of B captions padded to the longest."""
+        tokens = self.processor.tokenizer(
             captions,
             padding="longest",
             truncation=self.max_length is not None,
@@ -79,35 +85,50 @@ class PairCollator:
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return {name: text[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        return {name: tokens[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
-    def _varies(self, row: dict[str, Any]) -> bool:
+    def distinct_caption_batches(
+        self, captions: Iterable[str], batch_size: int, device: torch.device, description: str
+    ) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+        """Each distinct caption once, in batches of similar length, so that little is padded and nothing done twice.
+
+        Args:
+            captions: may repeat; their order does not matter.
+            batch_size: captions of a batch; the last one may have fewer.
+            device: where the tokens are put.
+            description: title of the progress bar.
+
+        Yields:
+            A batch's captions, and their tokens as `tokenize` gives them.
+        """
+        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+        for start in tqdm(range(0, len(distinct), batch_size), desc=description, leave=False):
+            batch = distinct[start : start + batch_size]
+            yield batch, {name: values.to(device) for name, values in self.tokenize(batch).items()}
+
+    def _is_augmented(self, row: dict[str, Any]) -> bool:
         return self.augmentation is not None and row.get("augment", True)
 
     def _min_size(self, row: dict[str, Any]) -> int | None:
-        return self.min_size if self._varies(row) else None
+        """Pixels of the shorter side that decoding must leave; None asks for the full size."""
+        return self.min_size if self._is_augmented(row) else None
 
     def _augment(self, images: list, rows: list[dict[str, Any]], ids: torch.Tensor) -> list:
-        """Seeded by the rows of the batch and their order, not by a worker's history.
+        """Augment a batch with a seed made of its rows and their order.
 
-        A run that was killed and resumed meets the same batches, and so varies their images as the unbroken run would.
+        With a worker's own random state the result would depend on all batches before. This way a run that was killed
+        and resumed, which meets the same batches, varies their images as an unbroken run does.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash(str(ids.tolist())))
             return [
-                self.augmentation(image) if self._varies(row) else image
+                self.augmentation(image) if self._is_augmented(row) else image
                 for image, row in zip(images, rows, strict=True)
             ]
 
 
-def _name(row: dict[str, Any]) -> str:
-    """The image's path in errors if it has one, else its id."""
-    image = row["image"]
-    return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
-
-
 def _target_side(processor: ProcessorMixin) -> int:
-    """Pixels that the processor reduces the shorter side to, at most."""
+    """The most pixels that an image's shorter side can have after the processor has resized it."""
     size = dict(processor.image_processor.size)
     return max(size[name] for name in ("shortest_edge", "height", "width") if size.get(name))
 
@@ -115,7 +136,7 @@ def _target_side(processor: ProcessorMixin) -> int:
 def count_truncated(
     pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, batch_size: int = 1000
 ) -> int:
-    """How many pairs have a caption of more than `max_length` tokens, special ones included, and so lose its end."""
+    """Count the pairs whose caption has more than `max_length` tokens, special ones included, and so loses its end."""
     captions = pairs["caption"]
     truncated = 0
     for start in range(0, len(pairs), batch_size):

@@ -1,4 +1,4 @@
-"""DICOM to 8 bits. pydicom is optional (the extra `dicom`) and imported when the first DICOM file is met."""
+"""Renders DICOM files in 8 bits. pydicom is optional (the extra `dicom`) and imported with the first DICOM file."""
 
 import io
 
@@ -8,23 +8,29 @@ from ..model.images_gap_closed_clip import scale_to_8_bit
 
 
 def is_dicom(data: bytes, name: str) -> bool:
-    """Whether these bytes are a DICOM file: by its mark behind the preamble, or by the name (old files lack it)."""
+    """Whether a file is DICOM: it says "DICM" behind the preamble, or, as old files lack that, its name ends so.
+
+    Args:
+        data: the file's bytes.
+        name: its path or name.
+    """
     return data[128:132] == b"DICM" or name.lower().endswith((".dcm", ".dicom"))
 
 
 def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.ndarray:
     """Render one DICOM image as a viewer shows it.
 
-    Stored values -> modality transform (slope and intercept, or its table) -> window -> 0..255, and MONOCHROME1
-    (where high means dark) inverted. Of a multi-frame file the middle frame, of a file with several windows the first.
+    The stored values go through the modality transform (slope and intercept, or a table), then through the intensity
+    window to 0..255; MONOCHROME1, in which high values are dark, is inverted. A file with several frames gives its
+    middle one; of several windows the first is taken.
 
     Args:
-        data: the file.
-        window: (centre, width) in units after the modality transform, Hounsfield for CT. Default: the file's own
-            table or window; without one the image's own range, or the values themselves where 8 bits are stored.
+        data: the file's bytes.
+        window: centre and width in the units after the modality transform, Hounsfield for CT. Default: the file's own
+            table or window; without one the image's own range, or the values themselves if 8 bits are stored.
 
     Returns:
-        uint8, (H, W) or (H, W, 3).
+        (H, W) gray or (H, W, 3) RGB, uint8.
 
     Raises:
         ImportError: pydicom is not installed.
@@ -50,7 +56,10 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
 
 
 def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None) -> np.ndarray:
-    """(H, W) modality values -> uint8 through the given window, the file's table or window, or the range."""
+    """Map (H, W) values after the modality transform to uint8 by the value-of-interest (VOI) transform.
+
+    That is, in this order, the given window, the file's table, the file's window, or the image's own range.
+    """
     if window is not None:
         return apply_window(values, *window)
     if "VOILUTSequence" in dataset:
@@ -68,12 +77,18 @@ def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None) 
 
 
 def apply_window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Values -> uint8 through a window; DICOM PS3.3 C.11.2.1.2 (linear) and C.11.2.1.3 (linear exact, sigmoid)."""
+    """Map values of any shape to uint8 through an intensity window.
+
+    Args:
+        values: in the units of the window.
+        center, width: of the window.
+        function: "LINEAR" (DICOM PS3.3 C.11.2.1.2), "LINEAR_EXACT" or "SIGMOID" (C.11.2.1.3).
+    """
     if function == "SIGMOID":
         share = 1 / (1 + np.exp(-4 * (values - center) / width))
     elif function == "LINEAR_EXACT":
         share = (values - center) / width + 0.5
-    elif width <= 1:  # the linear form divides by width - 1: a threshold
+    elif width <= 1:  # a threshold; the linear form would divide by width - 1
         share = (values > center - 0.5).astype(np.float64)
     else:
         share = (values - (center - 0.5)) / (width - 1) + 0.5

@@ -1,4 +1,4 @@
-"""From stored images to RGB pictures: decoding, the check before training, the cache, augmentation."""
+"""From stored images to 8-bit RGB: decoding, the check before training, the cache, augmentation."""
 
 import io
 import math
@@ -12,9 +12,9 @@ import fsspec
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets.utils import tqdm
 from PIL import Image, ImageOps, ImageStat
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from ..model.images_gap_closed_clip import scale_to_8_bit, to_rgb
 from .dicom import apply_window, decode_dicom, is_dicom
@@ -31,22 +31,22 @@ def decode_image(
     window: tuple[float, float] | None = None,
     name: str | None = None,
 ) -> Image.Image:
-    """Decode an image of any kind met in radiology sets to an 8-bit RGB picture, upright.
+    """Decode an image of any kind that occurs in radiology data sets to upright 8-bit RGB.
 
-    - `to_rgb`, with 16- and 32-bit gray and float through `window`, else scaled over the image's own range
-    - DICOM: `decode_dicom`; other files with several pages or frames: the first
+    DICOM files are rendered by `decode_dicom`, all others by `to_rgb`: 16- and 32-bit gray and float go through
+    `window`, or else are scaled over the image's own range. A file with several pages or frames gives its first one.
 
     Args:
         image: a row's `{"bytes", "path"}`, the file's bytes, a path or URL, or a PIL image.
-        min_size: a JPEG may be decoded at 1/2, 1/4 or 1/8 as long as both sides stay at least so many pixels; that
-            spares most of the work for large files. Default: full size.
-        window: (centre, width) for images of more than 8 bits, in their own units.
-        name: what errors call the image; default its path.
+        min_size: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels,
+            which saves most of the work on large files. Default: full size.
+        window: centre and width of the intensity window for images of more than 8 bits, in their own units.
+        name: what error messages call the image. Default: its path.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the image is damaged, truncated or of no known format; names it.
-        ImportError: a DICOM file without pydicom.
+        ValueError: the image is damaged, truncated or of no known format; the message names it.
+        ImportError: it is a DICOM file, and pydicom is not installed.
     """
     to_8_bit = scale_to_8_bit if window is None else partial(apply_window, center=window[0], width=window[1])
     if isinstance(image, Image.Image):
@@ -60,10 +60,10 @@ def decode_image(
     try:
         if is_dicom(data, path or ""):
             return Image.fromarray(decode_dicom(data, window)).convert("RGB")
-        picture = Image.open(io.BytesIO(data))
+        opened = Image.open(io.BytesIO(data))
         if min_size is not None:
-            picture.draft("RGB", (min_size, min_size))
-        return to_rgb(picture, to_8_bit)
+            opened.draft("RGB", (min_size, min_size))
+        return to_rgb(opened, to_8_bit)
     except ImportError:
         raise
     except Exception as error:  # a damaged file makes Pillow and pydicom raise a dozen different types
@@ -72,11 +72,18 @@ def decode_image(
         ) from error
 
 
+def name_of(row: dict) -> str:
+    """What error messages call the image of a row: its path if it has one, else its id."""
+    image = row["image"]
+    return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
+
+
 def _read(path: str | None, name: str) -> bytes:
+    """The bytes of a file or URL; `name` is what error messages call the image."""
     if not path:
         raise ValueError(f"The image '{name}' has neither bytes nor a path. {SKIP_REMEDY}")
     try:
-        if "://" in path:  # rows of a streamed Hub set
+        if "://" in path:  # a row of a data set that is streamed from the Hub
             with fsspec.open(path, "rb") as file:
                 return file.read()
         return Path(path).read_bytes()
@@ -86,21 +93,21 @@ def _read(path: str | None, name: str) -> bytes:
 
 @dataclass
 class Augmentation:
-    """Random crop, brightness and contrast that suit radiology: a picture in, a picture out, resizing left to others.
+    """Random crop, brightness and contrast that suit radiology. Calling it with an RGB image gives the varied image.
 
-    The crop keeps the picture's own shape up to `aspect_jitter`, so that what the processor then cuts off the longer
-    side is what it cuts off at evaluation. Random numbers come from torch's global generator: DataLoader workers
-    seed it, so a run can be repeated.
+    The crop keeps the image's aspect ratio up to `aspect_jitter`, so that the processor, which resizes it afterwards,
+    cuts as much off the longer side as it does at evaluation. Random numbers come from torch's global generator, so a
+    seed repeats them.
 
     Args:
-        crop_scale: share of the area that the crop keeps, drawn uniformly between the two; (1, 1) for no crop.
-        brightness: factor drawn from 1 - b ... 1 + b.
-        contrast: factor drawn from 1 - c ... 1 + c, about the crop's mean gray.
-        horizontal_flip: mirror half of the pictures.
-        aspect_jitter: the crop's width to height changes by a factor up to this, or its inverse.
+        crop_scale: smallest and largest share of the area that the crop keeps, drawn uniformly; (1, 1) for no crop.
+        brightness: b; the image is multiplied by a factor drawn from 1 - b to 1 + b.
+        contrast: c; the image is stretched about its mean gray by a factor drawn from 1 - c to 1 + c.
+        horizontal_flip: mirror half of the images.
+        aspect_jitter: the crop's ratio of width to height changes by at most this factor, or its inverse.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
     """
 
     crop_scale: tuple[float, float] = (0.7, 1.0)
@@ -118,21 +125,21 @@ class Augmentation:
         if self.aspect_jitter < 1:
             raise ValueError(f"aspect_jitter is {self.aspect_jitter}; it must be at least 1.")
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image) -> Image.Image:
         draws = torch.rand(7).tolist()  # always as many, so that one setting does not shift the others' draws
-        picture = picture.crop(self._crop_box(picture.size, *draws[:4]))
+        image = image.crop(self._crop_box(image.size, *draws[:4]))
         brightness = 1 + self.brightness * (2 * draws[4] - 1)
         contrast = 1 + self.contrast * (2 * draws[5] - 1)
         if brightness != 1 or contrast != 1:
-            picture = _adjust(picture, brightness, contrast)
+            image = _adjust(image, brightness, contrast)
         if self.horizontal_flip and draws[6] < 0.5:
-            picture = ImageOps.mirror(picture)
-        return picture
+            image = ImageOps.mirror(image)
+        return image
 
     def _crop_box(self, size: tuple[int, int], area: float, aspect: float, x: float, y: float) -> tuple[int, ...]:
-        """(left, top, right, bottom) from four numbers in 0..1."""
+        """The crop's left, top, right and bottom pixel, from the image's size and four random numbers in 0..1."""
         share = self.crop_scale[0] + (self.crop_scale[1] - self.crop_scale[0]) * area
-        # Clipped to sides no longer than the picture's: near a share of 1 no change of shape fits inside.
+        # Limited to sides no longer than the image's: near a share of 1 no change of shape fits inside.
         stretch = min(max(self.aspect_jitter ** (2 * aspect - 1), share), 1 / share)
         width = max(1, min(size[0], round(size[0] * math.sqrt(share * stretch))))
         height = max(1, min(size[1], round(size[1] * math.sqrt(share / stretch))))
@@ -140,19 +147,19 @@ class Augmentation:
         return left, top, left + width, top + height
 
     def shorter_side(self, target: int) -> int:
-        """Pixels of the shorter side that a picture needs for every crop to have `target` pixels left of it."""
+        """Pixels that an image's shorter side needs for every crop's shorter side to have `target` pixels."""
         return math.ceil(target * math.sqrt(self.aspect_jitter / self.crop_scale[0]))
 
 
-def _adjust(picture: Image.Image, brightness: float, contrast: float) -> Image.Image:
-    """Multiply an RGB picture by `brightness`, then stretch it about its mean gray by `contrast`.
+def _adjust(image: Image.Image, brightness: float, contrast: float) -> Image.Image:
+    """Multiply an RGB image by `brightness`, then stretch it about its mean gray by `contrast`.
 
-    One table for both: four times as fast as one pass over the picture for each, and no rounding in between.
+    One table for both is four times as fast as a pass over the image for each, and rounds only once.
     """
-    mean = brightness * ImageStat.Stat(picture.convert("L")).mean[0] if contrast != 1 else 0.0
+    mean = brightness * ImageStat.Stat(image.convert("L")).mean[0] if contrast != 1 else 0.0
     bright = np.clip(brightness * np.arange(256.0), 0, 255)
     table = np.clip(mean + contrast * (bright - mean) + 0.5, 0, 255).astype(np.uint8)
-    return picture.point(table.tolist() * 3)
+    return image.point(table.tolist() * 3)
 
 
 def check_images(
@@ -161,16 +168,16 @@ def check_images(
     """Decode every image once, before training, to find the damaged ones.
 
     Args:
-        pairs: canonical pairs.
-        on_bad_image: "error" stops and names up to five of them; "skip" drops their rows and logs how many.
+        pairs: canonical pairs, as `load_pairs` gives them.
+        on_bad_image: "error" stops and names the first five damaged images; "skip" drops their rows and logs how many.
         window: as for `decode_image`.
-        num_workers: processes that help.
+        num_workers: processes that help to decode.
 
     Returns:
-        The pairs, less the skipped ones.
+        The pairs without the skipped ones.
 
     Raises:
-        ValueError: with "error", unreadable images; in any case, when none is readable.
+        ValueError: an image is unreadable and `on_bad_image` is "error", or no image is readable at all.
     """
     return _decode_all(pairs, None, on_bad_image, window, num_workers)[0]
 
@@ -182,18 +189,35 @@ def cache_images(
     window: tuple[float, float] | None = None,
     num_workers: int = 0,
 ) -> Dataset:
-    """`check_images`, and keep what was decoded: the pairs with uncompressed pictures of `shorter_side` pixels.
+    """As `check_images`, and keep what was decoded, so that decoding a row afterwards only copies its pixels.
 
-    Larger pictures are reduced, smaller ones stay. The pixels are in memory, 3 bytes each, and forked DataLoader
-    workers share them. Decoding a row afterwards only copies.
+    The pixels are in memory, 3 bytes each, and forked DataLoader workers share them.
+
+    Args:
+        pairs: canonical pairs, as `load_pairs` gives them.
+        shorter_side: pixels that the shorter side of a larger image is reduced to; smaller images stay as they are.
+        on_bad_image, window, num_workers: as for `check_images`.
+
+    Returns:
+        The pairs without the skipped ones, their images uncompressed.
+
+    Raises:
+        ValueError: as `check_images`.
     """
-    pairs, pictures = _decode_all(pairs, shorter_side, on_bad_image, window, num_workers)
+    pairs, uncompressed = _decode_all(pairs, shorter_side, on_bad_image, window, num_workers)
     feature = pairs.features["image"]
-    structs = [{"bytes": picture, "path": None} for picture in pictures]
+    structs = [{"bytes": data, "path": None} for data in uncompressed]
     return pairs.remove_columns("image").add_column("image", structs, feature=feature)
 
 
-def _decode_all(pairs, shorter_side, on_bad_image, window, num_workers) -> tuple[Dataset, list[bytes | None]]:
+def _decode_all(
+    pairs: Dataset,
+    shorter_side: int | None,
+    on_bad_image: str,
+    window: tuple[float, float] | None,
+    num_workers: int,
+) -> tuple[Dataset, list[bytes | None]]:
+    """The readable pairs, and the uncompressed image of each; None in its place if `shorter_side` is None."""
     loader = DataLoader(
         pairs.select_columns(["image", "image_id"]),
         batch_size=64,
@@ -212,32 +236,31 @@ def _decode_all(pairs, shorter_side, on_bad_image, window, num_workers) -> tuple
     if bad:
         logger.warning("Skipped %d of %d pairs with an unreadable image, the first: %s", len(bad), len(pairs), bad[0])
         pairs = pairs.select([index for index, (_, error) in enumerate(results) if not error])
-    return pairs, [picture for picture, error in results if not error]
+    return pairs, [data for data, error in results if not error]
 
 
-def _try_decode(rows: list[dict], shorter_side: int | None, window) -> list[tuple[bytes | None, str | None]]:
-    """(uncompressed picture or None, error or None) of each row."""
+def _try_decode(
+    rows: list[dict], shorter_side: int | None, window: tuple[float, float] | None
+) -> list[tuple[bytes | None, str | None]]:
+    """The uncompressed image (None if `shorter_side` is None) and the error message (None if readable) of each row."""
     results = []
     for row in rows:
         try:
-            # 1: every byte of a JPEG is still read and decoded, only its pixels are not computed.
-            picture = decode_image(row["image"], shorter_side or 1, window, name=_name_of(row))
+            # With a size of 1 every byte of a JPEG is still decoded, but most of its pixels are not computed.
+            image = decode_image(row["image"], shorter_side or 1, window, name=name_of(row))
         except (ValueError, FileNotFoundError) as error:
             results.append((None, str(error)))
             continue
-        results.append((None if shorter_side is None else _uncompressed(picture, shorter_side), None))
+        results.append((None if shorter_side is None else _uncompressed(image, shorter_side), None))
     return results
 
 
-def _name_of(row: dict) -> str:
-    return row["image"].get("path") or row["image_id"]
-
-
-def _uncompressed(picture: Image.Image, shorter_side: int) -> bytes:
-    scale = shorter_side / min(picture.size)
+def _uncompressed(image: Image.Image, shorter_side: int) -> bytes:
+    """A PPM file of the image, reduced if its shorter side has more than `shorter_side` pixels."""
+    scale = shorter_side / min(image.size)
     if scale < 1:
-        size = tuple(max(shorter_side, round(side * scale)) for side in picture.size)
-        picture = picture.resize(size, Image.Resampling.BICUBIC)
+        size = tuple(max(shorter_side, round(side * scale)) for side in image.size)
+        image = image.resize(size, Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, "PPM")
+    image.save(buffer, "PPM")
     return buffer.getvalue()

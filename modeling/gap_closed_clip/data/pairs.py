@@ -1,6 +1,6 @@
-"""From any source's rows to the canonical columns of a pair: image (undecoded), caption, image_id, label, the rest.
+"""Turns a source's rows into canonical pairs: `image` (undecoded), `caption`, `image_id`, `label`, other scalars.
 
-What can be wrong with a row is checked here: for all rows at once, or when streaming as each row passes.
+What can be wrong with a row is checked here: for all rows at once, or, if they are streamed, as each row passes.
 """
 
 from collections.abc import Iterable
@@ -26,38 +26,45 @@ CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
 
 @dataclass
 class Columns:
-    """Which of a source's columns mean what."""
+    """Which columns of a source hold what, and how their values are read.
+
+    Args:
+        image, caption: names of these columns.
+        image_id: name of the column that identifies an image; None if there is none.
+        labels: names of the columns that make up the label.
+        extras: names of the scalar columns that are kept as they are.
+        class_names: for each label column the names of its classes, if it holds their numbers; else None.
+        root: folder that relative image paths start from.
+        source_name: what error messages call the source.
+    """
 
     image: str
     caption: str
     image_id: str | None
     labels: list[str]
-    # Scalar columns that are kept as they are.
     extras: list[str]
-    # Class names of each label column that holds numbers of classes, else None.
     class_names: list[list[str] | None]
-    # Folder that relative image paths start from.
     root: Path | None
-    # What errors call the source.
-    where: str
+    source_name: str
 
     def caption_of(self, value: Any) -> str:
+        """The caption without white space around it; "" if there is none."""
         return "" if value is None else str(value).strip()
 
     def path_of(self, value: str | None) -> str | None:
-        """Full path of a path or URL in the source."""
+        """The full path of an image file, or its URL; None if the source gives none."""
         if not value or "://" in value or self.root is None:
             return value or None
         return str(self.root / value)
 
     def id_of(self, path: str) -> str:
-        """The path from `root` on: the same on every machine."""
+        """The image's path relative to `root`, which is the same on every machine."""
         if self.root is not None and Path(path).is_relative_to(self.root):
             return Path(path).relative_to(self.root).as_posix()
         return path
 
     def label_of(self, values: Iterable[Any]) -> str:
-        """The label columns' values of one row joined by " / "; "" if one is missing."""
+        """The values of one row's label columns joined by " / "; "" if one of them is missing."""
         parts = []
         for value, names in zip(values, self.class_names, strict=True):
             if value is None or value == "" or (names is not None and value < 0):  # -1: a ClassLabel not given
@@ -68,11 +75,12 @@ class Columns:
         return " / ".join(parts)
 
 
-def find_columns(features: Features, args: DataArguments, where: str, root: Path | None) -> Columns:
-    """Look up the configured columns.
+def find_columns(features: Features, args: DataArguments, source_name: str, root: Path | None) -> Columns:
+    """Find the columns that the arguments name among those that the source has.
 
     Raises:
-        ValueError: a column does not exist (names the nearest and all there are) or holds something else.
+        ValueError: a column does not exist (the message names the nearest and all there are), or it holds neither
+            text nor images.
     """
     image_id = args.image_id_column or ("image_id" if "image_id" in features else None)
     labels = args.label_columns or (["label"] if "label" in features else [])
@@ -82,25 +90,25 @@ def find_columns(features: Features, args: DataArguments, where: str, root: Path
     for argument, name in wanted:
         if name is not None and name not in features:
             hint = suggest(name, list(features), "columns")
-            raise ValueError(f"{where} has no column '{name}' (data.{argument}). {hint}")
+            raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
     if not is_text(features[args.caption_column]):
         raise ValueError(
-            f"The column '{args.caption_column}' of {where} holds {features[args.caption_column]}, not text; "
+            f"The column '{args.caption_column}' of {source_name} holds {features[args.caption_column]}, not text; "
             "data.caption_column must name a column of captions."
         )
     if not _holds_images(features[args.image_column]):
         raise ValueError(
-            f"The column '{args.image_column}' of {where} holds {features[args.image_column]}; data.image_column must "
-            "name a column of images, image bytes or file paths."
+            f"The column '{args.image_column}' of {source_name} holds {features[args.image_column]}; "
+            "data.image_column must name a column of images, image bytes or file paths."
         )
     taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS}
     extras = [n for n, feature in features.items() if n not in taken and isinstance(feature, (Value, ClassLabel))]
     class_names = [features[n].names if isinstance(features[n], ClassLabel) else None for n in labels]
-    return Columns(args.image_column, args.caption_column, image_id, labels, extras, class_names, root, where)
+    return Columns(args.image_column, args.caption_column, image_id, labels, extras, class_names, root, source_name)
 
 
 def is_text(feature: Any) -> bool:
-    """Whether a column holds text (or nothing at all: its type is then "null")."""
+    """Whether a column holds text. An empty column, whose type is "null", counts as one."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view", "null")
 
 
@@ -112,20 +120,42 @@ def _holds_images(feature: Any) -> bool:
     )
 
 
-def to_pairs(rows: Dataset, args: DataArguments, where: str, root: Path | None = None) -> Dataset:
-    """Canonical pairs of a source's rows. Images are neither decoded nor copied.
+def report_half_pairs(halves: dict[str, list[str]], source_name: str, on_missing: str, hint: str = "") -> None:
+    """Raise an error, or log a warning, if there are halves of pairs.
 
     Args:
-        rows: the source.
+        halves: for each kind of half pair a description of every one, by which its row can be found.
+        source_name: what messages call the source.
+        on_missing: "error" raises, "skip" logs.
+        hint: sentences that help to find and complete the pairs.
+
+    Raises:
+        ValueError: there is a half pair, and `on_missing` is "error".
+    """
+    problems = "; ".join(f"{kind}: {len(found)} ({shorten(found)})" for kind, found in halves.items() if found)
+    if problems and on_missing == "error":
+        raise ValueError(
+            f"{source_name} has half pairs: {problems}. {hint}Complete the pairs, or leave the halves out with "
+            "data.on_missing=skip."
+        )
+    if problems:
+        logger.warning("%s: skipped %s", source_name, problems)
+
+
+def to_pairs(rows: Dataset, args: DataArguments, source_name: str, root: Path | None = None) -> Dataset:
+    """Make canonical pairs of a source's rows. Images are neither decoded nor copied.
+
+    Args:
+        rows: of the source, with its own columns.
         args: names the columns and says what to do with half pairs.
-        where: what errors call the source.
+        source_name: what error messages call the source.
         root: folder that relative image paths start from.
 
     Raises:
         ValueError: a column is missing, a caption is empty, an image is missing, or one id stands for two images.
     """
-    columns = find_columns(rows.features, args, where, root)
-    rows = rows.cast_column(columns.image, RAW_IMAGE)  # of paths, too
+    columns = find_columns(rows.features, args, source_name, root)
+    rows = rows.cast_column(columns.image, RAW_IMAGE)  # works for a column of paths, too
     images = rows.select_columns(columns.image).with_format("arrow")[:].column(0)
     paths = [columns.path_of(path) for path in pc.struct_field(images, "path").to_pylist()]
     stored = pc.is_valid(pc.struct_field(images, "bytes")).to_pylist()
@@ -152,79 +182,85 @@ def _values(rows: Dataset, column: str) -> list:
 
 
 def _is_missing(path: str | None, stored: bool) -> bool:
-    """Whether an image has neither bytes nor a file; URLs are not looked up."""
+    """Whether an image has neither stored bytes nor a file. URLs are taken to exist."""
     return not stored and (path is None or ("://" not in path and not Path(path).is_file()))
 
 
 def _complete_rows(captions: list, paths: list, stored: list, columns: Columns, on_missing: str) -> list[int]:
-    """Indices of the rows with a caption and an image; half pairs raise or are logged."""
+    """Indices of the rows that have a caption and an image. Others raise an error or are logged."""
     empty = [index for index, caption in enumerate(captions) if not caption]
     missing = [index for index, image in enumerate(zip(paths, stored, strict=True)) if _is_missing(*image)]
-    halves = {"empty captions": [f"row {index}" for index in empty]}
-    halves["images that do not exist"] = [f"row {index}: '{paths[index]}'" for index in missing]
-    problems = "; ".join(f"{what}: {len(which)} ({shorten(which)})" for what, which in halves.items() if which)
-    if problems and on_missing == "error":
-        raise ValueError(
-            f"{columns.where} has half pairs: {problems}, rows counted from 0. Complete the pairs (relative image "
-            "paths start from data.image_root), or leave such rows out with data.on_missing=skip."
-        )
-    if problems:
-        logger.warning("%s: skipped %s", columns.where, problems)
-    half = {*empty, *missing}
-    if len(half) == len(captions):
-        raise ValueError(f"{columns.where} holds no pair of an image and a caption.")
-    return [index for index in range(len(captions)) if index not in half]
+    halves = {
+        "empty captions": [f"row {index}" for index in empty],
+        "images that do not exist": [f"row {index}: '{paths[index]}'" for index in missing],
+    }
+    hint = "Rows are counted from 0, and relative image paths start from data.image_root. "
+    report_half_pairs(halves, columns.source_name, on_missing, hint)
+    incomplete = {*empty, *missing}
+    if len(incomplete) == len(captions):
+        raise ValueError(f"{columns.source_name} holds no pair of an image and a caption.")
+    return [index for index in range(len(captions)) if index not in incomplete]
 
 
 def _image_ids(rows: Dataset, paths: list, stored: list, keep: list[int], columns: Columns) -> list[str]:
-    """The id of each row's image, "" outside of `keep`."""
+    """The id of each row's image; "" for the rows that are not in `keep`."""
     ids = [""] * len(rows)
-    named = None if columns.image_id is None else _values(rows, columns.image_id)
-    first = {}
+    if columns.image_id is None:
+        for index in keep:
+            data = rows[index][columns.image]["bytes"] if stored[index] else None
+            ids[index] = columns.id_of(paths[index]) if data is None else _hash_of_bytes(data)
+        return ids
+    values = _values(rows, columns.image_id)
+    first_rows: dict[str, int] = {}
     for index in keep:
-        if named is None:
-            ids[index] = (
-                _bytes_id(rows[index][columns.image]["bytes"]) if stored[index] else columns.id_of(paths[index])
-            )
-            continue
-        ids[index] = "" if named[index] is None else str(named[index])
-        if not ids[index]:
+        ids[index] = _given_id(values[index], index, columns)
+        other = first_rows.setdefault(ids[index], index)
+        if other != index and not _is_same_image(rows, other, index, paths, stored, columns):
             raise ValueError(
-                f"{columns.where}, row {index} (from 0): '{columns.image_id}' is empty. Fill it in, or "
-                "name another column with data.image_id_column."
-            )
-        other = first.setdefault(ids[index], index)
-        if other != index and not _same_image(rows, other, index, paths, stored, columns):
-            raise ValueError(
-                f"{columns.where}, rows {other} and {index} (from 0): the id '{ids[index]}' of column "
+                f"{columns.source_name}, rows {other} and {index} (from 0): the id '{ids[index]}' of column "
                 f"'{columns.image_id}' stands for two different images. Give each image an id of its own, or name "
                 "another column with data.image_id_column."
             )
     return ids
 
 
-def _same_image(rows: Dataset, one: int, other: int, paths: list, stored: list, columns: Columns) -> bool:
+def _given_id(value: Any, index: int, columns: Columns) -> str:
+    """The image id that a row gives.
+
+    Raises:
+        ValueError: it gives none.
+    """
+    if value is None or value == "":
+        raise ValueError(
+            f"{columns.source_name}, row {index} (from 0): '{columns.image_id}' is empty. Fill it in, or name another "
+            "column with data.image_id_column."
+        )
+    return str(value)
+
+
+def _is_same_image(rows: Dataset, one: int, other: int, paths: list, stored: list, columns: Columns) -> bool:
     if stored[one] and stored[other]:
         return rows[one][columns.image]["bytes"] == rows[other][columns.image]["bytes"]
     return paths[one] == paths[other]
 
 
-def _bytes_id(data: bytes) -> str:
+def _hash_of_bytes(data: bytes) -> str:
     return f"{stable_hash(data):016x}"
 
 
 def to_streamed_pairs(
-    rows: IterableDataset, args: DataArguments, where: str, root: Path | None = None
+    rows: IterableDataset, args: DataArguments, source_name: str, root: Path | None = None
 ) -> IterableDataset:
-    """`to_pairs` for a stream: columns are checked now, rows as they pass. That one id stands for two images is not
-    noticed. Skipped rows are logged one by one.
+    """As `to_pairs`, for a stream: columns are checked now, each row when it passes.
+
+    Skipped rows are logged one by one. That one id stands for two images is not noticed.
 
     Raises:
-        ValueError: as `to_pairs`; for a row, while iterating.
+        ValueError: as `to_pairs`; what is wrong with a row is raised while iterating.
     """
     rows = rows.decode(False) if rows.features is not None else rows
     features = rows.features or Dataset.from_list(list(rows.take(1))).features
-    columns = find_columns(features, args, where, root)
+    columns = find_columns(features, args, source_name, root)
     pairs = rows.map(
         partial(_stream_pair, columns=columns, skip=args.on_missing == "skip"),
         with_indices=True,
@@ -238,7 +274,7 @@ def _is_complete(pair: dict) -> bool:
 
 
 def _stream_pair(row: dict, index: int, columns: Columns, skip: bool) -> dict:
-    """One canonical row; a half pair raises, or comes back with an empty caption if it is to be skipped."""
+    """The canonical pair of one row. A half pair raises an error, or, with `skip`, gets an empty caption."""
     image = row[columns.image]
     if isinstance(image, (bytes, bytearray)):
         image = {"bytes": image, "path": None}
@@ -251,16 +287,16 @@ def _stream_pair(row: dict, index: int, columns: Columns, skip: bool) -> dict:
         problem = f"its image '{image['path']}' does not exist"
     if problem and not skip:
         raise ValueError(
-            f"{columns.where}, row {index} (from 0): {problem}. Complete the pair, or leave such rows "
-            "out with data.on_missing=skip."
+            f"{columns.source_name}, row {index} (from 0): {problem}. Complete the pair, or leave such rows out with "
+            "data.on_missing=skip."
         )
     if problem:
-        logger.warning("%s, row %d (from 0): skipped, %s", columns.where, index, problem)
+        logger.warning("%s, row %d (from 0): skipped, %s", columns.source_name, index, problem)
         return {"image": image, "caption": "", "image_id": "", **{name: row[name] for name in columns.extras}}
     if columns.image_id is not None:
-        image_id = str(row[columns.image_id])
+        image_id = _given_id(row[columns.image_id], index, columns)
     else:
-        image_id = columns.id_of(image["path"]) if image["bytes"] is None else _bytes_id(image["bytes"])
+        image_id = columns.id_of(image["path"]) if image["bytes"] is None else _hash_of_bytes(image["bytes"])
     pair = {"image": image, "caption": caption, "image_id": image_id}
     if columns.labels:
         pair["label"] = columns.label_of(row[name] for name in columns.labels)

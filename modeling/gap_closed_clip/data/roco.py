@@ -1,44 +1,45 @@
-"""The folder layout of the original ROCO: `{split}/radiology/images/*` beside `captions.txt`.
+"""Reads the folder layout of the original ROCO: `{split}/radiology/images/*` beside `captions.txt`.
 
-Each line of `captions.txt` is `ID<TAB>caption` (real files have a space after the tab), ID being the image's file name
-without its ending. A `metadata.jsonl` beside it may give further columns: one JSON object a line, with the `id` or the
-`file_name` of the image.
+Each line of `captions.txt` is `ID<TAB>caption` (real files have a space after the tab); the ID is the image's file
+name without its ending. A `metadata.jsonl` beside it may give further columns: one JSON object in each line, with the
+`id` or the `file_name` of the image.
 """
 
 import gzip
 import json
-from logging import getLogger
 from pathlib import Path
 
 from datasets import Dataset
 
-from ..messages import shorten, suggest
+from ..messages import suggest
+from .pairs import report_half_pairs
 
-
-logger = getLogger(__name__)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom")
 
 
 def is_roco(folder: Path, splits: list[str]) -> bool:
-    """Whether a folder has this layout, in any of the splits."""
+    """Whether at least one of the splits has this layout in the folder."""
     return any((folder / split / "radiology").is_dir() for split in splits)
 
 
 def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
-    """Rows `image` (file path), `caption`, `image_id` and the columns of `metadata.jsonl`, in the captions' order.
+    """Read one split: a row for each line of its captions, in their order.
 
-    An ID may have several lines with different captions: one image, several captions.
+    An ID may have several lines: that is one image with several captions.
 
     Args:
-        folder: the set's root.
+        folder: root of the data set.
         split: name of the split's folder.
-        on_missing: what to do with captions without image, images without caption and empty captions: "error" or
-            "skip" (logged with their number).
+        on_missing: what to do with captions without image, images without caption and empty captions: "error" stops,
+            "skip" leaves them out and logs their number.
+
+    Returns:
+        Rows of `image` (a file path), `caption`, `image_id` and the scalar columns of `metadata.jsonl`.
 
     Raises:
         FileNotFoundError: the split's folder, its images or its captions are missing.
-        ValueError: a line without a tab, a repeated line, two image files of one ID, half a pair.
+        ValueError: a line has no tab, a line is repeated, two image files have one ID, or there is half a pair.
     """
     root = folder / split / "radiology"
     if not root.is_dir():
@@ -50,7 +51,7 @@ def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
     file = _captions_file(root)
     images = _list_images(root / "images")
     captions = read_captions(file)
-    _report_halves(captions, images, file, on_missing)
+    report_half_pairs(_find_halves(captions, images), str(file), on_missing)
     rows = [(image_id, text) for _, image_id, text in captions if image_id in images and text]
     if not rows:
         raise ValueError(f"'{root}' holds no pair of an image and a caption.")
@@ -66,10 +67,11 @@ def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
 
 
 def read_captions(file: Path) -> list[tuple[int, str, str]]:
-    """(line number, ID, caption) of every line of `captions.txt` or `captions.txt.gz`; blank lines are passed over.
+    """Read `captions.txt` or `captions.txt.gz`: line number, ID and caption of every line that is not blank.
 
     Raises:
-        ValueError: not UTF-8, a line without a tab or without an ID, a line that repeats another; names file and line.
+        ValueError: the file is not UTF-8, or a line has no tab, has no ID or repeats another; the message names the
+            file and the line.
     """
     opener = gzip.open if file.suffix == ".gz" else open
     rows, first_seen = [], {}
@@ -87,8 +89,8 @@ def read_captions(file: Path) -> list[tuple[int, str, str]]:
                     )
                 if row in first_seen:
                     raise ValueError(
-                        f"{file}, line {number}: repeats line {first_seen[row]} (ID '{row[0]}' with the "
-                        "same caption). Remove one of them."
+                        f"{file}, line {number}: repeats line {first_seen[row]} (ID '{row[0]}' with the same "
+                        "caption). Remove one of them."
                     )
                 first_seen[row] = number
                 rows.append((number, *row))
@@ -107,7 +109,7 @@ def _captions_file(root: Path) -> Path:
 
 
 def _list_images(folder: Path) -> dict[str, Path]:
-    """Image file of each ID."""
+    """The image file of each ID in a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' does not exist. It must hold the images, named after their IDs.")
     images = {}
@@ -116,33 +118,31 @@ def _list_images(folder: Path) -> dict[str, Path]:
             continue
         if path.stem in images:
             raise ValueError(
-                f"'{folder}' has two images of the ID '{path.stem}': {images[path.stem].name} and "
-                f"{path.name}. Remove one of them."
+                f"'{folder}' has two images of the ID '{path.stem}': {images[path.stem].name} and {path.name}. "
+                "Remove one of them."
             )
         images[path.stem] = path
     return images
 
 
-def _report_halves(captions: list[tuple[int, str, str]], images: dict[str, Path], file: Path, on_missing: str) -> None:
-    """Raise or log empty captions, captions without an image and images without a caption."""
+def _find_halves(captions: list[tuple[int, str, str]], images: dict[str, Path]) -> dict[str, list[str]]:
+    """Empty captions, captions without an image and images without a caption, described by line number or ID."""
     captioned = {image_id for _, image_id, _ in captions}
-    halves = {
+    return {
         "empty captions": [f"line {number}: {image_id}" for number, image_id, text in captions if not text],
         "captions without an image file": [image_id for _, image_id, _ in captions if image_id not in images],
         "images without a caption": [image_id for image_id in images if image_id not in captioned],
     }
-    problems = "; ".join(f"{what}: {len(which)} ({shorten(which)})" for what, which in halves.items() if which)
-    if problems and on_missing == "error":
-        raise ValueError(
-            f"{file} has half pairs: {problems}. Complete the pairs, or leave such halves out with "
-            "data.on_missing=skip."
-        )
-    if problems:
-        logger.warning("%s: skipped %s", file, problems)
 
 
 def _metadata_columns(file: Path, image_ids: list[str]) -> dict[str, list]:
-    """The scalar columns of `metadata.jsonl`, as text or numbers in the order of `image_ids`, None where missing."""
+    """The scalar columns of `metadata.jsonl` in the order of `image_ids`, with None for what is missing.
+
+    A column whose values are of different types becomes text; columns of lists or objects are left out.
+
+    Raises:
+        ValueError: a line is not a JSON object that names its image.
+    """
     records = {}
     with open(file, encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):

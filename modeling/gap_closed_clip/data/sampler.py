@@ -1,4 +1,4 @@
-"""Batches in which no two pairs share an image or a caption, as far as that is possible."""
+"""An order of the pairs in which no two of a batch share an image or a caption, as far as that is possible."""
 
 from collections.abc import Iterator
 from logging import getLogger
@@ -12,37 +12,41 @@ from .hashing import group_ids
 
 logger = getLogger(__name__)
 
-# Batches tried for a pair before it is put aside; more find hardly more, and surplus pairs would try them all.
+# Batches that are tried for a pair before it is set aside. Trying more helps hardly any pair, and the surplus pairs,
+# which fit nowhere, would try them all.
 MAX_PROBES = 64
 
 
 def group_ids_of(pairs: Dataset) -> list[tuple[int, int]]:
-    """The collator's `group_ids` of every pair, without touching the images."""
+    """The `group_ids` of every pair, as the collator makes them, without reading an image."""
     return [group_ids(*row) for row in zip(pairs["image_id"], pairs["caption"], strict=True)]
 
 
 class DistinctSampler(Sampler[int]):
-    """An order of the pairs for one epoch, such that batches cut from it hold distinct images and captions.
+    """Gives an order of the pairs in each epoch; the batches cut from it hold distinct images and captions.
 
-    The last batch, if it is not full, is drawn first, at random: where it is left out, every pair is equally likely
-    to be. The others are dealt out to the full batches like cards: the pairs whose image or caption is the most
-    frequent first, each to the next batch that has room and neither of the two yet; what finds no place swaps with a
-    pair that does; the unique ones last, into what room is left. An image or a caption that is more frequent than
-    there are batches cannot be kept apart: the surplus shares batches (nothing is dropped; the loss masks such pairs
-    by their group ids), and is logged.
+    1. The last batch, if it will not be full, is drawn at random. So every pair is equally likely to be left out where
+       that batch is dropped.
+    2. The other pairs are dealt out to the full batches like cards, those with the most frequent image or caption
+       first: each goes to the next batch that has room and holds neither its image nor its caption. A pair that finds
+       no such batch takes the place of one that can move.
+    3. Pairs whose image and caption are unique fill the room that is left.
 
-    The order is another in each epoch and depends on nothing but (seed, epoch): call `set_epoch`, as Trainer and
-    accelerate do. O(N) unless most pairs are surplus.
+    An image or a caption that is more frequent than there are batches cannot be kept apart. Such surplus pairs share
+    batches, and a warning tells their number. Nothing is dropped, and the loss masks these pairs by their group ids.
+
+    The order differs from epoch to epoch and depends only on the seed and the epoch: call `set_epoch`, as Trainer and
+    accelerate do. It takes O(N) time unless most pairs are surplus.
 
     Args:
-        groups: (image, caption) hashes of each pair, from `group_ids_of`.
-        batch_size: pairs that must be distinct: one process' batch times the number of processes, as accelerate
-            hands out consecutive batches to them.
-        seed: with the epoch, it fixes the order.
-        drop_last: leave the last batch out where it is not full.
+        groups: hashes of the image and of the caption of each pair, from `group_ids_of`.
+        batch_size: how many consecutive pairs are to be distinct: the batch of one process times the number of
+            processes, since accelerate deals consecutive batches out to them.
+        seed: fixes the order, together with the epoch.
+        drop_last: leave the last batch out if it is not full.
 
     Raises:
-        ValueError: `batch_size` below 1, or no pairs.
+        ValueError: `batch_size` is below 1, or there are no pairs.
     """
 
     def __init__(self, groups: list[tuple[int, int]], batch_size: int, seed: int = 0, drop_last: bool = False):
@@ -55,7 +59,7 @@ class DistinctSampler(Sampler[int]):
         images, captions = zip(*groups, strict=True)
         self.images, image_counts = _renumber(images)
         self.captions, caption_counts = _renumber(captions)
-        # The more frequent of a pair's two groups: how often it occurs, and a number of its own.
+        # The more frequent of a pair's image and caption: how often it occurs, and a number that identifies it.
         by_image, by_caption = image_counts[self.images], caption_counts[self.captions]
         self.frequency = np.maximum(by_image, by_caption)
         self.group = np.where(by_image >= by_caption, self.images, self.captions + len(image_counts))
@@ -74,7 +78,7 @@ class DistinctSampler(Sampler[int]):
         return len(self.images) // self.batch_size * self.batch_size if self.drop_last else len(self.images)
 
     def set_epoch(self, epoch: int) -> None:
-        """The order that the next iteration takes."""
+        """Choose the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -88,7 +92,7 @@ class DistinctSampler(Sampler[int]):
             yield from last
 
     def _draw_last_batch(self, permutation: np.ndarray) -> list[int]:
-        """The rows of the batch that is not full: the first that go together, then whatever is left."""
+        """The rows of the batch that is not full: the first distinct ones, then others if these are too few."""
         size = len(self.images) % self.batch_size
         batch, taken, refused = [], set(), []
         for row in permutation.tolist():
@@ -102,16 +106,16 @@ class DistinctSampler(Sampler[int]):
         return batch + refused[: size - len(batch)]
 
     def _keys(self, row: int) -> tuple[int, int]:
-        """Image and caption of a row as numbers that do not collide: images are >= 0, captions < 0."""
+        """A row's image and caption as numbers that cannot be confused: images are >= 0, captions are < 0."""
         return int(self.images[row]), -1 - int(self.captions[row])
 
     def _deal(self, rows: np.ndarray, random: np.random.Generator) -> list[list[int]]:
-        """Full batches of `rows`, whose number is a multiple of the batch size."""
+        """Deal `rows`, whose number is a multiple of the batch size, out to full batches."""
         num_batches = len(rows) // self.batch_size
         batches, taken = [[] for _ in range(num_batches)], [set() for _ in range(num_batches)]
         shuffled = random.permutation(rows)
         repeated = shuffled[self.frequency[shuffled] > 1]
-        # Most frequent first; the members of a group one after the other, groups of one frequency in random order.
+        # The most frequent first; pairs of one group one after the other, groups of one frequency in random order.
         group_order = random.permutation(self.group.max() + 1)
         repeated = repeated[np.lexsort((group_order[self.group[repeated]], -self.frequency[repeated]))]
         refused, start = [], 0
@@ -135,9 +139,15 @@ class DistinctSampler(Sampler[int]):
         return batches
 
     def _swap_in(self, row: int, home: int, batches: list, taken: list, random: np.random.Generator) -> None:
-        """Put a refused row into a batch that takes it, and one of that batch's rows into `home`, which has room.
+        """Put a row that no batch took into one of them, and move a row of that batch to `home`, which has room.
 
-        If none is found (always so for surplus), the row itself goes to `home`.
+        If no such exchange is found, as always for surplus pairs, the row itself goes to `home`.
+
+        Args:
+            row: index of the pair.
+            home: index of a batch that has room.
+            batches, taken: the rows of each batch, and the keys of their images and captions; both are changed.
+            random: chooses the batches to try.
         """
         keys = self._keys(row)
         tries = 0 if self.frequency[row] > len(batches) else MAX_PROBES
@@ -157,6 +167,6 @@ class DistinctSampler(Sampler[int]):
 
 
 def _renumber(values: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each value (0, 1, ...), and how often each number occurs."""
+    """Number the distinct values 0, 1, ...: gives the number of each value, and how often each number occurs."""
     _, numbers, counts = np.unique(np.array(values, dtype=np.int64), return_inverse=True, return_counts=True)
     return numbers, counts

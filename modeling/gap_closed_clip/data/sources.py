@@ -1,4 +1,4 @@
-"""One path from any source to pairs: phantoms, ROCO's layout, files, image folders, the Hugging Face Hub."""
+"""Loads pairs from any source: phantoms, ROCO's layout, files, image folders, the Hugging Face Hub."""
 
 import dataclasses
 import re
@@ -29,43 +29,48 @@ FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"
 
 
 def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """The pairs of one split, whatever the source.
+    """Load the pairs of one split from whatever source the arguments name.
 
     Args:
-        args: the source, its columns, folds, streaming.
-        split: "train", "validation" or "test"; with `args.folds` the first two are cut from the source's training
+        args: the source, its columns, its folds, and whether it is streamed.
+        split: "train", "validation" or "test". With `args.folds` the first two are cut from the source's training
             split.
 
     Returns:
         Canonical pairs: `image` (undecoded: `{"bytes", "path"}`), `caption`, `image_id`, `label` if the source has
-        one, the source's other scalar columns, and in validation and test `augment`, False. With `args.streaming` an
-        `IterableDataset`; the training split is then shuffled through a buffer.
+        one, the source's other scalar columns, and in validation and test `augment`, which is False. With
+        `args.streaming` it is an `IterableDataset`, and the training split is shuffled through a buffer.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: a column is missing, a row is wrong, an environment variable is not set.
+        ValueError: a column is missing, a row is wrong, or an environment variable is not set.
         ConnectionError: the source is a Hub id and the Hub cannot be reached.
     """
     source_split = "train" if args.folds and split == "validation" else split
-    name = args.split_name(source_split)
-    if args.source == "phantoms":
-        pairs = _phantoms(args, source_split)
-    else:
-        pairs = _from_source(args, name)
+    split_name = args.split_name(source_split)
+    pairs = _draw_phantoms(args, source_split) if args.source == "phantoms" else _read_source(args, split_name)
     if args.folds and split != "test":
         pairs = _take_fold(pairs, args, held_out=split == "validation")
     if args.max_pairs is not None:
         pairs = pairs.take(args.max_pairs) if isinstance(pairs, IterableDataset) else _first(pairs, args.max_pairs)
     if split != "train":
-        pairs = _not_augmented(pairs)
+        pairs = _mark_as_not_augmented(pairs)
     return _stream(pairs, args, shuffle=split == "train") if args.streaming else pairs
 
 
 def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) -> Dataset | IterableDataset:
-    """`load_pairs`, and every image read once, before hours of work: kept decoded where `args.cache_images` says so.
+    """As `load_pairs`, with every image decoded once, so that a damaged one is found before hours of work.
+
+    With `args.cache_images` the decoded images are kept. A stream is not decoded now; its rows are checked when they
+    pass.
 
     Args:
-        num_workers: processes that help to read the images. A stream is checked as its rows pass.
+        args, split: as for `load_pairs`.
+        num_workers: processes that help to decode the images.
+
+    Raises:
+        ValueError: an image is unreadable and `args.on_bad_image` is "error", or no image is readable at all.
+        FileNotFoundError, ConnectionError: as `load_pairs`.
     """
     pairs = load_pairs(args, split)
     if isinstance(pairs, IterableDataset):
@@ -75,8 +80,8 @@ def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) ->
     return check_images(pairs, args.on_bad_image, args.window, num_workers)
 
 
-def _not_augmented(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """Marks held-out pairs for the collator, which serves training and evaluation."""
+def _mark_as_not_augmented(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """Mark held-out pairs for the collator, since a Trainer has one for training and evaluation."""
     if isinstance(pairs, IterableDataset):
         return pairs.map(lambda row: {"augment": False})
     return pairs.add_column("augment", [False] * len(pairs))
@@ -87,7 +92,8 @@ def _first(pairs: Dataset, number: int) -> Dataset:
 
 
 def _stream(pairs: Dataset | IterableDataset, args: DataArguments, shuffle: bool) -> IterableDataset:
-    if isinstance(pairs, Dataset):  # ROCO's layout, phantoms: only paths or small images are in memory
+    """The pairs as a stream, shuffled and freed of unreadable images as the arguments say."""
+    if isinstance(pairs, Dataset):  # ROCO's layout and phantoms: only paths or small images are in memory
         pairs = pairs.to_iterable_dataset(num_shards=min(64, len(pairs)))
     if shuffle and args.shuffle_buffer:
         pairs = pairs.shuffle(seed=args.shuffle_seed, buffer_size=args.shuffle_buffer)
@@ -97,6 +103,7 @@ def _stream(pairs: Dataset | IterableDataset, args: DataArguments, shuffle: bool
 
 
 def _is_readable(row: dict, window: tuple[float, float] | None) -> bool:
+    """Whether the row's image can be decoded; if not, that is logged."""
     try:
         decode_image(row["image"], min_size=1, window=window, name=row["image_id"])
     except (ValueError, FileNotFoundError) as error:
@@ -105,7 +112,8 @@ def _is_readable(row: dict, window: tuple[float, float] | None) -> bool:
     return True
 
 
-def _phantoms(args: DataArguments, split: str) -> Dataset:
+def _draw_phantoms(args: DataArguments, split: str) -> Dataset:
+    """Phantoms of one split, drawn from a seed that no other split has."""
     from .phantoms import make_phantoms
 
     numbers = (args.phantom_train_pairs, args.phantom_validation_pairs, args.phantom_test_pairs)
@@ -115,36 +123,36 @@ def _phantoms(args: DataArguments, split: str) -> Dataset:
     return to_pairs(rows, args, f"split '{split}' of the phantoms")
 
 
-def _from_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """ROCO's layout, a file or folder, or a Hub id."""
+def _read_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """Canonical pairs of a folder in ROCO's layout, another file or folder, or a Hub id; `split` is its own name."""
     source = expand_path(args.source, "source")
     path = Path(source)
     root = None if args.image_root is None else Path(expand_path(args.image_root, "image_root"))
-    where = f"split '{split}' of '{args.source}'"
+    source_name = f"split '{split}' of '{args.source}'"
     if path.is_dir() and is_roco(path, [args.train_split, args.validation_split, args.test_split]):
         rows = read_roco(path, split, args.on_missing)
         names = {"image_column": "image", "caption_column": "caption", "image_id_column": "image_id"}
-        return to_pairs(rows, dataclasses.replace(args, **names), where)
+        return to_pairs(rows, dataclasses.replace(args, **names), source_name)
     if path.exists():
-        rows = _load_local(path, split, args, where)
+        rows = _load_local(path, split, args, source_name)
         default_root = path if path.is_dir() else path.parent
     else:
-        rows = _load_hub(source, split, args, where)
+        rows = _load_from_hub(source, split, args, source_name)
         default_root = None
     convert = to_streamed_pairs if args.streaming else to_pairs
-    return convert(rows, args, where, root or default_root)
+    return convert(rows, args, source_name, root or default_root)
 
 
-def _load_local(path: Path, split: str, args: DataArguments, where: str) -> Dataset | IterableDataset:
-    """A file, a folder with a file named after each split, or a folder as `datasets.load_dataset` understands it."""
+def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
+    """Rows of a file, of a folder with a file for each split, or of any folder that `datasets.load_dataset` reads."""
     if path.is_file():
-        return _load_files({"train": path}, split, args, where)
-    splits = {_base(name) for name in (args.train_split, args.validation_split, args.test_split)}
+        return _load_files({"train": path}, split, args, source_name)
+    splits = {_without_slice(name) for name in (args.train_split, args.validation_split, args.test_split)}
     files = {
         file.stem: file for file in sorted(path.iterdir()) if file.stem in splits and file.suffix in FILE_BUILDERS
     }
-    if files:  # tables beside a folder of images: load_dataset would see the images alone
-        return _load_files(files, split, args, where)
+    if files:  # there may be images beside the tables, and load_dataset would see nothing but them
+        return _load_files(files, split, args, source_name)
     try:
         config = datasets.load_dataset_builder(str(path)).config
     except FileNotFoundError as error:
@@ -156,11 +164,14 @@ def _load_local(path: Path, split: str, args: DataArguments, where: str) -> Data
     options = {}
     if isinstance(config, CsvConfig):
         options = _csv_options(Path(next(iter(config.data_files.values()))[0]))
-    return _load(str(path), split, args, where, **options)
+    return _load(str(path), split, args, source_name, **options)
 
 
-def _load_files(files: dict[str, Path], split: str, args: DataArguments, where: str) -> Dataset | IterableDataset:
-    file = files.get(_base(split), next(iter(files.values())))
+def _load_files(
+    files: dict[str, Path], split: str, args: DataArguments, source_name: str
+) -> Dataset | IterableDataset:
+    """Rows of tables; `files` has one for each split, or a single one under any name."""
+    file = files.get(_without_slice(split), next(iter(files.values())))
     files = {name: str(other) for name, other in files.items() if other.suffix == file.suffix}
     ending = file.suffixes[-2] if file.suffix == ".gz" and len(file.suffixes) > 1 else file.suffix
     if ending not in FILE_BUILDERS:
@@ -168,11 +179,11 @@ def _load_files(files: dict[str, Path], split: str, args: DataArguments, where: 
             f"data.source '{file}' is of no known kind; it must be one of {', '.join(FILE_BUILDERS)}, or a folder."
         )
     options = _csv_options(file) if FILE_BUILDERS[ending] == "csv" else {}
-    return _load(FILE_BUILDERS[ending], split, args, where, data_files=files, **options)
+    return _load(FILE_BUILDERS[ending], split, args, source_name, data_files=files, **options)
 
 
 def _csv_options(file: Path) -> dict:
-    """Read every cell as text: ids keep their zeros in front, and a caption "None" is not a missing one."""
+    """Options to read every cell as text: ids keep their leading zeros, and the caption "None" stays a caption."""
     separator = "\t" if ".tsv" in file.suffixes else ","
     try:
         names = pd.read_csv(file, sep=separator, nrows=0).columns
@@ -185,34 +196,41 @@ def _csv_options(file: Path) -> dict:
     }
 
 
-def _base(split: str) -> str:
-    """ "train" of "train[:90%]"."""
+def _without_slice(split: str) -> str:
+    """The name of a split of which a slice may be asked for: "train" for "train[:90%]"."""
     return re.split(r"[\[+]", split)[0]
 
 
-def _load_hub(source: str, split: str, args: DataArguments, where: str) -> Dataset | IterableDataset:
+def _load_from_hub(source: str, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
         raise FileNotFoundError(
-            f"data.source '{args.source}': there is no file or folder '{Path(source).absolute()}', and it is no Hub "
-            "id (owner/name) and not 'phantoms'."
+            f"data.source '{args.source}': there is no file or folder '{Path(source).absolute()}', and it is neither "
+            "a Hub id (owner/name) nor 'phantoms'."
         )
     try:
-        return _load(source, split, args, where, name=args.subset)
+        return _load(source, split, args, source_name, name=args.subset)
     except DatasetNotFoundError as error:
         raise FileNotFoundError(
             f"data.source '{source}' is no file or folder here, and the Hub has no such data set for you. Check the "
-            "name; for a private or gated one log in first (hf auth login)."
+            "name; for a private or gated data set log in first (hf auth login)."
         ) from error
     except ConnectionError as error:
         raise ConnectionError(
             f"data.source '{source}' is no file or folder here, and the Hugging Face Hub cannot be reached ({error}). "
-            "Connect to the network (and unset HF_HUB_OFFLINE), or download the set once where there is one and point "
-            "data.source to the folder."
+            "Connect to the network (and unset HF_HUB_OFFLINE), or download the data set where there is a network and "
+            "point data.source to its folder."
         ) from error
 
 
-def _load(loader: str, split: str, args: DataArguments, where: str, **options) -> Dataset | IterableDataset:
-    """`datasets.load_dataset` with errors that name the source.
+def _load(loader: str, split: str, args: DataArguments, source_name: str, **options) -> Dataset | IterableDataset:
+    """Call `datasets.load_dataset` and turn its errors into messages that name the source.
+
+    Args:
+        loader: a builder of `datasets`, a folder, or a Hub id.
+        split: the source's name of the split, which may ask for a slice: "train[:90%]".
+        args: whether to stream.
+        source_name: what error messages call the source.
+        options: for `load_dataset`.
 
     Raises:
         ValueError: the source has no such split, or a file cannot be parsed.
@@ -220,20 +238,23 @@ def _load(loader: str, split: str, args: DataArguments, where: str, **options) -
     try:
         loaded = datasets.load_dataset(loader, streaming=args.streaming, **options)
     except DatasetGenerationError as error:
-        raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
-    if _base(split) not in loaded:
+        raise ValueError(f"{source_name} cannot be read: {error.__cause__ or error}") from error
+    if _without_slice(split) not in loaded:
         raise ValueError(
             f"'{args.source}' has no split '{split}'. {suggest(split, list(loaded), 'splits')} Name it with "
             "data.train_split, data.validation_split or data.test_split, or cut one from the training split with "
             "data.folds."
         )
-    if _base(split) == split:
+    if _without_slice(split) == split:
         return loaded[split]
     return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)
 
 
 def _take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: bool) -> Dataset | IterableDataset:
-    """The held-out fold, or the others. In a stream folds are drawn by hash and only roughly of one size."""
+    """The pairs of the held-out fold, or those of all others.
+
+    In a stream each group's hash chooses its fold, so that the sizes of the folds are only roughly equal.
+    """
     column = args.fold_column or "image_id"
     if isinstance(pairs, IterableDataset):
         return pairs.filter(partial(_in_fold, column=column, args=args, held_out=held_out))
@@ -243,23 +264,31 @@ def _take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: 
 
 
 def _group(value: str | int | None, image_id: str) -> str:
-    """A row without a case is a case of its own."""
+    """The group that stays in one fold: all rows with this value (a case, a patient), or else those of the image."""
     return str(value) if value not in (None, "") else f"image {image_id}"
 
 
 def _in_fold(row: dict, column: str, args: DataArguments, held_out: bool) -> bool:
+    """Whether a streamed row is in the held-out fold, or, if `held_out` is False, in one of the others."""
     fold = stable_hash(_group(row[column], row["image_id"])) % args.folds
     return (fold == args.fold) == held_out
 
 
 def assign_folds(groups: list[str], folds: int) -> list[int]:
-    """A fold for each row: rows of one group share it, folds are of nearly one size, and it is always the same.
+    """Assign rows to folds of nearly equal size so that all rows of a group are in one fold.
 
-    The largest group first, each goes to the fold that has the fewest rows; groups of one size in the order of their
-    hashes, so that neighbouring cases spread.
+    From the largest group to the smallest, each goes to the fold that has the fewest rows. Groups of equal size come
+    in the order of their hashes, so that neighbouring cases are spread. The result is the same in every run.
+
+    Args:
+        groups: of each row.
+        folds: how many there are to be.
+
+    Returns:
+        The fold of each row, from 0.
 
     Raises:
-        ValueError: fewer groups than folds.
+        ValueError: there are fewer groups than folds.
     """
     sizes = Counter(groups)
     if len(sizes) < folds:

@@ -1,12 +1,12 @@
-"""Phantoms: radiology-like image-caption pairs drawn from a seed. Needs no download and holds no patient's data.
+"""Phantoms: radiology-like image-caption pairs drawn from a seed, without any download or patient's data.
 
 They are a demonstration and a test bed, **not medical images**: cartoons of chest radiographs, chest CT, brain MR,
 abdominal ultrasound and mammograms, good for trying the training out and for testing it, and for nothing clinical. No
 model trained on them, and no figure measured on them, says anything about real radiology.
 
-They are made as awkward as real pairs: findings are long-tailed; captions vary in wording, leave out side, place or
-even the finding, and tell what no picture shows (age, history, histology, follow-up); several pictures of one case
-share one caption word for word, and now and then one picture has two captions.
+They are made as awkward as real pairs: a few findings are frequent and many are rare; captions vary in wording, leave
+out the side, the place or even the finding, and tell what no image shows (age, history, histology, follow-up); several
+images of one case share one caption word for word, and now and then one image has two captions.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from datasets import Dataset, Features, Image, Value
 
 from .brain import draw_brain
 from .captions import write_caption
-from .cases import Case, draw_case, zipf_index
+from .cases import Case, sample_case, zipf_index
 from .ct import draw_ct
 from .drawing import Canvas
 from .findings_chest import CT, RADIOGRAPH
@@ -28,7 +28,7 @@ from .ultrasound import draw_ultrasound
 
 MODALITIES = (RADIOGRAPH, CT, BRAIN, ULTRASOUND, MAMMOGRAM)
 
-# name -> painter and strength of the grain
+# For each modality the function that paints it, and the strength of the grain.
 _PAINTERS = {
     RADIOGRAPH.name: (draw_radiograph, 0.02),
     CT.name: (draw_ct, 0.03),
@@ -59,56 +59,53 @@ FEATURES = Features(
 def make_phantoms(num_pairs: int, seed: int, image_size: int = 128) -> Dataset:
     """Draw image-caption pairs.
 
-    The first n pairs of a longer set of the same seed are the set of n pairs; different seeds share no picture.
+    With the same seed, a smaller set is the beginning of a larger one. Sets of different seeds share no image.
 
     Args:
-        num_pairs: pairs (rows) to make; a little fewer pictures, since a few have two captions.
-        seed: non-negative; give every split its own.
-        image_size: side of the square pictures in pixels.
+        num_pairs: pairs (rows) to make. There are a few images less, since some have two captions.
+        seed: not negative; give every split its own.
+        image_size: side of the square images in pixels.
 
     Returns:
-        Dataset with the columns `image` (8-bit gray PNG bytes, undecoded), `image_id`, `caption`, `label`
-        ("modality / family of findings") and the facts the picture was drawn from: `case_id`, `modality`, `view`,
+        A data set with the columns `image` (8-bit gray PNG bytes, undecoded), `image_id`, `caption`, `label`
+        ("modality / family of findings") and the facts that the image was drawn from: `case_id`, `modality`, `view`,
         `finding`, `side` (the patient's), `zone`, `size`, `age` (years), `sex`.
 
     Raises:
-        ValueError: num_pairs below 1, a negative seed, or image_size below 32.
+        ValueError: `num_pairs` is below 1, `seed` is negative, or `image_size` is below 32.
     """
     if num_pairs < 1:
-        raise ValueError(f"num_pairs is {num_pairs}: ask for at least 1 pair")
+        raise ValueError(f"num_pairs is {num_pairs}; ask for at least 1 pair.")
     if seed < 0:
-        raise ValueError(f"seed is {seed}: it must not be negative")
+        raise ValueError(f"seed is {seed}; it must not be negative.")
     if image_size < 32:
-        raise ValueError(f"image_size is {image_size}: phantoms need at least 32 pixels a side")
+        raise ValueError(f"image_size is {image_size}; phantoms need at least 32 pixels a side.")
     columns: dict[str, list] = {name: [] for name in FEATURES}
-    number = 0
+    case_number = 0
     while len(columns["image"]) < num_pairs:
-        for row in _case_rows(seed, number, image_size):
+        for row in _rows_of_case(seed, case_number, image_size):
             for name, value in row.items():
                 columns[name].append(value)
-        number += 1
+        case_number += 1
     return Dataset.from_dict({name: values[:num_pairs] for name, values in columns.items()}, features=FEATURES)
 
 
-def _case_rows(seed: int, number: int, image_size: int) -> Iterator[dict]:
-    """Rows of one case: usually one picture, at times two to four under one caption, rarely one picture twice."""
-    rng = np.random.default_rng([seed, number])
-    case = draw_case(rng, MODALITIES)
-    pictures = 1 if rng.random() > 0.09 else 2 + zipf_index(rng, 3)
+def _rows_of_case(seed: int, case_number: int, image_size: int) -> Iterator[dict]:
+    """The pairs of a case: usually one image, at times two to four with one caption, rarely one with two captions."""
+    rng = np.random.default_rng([seed, case_number])
+    case = sample_case(rng, MODALITIES)
+    num_images = 1 if rng.random() > 0.09 else 2 + zipf_index(rng, 3)
     views = [case.views[zipf_index(rng, len(case.views), 0.8)]]
-    views += [
-        views[0] if rng.random() < 0.5 else case.views[rng.integers(len(case.views))] for _ in range(pictures - 1)
-    ]
+    for _ in range(num_images - 1):
+        views.append(views[0] if rng.random() < 0.5 else case.views[rng.integers(len(case.views))])
     caption = write_caption(case, views[0], rng)
-    second = write_caption(case, views[0], rng) if pictures == 1 and rng.random() < 0.03 else None
-    case_id = f"phantom-{seed}-{number:06d}"
-    for picture, view in enumerate(views):
+    second_caption = write_caption(case, views[0], rng) if num_images == 1 and rng.random() < 0.03 else None
+    case_id = f"phantom-{seed}-{case_number:06d}"
+    for image_number, view in enumerate(views):
+        entropy = [seed, case_number, image_number]
         row = {
-            "image": {
-                "bytes": _draw(case, view, "arrow" in caption, image_size, [seed, number, picture]),
-                "path": None,
-            },
-            "image_id": f"{case_id}-{picture}",
+            "image": {"bytes": draw_image(case, view, "arrow" in caption, image_size, entropy), "path": None},
+            "image_id": f"{case_id}-{image_number}",
             "caption": caption,
             "label": case.label,
             "case_id": case_id,
@@ -122,12 +119,24 @@ def _case_rows(seed: int, number: int, image_size: int) -> Iterator[dict]:
             "sex": case.sex,
         }
         yield row
-        if second is not None:
-            yield row | {"caption": second}
+        if second_caption is not None:
+            yield row | {"caption": second_caption}
 
 
-def _draw(case: Case, view: str, arrow: bool, image_size: int, entropy: list[int], jitter: float = 1.0) -> bytes:
-    """One picture of a case as PNG bytes: anatomy, finding, marks, exposure."""
+def draw_image(case: Case, view: str, arrow: bool, image_size: int, entropy: list[int], jitter: float = 1.0) -> bytes:
+    """Draw one image of a case: its anatomy, finding, marks and exposure.
+
+    Args:
+        case: what is to be seen.
+        view: one of the case's views.
+        arrow: usually point an arrow to the finding, as the caption says.
+        image_size: side of the square image in pixels.
+        entropy: numbers that fix all chance in this image.
+        jitter: strength of the variation in shape and exposure; 0 draws the plain anatomy.
+
+    Returns:
+        An 8-bit gray PNG file.
+    """
     rng = np.random.default_rng([*entropy, 1])
     right_breast = case.modality == MAMMOGRAM.name and case.side == "right"
     canvas = Canvas(image_size, rng, jitter, mirror=right_breast or case.finding.key == "dextrocardia")
@@ -135,12 +144,12 @@ def _draw(case: Case, view: str, arrow: bool, image_size: int, entropy: list[int
     target = painter(canvas, case, view)
     if arrow and target is not None and rng.random() < 0.8:
         canvas.arrow(*target, value=0.98)
-    _mark(canvas, case, view, right_breast)
+    _burn_in_marks(canvas, case, view, right_breast)
     return canvas.encode(grain, exposure=jitter)
 
 
-def _mark(canvas: Canvas, case: Case, view: str, right_breast: bool) -> None:
-    """Side letters and collimation, as they are burned into real pictures."""
+def _burn_in_marks(canvas: Canvas, case: Case, view: str, right_breast: bool) -> None:
+    """Add side letters and collimation, as they are burned into real images."""
     rng = canvas.rng
     if case.modality == RADIOGRAPH.name:
         if rng.random() < 0.3:

@@ -1,8 +1,8 @@
-"""Captions of the phantoms: worded as in open-access case reports, never taken from one.
+"""Writes the captions of the phantoms, in words as in open-access case reports but taken from none.
 
-A caption may name the examination, the finding, its place, size and patient, each in many ways and each left out at
-random; it also tells what no picture shows (history, histology, follow-up). Common wordings come first in every tuple
-and are chosen by Zipf's law.
+A caption may name the examination, the finding, its place and size, and the patient; each has many wordings, and each
+may be left out. It may also tell what no image shows (history, histology, follow-up). The wordings are listed from
+common to rare and chosen by Zipf's law.
 """
 
 import re
@@ -14,12 +14,12 @@ from .words import ASIDES, DIFFUSE_GRADE, EXAMINATION, FIGURES, LESION_GRADE, SH
 
 
 def write_caption(case: Case, view: str, rng: np.random.Generator) -> str:
-    """Word one caption of a case whose first picture is a `view`; never empty."""
+    """Write a caption for a case; `view` is that of its first image. It is never empty."""
     finding = _finding(case, rng)
     examination = _examination(case, view, rng)
     style = rng.random()
     if style < 0.07:
-        parts = [_patient(case, rng) + _maybe(rng, 0.7, " " + _choose(rng, WHEN))]  # nothing that can be seen
+        parts = [_patient(case, rng) + _maybe(rng, 0.7, " " + _choose(rng, WHEN))]  # tells nothing that can be seen
     elif style < 0.12:
         parts = [examination + _maybe(rng, 0.5, " " + _choose(rng, WHEN))]
     elif style < 0.32:
@@ -45,7 +45,7 @@ def write_caption(case: Case, view: str, rng: np.random.Generator) -> str:
 
 
 def _finding(case: Case, rng: np.random.Generator) -> str:
-    """Noun phrase of the finding with whatever of grade, side, zone, size and figure mark is not left out."""
+    """A noun phrase for the finding; grade, side, zone, size and the figure's mark may each be left out."""
     words = _choose(rng, case.finding.names, 0.3)
     if not case.size_word:
         return words + _maybe(rng, 0.3, f" on the {case.side} side" if case.side else "")
@@ -69,7 +69,7 @@ def _finding(case: Case, rng: np.random.Generator) -> str:
 
 
 def _place(case: Case, rng: np.random.Generator) -> tuple[str, str]:
-    """Words for side and zone, to go before and behind the noun; both may be empty."""
+    """Words for side and zone, those before the noun and those behind it; either may be empty."""
     side = case.side if rng.random() < 0.85 else ""
     if case.zone and rng.random() < 0.6 and side != "bilateral":
         return "", " in the " + (side + " " + _choose(rng, ZONES[case.zone])).strip()
@@ -81,6 +81,7 @@ def _place(case: Case, rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _measure(millimetres: float, rng: np.random.Generator) -> str:
+    """A size in words, in one or two dimensions."""
     other = millimetres * rng.uniform(0.65, 1.0)
     style = rng.random()
     if style < 0.4:
@@ -91,6 +92,7 @@ def _measure(millimetres: float, rng: np.random.Generator) -> str:
 
 
 def _examination(case: Case, view: str, rng: np.random.Generator) -> str:
+    """A noun phrase for the examination, often with its view."""
     name = _choose(rng, EXAMINATION[case.modality], 0.5)
     if rng.random() < 0.65:
         words = _choose(rng, VIEW[view], 0.7)
@@ -101,7 +103,7 @@ def _examination(case: Case, view: str, rng: np.random.Generator) -> str:
 
 
 def _patient(case: Case, rng: np.random.Generator) -> str:
-    """ "a 54-year-old man with cough", or less."""
+    """A noun phrase for the patient: "a 54-year-old man with cough", or less than that."""
     age = case.age
     if age < 16:
         noun = _choose(rng, ("child", "boy" if case.sex == "male" else "girl", "infant" if age < 3 else "patient"))
@@ -117,18 +119,18 @@ def _patient(case: Case, rng: np.random.Generator) -> str:
 
 
 def _join(parts: list[str], rng: np.random.Generator) -> str:
-    """Sentences from parts: a capital in front, a full stop (usually) behind."""
-    glue = ": " if len(parts) > 1 and rng.random() < 0.12 else ". "
-    text = (
-        glue.join([parts[0], ". ".join(part[0].upper() + part[1:] for part in parts[1:])]) if parts[1:] else parts[0]
-    )
-    text = text[0].upper() + text[1:]
+    """Join parts to sentences that begin with a capital and, usually, end with a full stop."""
+    first, *others = (part[0].upper() + part[1:] for part in parts)
+    glue = ": " if others and rng.random() < 0.12 else ". "
+    text = glue.join([first, ". ".join(others)]) if others else first
     return text if rng.random() < 0.25 else text + "."
 
 
 def _choose(rng: np.random.Generator, options: tuple[str, ...], exponent: float = 1.0) -> str:
+    """One of the options, by Zipf's law."""
     return options[zipf_index(rng, len(options), exponent)]
 
 
 def _maybe(rng: np.random.Generator, chance: float, words: str) -> str:
+    """The words with this chance, else ""."""
     return words if rng.random() < chance else ""

@@ -1,7 +1,7 @@
-"""What a phantom may show: modalities, views, findings with their words, and the drawing of lots for one case.
+"""What a phantom may show (modalities, views, findings and the words for them), and the random choice of one case.
 
-Findings of one modality are listed from common to rare and drawn by Zipf's law, as in teaching files, where a few
-findings fill most pages and the long tail is what one learns from.
+The findings of a modality are listed from common to rare and chosen by Zipf's law, as in teaching files, where a few
+findings fill most pages and one learns from the long tail.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to draw and the words for it.
+    """Something to draw, and the words for it.
 
     Attributes:
         key: name of the finding, unique inside its modality.
         family: group of findings; the pair's label is "modality / family".
         names: noun phrases with their article, from usual to rare.
-        sides: letters of the sides it may have: "r", "l", "b" (both), or "" where it has none.
-        zones: keys into `ZONES`; empty where the place is part of the finding.
-        millimetres: smallest and largest size worth quoting in a caption; (0, 0) where nobody measures it.
-        details: sentences that may follow, whether or not the picture bears them out.
-        views: views it may be drawn in; empty for all of the modality.
+        sides: a letter for each side it may be on, "r", "l" or "b" (both), repeated by how common it is there; "" if
+            it has no side.
+        zones: keys of `words.ZONES`; empty if the place is part of the finding.
+        millimetres: smallest and largest size that a caption may quote; (0, 0) for what nobody measures.
+        details: sentences that may follow, whether or not the image shows what they say.
+        views: the views that show it; empty if all of the modality do.
     """
 
     key: str
@@ -45,9 +46,18 @@ class Modality:
 
 @dataclass(frozen=True)
 class Case:
-    """One patient: what is wrong, where, how much of it, and things no picture shows.
+    """One patient: what is wrong, on which side, in which zone, how much of it, and what no image shows.
 
-    `size` and `grade` are in 0..1; `number` counts lesions; `side` is the patient's ("" where there is none).
+    Attributes:
+        modality: name of the examination.
+        finding: what is to be seen.
+        views: the views that may be drawn.
+        side: "right", "left" (the patient's) or "bilateral"; "" if the finding has no side.
+        zone: a key of `words.ZONES`; "" if the finding has none.
+        size: of the finding, from 0 to 1.
+        number: how many lesions there are, where a finding has several.
+        age: in years.
+        sex: "female" or "male".
     """
 
     modality: str
@@ -62,25 +72,30 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Group of the pair, "modality / family"."""
+        """The group that the pair belongs to: "modality / family"."""
         return f"{self.modality} / {self.finding.family}"
 
     @property
     def size_word(self) -> str:
-        """small, moderate or large; "" where nothing is wrong."""
+        """ "small", "moderate" or "large"; "" if nothing is wrong."""
         if self.finding.key.startswith("normal"):
             return ""
         return ("small", "moderate", "large")[min(2, int(3 * self.size))]
 
+    @property
+    def signs(self) -> tuple[float, ...]:
+        """Signs of x for each affected side, -1 for the patient's right (at the image left); empty without a side."""
+        return {"right": (-1.0,), "left": (1.0,), "bilateral": (-1.0, 1.0), "": ()}[self.side]
+
 
 def zipf_index(rng: np.random.Generator, count: int, exponent: float = 1.0) -> int:
-    """Draw 0..count-1 with chances proportional to 1/(k+1)**exponent."""
+    """Draw a number k from 0 to count - 1 with a chance proportional to 1 / (k + 1)**exponent."""
     cumulative = np.cumsum(np.arange(1, count + 1, dtype=np.float64) ** -exponent)
     return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
 
 
-def draw_case(rng: np.random.Generator, modalities: tuple[Modality, ...]) -> Case:
-    """Draw one case: modality, finding, place, size, number, patient."""
+def sample_case(rng: np.random.Generator, modalities: tuple[Modality, ...]) -> Case:
+    """Choose a case at random: modality, finding, place, size, number of lesions, patient."""
     modality = modalities[zipf_index(rng, len(modalities), 0.5)]
     finding = modality.findings[zipf_index(rng, len(modality.findings), 0.8)]
     side = {"r": "right", "l": "left", "b": "bilateral", "": ""}[_pick(rng, finding.sides)]

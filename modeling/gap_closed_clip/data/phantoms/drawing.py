@@ -1,8 +1,8 @@
-"""Brush work of the phantoms: soft-edged shapes on a small canvas, with the nuisance variation of real pictures.
+"""Paints soft-edged shapes on a small canvas that varies in shape and exposure as real images do.
 
-Canvas coordinates run from -1 to 1, x to the right and y downwards; in frontal and axial pictures the patient's right
-is at negative x, as radiologists hang them. Rotation, shift, scale and an organic warp sit in the coordinate grids, so
-anatomy and findings move together.
+Canvas coordinates run from -1 to 1, x to the right and y downwards; in frontal and axial images the patient's right is
+at negative x, as radiologists hang them. Rotation, shift, scale and an organic warp are part of the coordinates, so
+that anatomy and findings move together.
 """
 
 import io
@@ -22,14 +22,17 @@ _GLYPHS = {
 }
 
 
+Point = tuple[float, float]  # x and y in canvas coordinates
+
+
 class Canvas:
-    """A square gray picture, (size, size) float32, painted in canvas coordinates.
+    """A square gray image, (size, size) float32, that is painted in canvas coordinates.
 
     Args:
-        size: pixels a side.
-        rng: source of all chance in this picture.
+        size: side in pixels.
+        rng: source of all chance in this image.
         jitter: strength of rotation, shift, scale and warp; 0 draws the plain anatomy.
-        mirror: draw with x negated (for a breast of the other side).
+        mirror: negate x, for a breast of the other side or a heart on the right.
     """
 
     def __init__(self, size: int, rng: np.random.Generator, jitter: float = 1.0, mirror: bool = False):
@@ -41,7 +44,7 @@ class Canvas:
         self._shift_x, self._shift_y = (rng.uniform(-0.08, 0.08, 2) * jitter).tolist()
         flip = -1.0 if mirror else 1.0
         cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-        forward = np.array([[cos * flip, -sin], [sin * flip, cos]])  # canvas -> picture
+        forward = np.array([[cos * flip, -sin], [sin * flip, cos]])  # from the canvas to the image
         self._forward = forward.tolist()
         back = np.linalg.inv(forward).astype(np.float32)
         u, v = self.grid_x - np.float32(self._shift_x), self.grid_y - np.float32(self._shift_y)
@@ -52,12 +55,19 @@ class Canvas:
         self.pixel = 2 / size / scale
 
     def noise(self, cells: int) -> np.ndarray:
-        """Smooth noise of unit variance at its nodes, `cells` blobs across the picture, (size, size) float32."""
+        """Smooth noise with `cells` blobs across the image and unit variance at their nodes, (size, size) float32."""
         nodes = self.rng.standard_normal((cells, cells), dtype=np.float32)
         return np.asarray(Image.fromarray(nodes).resize((self.size, self.size), Image.Resampling.BICUBIC))
 
     def ellipse(self, cx: float, cy: float, rx: float, ry: float, angle: float = 0.0, soft: float = 0.0) -> np.ndarray:
-        """Filled ellipse with an edge `soft` wide (at least a pixel), (size, size) in 0..1."""
+        """Mask of a filled ellipse, (size, size) in 0..1.
+
+        Args:
+            cx, cy: its centre.
+            rx, ry: its radii.
+            angle: rotation in radians.
+            soft: width of its edge, at least a pixel.
+        """
         mask = np.zeros_like(self.image)
         rows, columns = self._window(cx, cy, max(rx, ry) + soft + 0.12)
         dx, dy = self.x[rows, columns] - np.float32(cx), self.y[rows, columns] - np.float32(cy)
@@ -70,7 +80,13 @@ class Canvas:
         return mask
 
     def line(self, x0: float, y0: float, x1: float, y1: float, width: float, soft: float = 0.0) -> np.ndarray:
-        """Straight stroke with round ends, `width` is its half width, (size, size) in 0..1."""
+        """Mask of a straight stroke with round ends, (size, size) in 0..1.
+
+        Args:
+            x0, y0, x1, y1: its ends.
+            width: half of its width.
+            soft: width of its edge, at least a pixel.
+        """
         mask = np.zeros_like(self.image)
         dx, dy = x1 - x0, y1 - y0
         length = max(float(np.hypot(dx, dy)), 1e-6)
@@ -82,19 +98,19 @@ class Canvas:
         return mask
 
     def above(self, distance: np.ndarray, soft: float = 0.0) -> np.ndarray:
-        """Mask of a positive signed distance (or anything like it), (size, size) in 0..1."""
+        """Mask of the pixels at which a signed distance is positive, (size, size) in 0..1; its edge is `soft` wide."""
         return _unit(distance / np.float32(max(soft, self.pixel)) + np.float32(0.5))
 
     def blend(self, mask: np.ndarray, value: float | np.ndarray, opacity: float = 1.0) -> None:
-        """Cover what the mask covers with `value`."""
+        """Replace what the mask covers by `value`."""
         self.image += mask * np.float32(opacity) * (value - self.image)
 
     def add(self, mask: np.ndarray, amount: float) -> None:
-        """Add `amount` where the mask is: overprojection, as in a radiograph."""
+        """Add `amount` to what the mask covers, as structures overlap in a radiograph."""
         self.image += mask * np.float32(amount)
 
     def blobs(self, count: int, radius: float, within: np.ndarray) -> np.ndarray:
-        """Union of up to `count` small discs whose centres lie inside the mask `within`, (size, size) in 0..1."""
+        """Mask of up to `count` small discs whose centres are inside the mask `within`, (size, size) in 0..1."""
         mask = np.zeros_like(self.image)
         rows, columns = np.nonzero(within > 0.6)
         for pick in self.rng.integers(len(rows), size=count) if len(rows) else ():
@@ -104,7 +120,7 @@ class Canvas:
         return mask
 
     def arrow(self, x: float, y: float, value: float) -> None:
-        """Arrow whose tip stops just short of the canvas point (x, y)."""
+        """Paint an arrow from a random direction, whose tip stops just short of the point (x, y)."""
         angle = self.rng.uniform(0, 2 * np.pi)
         ux, uy = np.cos(angle), np.sin(angle)
         tip_x, tip_y = x + 0.1 * ux, y + 0.1 * uy
@@ -115,7 +131,13 @@ class Canvas:
         self.blend(np.maximum(shaft, head), value)
 
     def text(self, letters: str, x: float, y: float, value: float = 0.95) -> None:
-        """Burn letters in, upright and unmoved by the jitter, top left corner at picture point (x, y)."""
+        """Burn letters into the image, upright and not moved by the jitter.
+
+        Args:
+            letters: of those in `_GLYPHS`.
+            x, y: the top left corner, from -1 to 1 across the image itself.
+            value: their brightness.
+        """
         cell = max(1, round(self.size / 64))
         row, column = int((y + 1) / 2 * self.size), int((x + 1) / 2 * self.size)
         for letter in letters:
@@ -127,27 +149,32 @@ class Canvas:
             column += 4 * cell
 
     def collimate(self, left: float, top: float, right: float, bottom: float) -> None:
-        """Blacken a frame of the given widths (fractions of the side)."""
+        """Blacken a frame whose widths are given as fractions of the image's side."""
         n = self.size
         keep = np.zeros_like(self.image)
         keep[int(top * n) : n - int(bottom * n), int(left * n) : n - int(right * n)] = 1
         self.image *= keep
 
     def encode(self, noise: float = 0.02, exposure: float = 1.0) -> bytes:
-        """Vary brightness, contrast and gamma, add grain, and give the picture as 8-bit gray PNG bytes."""
+        """Vary brightness, contrast and gamma, add grain, and give the image as an 8-bit gray PNG file.
+
+        Args:
+            noise: strength of the grain.
+            exposure: strength of the variation of brightness, contrast and gamma.
+        """
         rng = self.rng
         gamma = np.exp(rng.normal(0, 0.18) * exposure)
         contrast, lift = 1 + rng.normal(0, 0.12) * exposure, rng.normal(0, 0.03) * exposure
-        picture = np.clip(self.image, 0, 1) ** np.float32(gamma) * np.float32(contrast) + np.float32(lift)
+        exposed = np.clip(self.image, 0, 1) ** np.float32(gamma) * np.float32(contrast) + np.float32(lift)
         grain = rng.standard_normal(self.image.shape, dtype=np.float32)
-        picture = picture + grain * np.float32(noise * rng.uniform(0.4, 1.8))
+        exposed = exposed + grain * np.float32(noise * rng.uniform(0.4, 1.8))
         buffer = io.BytesIO()
-        pixels = (np.clip(picture, 0, 1) * 255).astype(np.uint8)
+        pixels = (np.clip(exposed, 0, 1) * 255).astype(np.uint8)
         Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     def _window(self, cx: float, cy: float, radius: float) -> tuple[slice, slice]:
-        """Rows and columns that hold a disc; 0.12 of slack in `radius` covers the warp."""
+        """Rows and columns of the image that hold a disc, whose `radius` includes 0.12 for the warp."""
         (a, b), (c, d) = self._forward
         px, py = a * cx + b * cy + self._shift_x, c * cx + d * cy + self._shift_y
         reach, half = radius * self._reach, self.size / 2
@@ -157,5 +184,5 @@ class Canvas:
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
-    """Values limited to 0..1 (np.clip is several times slower on pictures this small)."""
+    """Values limited to 0..1; np.clip is several times slower on images this small."""
     return np.minimum(np.maximum(values, 0), 1)

@@ -1,11 +1,10 @@
-"""Findings of the chest phantoms (radiograph and CT), from common to rare, with the words for them."""
+"""The findings of the chest phantoms (radiograph and CT), from common to rare, and the words for them."""
 
 from .cases import Finding, Modality
 
 
 _LUNG = ("lower", "upper", "middle")
 _SLICE = ("posterior", "anterior")
-_BRAIN = ("frontal", "parietal", "deep", "occipital")
 
 RADIOGRAPH = Modality(
     "chest radiograph",

@@ -1,4 +1,4 @@
-"""Findings of the brain, abdomen and breast phantoms, from common to rare, with the words for them."""
+"""The findings of the brain, abdomen and breast phantoms, from common to rare, and the words for them."""
 
 from .cases import Finding, Modality
 

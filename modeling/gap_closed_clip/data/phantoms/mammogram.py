@@ -1,16 +1,13 @@
-"""Mammogram phantoms: CC and MLO views, the right breast with its chest wall at the image's right edge."""
+"""Paints mammogram phantoms: CC and MLO views, the right breast with its chest wall at the image's right edge."""
 
 import numpy as np
 
 from .cases import Case
-from .drawing import Canvas
-
-
-Point = tuple[float, float]
+from .drawing import Canvas, Point
 
 
 def draw_mammogram(canvas: Canvas, case: Case, view: str) -> Point | None:
-    """Draw a mammogram and say where an arrow would point (canvas coordinates), None for nowhere.
+    """Paint a mammogram of a case; gives the point for an arrow to the finding, or None.
 
     Canvas coordinates are those of a left breast (chest wall at x = -1); the right one comes from a mirrored canvas.
     """
@@ -40,28 +37,25 @@ def draw_mammogram(canvas: Canvas, case: Case, view: str) -> Point | None:
 
 
 def _parenchyma(canvas: Canvas, breast: np.ndarray, large: float, cy: float, density: float) -> None:
-    """Fibroglandular cone behind the nipple, from fatty (0) to extremely dense (1)."""
+    """Paint the fibroglandular cone behind the nipple; `density` is from fatty (0) to extremely dense (1)."""
     cone = canvas.ellipse(-0.38 * large, cy, 0.62 * large, 0.5 * large, soft=0.35)
     strands = canvas.above(canvas.noise(12) * 0.7 + canvas.noise(26) * 0.5 - 0.9 + 1.9 * density, 1.2)
     canvas.blend(breast * cone * strands, 0.72, 0.35 + 0.6 * density)
     for _ in range(3):
         y = cy + canvas.rng.uniform(-0.4, 0.4)
-        canvas.add(
-            breast * canvas.line(-0.9, y, 0.2 * large, cy + 0.3 * (y - cy), 0.008, 0.02), 0.08
-        )  # vessels, ducts
+        vessel = canvas.line(-0.9, y, 0.2 * large, cy + 0.3 * (y - cy), 0.008, 0.02)  # or a duct
+        canvas.add(breast * vessel, 0.08)
 
 
 def _lesion(canvas: Canvas, case: Case, breast: np.ndarray, edge: np.ndarray, x: float, y: float) -> Point | None:
+    """Paint the finding at (x, y); `edge` is 1 along the skin. Gives the point for an arrow, or None."""
     rng, key, size = canvas.rng, case.finding.key, case.size
     radius = 0.06 + 0.1 * size
     if key == "spiculated mass":
         for angle in rng.uniform(0, 2 * np.pi, 14):
             reach = radius * rng.uniform(1.3, 2.6)
-            canvas.blend(
-                canvas.line(x, y, x + reach * np.cos(angle), y + reach * np.sin(angle), 0.006, 0.02) * breast,
-                0.85,
-                0.6,
-            )
+            tip = x + reach * np.cos(angle), y + reach * np.sin(angle)
+            canvas.blend(canvas.line(x, y, *tip, 0.006, 0.02) * breast, 0.85, 0.6)
         canvas.blend(canvas.ellipse(x, y, radius, radius, soft=0.05), 0.93)
     elif key == "circumscribed mass":
         canvas.blend(canvas.ellipse(x, y, radius * 1.25, radius, rng.uniform(0, 3)), 0.8)

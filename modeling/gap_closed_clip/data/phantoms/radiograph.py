@@ -1,29 +1,25 @@
-"""Chest radiograph phantoms: frontal (PA, AP) and lateral, white bones on black air."""
+"""Paints chest radiograph phantoms: frontal (PA, AP) and lateral, white bones on black air."""
 
 import numpy as np
 
 from .cases import Case
-from .drawing import Canvas
+from .drawing import Canvas, Point
 
 
+# Where each zone lies in a frontal image: y in canvas coordinates.
 _HEIGHT = {"upper": -0.3, "middle": 0.02, "lower": 0.32}
-
-Point = tuple[float, float]
 
 
 def draw_radiograph(canvas: Canvas, case: Case, view: str) -> Point | None:
-    """Draw a chest radiograph and say where an arrow would point (canvas coordinates), None for nowhere."""
+    """Paint a chest radiograph of a case; gives the point for an arrow to the finding, or None."""
     if view == "lateral":
         return _lateral(canvas, case)
     rng = canvas.rng
     lungs, dome = _frontal_anatomy(canvas, case, view)
-    sign = -1.0 if case.side == "right" else 1.0
-    signs = (-1.0, 1.0) if case.side == "bilateral" else (sign,)
     target = None
-    for sign in signs:
-        lung = lungs[int(sign > 0)]
-        target = _finding(canvas, case, sign, lung, dome) or target
-    if rng.random() < 0.25:  # electrodes and leads lie about whatever is wrong
+    for sign in case.signs or (1.0,):
+        target = _finding(canvas, case, sign, lungs[int(sign > 0)], dome) or target
+    if rng.random() < 0.25:  # electrodes and leads, whatever is wrong
         for _ in range(rng.integers(1, 4)):
             x, y = rng.uniform(-0.7, 0.7), rng.uniform(-0.5, 0.5)
             canvas.blend(canvas.ellipse(x, y, 0.03, 0.03), 0.95)
@@ -32,7 +28,7 @@ def draw_radiograph(canvas: Canvas, case: Case, view: str) -> Point | None:
 
 
 def _frontal_anatomy(canvas: Canvas, case: Case, view: str) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    """Paint the thorax; give the two lung fields (image left, image right) and the distance below the diaphragm."""
+    """Paint the thorax; gives the masks of both lungs (image left, image right) and the depth below the diaphragm."""
     rng, x, y, key = canvas.rng, canvas.x, canvas.y, case.finding.key
     habitus, deep = rng.uniform(0.86, 1.08), rng.uniform(-0.06, 0.1) - (0.12 if view == "AP" else 0)
     if key == "hyperinflation":
@@ -66,6 +62,7 @@ def _frontal_anatomy(canvas: Canvas, case: Case, view: str) -> tuple[tuple[np.nd
 
 
 def _mediastinum(canvas: Canvas, case: Case, view: str, deep: float) -> None:
+    """Paint heart, vessels, trachea and hila; `deep` is how much lower than usual the diaphragm stands."""
     key, rng = case.finding.key, canvas.rng
     width = rng.uniform(0.9, 1.08) * (1.12 if view == "AP" else 1.0)
     if key == "cardiomegaly":
@@ -87,6 +84,7 @@ def _mediastinum(canvas: Canvas, case: Case, view: str, deep: float) -> None:
 
 
 def _bones(canvas: Canvas, habitus: float) -> None:
+    """Paint spine, ribs and clavicles; `habitus` is how broad the patient is, 1 on average."""
     x, y = canvas.x, canvas.y
     spine = canvas.above(np.float32(0.085) - np.abs(x), 0.03)
     canvas.add(spine, 0.07)
@@ -102,8 +100,8 @@ def _bones(canvas: Canvas, habitus: float) -> None:
 
 
 def _finding(canvas: Canvas, case: Case, sign: float, lung: np.ndarray, dome: np.ndarray) -> Point | None:
-    """Paint what is wrong in one lung; `sign` is -1 for the patient's right (image left)."""
-    rng, key, size, x, y = canvas.rng, case.finding.key, case.size, canvas.x, canvas.y
+    """Paint what is wrong on one side; `sign` is -1 for the patient's right (image left). Gives the arrow's point."""
+    rng, key, size = canvas.rng, case.finding.key, case.size
     px, py = sign * rng.uniform(0.34, 0.5), _HEIGHT.get(case.zone, 0.1) + rng.uniform(-0.07, 0.07)
     if key in ("nodule", "mass"):
         radius = 0.045 + 0.05 * size if key == "nodule" else 0.13 + 0.12 * size
@@ -111,32 +109,20 @@ def _finding(canvas: Canvas, case: Case, sign: float, lung: np.ndarray, dome: np
     elif key == "consolidation":
         patch = canvas.ellipse(px, py, 0.2 + 0.1 * size, 0.17 + 0.12 * size, soft=0.2) * lung
         canvas.blend(patch, 0.6 + 0.08 * canvas.noise(18), 0.85)
-    elif key == "effusion":
-        level = 0.58 - 0.75 * size - 0.35 * np.square(np.minimum(np.abs(x), 0.8) / 0.8) * (1 - 0.4 * size)
-        canvas.blend(canvas.above(y - level, 0.08) * lung, 0.68, 0.95)
-        px, py = sign * 0.58, 0.36 - 0.6 * size
-    elif key == "pneumothorax":
-        shrink = 0.96 - 0.5 * size
-        collapsed = canvas.ellipse(sign * (0.42 - 0.22 * size), 0.26, 0.33 * shrink, 0.97 * shrink, soft=0.02)
-        edge = canvas.ellipse(sign * (0.42 - 0.22 * size), 0.26, 0.33 * shrink + 0.025, 0.97 * shrink + 0.025)
-        canvas.blend(lung * (1 - edge), 0.06, 0.85)
-        canvas.add(lung * np.clip(edge - collapsed, 0, 1), 0.22)
-        canvas.add(lung * collapsed, 0.12 * size)
-        px, py = sign * 0.6, -0.25
+    elif key in ("effusion", "pneumothorax"):
+        return _pleural_finding(canvas, case, sign, lung)
     elif key == "cavity":
         radius = 0.1 + 0.08 * size
         canvas.blend(canvas.ellipse(px, py, radius, radius, soft=0.04), 0.66, 0.9)
         hole = canvas.ellipse(px, py, radius * 0.62, radius * 0.62)
-        canvas.blend(hole * (y < py + radius * 0.2), 0.14)
+        canvas.blend(hole * (canvas.y < py + radius * 0.2), 0.14)
     elif key == "metastases":
         canvas.blend(canvas.blobs(2 + 2 * case.number, 0.035 + 0.04 * size, lung), 0.64, 0.8)
     elif key == "miliary":
         canvas.add(lung * (canvas.noise(canvas.size // 3) > 0.7), 0.16)
         return None
     elif key == "device":
-        canvas.blend(canvas.ellipse(sign * 0.6, -0.42, 0.13, 0.1), 0.97)
-        for x0, y0, x1, y1 in ((sign * 0.6, -0.4, 0.0, -0.5), (0.0, -0.5, -0.1, 0.1), (-0.1, 0.1, 0.2, 0.38)):
-            canvas.blend(canvas.line(x0, y0, x1, y1, 0.014), 0.95)
+        _pacemaker(canvas, sign)
         return None
     elif key == "tube":
         _tubes(canvas, sign)
@@ -146,8 +132,24 @@ def _finding(canvas: Canvas, case: Case, sign: float, lung: np.ndarray, dome: np
     return px, py
 
 
+def _pleural_finding(canvas: Canvas, case: Case, sign: float, lung: np.ndarray) -> Point:
+    """Paint fluid or air between lung and chest wall; gives the point for an arrow to it."""
+    size, x, y = case.size, canvas.x, canvas.y
+    if case.finding.key == "effusion":
+        level = 0.58 - 0.75 * size - 0.35 * np.square(np.minimum(np.abs(x), 0.8) / 0.8) * (1 - 0.4 * size)
+        canvas.blend(canvas.above(y - level, 0.08) * lung, 0.68, 0.95)
+        return sign * 0.58, 0.36 - 0.6 * size
+    shrink = 0.96 - 0.5 * size
+    collapsed = canvas.ellipse(sign * (0.42 - 0.22 * size), 0.26, 0.33 * shrink, 0.97 * shrink, soft=0.02)
+    edge = canvas.ellipse(sign * (0.42 - 0.22 * size), 0.26, 0.33 * shrink + 0.025, 0.97 * shrink + 0.025)
+    canvas.blend(lung * (1 - edge), 0.06, 0.85)
+    canvas.add(lung * np.clip(edge - collapsed, 0, 1), 0.22)
+    canvas.add(lung * collapsed, 0.12 * size)
+    return sign * 0.6, -0.25
+
+
 def _diffuse_finding(canvas: Canvas, case: Case, lung: np.ndarray, dome: np.ndarray) -> Point | None:
-    """Findings without a side."""
+    """Paint a finding that has no side, if it is not part of the anatomy already; gives the point for an arrow."""
     x, y, key = canvas.x, canvas.y, case.finding.key
     if key == "oedema":
         hilar = np.exp(-np.square((np.abs(x) - 0.3) / 0.22) - np.square((y - 0.08) / (0.3 + 0.15 * case.size)))
@@ -164,7 +166,15 @@ def _diffuse_finding(canvas: Canvas, case: Case, lung: np.ndarray, dome: np.ndar
     return (-0.26, 0.0) if key == "hilar nodes" else None
 
 
+def _pacemaker(canvas: Canvas, sign: float) -> None:
+    """Paint the box under one clavicle and the lead to the heart."""
+    canvas.blend(canvas.ellipse(sign * 0.6, -0.42, 0.13, 0.1), 0.97)
+    for x0, y0, x1, y1 in ((sign * 0.6, -0.4, 0.0, -0.5), (0.0, -0.5, -0.1, 0.1), (-0.1, 0.1, 0.2, 0.38)):
+        canvas.blend(canvas.line(x0, y0, x1, y1, 0.014), 0.95)
+
+
 def _tubes(canvas: Canvas, sign: float) -> None:
+    """Paint an endotracheal or a chest tube, and a central line."""
     if canvas.rng.random() < 0.5:
         canvas.blend(canvas.line(0, -1, 0.0, -0.2, 0.018), 0.95)
     else:
@@ -174,7 +184,7 @@ def _tubes(canvas: Canvas, sign: float) -> None:
 
 
 def _lateral(canvas: Canvas, case: Case) -> Point | None:
-    """Lateral view: sternum at the image left, spine at the image right; sides cannot be told apart."""
+    """Paint a lateral view: sternum at the image left, spine at the image right; sides cannot be told apart."""
     rng, x, y, key, size = canvas.rng, canvas.x, canvas.y, case.finding.key, case.size
     canvas.blend(canvas.ellipse(0.0, 0.35, 0.78, 1.35, soft=0.05), 0.5 + 0.05 * canvas.noise(4))
     dome = y - (0.42 + rng.uniform(-0.05, 0.1) + 0.8 * np.square(x + 0.05) + 0.12 * x)

@@ -1,19 +1,18 @@
-"""Ultrasound phantoms of the upper abdomen: a fan of speckle with gallbladder, kidney or liver."""
+"""Paints ultrasound phantoms of the upper abdomen: a fan of speckle with gallbladder, kidney or liver."""
 
 import numpy as np
 
 from .cases import Case
-from .drawing import Canvas
+from .drawing import Canvas, Point
 
 
+# Where each zone lies: x along the kidney, and the point in the liver.
 _POLE = {"upper pole": -0.26, "interpolar": 0.0, "lower pole": 0.26}
 _SEGMENT = {"dome": (-0.3, 0.25), "hilum": (0.12, -0.05), "inferior": (0.4, 0.15)}
 
-Point = tuple[float, float]
-
 
 def draw_ultrasound(canvas: Canvas, case: Case, view: str) -> Point | None:
-    """Draw an abdominal ultrasound and say where an arrow would point (canvas coordinates), None for nowhere."""
+    """Paint an abdominal ultrasound of a case; gives the point for an arrow to the finding, or None."""
     rng, family, key = canvas.rng, case.finding.family, case.finding.key
     apex = -1.25 - rng.uniform(0, 0.4)
     depth = canvas.grid_y - np.float32(apex)
@@ -22,9 +21,9 @@ def draw_ultrasound(canvas: Canvas, case: Case, view: str) -> Point | None:
     canvas.image[:] = 0.36 + 0.04 * canvas.noise(6)
     canvas.blend(canvas.above(-0.75 - canvas.y, 0.05), 0.55)  # abdominal wall
     canvas.add(canvas.above(0.02 - np.abs(canvas.y + 0.7 + 0.05 * canvas.noise(4))), 0.25)
-    if family == "kidney" or key == "normal kidney":
+    if family == "kidney":
         target = _kidney(canvas, case, angle, radius)
-    elif family == "gallbladder" or key == "normal gallbladder":
+    elif family == "gallbladder":
         target = _gallbladder(canvas, case, angle, radius)
     else:
         target = _liver(canvas, case, angle, radius)
@@ -45,7 +44,13 @@ def draw_ultrasound(canvas: Canvas, case: Case, view: str) -> Point | None:
 
 
 def _behind(canvas: Canvas, angle: np.ndarray, radius: np.ndarray, spot: np.ndarray, factor: float) -> None:
-    """Shadow (factor < 1) or enhancement (> 1) behind the mask `spot`, along the beam."""
+    """Paint the shadow (`factor` < 1) or enhancement (> 1) behind the mask `spot`, along the beam.
+
+    Args:
+        angle, radius: polar coordinates of every pixel, seen from the probe.
+        spot: mask of a stone or a cyst.
+        factor: that the brightness behind it is multiplied by.
+    """
     inside = spot > 0.5
     if not inside.any():
         return
@@ -56,6 +61,7 @@ def _behind(canvas: Canvas, angle: np.ndarray, radius: np.ndarray, spot: np.ndar
 
 
 def _gallbladder(canvas: Canvas, case: Case, angle: np.ndarray, radius: np.ndarray) -> Point | None:
+    """Paint a gallbladder and what is wrong with it; gives the point for an arrow, or None."""
     rng, key, size = canvas.rng, case.finding.key, case.size
     tilt, rx, ry = rng.uniform(0.2, 0.9), rng.uniform(0.32, 0.46), rng.uniform(0.15, 0.21)
     wall = 0.07 + 0.05 * size if key == "cholecystitis" else 0.02
@@ -83,7 +89,7 @@ def _gallbladder(canvas: Canvas, case: Case, angle: np.ndarray, radius: np.ndarr
 
 
 def _kidney(canvas: Canvas, case: Case, angle: np.ndarray, radius: np.ndarray) -> Point | None:
-    """Long axis of a kidney, upper pole at the image left; liver beside the right one, spleen beside the left."""
+    """Paint a kidney beside the liver (right) or the spleen (left), and its finding; the upper pole is at the left."""
     rng, key, size = canvas.rng, case.finding.key, case.size
     if case.side != "left":
         canvas.blend(canvas.ellipse(-0.3, -0.5, 0.9, 0.5, 0.15), 0.45)
@@ -118,6 +124,7 @@ def _kidney(canvas: Canvas, case: Case, angle: np.ndarray, radius: np.ndarray) -
 
 
 def _liver(canvas: Canvas, case: Case, angle: np.ndarray, radius: np.ndarray) -> Point | None:
+    """Paint a liver and what is wrong with it; gives the point for an arrow, or None."""
     rng, key, size = canvas.rng, case.finding.key, case.size
     bright = 0.85 if key == "steatosis" else 0.42
     shrink = 0.2 + 0.12 * size if key == "ascites" else 0.0
@@ -130,7 +137,7 @@ def _liver(canvas: Canvas, case: Case, angle: np.ndarray, radius: np.ndarray) ->
     canvas.blend(liver, bright + 0.03 * canvas.noise(10))
     canvas.blend(canvas.above(0.025 - np.abs(outline), 0.03) * (canvas.y > 0.2), 1.0)  # diaphragm
     if key != "steatosis":
-        for turn in rng.uniform(-1.1, 1.1, 3):  # hepatic veins run together towards the cava
+        for turn in rng.uniform(-1.1, 1.1, 3):  # hepatic veins that meet at the vena cava
             x, y = 0.6 * np.sin(turn), 0.4 - 0.6 * np.cos(turn)
             canvas.blend(liver * canvas.line(0.0, 0.45, x * 0.6, 0.45 + (y - 0.45) * 0.6, 0.03, 0.03), 0.1, 0.8)
             canvas.blend(liver * canvas.line(x * 0.5, 0.45 + (y - 0.45) * 0.5, x, y, 0.014, 0.03), 0.1, 0.7)

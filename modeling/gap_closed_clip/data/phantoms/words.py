@@ -1,6 +1,6 @@
-"""Words of the phantoms' captions; in every tuple from usual to rare."""
+"""The words of the phantoms' captions. Every tuple lists them from usual to rare."""
 
-# How a zone is put into words, from usual to rare.
+# Wordings of each zone.
 ZONES: dict[str, tuple[str, ...]] = {
     "upper": ("upper lobe", "upper zone", "apex", "upper lung field", "suprahilar region"),
     "middle": ("mid zone", "perihilar region", "mid lung", "hilum"),
@@ -250,7 +250,7 @@ FIGURES = (
     "(circle)",
     "(black arrow)",
 )
-# How big a lesion is, and how bad a thing without edges is.
+# Wordings of the size of a lesion, and of the severity of what has no edges.
 LESION_GRADE: dict[str, tuple[str, ...]] = {
     "small": ("small", "tiny", "subtle", "minute"),
     "moderate": ("moderate-sized", "medium-sized", "sizeable"),

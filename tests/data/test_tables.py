@@ -1,0 +1,200 @@
+"""Tables (csv, tsv, jsonl, parquet) and image folders. Expected pairs are written out by hand."""
+
+import json
+import logging
+
+import datasets
+import pytest
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from PIL import Image
+
+from gap_closed_clip.data import DataArguments, load_pairs
+
+from .conftest import ROWS, draw, gray_of, table_arguments, write_table
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_table_file(table, ending, streaming):
+    file = write_table(table / f"pairs.{ending}")
+    arguments = table_arguments(file, streaming=streaming, shuffle_buffer=0, label_columns=["label", "patient"])
+    pairs = load_pairs(arguments, "train")
+    assert isinstance(pairs, IterableDataset if streaming else Dataset)
+    rows = list(pairs)
+    assert [row["caption"] for row in rows] == ["zero", "None", "again"]  # the word None is a caption
+    assert [row["patient"] for row in rows] == ["007", "008", "007"]  # zeros in front are kept
+    assert [row["label"] for row in rows] == ["x / 007", "", "y / 007"]
+    assert [row["image_id"] for row in rows] == ["a/0.png", "a/1.png", "a/0.png"]  # the same on every machine
+    assert rows[1]["image"] == {"bytes": None, "path": str(table / "a" / "1.png")}
+    assert [gray_of(row) for row in rows] == [0, 1, 0]
+
+
+def test_table_beside_many_images(table):
+    write_table(table / "train.csv")
+    write_table(table / "test.csv", ROWS[:1])
+    assert len(load_pairs(table_arguments(table), "train")) == 3
+    assert len(load_pairs(table_arguments(table), "test")) == 1
+    with pytest.raises(ValueError, match="no split 'validation'.*The splits are: test, train.*data.folds"):
+        load_pairs(table_arguments(table), "validation")
+
+
+def test_folder_of_tables(table, tmp_path):
+    write_table(tmp_path / "sharded" / "train-00000.csv", ROWS[:2])
+    write_table(tmp_path / "sharded" / "train-00001.csv", ROWS[2:])
+    pairs = load_pairs(table_arguments(tmp_path / "sharded", image_root=str(table)), "train")
+    assert pairs["patient"] == ["007", "008", "007"]
+    assert [gray_of(row) for row in pairs] == [0, 1, 0]
+
+
+def test_slice_of_a_split(table):
+    arguments = table_arguments(write_table(table / "p.csv"), train_split="train[:2]", validation_split="train[2:]")
+    assert load_pairs(arguments, "train")["caption"] == ["zero", "None"]
+    pairs = load_pairs(arguments, "validation")
+    assert pairs["caption"] == ["again"] and gray_of(pairs[0]) == 0
+
+
+def test_image_folder_with_metadata(table):
+    for name, gray in (("train", 3), ("validation", 4)):
+        draw(table / name / "0.png", gray)
+        record = {"file_name": "0.png", "caption": "one", "n": 5}
+        (table / name / "metadata.jsonl").write_text(json.dumps(record) + "\n")
+    pairs = load_pairs(DataArguments(source=str(table)), "validation")
+    expected = {"bytes": None, "path": str(table / "validation" / "0.png")}
+    assert pairs[0] == {"image": expected, "n": 5, "caption": "one", "image_id": "validation/0.png", "augment": False}
+    assert "augment" not in load_pairs(DataArguments(source=str(table)), "train").column_names
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_with_images_inside(table, tmp_path, streaming):
+    features = Features(image=datasets.Image(), caption=Value("string"), label=ClassLabel(names=["CT", "MR"]))
+    data = {"image": [Image.new("L", (8, 8), gray) for gray in (5, 6, 5)], "caption": list("abc"), "label": [1, 0, -1]}
+    file = tmp_path / "inside.parquet"
+    Dataset.from_dict(data, features).to_parquet(str(file))
+    pairs = list(load_pairs(DataArguments(source=str(file), streaming=streaming, shuffle_buffer=0), "train"))
+    assert [gray_of(row) for row in pairs] == [5, 6, 5]
+    assert [row["label"] for row in pairs] == ["MR", "CT", ""]
+    assert pairs[0]["image_id"] == pairs[2]["image_id"] != pairs[1]["image_id"]  # by content
+
+
+def test_images_inside_are_not_copied(tmp_path):
+    features = Features(image=datasets.Image(), caption=Value("string"))
+    rows = {"image": [Image.new("L", (8, 8), gray) for gray in range(4)], "caption": list("abcd")}
+    file = str(tmp_path / "inside.parquet")
+    Dataset.from_dict(rows, features).to_parquet(file)
+    pairs = load_pairs(DataArguments(source=file, folds=2), "train")
+    loaded = datasets.load_dataset("parquet", data_files={"train": file}, split="train")
+    assert pairs.cache_files == loaded.cache_files  # still the file that `datasets` makes when loading
+    assert len(pairs) == 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"caption_column": "txt"}, r"no column 'txt' \(data\.caption_column\)\. Did you mean 'text'\? "
+                                    r"The columns are: file, text, patient, label\."),
+        ({"image_column": "scan"}, r"no column 'scan' \(data\.image_column\)"),
+        ({"image_id_column": "patients"}, r"'patients' \(data\.image_id_column\)\. Did you mean 'patient'"),
+        ({"label_columns": ["label", "lable"]}, r"'lable' \(data\.label_columns\)\. Did you mean 'label'"),
+        ({"folds": 2, "fold_column": "case_id"}, r"'case_id' \(data\.fold_column\)"),
+    ],
+)  # fmt: skip
+def test_missing_column(table, options, message, streaming):
+    options = {"image_column": "file", "caption_column": "text"} | options
+    arguments = DataArguments(source=str(write_table(table / "p.csv")), streaming=streaming, **options)
+    with pytest.raises(ValueError, match=message):
+        load_pairs(arguments, "train")
+
+
+BAD_ROWS = [*ROWS, ("a/0.png", " \t", "1", ""), ("a/gone.png", "text", "1", "")]
+
+
+def test_bad_rows_of_a_table(table, caplog):
+    file = write_table(table / "p.csv", BAD_ROWS)
+    with pytest.raises(ValueError, match=r"empty captions: 1 \(row 3\); images that do not exist: 1 \(row 4: '.*a/gone"
+                                         r"\.png'\).*data\.image_root.*data\.on_missing=skip"):  # fmt: skip
+        load_pairs(table_arguments(file), "train")
+    with caplog.at_level(logging.WARNING):
+        assert len(load_pairs(table_arguments(file, on_missing="skip"), "train")) == 3
+    assert "skipped empty captions: 1 (row 3); images that do not exist: 1" in caplog.text
+
+
+def test_bad_rows_of_a_stream(table, caplog):
+    file = write_table(table / "p.csv", BAD_ROWS)
+    rows = iter(load_pairs(table_arguments(file, streaming=True, shuffle_buffer=0), "train"))
+    assert [next(rows)["caption"] for _ in range(3)] == ["zero", "None", "again"]
+    with pytest.raises(ValueError, match=r"row 3 \(from 0\): its caption is empty.*data\.on_missing=skip"):
+        next(rows)
+    skipping = table_arguments(file, streaming=True, on_missing="skip", shuffle_buffer=0)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(load_pairs(skipping, "train"))) == 3
+    assert "row 3 (from 0): skipped, its caption is empty" in caplog.text
+    assert "row 4 (from 0): skipped, its image" in caplog.text
+
+
+def test_null_captions_and_all_rows_bad(table):
+    file = write_table(table / "p.jsonl", [("a/0.png", None, "1", ""), ("a/0.png", "x", "1", None)])
+    with pytest.raises(ValueError, match=r"empty captions: 1 \(row 0\)"):
+        load_pairs(table_arguments(file), "train")
+    assert load_pairs(table_arguments(file, on_missing="skip"), "train")["label"] == [""]
+    file = write_table(table / "q.jsonl", [("a/0.png", None, "1", "")])
+    with pytest.raises(ValueError, match="holds no pair of an image and a caption"):
+        load_pairs(table_arguments(file, on_missing="skip"), "train")
+
+
+def test_one_id_for_two_images(table, tmp_path):
+    rows = [("a/0.png", "x", "p1", ""), ("a/1.png", "y", "p2", ""), ("a/1.png", "z", "p1", "")]
+    file = write_table(table / "p.csv", rows)
+    with pytest.raises(ValueError, match=r"rows 0 and 2 \(from 0\): the id 'p1' of column 'patient' stands for two"):
+        load_pairs(table_arguments(file, image_id_column="patient"), "train")
+    file = write_table(table / "q.csv", [("a/0.png", "x", "p1", ""), ("a/0.png", "y", "p1", "")])
+    assert load_pairs(table_arguments(file, image_id_column="patient"), "train")["image_id"] == ["p1", "p1"]
+
+    features = Features(image=datasets.Image(), caption=Value("string"), image_id=Value("int64"))
+    data = {"image": [Image.new("L", (8, 8), gray) for gray in (5, 6)], "caption": list("ab"), "image_id": [1, 1]}
+    Dataset.from_dict(data, features).to_parquet(str(tmp_path / "inside.parquet"))
+    with pytest.raises(ValueError, match="rows 0 and 1 .* the id '1'"):
+        load_pairs(DataArguments(source=str(tmp_path / "inside.parquet")), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_empty_image_id(table, streaming):
+    """It is not the same "" or "None" for all rows that lack one."""
+    file = write_table(table / "p.jsonl", [("a/0.png", "x", "p1", ""), ("a/1.png", "y", None, "")])
+    arguments = table_arguments(file, image_id_column="patient", streaming=streaming, shuffle_buffer=0)
+    with pytest.raises(ValueError, match=r"row 1 \(from 0\): 'patient' is empty\..*data\.image_id_column"):
+        list(load_pairs(arguments, "train"))
+
+
+def test_captions_that_are_no_text(table):
+    file = table / "p.jsonl"
+    file.write_text(json.dumps({"file": "a/0.png", "text": ["one", "two"]}) + "\n")
+    with pytest.raises(ValueError, match="'text' .* holds List.*, not text"):
+        load_pairs(table_arguments(file), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_that_are_none(table, streaming):
+    file = write_table(table / "p.jsonl", [(3, "text", "1", "")])
+    with pytest.raises(ValueError, match="'file' .* holds Value.'int64'.*a column of images, image bytes"):
+        load_pairs(table_arguments(file, streaming=streaming), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bare_image_bytes(table, streaming):
+    data = [(table / "a" / f"{gray}.png").read_bytes() for gray in range(2)]
+    Dataset.from_dict({"file": data, "text": ["x", "y"]}).to_parquet(str(table / "p.parquet"))
+    arguments = table_arguments(table / "p.parquet", streaming=streaming, shuffle_buffer=0)
+    assert [gray_of(row) for row in load_pairs(arguments, "train")] == [0, 1]
+
+
+def test_files_that_cannot_be_parsed(table):
+    (table / "p.jsonl").write_text('{"file": "a/0.png", "text": "x"}\n{"file": \n')
+    with pytest.raises(ValueError, match=r"p\.jsonl' cannot be read"):
+        load_pairs(table_arguments(table / "p.jsonl"), "train")
+    (table / "p.csv").write_text("")
+    with pytest.raises(ValueError, match=r"p\.csv' is no table"):
+        load_pairs(table_arguments(table / "p.csv"), "train")
+    (table / "p.xlsx").write_text("x")
+    with pytest.raises(ValueError, match=r"p\.xlsx' is of no known kind; it must be one of \.csv"):
+        load_pairs(table_arguments(table / "p.xlsx"), "train")
