@@ -142,7 +142,7 @@ def kernel_results(device: str) -> dict[str, torch.Tensor]:
     """Everything by the kernels: "case: name" to tensor."""
     import gap_closed_clip.model.triton_tiles_gap_closed_clip as kernels
 
-    small = kernels.Blocks(16, 32, 16, group=2, precision="ieee", warps=4, stages=2)
+    small = kernels.Blocks(16, 32, 16, swizzle=2, precision="ieee", warps=4, stages=2)
     results = {}
     for case in CASES:
         blocks_for = (lambda a: small) if SHAPES[case.shape].small_blocks else kernels.blocks_for
