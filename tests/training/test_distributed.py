@@ -28,8 +28,8 @@ from gap_closed_clip.training.build import train_tokenizer
 
 
 GLOBAL_BATCH, STEPS, SAVED = 8, 20, 17  # 26 pairs: three steps an epoch
-# Columns: image and caption of each of the 8 pairs. Pairs of different processes share an image (1 and 6) or a caption
-# (1 and 5, 2 and 6), and pairs of one process share a caption (3 and 4).
+# The image and the caption of each pair. Rows 1 and 5 share an image, rows 2 and 6 a caption, always across processes;
+# rows 3 and 4 share a caption, across processes or, where rows are unevenly distributed, within one.
 GROUPS = torch.tensor([[0, 0], [1, 1], [2, 2], [3, 3], [4, 3], [1, 5], [6, 2], [7, 7]])
 CASES = {
     f"{'centered' if centered else 'plain'}-{'groups' if groups else 'all'}": (centered, groups)
@@ -146,9 +146,8 @@ def make_trainer(
         dataloader_pin_memory=False,
     )
     collator = PairCollator(GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer))
-    trainer = GapClosedClipTrainer(
-        model=model, args=args, train_dataset=pairs, data_collator=RecordingCollator(collator)
-    )
+    collator = RecordingCollator(collator)
+    trainer = GapClosedClipTrainer(model=model, args=args, train_dataset=pairs, data_collator=collator)
     trainer.train(resume_from_checkpoint=None if resume_from is None else str(resume_from))
     return trainer
 
@@ -270,9 +269,8 @@ def test_gradients_and_running_means_are_those_of_the_whole_batch(results, numbe
 
 
 def test_the_cases_differ():
-    assert len({round(single_process_results(name)["temperature.logit_scale"].item(), 6) for name in CASES}) == len(
-        CASES
-    )
+    scale_gradients = {round(single_process_results(name)["temperature.logit_scale"].item(), 6) for name in CASES}
+    assert len(scale_gradients) == len(CASES)
 
 
 @pytest.fixture(scope="module")
