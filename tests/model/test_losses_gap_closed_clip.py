@@ -1,4 +1,4 @@
-"""The objective against naive float64 references, written as the papers write it."""
+"""The objective against a naive reference in float64, which is written as the papers write the formulas."""
 
 import math
 
@@ -17,24 +17,26 @@ WEIGHTS = {"contrastive_weight": 0.9, "align_weight": 1.7, "uniformity_weight": 
 
 
 def naive_terms(embeddings: list[torch.Tensor], scale: torch.Tensor, groups: list[tuple] | None):
-    """Contrastive, align, uniformity as the papers write them: sample by sample, with differences and sums of
-    exponentials in float64, no matrix product and no log-sum-exp; differentiable."""
+    """
+    The contrastive, the align and the uniformity loss as the papers write them: sample by sample, with differences and
+    sums of exponentials in float64, without matrix products and log-sum-exps. They can be differentiated.
+    """
     n, others = len(embeddings[0]), range(1, len(embeddings))
 
-    def related(i: int, j: int) -> bool:
+    def share_a_group(i: int, j: int) -> bool:
         return groups is not None and any(a == b for a, b in zip(groups[i], groups[j], strict=True))
 
-    negatives = [[j for j in range(n) if j != i and not related(i, j)] for i in range(n)]
+    negatives = [[j for j in range(n) if j != i and not share_a_group(i, j)] for i in range(n)]
     zero = embeddings[0].sum() * 0
     contrastive, align = zero, zero
     for m in others:
         a, b = embeddings[0], embeddings[m]
         for i in range(n):
-            columns = [i, *negatives[i]]
-            rows = torch.exp(scale * (b[columns] * a[i]).sum(-1)).sum()
-            cols = torch.exp(scale * (a[columns] * b[i]).sum(-1)).sum()
-            true = scale * (a[i] * b[i]).sum()
-            contrastive = contrastive + (rows.log() - true + cols.log() - true) / 2 / n / len(others)
+            candidates = [i, *negatives[i]]
+            of_row = torch.exp(scale * (b[candidates] * a[i]).sum(-1)).sum()
+            of_column = torch.exp(scale * (a[candidates] * b[i]).sum(-1)).sum()
+            true_pair = scale * (a[i] * b[i]).sum()
+            contrastive = contrastive + (of_row.log() + of_column.log() - 2 * true_pair) / 2 / n / len(others)
             align = align + ((b[i] - a[i]) ** 2).sum() / n / len(others)
     centroids = []
     for i in range(n):
@@ -55,6 +57,7 @@ def random_embeddings(n: int, modalities: int, dim: int = 6, seed: int = 0) -> l
 
 
 def loss_and_gradients(function, embeddings, scale):
+    """What `function(embeddings, scale)` returns, and the gradients of its first value, in embeddings and scale."""
     inputs = [z.detach().clone().requires_grad_() for z in embeddings] + [scale.detach().clone().requires_grad_()]
     values = function(inputs[:-1], inputs[-1])
     gradients = torch.autograd.grad(values[0], inputs)
@@ -62,6 +65,8 @@ def loss_and_gradients(function, embeddings, scale):
 
 
 def naive_loss(groups):
+    """A function for `loss_and_gradients`: the weighted sum of `naive_terms`, and the terms."""
+
     def function(embeddings, scale):
         terms = naive_terms(embeddings, scale, groups)
         return sum(w * t for w, t in zip(WEIGHTS.values(), terms, strict=True)), *terms
@@ -77,9 +82,9 @@ def assert_equal_to_naive(embeddings, groups=None, dtype=torch.float64, toleranc
     )
     expected, gradients = loss_and_gradients(naive_loss(groups), embeddings, scale)
     for value, reference in zip([*ours, *our_gradients], [*expected, *gradients], strict=True):
-        # of the largest entry: an entry near zero is the difference of numbers that float32 knows to seven digits
-        size = max(reference.abs().max().item(), 1)
-        torch.testing.assert_close(value.double(), reference, rtol=tolerance, atol=tolerance * size)
+        # Relative to the largest entry: one near zero is a difference of numbers that have seven digits in float32.
+        largest = max(reference.abs().max().item(), 1)
+        torch.testing.assert_close(value.double(), reference, rtol=tolerance, atol=tolerance * largest)
 
 
 @pytest.mark.parametrize("modalities", [2, 3])
@@ -119,8 +124,8 @@ def test_group_ids_of_one_dimension_are_one_column():
 def test_duplicates_and_zero_vectors(modalities):
     embeddings = [z.detach() for z in random_embeddings(7, modalities)]
     for z in embeddings:
-        z[3] = z[1]  # a duplicate in every modality: its centroid too
-        z[5] = 0  # no direction: the centroid is zero and stays zero
+        z[3] = z[1]  # a duplicate in every modality, so its centroid is one too
+        z[5] = 0  # zero in every modality: the centroid has no direction and stays zero
     embeddings[0][6] = 0  # zero in one modality only
     assert_equal_to_naive([z.requires_grad_() for z in embeddings])
 

@@ -1,4 +1,4 @@
-"""One large batch in micro-batches: the same embeddings and gradients, the activations of one part."""
+"""A large batch in micro-batches: same embeddings and gradients, but only one micro-batch's activations in memory."""
 
 import pytest
 import torch
@@ -11,19 +11,19 @@ from gap_closed_clip import GapClosedClipModel, MicroBatches
 from gap_closed_clip.model.losses_gap_closed_clip import TILED_FROM
 
 
-BATCH, MICRO_BATCH = 10, 3  # the last part is smaller
+BATCH, MICRO_BATCH = 10, 3  # the last micro-batch is smaller
 TERMS = ("loss", "contrastive_loss", "align_loss", "uniformity_loss")
 
 
 def noisy_model(dropout: float = 0.2, **kwargs) -> GapClosedClipModel:
-    """With dropout in the text tower and dropout and drop-path in the image tower."""
+    """A model with dropout in the text tower, and with dropout and drop-path in the image tower."""
     config = tiny_config(**kwargs)
     vision, text = config.vision_config.to_dict(), config.text_config.to_dict()
     vision["model_args"] |= {"depth": 2, "drop_path_rate": dropout, "proj_drop_rate": dropout}
     text |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     torch.manual_seed(1)
-    parts = {"vision_config": TimmWrapperConfig(**vision), "text_config": BertConfig(**text)}
-    return GapClosedClipModel(tiny_config(**parts, **kwargs)).train()
+    towers = {"vision_config": TimmWrapperConfig(**vision), "text_config": BertConfig(**text)}
+    return GapClosedClipModel(tiny_config(**towers, **kwargs)).train()
 
 
 def inputs_with_groups() -> dict[str, torch.Tensor]:
@@ -32,12 +32,12 @@ def inputs_with_groups() -> dict[str, torch.Tensor]:
 
 def with_lora(model):
     for block in model.vision_model.timm_model.blocks:
-        block.attn.qkv_bias_separate = True  # else adapters of the fused qkv get no gradient
+        block.attn.qkv_bias_separate = True  # otherwise adapters of the fused qkv layer get no gradient
     return get_peft_model(model, LoraConfig(target_modules=["qkv", "query", "value"], lora_dropout=0.3))
 
 
 def step(model, **inputs):
-    """(output, gradients by name) from one random state."""
+    """The output and the gradients by name of one step, always from the same random state."""
     model.zero_grad()
     torch.manual_seed(7)
     output = model(**inputs)
@@ -49,56 +49,60 @@ def assert_same_step(found, expected, tolerance=1e-5):
     for name in (*TERMS, "image_embeds", "text_embeds"):
         torch.testing.assert_close(found[0][name], expected[0][name], rtol=tolerance, atol=tolerance)
     assert found[1].keys() == expected[1].keys()
-    whole = torch.stack([gradient.norm() for gradient in expected[1].values()]).norm()
+    total_norm = torch.stack([gradient.norm() for gradient in expected[1].values()]).norm()
     for name, gradient in expected[1].items():
-        # The floor is for gradients that are zero but for rounding: what attention or the centering cancels out.
-        error = (found[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * whole)
+        # The floor is for gradients that are zero but for rounding, because attention or centering cancels them out.
+        error = (found[1][name] - gradient).norm() / gradient.norm().clamp(min=1e-3 * total_norm)
         assert error < tolerance, f"{name}: relative error {error:.1e}"
 
 
 @pytest.mark.parametrize("centered", [False, True])
-def test_without_noise_it_is_the_plain_batch(centered):
-    model = noisy_model(dropout=0.0, center_projections=centered)
+def test_without_dropout_a_step_is_that_of_the_whole_batch(centered):
+    """In float64, since centering leaves of some gradients nothing but rounding."""
+    model, same_model = (noisy_model(dropout=0.0, center_projections=centered).double() for _ in range(2))
     inputs = inputs_with_groups()
+    inputs["pixel_values"] = inputs["pixel_values"].double()
     found = step(model, micro_batches=MicroBatches.split(inputs, MICRO_BATCH))
-    means = {name: b.clone() for name, b in model.named_buffers() if "centering" in name}
-    again = noisy_model(dropout=0.0, center_projections=centered)
-    assert_same_step(found, step(again, **inputs))
-    for name, mean in means.items():  # of the whole batch, counted once
-        torch.testing.assert_close(mean, dict(again.named_buffers())[name], rtol=1e-5, atol=1e-7)
+    assert_same_step(found, step(same_model, **inputs), tolerance=1e-11)
+    # The running means have seen the whole batch, once.
+    means, expected = (
+        {name: buffer for name, buffer in each.named_buffers() if "centering" in name} for each in (model, same_model)
+    )
     assert len(means) == (4 if centered else 0)
+    for name, mean in means.items():
+        torch.testing.assert_close(mean, expected[name], rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16 autocast"])
-def test_with_dropout_the_gradients_are_those_of_keeping_everything(lora, precision, monkeypatch):
-    """The same micro-batches, encoded in the same order, with all activations kept: no recomputation."""
+def test_with_dropout_the_gradients_are_those_of_keeping_all_activations(lora, precision, monkeypatch):
+    """The reference encodes the same micro-batches in the same order, and recomputes nothing in the backward pass."""
     model = noisy_model(center_projections=True)
     model = with_lora(model) if lora else model
-    parts = MicroBatches.split(inputs_with_groups(), MICRO_BATCH)
+    micro_batches = MicroBatches.split(inputs_with_groups(), MICRO_BATCH)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision != "float32"):
-        found = step(model, micro_batches=parts)
+        found = step(model, micro_batches=micro_batches)
         monkeypatch.setattr(micro_batches_module, "checkpoint", lambda run, *args, use_reentrant: run(*args))
-        expected = step(model, micro_batches=parts)
+        expected = step(model, micro_batches=micro_batches)
         torch.manual_seed(8)
-        other_noise = model(micro_batches=parts)
+        with_other_masks = model(micro_batches=micro_batches)
     assert_same_step(found, expected)
-    assert (other_noise.loss - expected[0].loss).abs() > 1e-3  # there is noise to be restored
+    assert (with_other_masks.loss - expected[0].loss).abs() > 1e-3  # the masks do matter
     if lora:
         adapters = [name for name in found[1] if "lora_B" in name]
         assert len(adapters) == 4 and all(found[1][name].norm() > 0 for name in adapters)
 
 
-def test_what_the_caller_draws_next_is_undisturbed():
-    model, parts = noisy_model(), MicroBatches.split(inputs_with_groups(), MICRO_BATCH)
+def test_the_backward_pass_leaves_the_random_state_as_it_was():
+    model, micro_batches = noisy_model(), MicroBatches.split(inputs_with_groups(), MICRO_BATCH)
     torch.manual_seed(7)
-    loss = model(micro_batches=parts).loss
+    loss = model(micro_batches=micro_batches).loss
     state = torch.get_rng_state()
     loss.backward()
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_nothing_but_features_is_kept_for_the_backward_pass():
+def test_only_features_are_kept_for_the_backward_pass():
     model = noisy_model()
     kept = {}
 
@@ -110,11 +114,11 @@ def test_nothing_but_features_is_kept_for_the_backward_pass():
     for batch in (8, 32):
         kept.clear()
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        parts = MicroBatches.split(tiny_inputs(batch), 4)
+        micro_batches = MicroBatches.split(tiny_inputs(batch), 4)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-            model(micro_batches=parts)
+            model(micro_batches=micro_batches)
         sizes.append(sum(size for pointer, size in kept.items() if pointer not in weights))
-    # features, unit vectors, centroids, ... of 32 floats each, and the small batch' matrices: no tower's activations
+    # Features, unit vectors, centroids, ... of 32 floats each, and N x N matrices, but no activations of the towers.
     assert sizes[1] - sizes[0] < 24 * 4 * (20 * 32 + 20 * 32)
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
         kept.clear()
@@ -122,19 +126,19 @@ def test_nothing_but_features_is_kept_for_the_backward_pass():
     assert sum(kept.values()) > 10 * sizes[1]
 
 
-def test_pooled_text_and_inference_take_micro_batches(monkeypatch):
+def test_micro_batches_of_pooled_text_at_inference():
     model, inputs = noisy_model().eval(), tiny_inputs(BATCH)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     with torch.no_grad():
         expected = model(**inputs)
         pooled = model.encode_text(**text).pooler_output
-        parts = MicroBatches.split({"pixel_values": inputs["pixel_values"], "pooled_text": pooled}, MICRO_BATCH)
-        output = model(micro_batches=parts)
+        inputs = {"pixel_values": inputs["pixel_values"], "pooled_text": pooled}
+        output = model(micro_batches=MicroBatches.split(inputs, MICRO_BATCH))
     for name in ("loss", "image_embeds", "text_embeds", "logits_per_image"):
         torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)
 
 
-def test_texts_of_different_length_need_no_padding_to_one():
+def test_micro_batches_may_differ_in_text_length():
     model, inputs = noisy_model().eval(), tiny_inputs(4)
     first = {name: value[:2, :5] if value.ndim == 2 else value[:2] for name, value in inputs.items()}
     second = {name: value[2:] for name, value in inputs.items()}
@@ -155,15 +159,15 @@ def test_large_batches_have_no_logits_in_training(monkeypatch):
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
-        ([], "one part or more.*none"),
+        ([], "one micro-batch or more.*none"),
         ([{"pixel_values": 1, "input_ids": 2}, {"pixel_values": 1}], "input_ids, pixel_values; pixel_values"),
     ],
 )
-def test_parts_that_do_not_go_together(batches, message):
+def test_micro_batches_without_the_same_inputs(batches, message):
     with pytest.raises(ValueError, match=message):
         MicroBatches(batches)
 
 
-def test_parts_of_one_modality():
+def test_micro_batches_of_one_modality():
     with pytest.raises(ValueError, match="micro_batches hold input_ids: give both pixel_values and input_ids"):
         noisy_model()(micro_batches=MicroBatches([{"input_ids": torch.ones(2, 4, dtype=torch.int64)}]))

@@ -1,4 +1,4 @@
-"""The tiled objective against the dense form and against loops, its memory, and when it is chosen."""
+"""The tiled objective against the dense one and against naive loops; its memory, and when it is chosen."""
 
 import pytest
 import torch
@@ -29,9 +29,10 @@ def objective(tiled, ids, **weights):
 
 
 def assert_equal(found, expected, tolerance):
+    """Compares two results of `loss_and_gradients` by relative error, tensor by tensor."""
     for x, y in zip([*found[0], *found[1]], [*expected[0], *expected[1]], strict=True):
         assert x.dtype == y.dtype and x.shape == y.shape
-        # A floor for what is zero but for rounding: no negative left, one sample.
+        # The floor is for what is zero but for rounding, as where no negative is left or with one sample.
         error = (x - y).norm() / y.norm().clamp(min=0.03)
         assert error < tolerance, f"relative error {error:.1e}"
 
@@ -62,7 +63,7 @@ def test_value_and_gradients_against_loops(small_tiles, modalities):
 
 @pytest.mark.parametrize("cosine", [-1.0, 1.0])
 def test_the_largest_scale_neither_overflows_nor_underflows(small_tiles, cosine):
-    """At scale 100 logits of one tile span 200, exponentials 87 digits: more than float32 holds."""
+    """At scale 100 the logits of one tile span 200 and their exponentials 87 digits, more than float32 can hold."""
     first = random_embeddings(40, 1, dim=2)[0].detach().float()
     embeddings = [first, cosine * first]
     scale = torch.tensor(100.0)
@@ -71,7 +72,7 @@ def test_the_largest_scale_neither_overflows_nor_underflows(small_tiles, cosine)
     double = [z.double() for z in embeddings]
     values, gradients = loss_and_gradients(objective(False, None), double, scale.double())
     expected = [x.float() for x in values], [x.float() for x in gradients]
-    assert_equal(found, expected, 1e-4)  # of the rounding of unit vectors, times the scale
+    assert_equal(found, expected, 1e-4)  # the rounding of unit vectors, times the scale
 
 
 def test_half_precision_is_computed_in_float32(small_tiles):
@@ -95,7 +96,7 @@ def test_backward_under_autocast_stays_in_float32(small_tiles):
 
 @pytest.mark.parametrize("fixed", ["anchor", "other", "scale"])
 def test_what_needs_no_gradient_gets_none(small_tiles, fixed):
-    """The others get the same as before: a locked tower, a fixed temperature."""
+    """The other inputs get the gradient they had before; this is the case of a locked tower or a fixed temperature."""
     image, text = (z.detach() for z in random_embeddings(40, 2))
     inputs = {"anchor": image, "other": text, "scale": torch.tensor(14.0, dtype=torch.float64)}
     gradients = {}
@@ -122,7 +123,7 @@ def test_a_term_of_weight_zero_has_its_value_and_no_backward(small_tiles, term, 
 
 
 class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gives, also in the backward pass."""
+    """Counts the elements of the largest tensor that any operation returns, also in the backward pass."""
 
     def __init__(self):
         super().__init__()
@@ -136,6 +137,7 @@ class LargestTensor(TorchDispatchMode):
 
 
 def largest_tensor(n: int, **kwargs) -> int:
+    """Elements of the largest tensor of one forward and backward pass of n samples."""
     embeddings = [z.detach().float().requires_grad_() for z in random_embeddings(n, 2, dim=4)]
     with LargestTensor() as largest:
         gap_closed_loss(embeddings, torch.tensor(14.0, requires_grad=True), torch.arange(n), **kwargs).loss.backward()
@@ -148,7 +150,7 @@ def test_no_matrix_is_larger_than_a_tile(small_tiles):
     assert largest_tensor(n, tiled=True) <= max(TILE * TILE, n * 4)
 
 
-def test_it_is_chosen_by_size():
+def test_by_default_large_batches_are_tiled():
     n = TILED_FROM
     assert largest_tensor(n - 1) == (n - 1) ** 2
     tile = tiled_module.CPU_TILE

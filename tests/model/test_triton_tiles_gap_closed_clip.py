@@ -1,8 +1,9 @@
 """
-Tiles by Triton's kernels against tiles by torch in float64; the objective with these kernels against its dense form.
+Tiles computed by Triton kernels against tiles computed by torch in float64; the objective with these kernels against
+the dense objective.
 
-Kernels run in Triton's interpreter on CPUs, and on a GPU where there is one. The interpreter has to be chosen before
-Triton is imported, so all of its results come from one process of its own: `python this_file folder`.
+The kernels run in Triton's interpreter on the CPU, and on a GPU where there is one. The interpreter has to be chosen
+before Triton is imported, so all of its results come from a process of its own: `python this_file folder`.
 """
 
 import importlib.util
@@ -28,12 +29,15 @@ if importlib.util.find_spec("triton") is None:
 N = 150
 SCALE = 100.0  # exp(100) is beyond float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Of weights: exp's at 100, or that of their type; the interpreter cuts bfloat16 off instead of rounding it.
+# Relative rounding errors of weights: in float32 that of exponentials of up to 100, otherwise that of the dtype, where
+# the interpreter truncates to bfloat16 instead of rounding.
 ROUNDING = {"float32": 3e-5, "bfloat16": 2**-7, "float16": 2**-10}
 IDS = ["no ids", "one column", "two columns", "one group"]
 
 
 class Shape(NamedTuple):
+    """A tile of the N x N matrix of unit vectors with `dim` features, and whether it is cut into small blocks."""
+
     rows: slice
     columns: slice
     dim: int
@@ -49,6 +53,8 @@ SHAPES = {
 
 
 class Case(NamedTuple):
+    """One tile: the dtype of the embeddings, a kind of `group_ids`, `Tile.keep_diagonal`, one of `SHAPES`."""
+
     dtype: str
     ids: str
     diagonal: bool
@@ -75,7 +81,7 @@ OBJECTIVES = [
 
 
 def group_ids(kind: str) -> torch.Tensor | None:
-    """(N, G), spread over all 64 bits."""
+    """Group ids (N, G), among them negative ones and ones that differ only in their upper 32 bits; None for no ids."""
     columns = torch.randint(0, 12, (N, 2), generator=torch.Generator().manual_seed(1))
     columns = (columns - 6) << torch.tensor([0, 33])
     ids = {"one column": columns[:, 1:], "two columns": columns, "one group": torch.full((N, 1), 5)}
@@ -83,7 +89,12 @@ def group_ids(kind: str) -> torch.Tensor | None:
 
 
 def embeddings(count: int, dim: int, dtype: str) -> list[torch.Tensor]:
-    """Unit vectors (N, dim), rows of zeros and duplicates among them, in `dtype`, the first and the others."""
+    """
+    Unit vectors of `count` modalities, (N, dim) each, with rows of zeros, duplicates and opposites among them.
+
+    Args:
+        dtype: that of all modalities, or two, "bfloat16 and float32": that of the first and that of the others.
+    """
     z = unit_vectors(torch.randn(count, N, dim, generator=torch.Generator().manual_seed(dim)))
     z[:, 30] = 0
     z[1:, 22] = z[0, 40]
@@ -93,24 +104,24 @@ def embeddings(count: int, dim: int, dtype: str) -> list[torch.Tensor]:
 
 
 def tile_results(functions, case: Case, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
-    """What the four functions make of a tile; scale and norms in `dtype`."""
+    """The results of the four functions for one tile, with scale and squared norms in `dtype`."""
     rows, columns, dim, _ = SHAPES[case.shape]
     ids = group_ids(case.ids)
     tile = Tile(rows, columns, None if ids is None else ids.to(device), case.diagonal)
     a, b = (z[part].to(device) for z, part in zip(embeddings(2, dim, case.dtype), (rows, columns), strict=True))
-    b = b.T.contiguous().T  # any strides will do
-    norms = [x.to(dtype).square().sum(1) for x in (a, b)]
+    b = b.T.contiguous().T  # the functions have to take any strides
+    squared_norms = [x.to(dtype).square().sum(1) for x in (a, b)]
     scale = torch.tensor(SCALE, device=device, dtype=dtype)
-    # Whole rows hold more than the tile's: the term of 0.
+    # A whole row of the matrix holds more entries than those in the tile: one more logit, of 0.
     lses = [x.logaddexp(torch.zeros_like(x)) for x in TORCH_TILES.log_sum_exps(a, b, scale.double(), tile)]
     contrastive = functions.contrastive_weights(a, b, scale, tile, *[x.float().to(dtype) for x in lses])
-    uniformity, row_sums, column_sums = functions.uniformity_weights(a, b, *norms, tile)
+    uniformity, row_sums, column_sums = functions.uniformity_weights(a, b, *squared_norms, tile)
     weights = (a.double() @ b.double().T).to(a.dtype)
-    of_rows, of_columns = torch.ones_like(a, dtype=dtype), torch.ones_like(b, dtype=dtype)
+    row_total, column_total = torch.ones_like(a, dtype=dtype), torch.ones_like(b, dtype=dtype)
     if functions is TORCH_TILES:
         weights = weights.to(dtype)
-    functions.add_product(of_rows, weights, b)
-    functions.add_product(of_columns, weights.T, a)
+    functions.add_product(row_total, weights, b)
+    functions.add_product(column_total, weights.T, a)
     row_lse, column_lse = functions.log_sum_exps(a, b, scale, tile)
     return {
         "row_lse": row_lse,
@@ -119,15 +130,15 @@ def tile_results(functions, case: Case, dtype: torch.dtype, device: str) -> dict
         "uniformity": uniformity,
         "row_sums": row_sums,
         "column_sums": column_sums,
-        "product of rows": of_rows,
-        "product of columns": of_columns,
+        "product of rows": row_total,
+        "product of columns": column_total,
     }
 
 
 def objective_results(
     tiled: bool, dtype: str, modalities: int, ids: str, double: bool, device: str
 ) -> dict[str, torch.Tensor]:
-    """The loss, its terms and its gradients, in float64 if `double`."""
+    """The loss, its terms and its gradients by name; computed in float64 if `double`."""
     inputs = [z.to(device, torch.float64 if double else z.dtype) for z in embeddings(modalities, 24, dtype)]
     scale = torch.tensor(14.0, device=device, dtype=torch.float64 if double else torch.float32)
     for x in (*inputs, scale):
@@ -139,10 +150,10 @@ def objective_results(
 
 
 def kernel_results(device: str) -> dict[str, torch.Tensor]:
-    """Everything by the kernels: "case: name" to tensor."""
+    """The kernels' results for all tiles and objectives: tensors by names like "case: name"."""
     import gap_closed_clip.model.triton_tiles_gap_closed_clip as kernels
 
-    small = kernels.Blocks(16, 32, 16, group=2, precision="ieee", warps=4, stages=2)
+    small = kernels.Blocks(16, 32, 16, swizzle=2, precision="ieee", warps=4, stages=2)
     results = {}
     for case in CASES:
         blocks_for = (lambda a: small) if SHAPES[case.shape].small_blocks else kernels.blocks_for
@@ -165,7 +176,7 @@ DEVICES = [
 
 @pytest.fixture(scope="module", params=DEVICES)
 def found(request, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """What `kernel_results` returns, on CPUs by the interpreter."""
+    """What `kernel_results` returns, on CPUs from the process that runs the interpreter."""
     if request.param == "cuda":
         return {name: x.cpu() for name, x in kernel_results("cuda").items()}
     folder = tmp_path_factory.mktemp("interpreter")
@@ -221,14 +232,14 @@ def test_objective_is_that_of_the_dense_form(found, dtype, modalities, ids):
     expected = objective_results(False, dtype, modalities, ids, True, "cpu")
     for name, y in expected.items():
         x = found[f"{(dtype, modalities, ids)}: {name}"].double()
-        # Weights and gradients are rounded to the type of the embeddings.
+        # Weights and gradients are rounded to the dtype of the embeddings.
         tolerance = 1e-5 if dtype == "float32" else 1e-2
         assert (x - y).norm() <= tolerance * y.norm(), name
 
 
 @pytest.fixture
 def cublas():
-    """The settings of cuBLAS, whose precision a test may change."""
+    """The settings of cuBLAS; its precision is restored after the test."""
     cublas = torch.backends.cuda.matmul
     before = cublas.fp32_precision
     yield cublas
@@ -249,7 +260,7 @@ def test_products_of_float32_are_as_precise_as_those_of_cublas(device, cublas):
         case = Case("float32", "two columns", True, "default blocks")
         found = tile_results(kernels.TRITON_TILES, case, torch.float32, device)["uniformity"].cpu()
         error = (found - tile_results(TORCH_TILES, case, torch.float64, "cpu")["uniformity"]).abs().max()
-        assert 1e-6 < error < 5e-3  # 10 bits instead of 23
+        assert 1e-6 < error < 5e-3  # TF32 has 10 bits of mantissa instead of 23
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """
-Rows of one batch that lie on several processes.
+Batches whose rows lie on several processes.
 
-The scale of gradients: what runs backward on a process is `world size` times the gradient of its own rows, which the
-averaging of DistributedDataParallel and FSDP turns into the exact gradient of the global batch. Without a process
-group, everything here is the identity.
+Every process holds some rows of the global batch, its local rows, and computes the loss of the global batch. In the
+backward pass it gets `world size` times the gradient with respect to its local rows. DistributedDataParallel and FSDP
+then average over the processes, and this average is the exact gradient of the global batch.
+
+Without a process group the local rows are the global batch, and every function here leaves its input as it is.
 """
 
 import torch
@@ -12,12 +14,18 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together; 1 without a process group."""
+    """The number of processes that train together; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rows_of_processes(num_rows: int, device: torch.device) -> list[int]:
-    """How many rows each process holds, in the order of their ranks."""
+def gather_row_counts(num_rows: int, device: torch.device) -> list[int]:
+    """
+    How many rows of the global batch each process holds, in the order of the ranks.
+
+    Args:
+        num_rows: the number of this process's rows.
+        device: where the process group communicates.
+    """
     if world_size() == 1:
         return [num_rows]
     counts = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size())]
@@ -26,25 +34,25 @@ def rows_of_processes(num_rows: int, device: torch.device) -> list[int]:
 
 
 @torch.no_grad()
-def gather_rows(x: Tensor, counts: list[int]) -> Tensor:
+def gather_rows(x: Tensor, row_counts: list[int]) -> Tensor:
     """
-    (own rows, ...) -> (rows of all processes, ...), in the order of their ranks; without gradient.
+    (local rows, ...) -> (rows of all processes, ...), in the order of the ranks; without gradient.
 
     Args:
-        x: as many rows as `counts` says for this process; every process calls this with its own.
-        counts: from `rows_of_processes`.
+        x: this process's rows; every process has to call this function.
+        row_counts: how many rows each process has, see [`gather_row_counts`].
     """
-    if len(counts) == 1:
+    if len(row_counts) == 1:
         return x.detach()
-    padded = x.new_zeros(max(counts), *x.shape[1:])  # collectives want the same shape on every process
+    padded = x.new_zeros(max(row_counts), *x.shape[1:])  # collectives want the same shape on every process
     padded[: len(x)] = x
-    gathered = [torch.empty_like(padded) for _ in counts]
+    gathered = [torch.empty_like(padded) for _ in row_counts]
     dist.all_gather(gathered, padded)
-    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+    return torch.cat([rows[:count] for rows, count in zip(gathered, row_counts, strict=True)])
 
 
 def sum_across_processes(x: Tensor) -> Tensor:
-    """The sum of every process' x, with its gradient."""
+    """The sum of the x of all processes. Its backward pass sums the gradients of all processes, too."""
     return x if world_size() == 1 else _AllReduceSum.apply(x)
 
 
@@ -64,4 +72,4 @@ def _all_reduced(x: Tensor) -> Tensor:
     return total
 
 
-__all__ = ["gather_rows", "rows_of_processes", "sum_across_processes", "world_size"]
+__all__ = ["gather_row_counts", "gather_rows", "sum_across_processes", "world_size"]

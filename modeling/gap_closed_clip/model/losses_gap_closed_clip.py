@@ -1,16 +1,17 @@
 """
-The objective: contrastive + Align True Pairs + Centroid Uniformity, as pure functions of embeddings.
+The objective: contrastive loss, Align True Pairs and Centroid Uniformity, as pure functions of embeddings.
 
-Grassucci, Cicchetti, Comminiello, "Closing the gap in multimodal medical representation alignment", arXiv 2602.20046;
-the form for M modalities is that of "Closing the Modality Gap Aligns Group-Wise Semantics", arXiv 2601.18525.
+Sources: Grassucci, Cicchetti, Comminiello, "Closing the gap in multimodal medical representation alignment",
+arXiv 2602.20046, and for more than two modalities "Closing the Modality Gap Aligns Group-Wise Semantics",
+arXiv 2601.18525.
 
-Embeddings are a list of M >= 2 tensors of shape (N, D), one a modality, row i of each belonging to sample i. They are
-expected on the unit sphere (zero rows are allowed and give zero cosines). The first is the anchor. Everything is
-computed in float32, or float64 where the embeddings are float64, also under autocast.
+Embeddings are a list of M >= 2 tensors of shape (N, D), one for each modality. Row i of every tensor belongs to sample
+i, and the first modality is the anchor. Rows are expected to be unit vectors; a row of zeros is allowed, its cosine
+with every row is 0. Everything is computed in float32, or in float64 where the embeddings are float64, also under
+autocast.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,12 +22,12 @@ from .distributed_gap_closed_clip import world_size
 from .tiled_gap_closed_clip import GlobalBatch, tiled_contrastive_loss, tiled_uniformity_loss
 
 
-# Rows from which on the N x N matrices are visited in tiles instead of kept.
+# From this many rows on, the N x N matrices are by default visited in tiles and not kept.
 TILED_FROM = 1024
 
 
 class GapClosedLoss(NamedTuple):
-    """The weighted sum and its three terms before weighting; each a scalar tensor."""
+    """The weighted sum of the objective's terms, and the terms before weighting; each is a scalar tensor."""
 
     loss: Tensor
     contrastive_loss: Tensor
@@ -47,88 +48,102 @@ def gap_closed_loss(
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
 
-    A weight of alignment or uniformity that is the number 0 saves the term's backward pass; its value is still told.
+    Where `align_weight` or `uniformity_weight` is the number 0, that term has its value, for the log, but no gradient:
+    nothing is computed or kept for a backward pass.
 
     Args:
-        embeddings: M >= 2 tensors of shape (N, D) on the unit sphere; the first is the anchor.
-        logit_scale: scalar, the *scale* itself (1 / temperature), not its log.
-        group_ids: integers of shape (N,) or (N, G). Samples that agree in any column are not negatives of one another.
+        embeddings: M >= 2 tensors of shape (N, D), whose rows are unit vectors; the first is the anchor.
+        logit_scale: scalar tensor, 1 / temperature (not its logarithm).
+        group_ids: integers of shape (N,) or (N, G). Samples that agree in any column are not negatives of each other.
         contrastive_weight, align_weight, uniformity_weight: weights of the terms.
-        across_processes: the batch is that of all processes of the process group, each with any number of rows of its
-            own. The loss is that of the global batch on every process, and the gradients become exact by the averaging
-            of DistributedDataParallel or FSDP.
-        tiled: never keep an N x N matrix; same result to rounding. By default from `TILED_FROM` rows on, and
-            always across processes.
+        across_processes: compute the loss of the global batch, which all processes of the process group hold together;
+            each may hold any number of rows. Every process gets the same loss, and gradients that are exact once
+            DistributedDataParallel or FSDP has averaged them.
+        tiled: never keep an N x N matrix; the result is the same up to rounding. By default from `TILED_FROM` rows on.
+            Across processes the loss is always tiled.
 
     Raises:
-        ValueError: fewer than two modalities, shapes that differ, or `group_ids` of another length.
+        ValueError: there are fewer than two modalities, their shapes differ, they have no row, or `group_ids` has
+            another number of rows.
     """
-    _check_embeddings(embeddings, group_ids)
+    _check_inputs(embeddings, group_ids)
     across_processes = across_processes and world_size() > 1
     if tiled is None:
         tiled = len(embeddings[0]) >= TILED_FROM
+    with_gradients = torch.is_grad_enabled()
     with torch.autocast(embeddings[0].device.type, enabled=False):
         if tiled or across_processes:
-            terms = _tiled_terms(embeddings, logit_scale, group_ids, across_processes)
+            terms = _TiledTerms(embeddings, logit_scale, group_ids, across_processes)
         else:
-            terms = _dense_terms(embeddings, logit_scale, group_ids)
-        contrastive = terms[0]()
-        align, uniformity = _evaluate(terms[1], align_weight), _evaluate(terms[2], uniformity_weight)
+            terms = _DenseTerms(embeddings, logit_scale, group_ids)
+        # Also of weight 0 this term keeps its gradient: DistributedDataParallel refuses a scale that gets none.
+        contrastive = terms.contrastive()
+        with torch.set_grad_enabled(with_gradients and not _is_zero(align_weight)):
+            align = terms.align()
+        with torch.set_grad_enabled(with_gradients and not _is_zero(uniformity_weight)):
+            uniformity = terms.uniformity()
         loss = contrastive_weight * contrastive + align_weight * align + uniformity_weight * uniformity
     return GapClosedLoss(loss, contrastive, align, uniformity)
 
 
-def _evaluate(term: Callable[[], Tensor], weight: float | Tensor) -> Tensor:
-    """
-    A term that counts nothing is computed without what its backward pass would need. (Not so the contrastive one: the
-    scale would get no gradient, which DistributedDataParallel refuses.)
-    """
-    counts_nothing = isinstance(weight, int | float) and weight == 0
-    with torch.set_grad_enabled(torch.is_grad_enabled() and not counts_nothing):
-        return term()
+class _DenseTerms:
+    """The terms of one batch by means of N x N matrices, which autograd keeps for the backward pass."""
+
+    def __init__(self, embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None):
+        self.embeddings = [at_least_float32(z) for z in embeddings]
+        self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
+        self.excluded = _excluded_pairs(group_ids, embeddings[0].device)
+
+    def contrastive(self) -> Tensor:
+        anchor, *others = self.embeddings
+        losses = [contrastive_loss(anchor, other, self.logit_scale, self.excluded) for other in others]
+        return torch.stack(losses).mean()
+
+    def align(self) -> Tensor:
+        return align_true_pairs_loss(self.embeddings)
+
+    def uniformity(self) -> Tensor:
+        return centroid_uniformity_loss(self.embeddings, self.excluded)
 
 
-def _dense_terms(
-    embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None
-) -> tuple[Callable[[], Tensor], ...]:
-    embeddings = [_at_least_float32(z) for z in embeddings]
-    anchor, others = embeddings[0], embeddings[1:]
-    scale = logit_scale.to(anchor.dtype)
-    excluded = _excluded_pairs(anchor, group_ids)  # (N, N)
-    return (
-        lambda: torch.stack([contrastive_loss(anchor, other, scale, excluded) for other in others]).mean(),
-        lambda: align_true_pairs_loss(embeddings),
-        lambda: centroid_uniformity_loss(embeddings, excluded),
-    )
+class _TiledTerms:
+    """The terms of the global batch, whose N x N matrices are visited in tiles and never kept."""
 
+    def __init__(
+        self, embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None, across_processes: bool
+    ):
+        self.batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
+        self.embeddings = [at_least_float32(z) for z in embeddings]  # the rows of this process, with gradients
+        self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
 
-def _tiled_terms(
-    embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None, across_processes: bool
-) -> tuple[Callable[[], Tensor], ...]:
-    batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
-    embeddings = [_at_least_float32(z) for z in embeddings]
-    anchor, others = embeddings[0], embeddings[1:]
-    scale = logit_scale.to(anchor.dtype)
+    def contrastive(self) -> Tensor:
+        anchor, *others = self.embeddings
+        losses = [
+            tiled_contrastive_loss(anchor, other, self.logit_scale, self.batch, modality)
+            for modality, other in enumerate(others, start=1)
+        ]
+        return torch.stack(losses).mean()
 
-    def contrastive() -> Tensor:
-        pairs = [tiled_contrastive_loss(anchor, other, scale, batch, m) for m, other in enumerate(others, start=1)]
-        return torch.stack(pairs).mean()
+    def align(self) -> Tensor:
+        return self.batch.global_mean(align_true_pairs_loss(self.embeddings))
 
-    def uniformity() -> Tensor:
+    def uniformity(self) -> Tensor:
         with torch.no_grad():
-            everyone = centroids_of(batch.embeddings)
-            # Kernels multiply half precision as it is; torch computes in float32 anyway.
-            everyone = everyone.to(batch.embeddings[0].dtype) if everyone.is_cuda else everyone
-        return tiled_uniformity_loss(centroids_of(embeddings), everyone, batch)
-
-    return contrastive, lambda: batch.mean_over_rows(align_true_pairs_loss(embeddings)), uniformity
+            all_centroids = centroids_of(self.batch.embeddings)
+            if all_centroids.is_cuda:
+                # The GPU kernels multiply half precision as it is, which is faster; torch's tiles use float32 anyway.
+                all_centroids = all_centroids.to(self.batch.embeddings[0].dtype)
+        return tiled_uniformity_loss(centroids_of(self.embeddings), all_centroids, self.batch)
 
 
 def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, excluded: Tensor | None = None) -> Tensor:
     """
-    Symmetric InfoNCE: half the sum of both directions' cross-entropies over `logit_scale * anchor @ other.T`.
+    Symmetric InfoNCE between two modalities: the mean of the cross-entropies of the rows and of the columns of
+    `logit_scale * anchor @ other.T`.
 
-    `excluded` (N, N), bool: pairs that are no negatives. The diagonal, the true pairs, always counts.
+    Args:
+        anchor, other: (N, D) each.
+        excluded: (N, N), bool: pairs that are not negatives. The diagonal, which holds the true pairs, always counts.
     """
     logits = logit_scale * anchor @ other.T  # (N, N)
     if excluded is not None:
@@ -140,25 +155,25 @@ def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, exclude
 
 def align_true_pairs_loss(embeddings: list[Tensor]) -> Tensor:
     """L_ATP = 1/(M-1) sum over m != a of 1/N sum_i || z_i^m - z_i^a ||^2 (arXiv 2602.20046, Align True Pairs)."""
-    anchor, *others = [_at_least_float32(z) for z in embeddings]
+    anchor, *others = [at_least_float32(z) for z in embeddings]
     return torch.stack([(other - anchor).square().sum(-1).mean() for other in others]).mean()
 
 
 def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None = None) -> Tensor:
     """
-    L_CU = log( mean over i != j of exp(-2 || mu_i - mu_j ||^2) ), mu_i the mean over modalities of z_i brought back to
-    the sphere (arXiv 2602.20046, Centroid Uniformity).
+    L_CU = log( mean over i != j of exp(-2 || mu_i - mu_j ||^2) ), with mu_i the centroid of sample i, see
+    [`centroids_of`] (arXiv 2602.20046, Centroid Uniformity).
 
-    `excluded` (N, N), bool: pairs left out of the mean, the diagonal always among them. Where no pair is left (N = 1,
-    or one group only) the loss is 0 with zero gradient.
+    Args:
+        excluded: (N, N), bool: pairs that are left out of the mean, as the diagonal always is. Where no pair is left
+            (N = 1, or all samples in one group) the loss is 0, with a gradient of 0.
     """
     centroids = centroids_of(embeddings)  # (N, D)
     squared_norms = centroids.square().sum(-1)
     squared_distances = squared_norms[:, None] + squared_norms - 2 * centroids @ centroids.T  # (N, N)
     ignored = torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
     ignored = ignored if excluded is None else ignored | excluded
-    # -1e4 and not -inf: exp gives exactly 0 all the same, and the gradient stays 0 instead of NaN where nothing is
-    # left.
+    # Not -inf: exp(-1e4) is exactly 0 too, and where no pair is left the gradient stays 0 instead of NaN.
     exponents = (-2 * squared_distances).masked_fill(ignored, -1e4)
     count = (~ignored).sum()
     log_mean = exponents.flatten().logsumexp(0) - count.clamp(min=1).to(exponents.dtype).log()
@@ -166,25 +181,31 @@ def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None =
 
 
 def centroids_of(embeddings: list[Tensor]) -> Tensor:
-    """mu_i, the mean over modalities of z_i brought back to the sphere: (N, D), float32 or float64."""
-    return unit_vectors(sum(_at_least_float32(z) for z in embeddings) / len(embeddings))
+    """The centroid of each sample, its mean over the modalities scaled to unit length: (N, D), float32 or float64."""
+    return unit_vectors(sum(at_least_float32(z) for z in embeddings) / len(embeddings))
 
 
 def unit_vectors(x: Tensor) -> Tensor:
-    """Rows of x (..., D) at unit length. A row of zeros has no direction: it stays zero and gets no gradient."""
+    """The rows of x (..., D) at unit length. A row of zeros has no direction: it stays zero and gets no gradient."""
     squared_norm = x.square().sum(-1, keepdim=True)
     is_zero = squared_norm == 0
     return torch.where(is_zero, torch.zeros_like(x), x * squared_norm.masked_fill(is_zero, 1.0).rsqrt())
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or in float64 where it already is."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> float | Tensor:
     """
-    Value of a weight at a fraction of training: a scheduled one as a scalar tensor, a constant one as it is.
+    The value of a weight at some point of the training: a scalar tensor if it is scheduled, the number if it is not.
 
     Args:
-        weight: a number, or points [fraction, value] with rising fractions: linear between points, constant outside
-            them.
-        progress: scalar tensor in [0, 1]. A tensor, so that torch.compile does not compile anew at every step.
+        weight: a number, or a schedule: points [fraction, value] with rising fractions, linear between two points and
+            constant before the first and after the last.
+        progress: scalar tensor, the fraction of the training that is done, 0 to 1. It is a tensor so that
+            torch.compile does not compile again at every step.
     """
     if isinstance(weight, int | float):
         return weight
@@ -194,22 +215,23 @@ def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> flo
     return value
 
 
-def _excluded_pairs(anchor: Tensor, group_ids: Tensor | None) -> Tensor | None:
-    """(N, N) bool, True where i and j agree in any column of `group_ids` (N,) or (N, G); None without ids."""
+def _is_zero(weight: float | Tensor) -> bool:
+    """Whether a weight is the number 0. The value of a tensor is not looked at, which would wait for the GPU."""
+    return isinstance(weight, int | float) and weight == 0
+
+
+def _excluded_pairs(group_ids: Tensor | None, device: torch.device) -> Tensor | None:
+    """(N, N), bool: whether samples i and j agree in any column of `group_ids`, (N,) or (N, G); None without ids."""
     if group_ids is None:
         return None
-    ids = group_ids.to(anchor.device).reshape(len(group_ids), -1)  # (N, G)
-    excluded = torch.zeros(len(ids), len(ids), dtype=torch.bool, device=anchor.device)
+    ids = group_ids.to(device).reshape(len(group_ids), -1)  # (N, G)
+    excluded = torch.zeros(len(ids), len(ids), dtype=torch.bool, device=device)
     for column in ids.T:
         excluded |= column[:, None] == column
     return excluded
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _check_embeddings(embeddings: list[Tensor], group_ids: Tensor | None) -> None:
+def _check_inputs(embeddings: list[Tensor], group_ids: Tensor | None) -> None:
     if len(embeddings) < 2:
         raise ValueError(
             f"The objective compares modalities: give a list of two or more (N, D) tensors, not {len(embeddings)}."
@@ -225,8 +247,10 @@ def _check_embeddings(embeddings: list[Tensor], group_ids: Tensor | None) -> Non
 
 
 __all__ = [
+    "TILED_FROM",
     "GapClosedLoss",
     "align_true_pairs_loss",
+    "at_least_float32",
     "centroid_uniformity_loss",
     "centroids_of",
     "contrastive_loss",

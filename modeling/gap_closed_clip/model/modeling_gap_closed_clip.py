@@ -13,9 +13,16 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import TILED_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
+from .losses_gap_closed_clip import (
+    TILED_FROM,
+    GapClosedLoss,
+    at_least_float32,
+    gap_closed_loss,
+    scheduled_weight,
+    unit_vectors,
+)
 from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
-from .projection_gap_closed_clip import ProjectionCentering, Temperature, at_least_float32, centering, projection
+from .projection_gap_closed_clip import ProjectionCentering, Temperature, centering, projection
 from .towers_gap_closed_clip import (
     fixed_image_size,
     load_tower,

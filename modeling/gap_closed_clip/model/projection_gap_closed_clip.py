@@ -1,4 +1,7 @@
-"""From a tower's features to the shared space: projection and centering of one modality; the temperature of both."""
+"""
+From the features of a tower to the embedding space that the modalities share: the projection and the centering of one
+modality, and the temperature, which all modalities have in common.
+"""
 
 import math
 
@@ -7,19 +10,25 @@ from torch import Tensor, nn
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .distributed_gap_closed_clip import sum_across_processes
+from .losses_gap_closed_clip import at_least_float32
 
 
 class ProjectionCentering(nn.Module):
     """
-    Subtracts a modality's mean: in training that of the global batch, otherwise running statistics saved with the
-    model.
+    Subtracts the mean of a modality's features: in training the mean of the global batch, otherwise a running mean,
+    which is saved with the model. It is a BatchNorm that does not scale.
 
-    A BatchNorm without scale. A modality can't then sit in a cone of its own, nor can both crowd into one: what closes
-    the gap has to align the pairs. The running mean is the plain mean of the first 1 / momentum batches and moves by
-    `momentum` from then on, so that short trainings don't keep a part of the initial zero.
+    A centered modality can't sit in a cone of its own, and centered modalities can't all crowd into one cone: the gap
+    can then close only by aligning the pairs.
+
+    Args:
+        dim: D, the number of features.
+        momentum: share of a new batch in the running mean. Over the first 1 / momentum batches the running mean is
+            their plain mean instead, so that after a short training nothing is left of the zeros it starts from.
     """
 
-    weight = None  # which some of peft's methods ask every module for that was trained as a whole, when they merge
+    # Some of peft's methods ask every module in `modules_to_save` for its weight when they merge their adapters.
+    weight = None
 
     def __init__(self, dim: int, momentum: float):
         super().__init__()
@@ -28,7 +37,7 @@ class ProjectionCentering(nn.Module):
         self.register_buffer("num_batches_tracked", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, D)."""
+        """Features (B, D) -> centered features (B, D)."""
         if not self.training:
             return x - self.running_mean.to(x.dtype)
         count = sum_across_processes(x.new_tensor(float(len(x))))
@@ -42,42 +51,42 @@ class ProjectionCentering(nn.Module):
 
 class Temperature(nn.Module):
     """
-    What cosines are multiplied by before the softmax: exp(`logit_scale`), learned and capped as in CLIP.
+    The scale of the logits: cosines are multiplied by exp(`logit_scale`), which is learned and capped as in CLIP.
 
-    A module and not a bare parameter of the model: peft saves modules (`modules_to_save`) beside its adapters.
+    This is a module and not a bare parameter of the model because what peft saves beside its adapters
+    (`modules_to_save`) are modules.
     """
 
-    weight = None  # as in ProjectionCentering
+    weight = None  # for peft, as in ProjectionCentering
 
     def __init__(self, config: GapClosedClipConfig):
         super().__init__()
         self.config = config
-        # (1,) and not a scalar, which FSDP can't shard
+        # Of shape (1,), because FSDP can't shard a scalar.
         self.logit_scale = nn.Parameter(
             torch.tensor([float(config.logit_scale_init_value)]), requires_grad=config.learnable_temperature
         )
 
     def forward(self) -> Tensor:
-        """The scale, 1 / temperature: a scalar, float32 or float64."""
+        """The scale, 1 / temperature: a scalar tensor, float32 or float64."""
         logit_scale, cap = self.logit_scale.squeeze(0), math.log(self.config.max_logit_scale)
         if not self.config.learnable_temperature:
-            logit_scale = logit_scale.detach()  # because from_pretrained gives every parameter a gradient
+            logit_scale = logit_scale.detach()  # from_pretrained makes every parameter require a gradient
         elif self.training:
-            # The parameter itself is capped, as in CLIP: clamping its exponential would leave it without gradient at
-            # the cap.
+            # The parameter itself is capped, as in CLIP: once over the cap, a clamped exponential would give it no
+            # gradient to come back with.
             with torch.no_grad():
                 self.logit_scale.clamp_(max=cap)
-        # Under FSDP what was capped is a copy: the value is, whatever the parameter.
-        over = (logit_scale.detach() - cap).clamp(min=0)
-        return at_least_float32(logit_scale - over).exp()
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+        # Under FSDP that caps a gathered copy and not the parameter, so the value is capped in any case.
+        excess = (logit_scale.detach() - cap).clamp(min=0)
+        return at_least_float32(logit_scale - excess).exp()
 
 
 def projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
-    """(..., in_dim) -> (..., D): linear, or with a hidden layer of `config.projection_hidden_dim`."""
+    """
+    The projection of one modality, (..., in_dim) -> (..., D): one linear layer, or two with a GELU between them where
+    the configuration gives a `projection_hidden_dim`.
+    """
     if config.projection_hidden_dim is None:
         return nn.Linear(in_dim, config.projection_dim)
     hidden_dim = config.projection_hidden_dim
@@ -85,10 +94,10 @@ def projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
 
 
 def centering(config: GapClosedClipConfig) -> nn.Module:
-    """[`ProjectionCentering`] where the config asks for it, else nothing."""
+    """[`ProjectionCentering`] where the configuration asks for it, the identity where it does not."""
     if config.center_projections:
         return ProjectionCentering(config.projection_dim, config.centering_momentum)
     return nn.Identity()
 
 
-__all__ = ["ProjectionCentering", "Temperature", "at_least_float32", "centering", "projection"]
+__all__ = ["ProjectionCentering", "Temperature", "centering", "projection"]
