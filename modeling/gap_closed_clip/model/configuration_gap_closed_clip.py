@@ -120,7 +120,8 @@ class GapClosedClipConfig(PreTrainedConfig):
         "text_model_output",
         "caption_loss",
         "logits",
-        "past_key_values",
+        "cache",  # as transformers 5.24 calls it
+        "past_key_values",  # as it does before
         "encoder_hidden_states",
     ]
 

@@ -63,6 +63,41 @@ def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def build_decoder(
+    text_config: PreTrainedConfig, decoder: str | PreTrainedConfig | None, num_layers: int | None
+) -> PreTrainedModel:
+    """
+    A decoder with the vocabulary of a text tower.
+
+    Args:
+        text_config: the text tower's.
+        decoder: Hub id or folder of a BERT to load, or the configuration of one to start at random; None for one of
+            the text tower's shape, with random weights.
+        num_layers: of a decoder of the text tower's shape, where it has fewer layers.
+
+    Raises:
+        OSError: a decoder that can't be found or downloaded.
+        ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there are.
+    """
+    if isinstance(decoder, str):
+        model = load_decoder(decoder)
+    else:
+        config = decoder_config_like(text_config if decoder is None else decoder)
+        if decoder is None and num_layers is not None:
+            if not 1 <= num_layers <= config.num_hidden_layers:
+                raise ValueError(
+                    f"num_layers is {num_layers}: the text tower has {config.num_hidden_layers}, use 1 to as many."
+                )
+            config.num_hidden_layers = num_layers
+        model = AutoModelForCausalLM.from_config(config)
+    if model.config.vocab_size != text_config.vocab_size:
+        raise ValueError(
+            f"The decoder has a vocabulary of {model.config.vocab_size} tokens, the text tower one of "
+            f"{text_config.vocab_size}: one tokenizer serves both, so name a decoder with the same."
+        )
+    return model
+
+
 def load_decoder(name_or_path: str) -> PreTrainedModel:
     """A BERT's weights as those of a decoder; what they lack, cross-attention for one, starts at random."""
     try:
@@ -132,6 +167,7 @@ def one_for_each(input_ids: Tensor, attention_mask: Tensor, number: int) -> tupl
 
 __all__ = [
     "CaptionMemory",
+    "build_decoder",
     "copy_layers",
     "decoder_config_like",
     "load_decoder",

@@ -1,0 +1,45 @@
+"""[`GapClosedClipPreTrainedModel`]: what the encoder and the captioner tell transformers about themselves."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .projection_gap_closed_clip import ProjectionCentering, Temperature
+
+
+class GapClosedClipPreTrainedModel(PreTrainedModel):
+    """Initial weights, and what transformers needs to know about the towers."""
+
+    config_class = GapClosedClipConfig
+    base_model_prefix = "gap_closed_clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # timm and BERT both run scaled_dot_product_attention
+    _supports_sdpa = True
+    # A contrastive batch can't be split into token counts: the Trainer must not hand num_items_in_batch to forward.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ProjectionCentering):
+            init.zeros_(module.running_mean)
+            init.zeros_(module.num_batches_tracked)
+        if isinstance(module, Temperature):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def enable_adapters(self) -> None:
+        """
+        As in transformers, which switches modules that an adapter trained as a whole (`modules_to_save`) off together
+        with the adapter, but not on again.
+        """
+        super().enable_adapters()
+        for module in self.modules():
+            if "modules_to_save" in module._modules:
+                module.enable_adapters(enabled=True)
+
+
+__all__ = ["GapClosedClipPreTrainedModel"]
