@@ -1,5 +1,7 @@
 """[`GapClosedClipTowers`]: images and texts to features in the shared space."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -9,6 +11,7 @@ from .configuration_gap_closed_clip import GapClosedClipConfig
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
 from .projection_gap_closed_clip import at_least_float32, centering, projection
 from .towers_gap_closed_clip import (
+    all_states,
     fixed_image_size,
     longest_text,
     pool_text,
@@ -94,14 +97,19 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return outputs
 
     def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
         The text tower alone: (B, length, hidden) and, as `pooler_output`, what represents a text, (B, hidden).
 
         Args:
             input_ids, attention_mask: (B, length), as the tokenizer makes them.
-            kwargs: what else the tower takes (`token_type_ids`, `position_ids`, `output_hidden_states`, ...).
+            output_hidden_states: indices instead of True leave None in the place of the other states.
+            kwargs: what else the tower takes (`token_type_ids`, `position_ids`, `output_attentions`, ...).
 
         Raises:
             ValueError: texts longer than the tower takes.
@@ -112,6 +120,10 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
                 f"The texts are {input_ids.shape[1]} tokens long, the text tower takes {limit} at most: tokenize with "
                 f"truncation=True, max_length={limit}."
             )
+        # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = all_states(output_hidden_states)
         if hasattr(self.config.text_config, "use_cache"):
             # An encoder keeps no cache. Its configuration asks for one all the same, of which transformers warns under
             # checkpointing, and torch.compile has no place for a warning in its graph.
@@ -120,7 +132,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=pool_text(outputs, attention_mask, self.config.text_pooling),
-            hidden_states=outputs.hidden_states,
+            hidden_states=select_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
         )
 
@@ -145,7 +157,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def _project_images(
-        self, pixel_values: Tensor, output_hidden_states: bool | int | list[int] | None = None, **kwargs
+        self, pixel_values: Tensor, output_hidden_states: bool | int | Sequence[int] | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """`get_image_features` before the centering."""
         size = tuple(pixel_values.shape[-2:])
@@ -155,19 +167,13 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
                 f"{self.image_size[1]}: set the image processor's crop_size and size, or the tower's "
                 "model_args={'dynamic_img_size': True}."
             )
-        # timm raises on indices beyond its last block, which the text tower may well have, and drops the other states.
-        selects = output_hidden_states is not None and not isinstance(output_hidden_states, bool)
         outputs = self.vision_model(
-            pixel_values=pixel_values,
-            output_hidden_states=True if selects else output_hidden_states,
-            return_dict=True,
-            **kwargs,
+            pixel_values, output_hidden_states=all_states(output_hidden_states), return_dict=True, **kwargs
         )
-        states = select_states(outputs.hidden_states, output_hidden_states) if selects else outputs.hidden_states
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=at_least_float32(self.visual_projection(outputs.pooler_output)),
-            hidden_states=states,
+            hidden_states=select_states(outputs.hidden_states, output_hidden_states),
         )
 
     def _project_texts(

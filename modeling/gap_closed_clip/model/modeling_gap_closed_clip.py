@@ -173,16 +173,21 @@ class GapClosedClipModel(GapClosedClipTowers):
         has_text = input_ids is not None or pooled_text is not None
         if pixel_values is None and not has_text:
             raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
-        # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
-        states = {} if output_hidden_states is None else {"output_hidden_states": output_hidden_states}
-        attentions = {} if output_attentions is None else {"output_attentions": output_attentions}
         image_features = text_features = image_embeds = text_embeds = None
         if pixel_values is not None:
-            image_features = self.get_image_features(pixel_values, return_dict=True, **states)
+            image_features = self.get_image_features(
+                pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+            )
             image_embeds = unit_vectors(image_features.pooler_output)  # (B, D)
         if has_text:
             tokens = (input_ids, attention_mask, token_type_ids, position_ids)
-            text_features = self.get_text_features(*tokens, pooled_text, return_dict=True, **states, **attentions)
+            text_features = self.get_text_features(
+                *tokens,
+                pooled_text,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
+            )
             text_embeds = unit_vectors(text_features.pooler_output)  # (C, D)
         outputs = {"vision_model_output": image_features, "text_model_output": text_features}
         return self._output(image_embeds, text_embeds, group_ids, return_loss, **outputs)

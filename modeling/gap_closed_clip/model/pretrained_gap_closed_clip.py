@@ -1,6 +1,9 @@
 """[`GapClosedClipPreTrainedModel`]: what the encoder and the captioner tell transformers about themselves."""
 
+from typing import Any
+
 import torch
+import transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -30,6 +33,23 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.num_batches_tracked)
         if isinstance(module, Temperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def load_adapter(self, *args, **kwargs) -> Any:
+        """
+        As in transformers. It refuses to go on with an adapter of which only a part was loaded.
+
+        Raises:
+            RuntimeError: with transformers 5.17, for an adapter that trained modules as a whole (`modules_to_save`).
+                The library leaves them at random and only logs it; when 5.17 is no longer supported, this check goes.
+        """
+        info = super().load_adapter(*args, **kwargs)
+        missing = sorted(name for name in getattr(info, "missing_keys", ()) if ".modules_to_save." in name)
+        if missing:
+            raise RuntimeError(
+                f"transformers {transformers.__version__} leaves {len(missing)} weights of the adapter out "
+                f"({missing[0]}, ...): use transformers 5.18 or newer, or peft.PeftModel.from_pretrained(model, adapter)."
+            )
+        return info
 
     def enable_adapters(self) -> None:
         """

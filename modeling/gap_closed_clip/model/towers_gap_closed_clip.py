@@ -171,14 +171,34 @@ def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) 
     return {"weight": weight, "bias": bias}
 
 
-def select_states(states: Sequence[Tensor], indices: int | Sequence[int]) -> tuple[Tensor | None, ...]:
-    """The states at `indices`, None in the place of the others; as in transformers, an index may point outside."""
-    indices = [indices] if isinstance(indices, int) else indices
-    n = len(states)
-    return tuple(state if place in indices or place - n in indices else None for place, state in enumerate(states))
+def all_states(output_hidden_states: bool | int | Sequence[int] | None) -> bool | None:
+    """
+    What to ask a tower for, so that `select_states` finds the states at some indices: all of them, in that case.
+
+    Towers differ in what they make of indices: timm raises on those beyond its last block, which the other tower may
+    well have, and drops the other states; BERT leaves the first state out of the count in transformers 5.17.
+    """
+    return output_hidden_states if isinstance(output_hidden_states, bool | None) else True
+
+
+def select_states(
+    states: Sequence[Tensor] | None, output_hidden_states: bool | int | Sequence[int] | None
+) -> tuple[Tensor | None, ...] | None:
+    """
+    All states for a flag. For indices, None in the place of the other states; they count from the end if they are
+    negative and, as in transformers, may lie outside.
+    """
+    if states is None or isinstance(output_hidden_states, bool | None):
+        return states
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    number = len(states)
+    return tuple(
+        state if index in indices or index - number in indices else None for index, state in enumerate(states)
+    )
 
 
 __all__ = [
+    "all_states",
     "first_position",
     "fixed_image_size",
     "load_image_tower",
