@@ -75,7 +75,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         config.pad_token_id = config.decoder_config.pad_token_id  # where Seq2SeqTrainer looks for it
         self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
         self.post_init()
-        # An encoder's, which skips a decoder's weights; here one that finds no place is told of.
+        # Inside a captioner the encoder's list must not apply: weights of the decoder that find no place are reported.
         self._keys_to_ignore_on_load_unexpected -= set(GapClosedClipModel._keys_to_ignore_on_load_unexpected)
 
     @classmethod
@@ -124,9 +124,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """
-        As `PreTrainedModel.from_pretrained`. Of a [`GapClosedClipModel`], which has no decoder, it makes a new
-        captioner as `from_clip` does, with the tokenizer that lies beside the weights. Where none does, the decoder
-        starts at random.
+        As `PreTrainedModel.from_pretrained`. From the folder of a [`GapClosedClipModel`], which has no decoder, it
+        makes a new captioner as `from_clip` does, with the tokenizer that lies beside the weights. Where there is no
+        tokenizer, the decoder starts at random.
         """
         name = pretrained_model_name_or_path
         location = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
@@ -173,18 +173,18 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         return embeddings
 
     def freeze_encoder(self, frozen: bool = True) -> None:
-        """Switches the gradients of the whole [`GapClosedClipModel`] off (or on); without, it stays in eval mode."""
+        """Switches the gradients of the whole encoder off (or on). Without gradients it stays in eval mode."""
         self.gap_closed_clip.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "GapClosedClipForConditionalGeneration":
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.gap_closed_clip.parameters()):
-            self.gap_closed_clip.eval()  # its centering, too, which would follow the batches
+            self.gap_closed_clip.eval()  # with its centering, whose running means would follow the batches
         return self
 
     def set_training_progress(self, progress: float) -> None:
-        """As of the encoder, whose objective may follow a schedule. Without the objective it stays as it is."""
+        """As that of the encoder, whose objective may follow a schedule; nothing where it does not train with it."""
         if self.config.caption_objective_weight:
             self.gap_closed_clip.set_training_progress(progress)
 
@@ -221,7 +221,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         return self._make_memory(self.gap_closed_clip.get_image_features(pixel_values, return_dict=True))
 
     def _make_memory(self, image_features: ModelOutput) -> tuple[Tensor, Tensor]:
-        """`encode`, of the image features that the encoder gives."""
+        """The decoder's memory and unit vectors, as from `encode`, of the image features that the encoder gives."""
         embeds = unit_vectors(image_features.pooler_output)  # (B, D)
         return self.memory(unit_vectors(embeds + self.memory.image_shift), image_features.last_hidden_state), embeds
 
@@ -292,7 +292,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         shared_embeds: Tensor | None,
         group_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`encode`, and the objective of the space, of images and captions, where the config asks for it."""
+        """What `encode` gives, and the objective of images and captions in the space where the config asks for it."""
         if labels is None or not self.config.caption_objective_weight:
             return *self.encode(pixel_values, shared_embeds), None
         input_ids, attention_mask = tokens_of_labels(labels, self.decoder.config.pad_token_id)

@@ -47,7 +47,8 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         if missing:
             raise RuntimeError(
                 f"transformers {transformers.__version__} leaves {len(missing)} weights of the adapter out "
-                f"({missing[0]}, ...): use transformers 5.18 or newer, or peft.PeftModel.from_pretrained(model, adapter)."
+                f"({missing[0]}, ...): use transformers 5.18 or newer, or load the adapter with "
+                "peft.PeftModel.from_pretrained(model, adapter)."
             )
         return info
 
