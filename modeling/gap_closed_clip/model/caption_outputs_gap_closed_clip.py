@@ -10,10 +10,11 @@ from transformers.utils.deprecation import deprecate_kwarg
 
 
 # transformers calls the keys and values of the tokens so far `past_key_values` up to 5.23, and `cache` from 5.24 on:
-# arguments of `forward` and `generate`, and fields of what they return. A captioner takes `cache` with either, and its
-# code says so; CACHE is the name in calls of the library, and of the output's field. Where `past_key_values` is the
-# library's own name the decorator renames it without a word ("0": deprecated in no version to come), and from 5.24 on
-# with the library's own warning. All of this goes with support of 5.23: the field is then `cache`, and so is CACHE.
+# as an argument of `forward` and `generate`, and as a field of outputs. The captioner's code says `cache`, and CACHE
+# is the name in the installed version. The decorator lets callers use the old name with any version: from 5.24 on with
+# the library's own deprecation warning, before that without one (version "0" lies in the past). When 5.23 is no longer
+# supported, CACHE goes and the output has a plain field `cache`; the decorator can stay until the library drops the
+# old name in 5.40.
 CACHE = "cache" if hasattr(CausalLMOutputWithCrossAttentions, "cache") else "past_key_values"
 takes_past_key_values = deprecate_kwarg(
     "past_key_values", version="5.40.0" if CACHE == "cache" else "0", new_name="cache"
@@ -51,7 +52,7 @@ class GapClosedClipCaptionOutput(ModelOutput):
 
 
 def with_memory_cache(cache: Cache | None) -> EncoderDecoderCache | None:
-    """A cache of the caption alone, as `generate` makes them, with a place for the keys and values of the memory."""
+    """A cache with a place for the keys and values of the memory, which those that `generate` makes do not have."""
     if cache is None or isinstance(cache, EncoderDecoderCache):
         return cache
     return EncoderDecoderCache(cache, DynamicCache())
