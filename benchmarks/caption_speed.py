@@ -46,11 +46,11 @@ CACHES = {"cache": True, "no cache": False}
 @dataclass(frozen=True)
 class Settings:
     """
-    What is written, and on what.
+    The models and captions of one run, and the device that they are measured on.
 
     Args:
-        towers: the image tower; the decoder is of the text tower's shape.
-        tokens: new ones of every caption, after the one that begins it.
+        towers: the image tower; the decoder has the text tower's shape.
+        tokens: the number of new tokens in every caption, after the one that begins it.
         precision: "float32", or "bfloat16" for the weights in it.
     """
 
@@ -104,7 +104,7 @@ BUILDERS: dict[str, Callable[[Settings], GenerationMixin]] = {OURS: build_ours, 
 
 
 class Writing:
-    """A model on the device, and what it needs to write captions of one length."""
+    """A model on the device, which writes captions of one length."""
 
     def __init__(self, name: str, settings: Settings):
         self.settings = settings
@@ -114,7 +114,7 @@ class Writing:
         self.model = model.to(settings.device, settings.dtype).eval()
 
     def write(self, images: Tensor, use_cache: bool) -> Tensor:
-        """(B, 1 + tokens)."""
+        """Captions (B, 1 + tokens) of images (B, 3, height, width)."""
         tokens = self.settings.tokens
         return self.model.generate(
             images, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, num_beams=1, use_cache=use_cache
@@ -134,7 +134,7 @@ class Writing:
 
 
 def measure(settings: Settings, batches: list[int], repeats: int) -> list[list[str]]:
-    """Rows of the table; the models take turns. The check before is the warm-up."""
+    """Rows of the table; the models take turns. The comparison of their captions before is the warm-up."""
     models = {name: Writing(name, settings) for name in BUILDERS}
     rows = []
     for batch in batches:
@@ -145,8 +145,8 @@ def measure(settings: Settings, batches: list[int], repeats: int) -> list[list[s
             for name, model in models.items()
             for cache, use_cache in CACHES.items()
         }
-        found = in_turn(steps, repeats)
-        seconds = {step: None if isinstance(x, str) else statistics.median(x) for step, x in found.items()}
+        results = in_turn(steps, repeats)  # the seconds of each step, or words where it failed
+        seconds = {step: None if isinstance(x, str) else statistics.median(x) for step, x in results.items()}
         for (name, cache), median in seconds.items():
             ours = seconds[OURS, "cache"]
             times = ["-"] * 3 if median is None or ours is None else times_of(median, ours, batch)
@@ -185,7 +185,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vision", help="a timm architecture; default: the towers of configs/demo.yaml")
     parser.add_argument("--text", choices=TEXTS, default="bert-base", help="the decoder's shape, with --vision")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--tokens", type=int, default=40, help="new ones of a caption")
+    parser.add_argument("--tokens", type=int, default=40, help="new tokens of a caption")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of the weights")
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the report")

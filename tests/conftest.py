@@ -9,7 +9,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from transformers import CLIPImageProcessor  # noqa: E402
+from transformers import CLIPImageProcessor, PreTrainedModel  # noqa: E402
 
 import gap_closed_clip_cli  # noqa: E402
 from gap_closed_clip import (  # noqa: E402
@@ -85,6 +85,13 @@ def caption_labels(tokenizer, texts: list[str]) -> torch.Tensor:
     """(B, L) tokens, -100 where padded."""
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     return tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
+
+
+def checkpoint_activations(model: PreTrainedModel, enable: bool = True) -> None:
+    """transformers' switch of activation checkpointing, by the name that it has in the installed version."""
+    renamed = hasattr(model, "activation_checkpointing_enable")  # not yet in 5.17
+    name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+    getattr(model, f"{name}_{'enable' if enable else 'disable'}")()
 
 
 @pytest.fixture

@@ -63,8 +63,8 @@ class GapClosedClipCaptionerTest(CaptionerTestsMixin, unittest.TestCase):
         super().check_training_gradient_checkpointing(*args, **kwargs)
 
     def test_training_gradient_checkpointing(self):
-        """Adapted: in this test and its two variants our captioner trains with the space's objective, too; a caption
-        alone does not use the text tower, whose layer the test looks at."""
+        """Adapted: in this test and its two variants our captioner also trains with the objective of the space,
+        because a caption alone does not use the text tower, whose layer the test looks at."""
         super().test_training_gradient_checkpointing()
 
     @unittest.skip(

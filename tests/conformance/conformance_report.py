@@ -137,16 +137,18 @@ def markdown(recorder: Recorder, suites: list[Suite], stubbed: list[str]) -> str
             parts += [f"## {suite.title}: {result}", table if same == suite.title else f"As {same}."]
     if recorder.adapted:
         lines = [f"- `{test}`: {text}" for test, text in sorted(recorder.adapted.items())]
-        why = "The output of a dual encoder has no hidden states and attentions of its own, they are its towers'."
-        parts += ["## Adapted", why, "\n".join(lines)]
+        reason = "The output of a dual encoder has no hidden states and attentions of its own: they are its towers'."
+        parts += ["## Adapted", reason, "\n".join(lines)]
     names = ", ".join(f"`{name}`" for name in stubbed)
-    generation = any(name.endswith("generation.test_utils") for name in stubbed)
-    lost = "The tests of exporting and of generation (`GenerationTesterMixin`)" if generation else "Those of exporting"
-    ours = " Generation has tests of this package's own, `tests/test_caption_generation_gap_closed_clip.py`."
+    not_run = "Because of them the tests of exporting do not run."
+    if any(name.endswith("generation.test_utils") for name in stubbed):
+        not_run = (
+            "Because of them the tests of exporting and of generation (`GenerationTesterMixin`) do not run. This "
+            "package has tests of generation of its own, `tests/model/test_caption_generation_gap_closed_clip.py`."
+        )
     parts += [
         "## Not run",
-        f"The check puts stubs in the place of what the source distribution or this machine lacks: {names}. {lost} go "
-        f"with them.{ours if generation else ''} `PipelineTesterMixin` needs the Hub's tiny models, and a list of "
-        "them that the distribution lacks.",
+        f"The check puts stubs in the place of what the source distribution or this machine lacks: {names}. {not_run} "
+        "`PipelineTesterMixin` needs the Hub's tiny models, and a list of them that the distribution lacks.",
     ]
     return "\n\n".join(parts) + "\n"

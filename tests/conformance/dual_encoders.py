@@ -46,11 +46,11 @@ class DualEncoderTestsMixin:
     # Only models of after 2023 have to pass this test; here both do.
     test_can_init_all_missing_weights_before_2023 = True
 
-    def _run(self, config: PreTrainedConfig, **asked: bool):
+    def _run(self, config: PreTrainedConfig, **outputs_requested: bool):
         _, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         model = self.all_model_classes[0](copy.deepcopy(config)).to(torch_device).eval()
         with torch.no_grad():
-            return model(**inputs, **asked)
+            return model(**inputs, **outputs_requested)
 
     def test_attention_outputs(self):
         """Adapted: the text tower's attentions, by argument and by configuration."""

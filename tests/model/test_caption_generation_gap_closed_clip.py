@@ -6,11 +6,14 @@ import warnings
 
 import pytest
 import torch
+import transformers
 from conftest import CAPTIONS, caption_labels, tiny_config, tiny_inputs
+from packaging.version import Version
 from torch._dynamo.testing import CompileCounter
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
+from gap_closed_clip.model.caption_outputs_gap_closed_clip import CACHE
 from gap_closed_clip.model.decoder_gap_closed_clip import decoder_config_like, open_prompts
 
 
@@ -107,7 +110,7 @@ def test_the_cache_changes_nothing(captioner, tokenizer, images, prompts, way, p
     prompt = dict(tokenized(tokenizer, prompts)) if prompted else {}
     kwargs = {"pixel_values": images, "max_new_tokens": 12, **prompt, **WAYS[way]}
     cached, plain = generate(captioner, **kwargs), generate(captioner, use_cache=False, **kwargs)
-    assert cached.past_key_values is not None and plain.past_key_values is None
+    assert getattr(cached, CACHE) is not None and getattr(plain, CACHE) is None
     assert_same_generation(cached, plain)
 
 
@@ -227,11 +230,38 @@ def test_going_on_with_the_cache_of_before(captioner, tokenizer, images, prompts
     at_once = captioner.generate(images, **prompt, max_new_tokens=12)
     begun = captioner.generate(images, **prompt, max_new_tokens=8, return_dict_in_generate=True)
     mask = (begun.sequences != tokenizer.pad_token_id).long()
-    cache = begun.past_key_values
-    ended = captioner.generate(images, begun.sequences, mask, past_key_values=cache, max_new_tokens=4)
+    ended = captioner.generate(images, begun.sequences, mask, cache=getattr(begun, CACHE), max_new_tokens=4)
     assert torch.equal(ended[:, : mask.shape[1]], begun.sequences)  # captions at their end, too
     for a, b in zip(ended, at_once, strict=True):
         assert trimmed(a) == trimmed(b)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_by_the_librarys_name_of_this_version_and_of_the_other(captioner, images, name):
+    renamed = Version(transformers.__version__) >= Version("5.24.dev0")
+    field = "cache" if renamed else "past_key_values"
+    begun = captioner.generate(images, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
+    step = captioner(images, input_ids=begun.sequences[:, :-1], use_cache=True)
+    assert field in begun and list(step).index(field) == list(step).index("logits") + 1
+    cache = step[field]
+    deprecated = renamed and name == "past_key_values"  # by the library's own models, too
+    message = "`past_key_values` is deprecated .* Use `cache` instead"
+    with pytest.warns(FutureWarning, match=message) if deprecated else warnings.catch_warnings():
+        if not deprecated:
+            warnings.simplefilter("error")
+        memory = {"encoder_hidden_states": step.encoder_hidden_states, "attention_mask": torch.ones(4, 5).long()}
+        last = captioner(input_ids=begun.sequences[:, -1:], **memory, **{name: cache}).logits[:, -1]
+    with pytest.warns(FutureWarning, match=message) if deprecated else warnings.catch_warnings():
+        if not deprecated:
+            warnings.simplefilter("error")
+        ended = captioner.generate(images, begun.sequences, max_new_tokens=4, **{name: begun[field]})
+    assert cache.get_seq_length() == 5
+    torch.testing.assert_close(last, captioner(images, begun.sequences).logits[:, -1], rtol=1e-4, atol=1e-4)
+    assert torch.equal(ended, captioner.generate(images, max_new_tokens=8))
+    caption_cache = DynamicCache()  # without a place for the memory, as generate makes them
+    captioner(images, input_ids=begun.sequences, cache=caption_cache)
+    assert caption_cache.get_seq_length() == 5
 
 
 def test_prompts_as_embeddings(captioner, tokenizer, images):

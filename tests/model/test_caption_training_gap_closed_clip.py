@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CAPTIONS, caption_labels, captioner_of, tiny_config, tiny_inputs
+from conftest import CAPTIONS, caption_labels, captioner_of, checkpoint_activations, tiny_config, tiny_inputs
 from torch.nn.functional import normalize
 from transformers import TimmWrapperConfig
 
@@ -163,11 +163,10 @@ def gradients(model, **inputs):
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-@pytest.mark.filterwarnings("ignore:.*activation_checkpointing:FutureWarning")  # its new name came after 5.17
 def test_checkpointing_changes_no_gradient(tokenizer, images, labels):
     model = captioner_of(tokenizer, caption_objective_weight=0.5).train()
     plain = gradients(model, pixel_values=images, labels=labels)
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     layers = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
     assert any(module in layers for module in model.decoder.modules())
     assert model.gap_closed_clip.vision_model.timm_model.grad_checkpointing
@@ -175,7 +174,7 @@ def test_checkpointing_changes_no_gradient(tokenizer, images, labels):
     assert plain.keys() == again.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6)
-    model.gradient_checkpointing_disable()
+    checkpoint_activations(model, enable=False)
     assert not model.gap_closed_clip.vision_model.timm_model.grad_checkpointing
 
 

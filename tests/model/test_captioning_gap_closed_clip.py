@@ -9,6 +9,7 @@ from conftest import CAPTIONS, caption_labels, captioner_of, tiny_config, tiny_i
 from transformers import AutoModelForImageTextToText, BertConfig, BertForMaskedLM, BertModel, GenerationConfig
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipForConditionalGeneration, GapClosedClipModel
+from gap_closed_clip.model.caption_outputs_gap_closed_clip import CACHE
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def naive_loss(logits, labels, smoothing):
 
 def test_the_loss_is_the_naive_one_smoothed_in_training_alone(captioner, images, labels):
     evaluated = captioner(images, labels=labels)
-    assert evaluated.loss is evaluated.caption_loss and evaluated.past_key_values is None
+    assert evaluated.loss is evaluated.caption_loss and getattr(evaluated, CACHE) is None
     torch.testing.assert_close(evaluated.loss.double(), naive_loss(evaluated.logits, labels, 0.0), rtol=1e-5, atol=0)
     trained = captioner.train()(images, labels=labels)
     torch.testing.assert_close(trained.loss.double(), naive_loss(trained.logits, labels, 0.1), rtol=1e-5, atol=0)
@@ -76,15 +77,15 @@ def test_logits_do_not_look_ahead_and_step_by_step_they_are_the_same(captioner, 
     assert torch.equal(logits[:, :6], other[:, :6])
     assert (logits[:, 6:] - other[:, 6:]).abs().amax(-1).min() > 1e-3
 
-    memory, past, steps = captioner.encode(images)[0], None, []
+    memory, cache, steps = captioner.encode(images)[0], None, []
     for place in range(tokens.shape[1]):
         step = captioner(
             input_ids=tokens[:, place : place + 1],
             encoder_hidden_states=memory,
-            past_key_values=past,
+            cache=cache,
             use_cache=True,
         )
-        past = step.past_key_values
+        cache = getattr(step, CACHE)
         steps.append(step.logits)
     torch.testing.assert_close(torch.cat(steps, 1), logits, rtol=1e-4, atol=1e-4)
     assert (captioner(images.flip(0), input_ids=tokens).logits - logits).abs().max() > 1e-2  # images matter

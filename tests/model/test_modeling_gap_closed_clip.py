@@ -2,13 +2,15 @@
 
 import json
 import logging
+import pydoc
+import re
 import subprocess
 import sys
 
 import pytest
 import timm
 import torch
-from conftest import IMAGE_SIZE, tiny_config, tiny_inputs
+from conftest import IMAGE_SIZE, checkpoint_activations, tiny_config, tiny_inputs
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, TimmWrapperConfig
@@ -16,6 +18,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, TimmWrapp
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel, gap_closed_loss
 from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
 from gap_closed_clip.model.projection_gap_closed_clip import ProjectionCentering
+from gap_closed_clip.training import TrainingProgressCallback
 
 
 def embeds(model, inputs):
@@ -143,7 +146,8 @@ def test_a_schedule_that_nothing_drives_is_warned_of(caplog):
         model(**tiny_inputs())
     finally:
         logger.removeHandler(caplog.handler)
-    assert "TrainingProgressCallback" in caplog.text
+    name = re.search(r"Give the Trainer ([\w.]+)\(\)", caplog.text)[1]
+    assert pydoc.locate(name) is TrainingProgressCallback and callable(model.set_training_progress)
 
 
 def test_learnable_scale_is_capped_and_comes_back_from_the_cap():
@@ -292,12 +296,12 @@ def test_checkpointing_reaches_both_towers_and_keeps_the_gradients(tiny_model):
     tiny_model._set_gradient_checkpointing(True)
     assert tiny_model.vision_model.timm_model.grad_checkpointing
     tiny_model._set_gradient_checkpointing(False)
-    tiny_model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(tiny_model)
     assert tiny_model.vision_model.timm_model.grad_checkpointing
     assert all(layer.gradient_checkpointing for layer in tiny_model.text_model.encoder.layer)
     for a, b in zip(plain, gradients(), strict=True):
         torch.testing.assert_close(a, b)
-    tiny_model.gradient_checkpointing_disable()
+    checkpoint_activations(tiny_model, enable=False)
     assert not tiny_model.vision_model.timm_model.grad_checkpointing
 
 

@@ -266,9 +266,9 @@ def _deep(dtype) -> Image.Image:
 
 
 def _see_through() -> Image.Image:
-    picture = noise(0)
-    picture.putalpha(Image.linear_gradient("L").resize(picture.size))
-    return picture
+    image = noise(0)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_images_are_seen_as_in_training(pipe, seen, tmp_path, image, kind, orien
     assert len(seen) == 3 and all(np.array_equal(pixels, expected) for pixels in seen)
 
 
-def test_the_users_picture_stays_as_it_is():
+def test_the_users_image_stays_as_it_is():
     exif = Image.Exif()
     exif[0x0112] = 6
     sideways = Image.open(io.BytesIO(png(noise(0), exif=exif)))
@@ -324,7 +324,7 @@ def test_files_that_are_no_images(pipe, tmp_path):
         pipe.embed(column)
 
 
-class _Pictures(BaseHTTPRequestHandler):
+class _Images(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.agents.append(self.headers["User-Agent"])
         if self.path == "/moved":
@@ -340,7 +340,7 @@ class _Pictures(BaseHTTPRequestHandler):
 
 
 def test_urls(pipe, seen):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Pictures)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Images)
     server.agents = []
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     address, data = f"http://127.0.0.1:{server.server_port}", png(_deep(np.uint16))

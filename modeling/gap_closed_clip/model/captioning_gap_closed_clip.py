@@ -2,18 +2,13 @@
 
 import copy
 import os
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DynamicCache,
-    EncoderDecoderCache,
-    GenerationConfig,
-    GenerationMixin,
+    Cache,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,54 +18,29 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
-from .decoder_gap_closed_clip import (
-    CaptionMemory,
-    copy_layers,
-    decoder_config_like,
-    load_decoder,
-    one_for_each,
-    open_prompts,
-    special_tokens,
+from .caption_generation_gap_closed_clip import MAX_NEW_TOKENS, CaptionGenerationMixin, caption_generation_config
+from .caption_loss_gap_closed_clip import caption_loss, tokens_of_labels
+from .caption_outputs_gap_closed_clip import (
+    CACHE,
+    GapClosedClipCaptionOutput,
+    takes_past_key_values,
+    with_memory_cache,
 )
+from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
+from .decoder_gap_closed_clip import CaptionMemory, build_decoder, copy_layers, decoder_config_like, special_tokens
 from .losses_gap_closed_clip import unit_vectors
-from .modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipPreTrainedModel, describe_code
-from .towers_gap_closed_clip import first_position, longest_text
+from .modeling_gap_closed_clip import GapClosedClipModel
+from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
+from .saving_gap_closed_clip import describe_code
 
 
 logger = logging.get_logger(__name__)
 
-IGNORED = -100  # label of a position without a target, as everywhere in transformers
-MAX_NEW_TOKENS = 64  # of a generation config made here; captions of radiology are longer than the library's 20 tokens
+# Arguments of `from_pretrained` that say where on the Hub a folder is, and so where its tokenizer is, too.
+HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-@dataclass
-class GapClosedClipCaptionOutput(ModelOutput):
-    """
-    Output of [`GapClosedClipForConditionalGeneration`] for B captions of L tokens.
-
-    Args:
-        loss (scalar): `caption_loss`, plus the weighted objective of the space where the config asks for it.
-        caption_loss (scalar): mean cross-entropy of a caption's tokens in nats; smoothed in training.
-        logits (B, L, vocabulary): of the next token at each position.
-        past_key_values ([`EncoderDecoderCache`]): keys and values of the caption so far, and of the memory.
-        hidden_states, attentions, cross_attentions: of the decoder, if asked for.
-        shared_embeds (B, D): what the captions are written from, unit vectors.
-        encoder_hidden_states (B, M, hidden): the decoder's memory.
-    """
-
-    loss: Tensor | None = None
-    caption_loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: EncoderDecoderCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    shared_embeds: Tensor | None = None
-    encoder_hidden_states: Tensor | None = None
-
-
-class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, GenerationMixin):
+class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, CaptionGenerationMixin):
     """
     Writes captions: a [`GapClosedClipModel`] and a BERT decoder that attends to an image's patches and embedding.
 
@@ -105,7 +75,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         config.pad_token_id = config.decoder_config.pad_token_id  # where Seq2SeqTrainer looks for it
         self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
         self.post_init()
-        # An encoder's, which skips a decoder's weights; here one that finds no place is told of.
+        # Inside a captioner the encoder's list must not apply: weights of the decoder that find no place are reported.
         self._keys_to_ignore_on_load_unexpected -= set(GapClosedClipModel._keys_to_ignore_on_load_unexpected)
 
     @classmethod
@@ -134,55 +104,38 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there
                 are; a tokenizer without the tokens that captions begin and end with.
         """
-        if isinstance(decoder, str):
-            decoder_model = load_decoder(decoder)
-        else:
-            like = decoder_config_like(clip_model.config.text_config if decoder is None else decoder)
-            if decoder is None and num_layers is not None:
-                if not 1 <= num_layers <= like.num_hidden_layers:
-                    raise ValueError(
-                        f"num_layers is {num_layers}: the text tower has {like.num_hidden_layers}, use 1 to as many."
-                    )
-                like.num_hidden_layers = num_layers
-            decoder_model = AutoModelForCausalLM.from_config(like)
-        decoder_config = decoder_model.config
-        known = clip_model.config.text_config.vocab_size
-        if decoder_config.vocab_size != known:
-            raise ValueError(
-                f"The decoder has a vocabulary of {decoder_config.vocab_size} tokens, the text tower one of {known}: "
-                "one tokenizer serves both, so name a decoder with the same."
-            )
+        decoder_model = build_decoder(clip_model.config.text_config, decoder, num_layers)
         special = special_tokens(tokenizer)
-        changes = {"decoder_config": decoder_config, **config_kwargs}
-        # Its checks, before it is changed; of a copy, as a new composite config resets its parts' attention.
+        changes = {"decoder_config": decoder_model.config, **config_kwargs}
+        # A new configuration checks the changes before any is made. It gets copies, because it would reset the
+        # attention implementation of the parts it is given.
         GapClosedClipConfig.from_dict({**clip_model.config.to_dict(), **copy.deepcopy(changes)})
-        # Of its own: another captioner may have the same encoder. The parts stay those that the layers look into.
+        # A configuration of this captioner's own, as another one may have the same encoder. It is a shallow copy: the
+        # layers of the towers look into the parts that it has.
         config = clip_model.config = clip_model.temperature.config = copy.copy(clip_model.config)
-        for name, value in (special | changes).items():
-            setattr(decoder_config if name in special else config, name, value)
+        config.update(changes)
+        decoder_model.config.update(special)
         model = cls(config, clip_model=clip_model, decoder=decoder_model)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
-        longest = min(MAX_NEW_TOKENS, longest_text(decoder_config) - 1)
-        model.generation_config = GenerationConfig(max_new_tokens=longest, **special)
+        model.generation_config = caption_generation_config(decoder_model.config, special)
         return model.to(clip_model.device).train(clip_model.training)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config=None, **kwargs):
         """
-        As `PreTrainedModel.from_pretrained`. Of a [`GapClosedClipModel`], which has no decoder, it makes a new
-        captioner as `from_clip` does, with the tokenizer that lies beside the weights. Where none does, the decoder
-        starts at random.
+        As `PreTrainedModel.from_pretrained`. From the folder of a [`GapClosedClipModel`], which has no decoder, it
+        makes a new captioner as `from_clip` does, with the tokenizer that lies beside the weights. Where there is no
+        tokenizer, the decoder starts at random.
         """
         name = pretrained_model_name_or_path
-        own = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
-        where = {field: kwargs[field] for field in own if field in kwargs}
+        location = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
         if name is not None and not isinstance(config, PreTrainedConfig):
-            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **where)
+            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **location)
         if name is None or config.decoder_config is not None or "decoder_config" in kwargs:
             return super().from_pretrained(name, *args, config=config, **kwargs)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **where)
+            tokenizer = AutoTokenizer.from_pretrained(name, **location)
         except (OSError, ValueError):  # weights alone: the decoder starts at random, which the library reports
             return super().from_pretrained(name, *args, config=config, **kwargs)
         changes = {field: kwargs.pop(field) for field in CAPTION_FIELDS if field in kwargs}
@@ -219,24 +172,19 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         self.config.decoder_config.vocab_size = embeddings.num_embeddings
         return embeddings
 
-    @property
-    def max_caption_length(self) -> int:
-        """Tokens of the longest caption that the decoder takes, a prompt and `cls_token` included."""
-        return longest_text(self.config.decoder_config)
-
     def freeze_encoder(self, frozen: bool = True) -> None:
-        """Switches the gradients of the whole [`GapClosedClipModel`] off (or on); without, it stays in eval mode."""
+        """Switches the gradients of the whole encoder off (or on). Without gradients it stays in eval mode."""
         self.gap_closed_clip.requires_grad_(not frozen)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "GapClosedClipForConditionalGeneration":
         super().train(mode)
         if not any(parameter.requires_grad for parameter in self.gap_closed_clip.parameters()):
-            self.gap_closed_clip.eval()  # its centering, too, which would follow the batches
+            self.gap_closed_clip.eval()  # with its centering, whose running means would follow the batches
         return self
 
     def set_training_progress(self, progress: float) -> None:
-        """As of the encoder, whose objective may follow a schedule. Without the objective it stays as it is."""
+        """As that of the encoder, whose objective may follow a schedule; nothing where it does not train with it."""
         if self.config.caption_objective_weight:
             self.gap_closed_clip.set_training_progress(progress)
 
@@ -270,14 +218,15 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             raise ValueError("Give images as pixel_values, or embeddings as shared_embeds: one of them.")
         if shared_embeds is not None:
             return self.memory(shared_embeds), shared_embeds
-        return self._remember(self.gap_closed_clip.get_image_features(pixel_values, return_dict=True))
+        return self._make_memory(self.gap_closed_clip.get_image_features(pixel_values, return_dict=True))
 
-    def _remember(self, image_features: ModelOutput) -> tuple[Tensor, Tensor]:
-        """`encode` of the encoder's image features."""
+    def _make_memory(self, image_features: ModelOutput) -> tuple[Tensor, Tensor]:
+        """The decoder's memory and unit vectors, as from `encode`, of the image features that the encoder gives."""
         embeds = unit_vectors(image_features.pooler_output)  # (B, D)
         return self.memory(unit_vectors(embeds + self.memory.image_shift), image_features.last_hidden_state), embeds
 
     @can_return_tuple
+    @takes_past_key_values
     def forward(
         self,
         pixel_values: Tensor | None = None,
@@ -290,7 +239,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        past_key_values: EncoderDecoderCache | DynamicCache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
@@ -306,118 +255,47 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
             group_ids: as in `GapClosedClipModel.forward`, for the space's objective.
             encoder_hidden_states: (B, M, hidden), the memory of an earlier call, instead of the first two.
             token_type_ids: not used; a caption is of one segment.
-            position_ids, inputs_embeds, past_key_values, use_cache, logits_to_keep: as in `BertLMHeadModel`.
+            position_ids, inputs_embeds, cache, use_cache, logits_to_keep: as in `BertLMHeadModel` (`cache` may also be
+                given as `past_key_values`, its name in transformers below 5.24).
 
         Raises:
             ValueError: as `encode`; no tokens and no labels; a caption longer than the decoder takes.
         """
         objective = None
         if encoder_hidden_states is None:
-            encoder_hidden_states, shared_embeds, objective = self._encode_for(
-                labels, pixel_values, shared_embeds, group_ids
-            )
+            sources = (pixel_values, shared_embeds, group_ids)
+            encoder_hidden_states, shared_embeds, objective = self._encode_for_training(labels, *sources)
         if input_ids is None and inputs_embeds is None:
             if labels is None:
                 raise ValueError("forward got neither input_ids nor labels: give the caption, or generate() one.")
-            input_ids, attention_mask = self._caption_tokens(labels)
-        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
-            # generate() makes a cache for the caption alone
-            past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
-        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, past_key_values)
+            input_ids, attention_mask = tokens_of_labels(labels, self.decoder.config.pad_token_id)
+        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, cache)
         decoded = self.decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states,
-            past_key_values=past_key_values,
             use_cache=labels is None and not self.training if use_cache is None else use_cache,
             logits_to_keep=logits_to_keep,
             return_dict=True,
+            **{CACHE: with_memory_cache(cache)},
             **kwargs,
         )
-        loss = caption_loss = None if labels is None else self._caption_loss(decoded.logits, labels)
-        if objective is not None:
-            loss = caption_loss + self.config.caption_objective_weight * objective
-        return GapClosedClipCaptionOutput(
-            loss=loss,
-            caption_loss=caption_loss,
-            logits=decoded.logits,
-            past_key_values=decoded.past_key_values,
-            hidden_states=decoded.hidden_states,
-            attentions=decoded.attentions,
-            cross_attentions=decoded.cross_attentions,
-            shared_embeds=shared_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-        )
+        memory = {"shared_embeds": shared_embeds, "encoder_hidden_states": encoder_hidden_states}
+        return self._output(decoded, labels, objective, **memory)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        pixel_values: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        shared_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        **kwargs,
-    ) -> Tensor | ModelOutput:
-        """
-        Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
-
-        The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
-        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. The
-        sequences of an earlier call, with its `past_key_values`, are left as they are.
-
-        Args:
-            pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
-            input_ids, attention_mask: (B, L), prompts as the tokenizer makes them, or (1, L), one for all; default
-                `cls_token` alone.
-            token_type_ids, labels: not used; accepted because pipelines and the Trainer hand them on.
-
-        Returns:
-            (B, length) token ids with the prompts; with `num_return_sequences`, that many rows for each image.
-
-        Raises:
-            ValueError: as `encode`; another number of prompts than of images; a prompt and `max_new_tokens` beyond
-                what the decoder takes. (The generation config's own `max_new_tokens` gives way to a prompt.)
-        """
-        if encoder_hidden_states is None:
-            encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
-        past = kwargs.get("past_key_values")
-        if input_ids is None or not input_ids.shape[1]:
-            input_ids = attention_mask = None
-        elif past is None or not past.get_seq_length():
-            ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
-            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
-            input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
-        length = 1 if input_ids is None else input_ids.shape[1]
-        if kwargs.get("max_length") is not None and not {"generation_config", "max_new_tokens"} & kwargs.keys():
-            kwargs["max_new_tokens"] = kwargs.pop("max_length") - length  # before the config's own, which would win
-        if not {"generation_config", "max_length", "max_new_tokens"} & kwargs.keys():
-            kwargs |= self._default_length(length)
-        return super().generate(
-            input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
-        )
-
-    def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
-        """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
-        configs = (kwargs.get("generation_config"), self.generation_config)
-        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
-        return next((token for token in tokens if token is not None), None)
-
-    def _encode_for(
+    def _encode_for_training(
         self,
         labels: Tensor | None,
         pixel_values: Tensor | None,
         shared_embeds: Tensor | None,
         group_ids: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`encode`, and the space's objective of images and captions where the config asks for it."""
+        """What `encode` gives, and the objective of images and captions in the space where the config asks for it."""
         if labels is None or not self.config.caption_objective_weight:
             return *self.encode(pixel_values, shared_embeds), None
-        input_ids, attention_mask = self._caption_tokens(labels)
+        input_ids, attention_mask = tokens_of_labels(labels, self.decoder.config.pad_token_id)
         encoded = self.gap_closed_clip(
             pixel_values, input_ids=input_ids, attention_mask=attention_mask, group_ids=group_ids, return_dict=True
         )
@@ -426,43 +304,32 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
                 "caption_objective_weight is above 0, which compares images with captions, and there is no image: "
                 "give pixel_values."
             )
-        return *self._remember(encoded.vision_model_output), encoded.loss
+        return *self._make_memory(encoded.vision_model_output), encoded.loss
 
-    def _caption_tokens(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and mask (B, L) of labels."""
-        mask = labels != IGNORED
-        return labels.masked_fill(~mask, self.config.decoder_config.pad_token_id or 0), mask.long()
-
-    def _caption_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean over all tokens of the batch, each predicted at the position before it."""
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        logits, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, label_smoothing=smoothing)
-
-    def _check_length(self, tokens: Tensor, past_key_values: EncoderDecoderCache | None) -> None:
-        if past_key_values is None and tokens.shape[1] > (limit := self.max_caption_length):
-            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
-
-    def _default_length(self, prompt_length: int) -> dict[str, int]:
-        """The generation config's `max_new_tokens`, as far as the decoder goes on from a prompt."""
-        left = self.max_caption_length - prompt_length
-        own = self.generation_config.max_new_tokens
-        return {} if own is None or left < 1 else {"max_new_tokens": min(own, left)}
-
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
-        limit = self.max_caption_length
-        if generation_config.max_length > limit:
-            raise ValueError(
-                f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "
-                f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
-            )
-
-    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
-        # transformers counts from 0, whatever the decoder does
-        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first_position(
-            self.config.decoder_config
+    def _output(
+        self, decoded: ModelOutput, labels: Tensor | None, objective: Tensor | None, **memory: Tensor | None
+    ) -> GapClosedClipCaptionOutput:
+        """The output for what the decoder gives, with the losses where there are labels."""
+        loss = total_loss = None
+        if labels is not None:
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            loss = total_loss = caption_loss(decoded.logits, labels, smoothing)
+        if objective is not None:
+            total_loss = loss + self.config.caption_objective_weight * objective
+        return GapClosedClipCaptionOutput(
+            loss=total_loss,
+            caption_loss=loss,
+            logits=decoded.logits,
+            hidden_states=decoded.hidden_states,
+            attentions=decoded.attentions,
+            cross_attentions=decoded.cross_attentions,
+            **{CACHE: getattr(decoded, CACHE)},
+            **memory,
         )
+
+    def _check_length(self, tokens: Tensor, cache: Cache | None) -> None:
+        if cache is None and tokens.shape[1] > (limit := self.max_caption_length):
+            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         self.gap_closed_clip._set_gradient_checkpointing(enable, *args, **kwargs)
@@ -477,4 +344,4 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Genera
 
 GapClosedClipForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
-__all__ = ["GapClosedClipCaptionOutput", "GapClosedClipForConditionalGeneration"]
+__all__ = ["MAX_NEW_TOKENS", "GapClosedClipCaptionOutput", "GapClosedClipForConditionalGeneration"]

@@ -12,7 +12,7 @@ Weight = float | list[list[float]]
 TEXT_POOLINGS = ("cls", "mean", "pooler")
 # What a captioner's decoder attends to. The embedding alone is what text and images have in common.
 DECODER_MEMORIES = ("patches_and_embedding", "embedding")
-# The fields that a captioner alone has, beside its decoder's configuration.
+# The fields that only a captioner uses, beside its decoder's configuration.
 CAPTION_FIELDS = (
     "decoder_memory",
     "decoder_embedding_tokens",
@@ -51,7 +51,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             Whether each modality's projections are centered by their mean before they are normalised: in training the
             mean of the global batch, at inference running statistics saved with the model.
         centering_momentum (`float`, defaults to 0.1):
-            Share of a new batch in the running mean.
+            Share of a new batch in the running mean of the projections.
         logit_scale_init_value (`float`, defaults to `log(1 / 0.07)`):
             *Log* of the scale (1 / temperature) at the start, as in CLIP.
         max_logit_scale (`float`, defaults to 100):
@@ -66,8 +66,8 @@ class GapClosedClipConfig(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the projections' initial weights.
         hypothesis_template (`str`, defaults to `"Medical image of {}."`):
-            What zero-shot classification puts a label into: `hypothesis_template` of the pipeline, which without it
-            takes every image for a photo.
+            The sentence that zero-shot classification puts a label into: to be handed to the pipeline as its
+            `hypothesis_template`, whose default says that every image is a photo.
         decoder_config (`PreTrainedConfig` or `dict`, *optional*):
             The captioner's decoder, of the BERT family, with `is_decoder` and `add_cross_attention`. `None` where
             there is none; a captioner then takes the text tower's shape.
@@ -81,7 +81,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             that the decoder gets. A noisy embedding has a cosine of about `1 / sqrt(1 + embedding_noise**2)` with the
             clean one.
         label_smoothing (`float`, defaults to 0.1):
-            Of the captioning loss, in training only.
+            Label smoothing of the captioning loss, in training only.
         caption_objective_weight (`float`, defaults to 0.0):
             Weight of the space's own objective beside the captioning loss: for encoders that train together with the
             decoder. 0 leaves it out.
@@ -120,7 +120,8 @@ class GapClosedClipConfig(PreTrainedConfig):
         "text_model_output",
         "caption_loss",
         "logits",
-        "past_key_values",
+        "cache",  # as transformers 5.24 calls it
+        "past_key_values",  # as it does before
         "encoder_hidden_states",
     ]
 

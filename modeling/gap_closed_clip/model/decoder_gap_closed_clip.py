@@ -13,7 +13,8 @@ from .towers_gap_closed_clip import not_loaded
 
 
 class CaptionMemory(nn.Module):
-    """What the decoder attends to: an embedding of the shared space, spread over some tokens, and an image's patches.
+    """
+    What the decoder attends to: an embedding of the shared space, spread over some tokens, and an image's patches.
 
     `image_shift` (D,) is added to image embeddings before they are read: the usual mean-shift correction of a decoder
     that was trained on text embeddings. Zero unless it is set.
@@ -34,7 +35,7 @@ class CaptionMemory(nn.Module):
         """(B, D) unit vectors and (B, P, patch_dim) -> (B, tokens + P, hidden)."""
         if self.training and (noise := self.config.embedding_noise):
             embeds = unit_vectors(embeds + torch.randn_like(embeds) * noise / math.sqrt(embeds.shape[-1]))
-        # Entries of a unit vector are small: brought to a variance of 1, as a projection expects.
+        # The entries of a unit vector are small. They are scaled to a variance of 1, which a projection expects.
         embeds = (embeds * math.sqrt(embeds.shape[-1])).to(self.embedding_projection.weight.dtype)
         memory = self.embedding_projection(embeds).unflatten(-1, (-1, self.embedding_norm.weight.shape[0]))
         memory = self.embedding_norm(memory)
@@ -63,6 +64,41 @@ def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+def build_decoder(
+    text_config: PreTrainedConfig, decoder: str | PreTrainedConfig | None, num_layers: int | None
+) -> PreTrainedModel:
+    """
+    A decoder with the vocabulary of a text tower.
+
+    Args:
+        text_config: the text tower's.
+        decoder: Hub id or folder of a BERT to load, or the configuration of one to start at random; None for one of
+            the text tower's shape, with random weights.
+        num_layers: of a decoder of the text tower's shape, where it has fewer layers.
+
+    Raises:
+        OSError: a decoder that can't be found or downloaded.
+        ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there are.
+    """
+    if isinstance(decoder, str):
+        model = load_decoder(decoder)
+    else:
+        config = decoder_config_like(text_config if decoder is None else decoder)
+        if decoder is None and num_layers is not None:
+            if not 1 <= num_layers <= config.num_hidden_layers:
+                raise ValueError(
+                    f"num_layers is {num_layers}: the text tower has {config.num_hidden_layers}, use 1 to as many."
+                )
+            config.num_hidden_layers = num_layers
+        model = AutoModelForCausalLM.from_config(config)
+    if model.config.vocab_size != text_config.vocab_size:
+        raise ValueError(
+            f"The decoder has a vocabulary of {model.config.vocab_size} tokens, the text tower one of "
+            f"{text_config.vocab_size}: one tokenizer serves both, so name a decoder with the same."
+        )
+    return model
+
+
 def load_decoder(name_or_path: str) -> PreTrainedModel:
     """A BERT's weights as those of a decoder; what they lack, cross-attention for one, starts at random."""
     try:
@@ -74,15 +110,25 @@ def load_decoder(name_or_path: str) -> PreTrainedModel:
 
 
 def copy_layers(text_model: PreTrainedModel, decoder_model: PreTrainedModel) -> None:
-    """All weights of a text tower to a decoder of its shape."""
+    """
+    Copies all weights of a text tower to a decoder of its shape.
+
+    Raises:
+        ValueError: the decoder has other layers, its cross-attention aside.
+    """
     missing = decoder_model.load_state_dict(text_model.state_dict(), strict=False).missing_keys
-    left = [name for name in missing if "crossattention" not in name]
-    if left:
-        raise ValueError(f"The text tower has no weights for the decoder's {left[0]}: name another decoder.")
+    lacking = [name for name in missing if "crossattention" not in name]
+    if lacking:
+        raise ValueError(f"The text tower has no weights for the decoder's {lacking[0]}: name another decoder.")
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """What captions begin with, end with and are padded with, by the names of a generation config."""
+    """
+    The ids of the tokens that captions begin with, end with and are padded with, as fields of a generation config.
+
+    Raises:
+        ValueError: a tokenizer without one of them.
+    """
     names = {"bos_token_id": "cls_token", "eos_token_id": "sep_token", "pad_token_id": "pad_token"}
     for name in names.values():
         if getattr(tokenizer, f"{name}_id") is None:
@@ -94,10 +140,19 @@ def open_prompts(
     input_ids: Tensor, attention_mask: Tensor | None, eos_token_id: int | list[int] | None, pad_token_id: int | None
 ) -> tuple[Tensor, Tensor]:
     """
-    Prompts to go on from: without the token that closes a text, padded on the left.
+    Prompts as generation goes on from them: without the token that closes a text, padded on the left.
 
-    (B, L) -> (B, at most L), tokens and mask. Without a mask what is padding is known by its token, as in
-    `GenerationMixin.generate`.
+    Args:
+        input_ids, attention_mask: (B, L), padded on either side. Without a mask, padding is told by its token, as in
+            `GenerationMixin.generate`.
+        eos_token_id: of the tokens that close a text, those of a generation config.
+        pad_token_id: of padding.
+
+    Returns:
+        Tokens and mask, (B, at most L) each.
+
+    Raises:
+        ValueError: a prompt that is padding alone.
     """
     pad = 0 if pad_token_id is None else pad_token_id
     ends = torch.as_tensor([] if eos_token_id is None else eos_token_id, device=input_ids.device).flatten()
@@ -120,7 +175,7 @@ def open_prompts(
 
 def one_for_each(input_ids: Tensor, attention_mask: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """
-    Prompts for `number` images: as they are, or the only one for all of them.
+    Prompts for `number` images: one for each, or a single one repeated for all of them.
 
     Raises:
         ValueError: another number of prompts.
@@ -132,6 +187,7 @@ def one_for_each(input_ids: Tensor, attention_mask: Tensor, number: int) -> tupl
 
 __all__ = [
     "CaptionMemory",
+    "build_decoder",
     "copy_layers",
     "decoder_config_like",
     "load_decoder",

@@ -17,8 +17,8 @@ from transformers import Pipeline
 from .images_gap_closed_clip import to_rgb
 
 
-FETCH_SECONDS = 30.0  # that a URL's server may be silent
-ONE = (str, bytes, os.PathLike, Image.Image, dict)  # an item by itself, or an attempt at one
+FETCH_SECONDS = 30.0  # for how long a URL's server may be silent
+ITEM_TYPES = (str, bytes, os.PathLike, Image.Image, dict)  # of one item by itself, or of an attempt at one
 
 
 class ImageTextRetrievalPipeline(Pipeline):
@@ -29,8 +29,8 @@ class ImageTextRetrievalPipeline(Pipeline):
     any image.
 
     A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, or `{"image": path or URL}`. `{"text": ...}` is a
-    text, too. Images are turned upright and to RGB as in training: 16-bit gray is scaled to its own range, and
-    transparency laid on black.
+    text, too. Images are turned upright and made RGB as in training: 16-bit gray is scaled to its own range, and what
+    is transparent becomes black.
 
     Example:
 
@@ -54,7 +54,7 @@ class ImageTextRetrievalPipeline(Pipeline):
             queries: one query, or a list of them.
             gallery: a list of images and texts, a column of a data set, or another iterable that has an order; or
                 their embeddings from `embed`, a tensor or an array (N, D), of any length.
-            top_k: how many to give.
+            top_k: the number of items to return for each query.
             batch_size: images or texts encoded at a time.
 
         Returns:
@@ -67,14 +67,14 @@ class ImageTextRetrievalPipeline(Pipeline):
         """
         _check_number("top_k", top_k)
         _check_number("batch_size", batch_size)
-        many, embedded = not isinstance(queries, ONE), _is_embeddings(gallery)
-        queries = _as_list(queries, "queries") if many else [queries]
+        is_batch, is_embedded = not isinstance(queries, ITEM_TYPES), _is_embeddings(gallery)
+        queries = _as_list(queries, "queries") if is_batch else [queries]
         if gallery is not None:
-            gallery = self._given(gallery) if embedded else _as_list(gallery, "gallery")
+            gallery = self._gallery_embeddings(gallery) if is_embedded else _as_list(gallery, "gallery")
         if gallery is None or len(gallery) == 0:
             raise ValueError("image-text-retrieval needs a gallery to search: gallery=[images and texts].")
         query_embeds = self._embed(queries, "queries", batch_size)  # (Q, D)
-        embeds = gallery if embedded else self._embed(gallery, "gallery", batch_size)  # (N, D)
+        embeds = gallery if is_embedded else self._embed(gallery, "gallery", batch_size)  # (N, D)
         # The cosines are divided and not the embeddings, which may be many, and searched again by the next call.
         cosines = query_embeds @ embeds.T / _norms(embeds)  # (Q, N)
         best = cosines.topk(min(top_k, len(embeds)))
@@ -82,11 +82,11 @@ class ImageTextRetrievalPipeline(Pipeline):
             [self._hit(gallery, score, index) for score, index in zip(scores, indices, strict=True)]
             for scores, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-        return ranked if many else ranked[0]
+        return ranked if is_batch else ranked[0]
 
     def embed(self, items: list, batch_size: int = 32) -> Tensor:
         """
-        Images and texts to float32 unit vectors (N, D) on the CPU, to be searched again and again.
+        Images and texts to float32 unit vectors (N, D) on the CPU: a gallery that is searched more than once.
 
         Raises:
             ValueError: as for a gallery of items.
@@ -114,10 +114,11 @@ class ImageTextRetrievalPipeline(Pipeline):
         return {}, {}, {}
 
     def _embed(self, items: Sequence, name: str, batch_size: int) -> Tensor:
-        """`embed`, of what errors call `name`."""
+        """`embed`; `name` is what error messages call the items."""
         if len(items) == 0:
             raise ValueError(f"{name} is empty: give images and texts.")
-        # All of a list, before the first is encoded. A data set's column would decode its images twice for that.
+        # All items of a list are checked before the first is encoded. In a data set's column that would decode every
+        # image twice.
         if isinstance(items, list | tuple):
             for index, item in enumerate(items):
                 _kind(item, f"{name}[{index}]")
@@ -125,7 +126,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         waiting: dict[str, dict[int, Any]] = {"images": {}, "text": {}}
         for index, item in enumerate(items):
             kind, value = _kind(item, f"{name}[{index}]")
-            waiting[kind][index] = value if kind == "text" else _picture(value, f"{name}[{index}]")
+            waiting[kind][index] = value if kind == "text" else _load_image(value, f"{name}[{index}]")
             if len(waiting[kind]) == batch_size:
                 embeds |= self._encode(kind, waiting[kind])
                 waiting[kind] = {}
@@ -138,9 +139,9 @@ class ImageTextRetrievalPipeline(Pipeline):
         embeds = self.forward(self.preprocess({kind: list(values.values())}))
         return dict(zip(values, embeds, strict=True))
 
-    def _given(self, gallery: Tensor | np.ndarray) -> Tensor:
-        """Embeddings from the user, (N, D) float32 on the CPU, which need not be unit vectors."""
-        if isinstance(gallery, np.ndarray):  # what torch takes without a copy or a warning; a copy where it doesn't
+    def _gallery_embeddings(self, gallery: Tensor | np.ndarray) -> Tensor:
+        """A gallery that is embeddings, which need not be unit vectors, as (N, D) float32 on the CPU."""
+        if isinstance(gallery, np.ndarray):  # np.require copies only what torch would not take, or warn of
             gallery = torch.from_numpy(np.require(gallery, np.float32, ["C", "W"]))
         dim = self.model.config.projection_dim
         if gallery.ndim != 2 or gallery.shape[1] != dim:
@@ -159,13 +160,13 @@ def _check_number(name: str, value) -> None:
 
 
 def _is_embeddings(gallery) -> bool:
-    """Numbers; an array of strings or objects is a list of items."""
+    """Whether a gallery is numbers. An array of strings or objects is a list of items."""
     return isinstance(gallery, Tensor) or (isinstance(gallery, np.ndarray) and gallery.dtype.kind in "biuf")
 
 
 def _as_list(items, name: str) -> Sequence:
     """What has an order and a length: a list, a data set's column as it is, and a list of what a generator gives."""
-    if isinstance(items, ONE):
+    if isinstance(items, ITEM_TYPES):
         raise ValueError(f"{name} is one item, {items!r:.80}: give a list, [item].")
     if isinstance(items, Set):
         raise ValueError(f"{name} is a set, which has no order to give the index in: give a list.")
@@ -177,8 +178,8 @@ def _as_list(items, name: str) -> Sequence:
         raise ValueError(f"{name} is {items!r:.80}: give a list of images and texts.") from None
 
 
-def _kind(item, where: str) -> tuple[str, Any]:
-    """("text", the text) or ("images", PIL image, path or URL) of an item; `where` is for the error."""
+def _kind(item, location: str) -> tuple[str, Any]:
+    """("text", the text) or ("images", PIL image, path or URL) of an item; `location` is for the error message."""
     if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in ("image", "text"):
         kind, value = next(iter(item.items()))
     else:
@@ -186,13 +187,13 @@ def _kind(item, where: str) -> tuple[str, Any]:
     value = os.fspath(value) if isinstance(value, os.PathLike) and kind == "image" else value
     if not isinstance(value, str if kind == "text" else (str, Image.Image)):
         raise ValueError(
-            f"{where}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, or "
-            "{'image': path or URL} or {'text': ...}."
+            f"{location}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
+            "{'image': path or URL}, or {'text': ...}."
         )
     if kind == "text":
         return "text", value
     if isinstance(value, str) and not _is_url(value) and not os.path.isfile(value):
-        raise ValueError(f"There is no file {value:.200} ({where}).")
+        raise ValueError(f"There is no file {value:.200} ({location}).")
     return "images", value
 
 
@@ -200,9 +201,9 @@ def _is_url(value: str) -> bool:
     return value[:11].lower().startswith(("http://", "https://", "data:image/"))
 
 
-def _picture(image: str | Image.Image, where: str) -> Image.Image:
-    """The upright RGB picture of a PIL image, a path or a URL."""
-    name = f"{where}, {image:.200}," if isinstance(image, str) else where
+def _load_image(image: str | Image.Image, location: str) -> Image.Image:
+    """A PIL image, a path or a URL as an upright RGB image; `location` is for the error message."""
+    name = f"{location}, {image:.200}," if isinstance(image, str) else location
     try:
         if isinstance(image, Image.Image):
             return to_rgb(image)
@@ -215,7 +216,12 @@ def _picture(image: str | Image.Image, where: str) -> Image.Image:
 
 
 def _read(image: str) -> bytes:
-    """A file's bytes, and not its name: by that Pillow 13 maps a raw TIFF, and scrambles one that lies on its side."""
+    """
+    The bytes of a file or URL.
+
+    Pillow is given a file's bytes and not its name, because by the name Pillow 13 maps a raw TIFF into memory and
+    scrambles one that lies on its side.
+    """
     if not _is_url(image):
         return Path(image).read_bytes()
     request = Request(image, headers={"User-Agent": "gap_closed_clip"})  # some servers refuse the library's own name
@@ -224,7 +230,7 @@ def _read(image: str) -> bytes:
 
 
 def _norms(embeds: Tensor) -> Tensor:
-    """(N,) of a gallery."""
+    """The lengths (N,) of a gallery's embeddings (N, D)."""
     norms = embeds.norm(dim=-1)
     bad = (~norms.isfinite() | (norms == 0)).nonzero()
     if len(bad):

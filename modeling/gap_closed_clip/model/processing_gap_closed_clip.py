@@ -6,8 +6,8 @@ import re
 from transformers import CLIPImageProcessor, ProcessorMixin
 
 
-# A BERT tokenizer takes a text apart at every mark, and puts it together with spaces between all parts but a few:
-# "x - ray", "2. 5 cm", "( arrow )". What is written without them almost always is joined again.
+# A BERT tokenizer splits a text at every punctuation mark, and when it decodes puts spaces between nearly all parts:
+# "x - ray", "2. 5 cm", "( arrow )". These patterns join what is almost always written without spaces.
 _JOINED = (
     (re.compile(r"(?<=\w) ([-/&]) (?=\w)"), r"\1"),  # t2-weighted, c5/c6
     (re.compile(r"(?<=\d)([.,]) (?=\d)"), r"\1"),  # 2.5
@@ -18,7 +18,7 @@ _JOINED = (
 
 
 def join_words(text: str) -> str:
-    """A text that a BERT tokenizer has put together, with its marks as people write them: `x-ray (arrow)`."""
+    """A text that a BERT tokenizer has decoded, with punctuation as people write it: `x-ray (arrow)`."""
     for pattern, joined in _JOINED:
         text = pattern.sub(joined, text)
     return text
@@ -41,11 +41,11 @@ class GapClosedClipProcessor(ProcessorMixin):
         As the tokenizer's, with words and numbers whole: `x-ray (2.5 cm)`, not `x - ray ( 2. 5 cm )`. Metrics would
         count the latter as errors. (Not with `clean_up_tokenization_spaces=False`.)
         """
-        tidy = clean_up_tokenization_spaces
-        text = self.tokenizer.decode(*args, clean_up_tokenization_spaces=tidy, **kwargs)
-        if tidy is False:
+        clean_up = clean_up_tokenization_spaces
+        text = self.tokenizer.decode(*args, clean_up_tokenization_spaces=clean_up, **kwargs)
+        if clean_up is False:
             return text
-        return join_words(text) if isinstance(text, str) else [join_words(one) for one in text]
+        return join_words(text) if isinstance(text, str) else [join_words(part) for part in text]
 
     def batch_decode(self, sequences, *args, **kwargs) -> list[str]:
         """`decode` of each sequence."""
@@ -56,13 +56,14 @@ class GapClosedClipProcessor(ProcessorMixin):
         return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> list[str]:
-        """As `ProcessorMixin.save_pretrained`; where the code is stands in what is written, not in the processor."""
+        """As `ProcessorMixin.save_pretrained`. The processor itself is left as it was."""
         if self.tokenizer.is_fast:
-            # How the last texts were cut and padded would otherwise go into tokenizer.json.
+            # The truncation and padding of the last texts would otherwise be saved in tokenizer.json.
             self.tokenizer.backend_tokenizer.no_truncation()
             self.tokenizer.backend_tokenizer.no_padding()
         files = super().save_pretrained(save_directory, *args, **kwargs)
-        # from_pretrained doesn't bring the entry back: left here, a processor would differ from what is loaded of it.
+        # Saving adds the entry, which says where the code is, and from_pretrained does not read it back: with it, a
+        # processor would differ from the same one loaded.
         vars(self).pop("auto_map", None)
         return files
 
@@ -72,8 +73,8 @@ def image_processor_for(vision_model) -> CLIPImageProcessor:
     The image processor that fits a `TimmWrapperModel`: its input size, and the mean and standard deviation it was
     trained with.
 
-    The short side is resized to the input size (bicubic) and the centre cropped, as in CLIP: timm's own `crop_pct`
-    would cut another tenth off the border, which holds anatomy.
+    The short side is resized to the input size (bicubic) and the center cropped, as in CLIP: timm's own `crop_pct`
+    would cut another tenth off the border, which shows anatomy.
     """
     # A Hub checkpoint's own settings stay in its config; a tower from scratch has those of its architecture.
     pretrained = vision_model.timm_model.pretrained_cfg | getattr(vision_model.config, "pretrained_cfg", {})

@@ -1,4 +1,4 @@
-"""The towers' published weights, and what a timm tower tells of itself."""
+"""The towers: their published weights, the inputs they take, and what represents an image or a text in them."""
 
 import os
 import re
@@ -117,6 +117,23 @@ def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrain
     return model
 
 
+def load_image_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
+    """
+    `load_tower` of a timm model.
+
+    Raises:
+        OSError, ValueError: as `load_tower`.
+        ValueError: a model that is not timm's.
+    """
+    model = load_tower(name_or_config, kwargs)
+    if model.config.model_type != "timm_wrapper":
+        raise ValueError(
+            f"{name_or_config} is a {model.config.model_type} model: the image tower has to be a timm model (Hub ids "
+            "that begin with timm/), e.g. timm/eva02_base_patch16_clip_224.merged2b."
+        )
+    return model
+
+
 def pickled_weights(name_or_path: str, revision: str | None = None) -> str | None:
     """
     The name of a file of pickled weights in a folder or on the Hub, where there are no others.
@@ -145,8 +162,7 @@ def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) 
         if not names:
             raise ValueError(
                 f"keep_vision_projection: {name_or_path} has no head.weight in model.safetensors; use a CLIP "
-                f"checkpoint of timm "
-                "(its name contains _clip_), or leave keep_vision_projection off."
+                "checkpoint of timm (its name contains _clip_), or leave keep_vision_projection off."
             )
         prefix = names[0].removesuffix("weight")
         weight = weights.get_tensor(names[0])
@@ -155,16 +171,37 @@ def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) 
     return {"weight": weight, "bias": bias}
 
 
-def select_states(states: Sequence[Tensor], indices: int | Sequence[int]) -> tuple[Tensor | None, ...]:
-    """The states at `indices`, None in the place of the others; as in transformers, an index may point outside."""
-    indices = [indices] if isinstance(indices, int) else indices
-    n = len(states)
-    return tuple(state if place in indices or place - n in indices else None for place, state in enumerate(states))
+def all_states(output_hidden_states: bool | int | Sequence[int] | None) -> bool | None:
+    """
+    What to ask a tower for, so that `select_states` finds the states at some indices: all of them, in that case.
+
+    Towers differ in what they make of indices: timm raises on those beyond its last block, which the other tower may
+    well have, and drops the other states; BERT leaves the first state out of the count in transformers 5.17.
+    """
+    return output_hidden_states if isinstance(output_hidden_states, bool | None) else True
+
+
+def select_states(
+    states: Sequence[Tensor] | None, output_hidden_states: bool | int | Sequence[int] | None
+) -> tuple[Tensor | None, ...] | None:
+    """
+    All states for a flag. For indices, None in the place of the other states; they count from the end if they are
+    negative and, as in transformers, may lie outside.
+    """
+    if states is None or isinstance(output_hidden_states, bool | None):
+        return states
+    indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
+    number = len(states)
+    return tuple(
+        state if index in indices or index - number in indices else None for index, state in enumerate(states)
+    )
 
 
 __all__ = [
+    "all_states",
     "first_position",
     "fixed_image_size",
+    "load_image_tower",
     "load_tower",
     "longest_text",
     "not_loaded",

@@ -1,0 +1,124 @@
+"""[`CaptionGenerationMixin`]: `generate` of a captioner, with the prompts, lengths and positions that it needs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import Cache, GenerationConfig, GenerationMixin, PreTrainedConfig
+from transformers.utils import ModelOutput
+
+from .caption_outputs_gap_closed_clip import CACHE, takes_past_key_values, with_memory_cache
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .decoder_gap_closed_clip import one_for_each, open_prompts
+from .towers_gap_closed_clip import first_position, longest_text
+
+
+MAX_NEW_TOKENS = 64  # of a new captioner; captions of radiology are longer than the library's 20 tokens
+
+
+def caption_generation_config(decoder_config: PreTrainedConfig, special_tokens: dict[str, int]) -> GenerationConfig:
+    """What a new captioner generates by: `MAX_NEW_TOKENS`, or as many as its decoder takes behind the first token."""
+    max_new_tokens = min(MAX_NEW_TOKENS, longest_text(decoder_config) - 1)
+    return GenerationConfig(max_new_tokens=max_new_tokens, **special_tokens)
+
+
+class CaptionGenerationMixin(GenerationMixin):
+    """`GenerationMixin` for a decoder that attends to an image or to an embedding, not to tokens of a prompt alone."""
+
+    config: GapClosedClipConfig
+    encode: Callable[..., tuple[Tensor, Tensor]]  # images or embeddings to the decoder's memory, and the embeddings
+
+    @property
+    def max_caption_length(self) -> int:
+        """Tokens of the longest caption that the decoder takes, a prompt and `cls_token` included."""
+        return longest_text(self.config.decoder_config)
+
+    @takes_past_key_values
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        shared_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        cache: Cache | None = None,
+        **kwargs,
+    ) -> Tensor | ModelOutput:
+        """
+        Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
+
+        The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
+        is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. The
+        sequences of an earlier call, with its `cache`, are left as they are.
+
+        Args:
+            pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
+            input_ids, attention_mask: (B, L), prompts as the tokenizer makes them, or (1, L), one for all; default
+                `cls_token` alone.
+            token_type_ids, labels: not used; accepted because pipelines and the Trainer hand them on.
+            cache: of an earlier call (`past_key_values` in transformers below 5.24, which is accepted as well).
+
+        Returns:
+            (B, length) token ids with the prompts; with `num_return_sequences`, that many rows for each image.
+
+        Raises:
+            ValueError: as `encode`; another number of prompts than of images; a prompt and `max_new_tokens` beyond
+                what the decoder takes. (The generation config's own `max_new_tokens` gives way to a prompt.)
+        """
+        if encoder_hidden_states is None:
+            encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
+        if input_ids is None or not input_ids.shape[1]:
+            input_ids = attention_mask = None
+        elif cache is None or not cache.get_seq_length():
+            ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
+            input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
+            input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
+        kwargs = self._with_length_limit(kwargs, prompt_length=1 if input_ids is None else input_ids.shape[1])
+        if cache is not None:
+            kwargs[CACHE] = with_memory_cache(cache)
+        return super().generate(
+            input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
+        )
+
+    def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
+        """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
+        configs = (kwargs.get("generation_config"), self.generation_config)
+        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
+        return next((token for token in tokens if token is not None), None)
+
+    def _with_length_limit(self, kwargs: dict, prompt_length: int) -> dict:
+        """
+        Arguments of `generate` that limit the number of new tokens, whichever way the length was limited before.
+
+        A `max_length` becomes `max_new_tokens`, because the `max_new_tokens` of the generation config would win over
+        it. Without either, that of the generation config holds as far as the decoder can go on from the prompt.
+        """
+        if {"generation_config", "max_new_tokens"} & kwargs.keys():
+            return kwargs
+        kwargs = dict(kwargs)
+        max_length = kwargs.pop("max_length", None)
+        if max_length is not None:
+            return kwargs | {"max_new_tokens": max_length - prompt_length}
+        default, room = self.generation_config.max_new_tokens, self.max_caption_length - prompt_length
+        return kwargs if default is None or room < 1 else kwargs | {"max_new_tokens": min(default, room)}
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        limit = self.max_caption_length
+        if generation_config.max_length > limit:
+            raise ValueError(
+                f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "
+                f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
+            )
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
+        # transformers counts from 0, whatever the decoder does
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first_position(
+            self.config.decoder_config
+        )
+
+
+__all__ = ["MAX_NEW_TOKENS", "CaptionGenerationMixin", "caption_generation_config"]

@@ -1,0 +1,201 @@
+"""[`GapClosedClipTowers`]: images and texts to features in the shared space."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .losses_gap_closed_clip import at_least_float32
+from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
+from .projection_gap_closed_clip import centering, projection
+from .towers_gap_closed_clip import (
+    all_states,
+    fixed_image_size,
+    longest_text,
+    pool_text,
+    run_fused_layers_as_modules,
+    select_states,
+)
+
+
+class GapClosedClipTowers(GapClosedClipPreTrainedModel):
+    """
+    The part of [`GapClosedClipModel`] that encodes: two towers, and a projection and a centering behind each.
+
+    Args:
+        config ([`GapClosedClipConfig`]): the architecture.
+        vision_model, text_model: towers to use instead of newly initialised ones.
+    """
+
+    def __init__(
+        self,
+        config: GapClosedClipConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
+        self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
+        # The objects that the towers' own layers look their attention up in, also where the towers were given.
+        config.vision_config, config.text_config = self.vision_model.config, self.text_model.config
+        if config.text_pooling != "pooler":
+            # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
+            self.text_model.pooler = None
+        run_fused_layers_as_modules(self.vision_model)
+        self.image_size = fixed_image_size(self.vision_model)  # (height, width), or None where any size will do
+        self.visual_projection = projection(self.vision_model.timm_model.head_hidden_size, config)
+        self.text_projection = projection(config.text_config.hidden_size, config)
+        self.visual_centering = centering(config)
+        self.text_centering = centering(config)
+
+    @property
+    def max_text_length(self) -> int:
+        """Tokens of the longest text that the text tower takes; a tokenizer's own limit may be higher or missing."""
+        return longest_text(self.config.text_config)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """
+        Projected image features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
+
+        Args:
+            pixel_values: (B, 3, height, width), as the processor makes them.
+
+        Raises:
+            ValueError: a height or width that the tower can't take.
+        """
+        outputs = self._project_images(pixel_values, **kwargs)
+        outputs.pooler_output = self.visual_centering(outputs.pooler_output)
+        return outputs
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        pooled_text: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        Projected text features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids: (B, length), as the tokenizer makes them.
+            pooled_text: (B, hidden), the `pooler_output` of an earlier `encode_text`, instead of the tokens: a frozen
+                tower need not run again.
+
+        Raises:
+            ValueError: texts longer than the tower takes.
+        """
+        tokens = {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        outputs = self._project_texts(input_ids, attention_mask, pooled_text, **tokens, **kwargs)
+        outputs.pooler_output = self.text_centering(outputs.pooler_output)
+        return outputs
+
+    def encode_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """
+        The text tower alone: (B, length, hidden) and, as `pooler_output`, what represents a text, (B, hidden).
+
+        Args:
+            input_ids, attention_mask: (B, length), as the tokenizer makes them.
+            output_hidden_states: indices instead of True leave None in the place of the other states.
+            kwargs: what else the tower takes (`token_type_ids`, `position_ids`, `output_attentions`, ...).
+
+        Raises:
+            ValueError: texts longer than the tower takes.
+        """
+        limit = self.max_text_length
+        if input_ids.shape[1] > limit:
+            raise ValueError(
+                f"The texts are {input_ids.shape[1]} tokens long, the text tower takes {limit} at most: tokenize with "
+                f"truncation=True, max_length={limit}."
+            )
+        # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = all_states(output_hidden_states)
+        if hasattr(self.config.text_config, "use_cache"):
+            # An encoder keeps no cache. Its configuration asks for one all the same, of which transformers warns under
+            # checkpointing, and torch.compile has no place for a warning in its graph.
+            kwargs["use_cache"] = False
+        outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=pool_text(outputs, attention_mask, self.config.text_pooling),
+            hidden_states=select_states(outputs.hidden_states, output_hidden_states),
+            attentions=outputs.attentions,
+        )
+
+    def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
+        """Switches the towers' gradients off (or on); a tower without trainable parameters also stays in eval mode."""
+        self.vision_model.requires_grad_(not vision)
+        self.text_model.requires_grad_(not text)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "GapClosedClipTowers":
+        super().train(mode)
+        for tower in (self.vision_model, self.text_model):
+            # Dropout and batch statistics would put noise into features that can't adapt to it.
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def _project_images(
+        self, pixel_values: Tensor, output_hidden_states: bool | int | Sequence[int] | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """`get_image_features` before the centering."""
+        size = tuple(pixel_values.shape[-2:])
+        if self.image_size is not None and size != self.image_size:
+            raise ValueError(
+                f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "
+                f"{self.image_size[1]}: set the image processor's crop_size and size, or the tower's "
+                "model_args={'dynamic_img_size': True}."
+            )
+        outputs = self.vision_model(
+            pixel_values, output_hidden_states=all_states(output_hidden_states), return_dict=True, **kwargs
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=at_least_float32(self.visual_projection(outputs.pooler_output)),
+            hidden_states=select_states(outputs.hidden_states, output_hidden_states),
+        )
+
+    def _project_texts(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pooled_text: Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        """`get_text_features` before the centering."""
+        if pooled_text is None:
+            outputs = self.encode_text(input_ids, attention_mask, **kwargs)
+        else:
+            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
+        outputs.pooler_output = at_least_float32(self.text_projection(outputs.pooler_output))
+        return outputs
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        # transformers looks for its own layers only; the timm tower has a switch of its own.
+        self.vision_model._set_gradient_checkpointing(enable)
+        self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
+
+
+__all__ = ["GapClosedClipTowers"]

@@ -1,0 +1,40 @@
+"""[`GapClosedClipOutput`]: what [`GapClosedClipModel`] returns."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class GapClosedClipOutput(ModelOutput):
+    """
+    Output of [`GapClosedClipModel`] for B images and C texts; B = C wherever there is a loss.
+
+    Args:
+        loss (scalar): weighted sum of the three terms; only with both modalities, `return_loss` and B = C.
+        contrastive_loss, align_loss, uniformity_loss (scalars): the terms before weighting.
+        logits_per_image (B, C): scale times cosine. Left out of training with large batches, where it would be the
+            matrix that the loss does without.
+        logits_per_text (C, B): its transpose.
+        image_embeds (B, D), text_embeds (C, D): unit vectors in the shared space, float32 (float64 in a float64
+            model).
+        group_ids (B,) or (B, G): those given, handed on so that an evaluation loop can gather them.
+        vision_model_output, text_model_output: the towers' outputs, with the projected features as `pooler_output`.
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    align_loss: Tensor | None = None
+    uniformity_loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+    group_ids: Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+
+__all__ = ["GapClosedClipOutput"]

@@ -1,0 +1,66 @@
+"""[`GapClosedClipPreTrainedModel`]: what the encoder and the captioner tell transformers about themselves."""
+
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+from .projection_gap_closed_clip import ProjectionCentering, Temperature
+
+
+class GapClosedClipPreTrainedModel(PreTrainedModel):
+    """Initial weights, and what transformers needs to know about the towers."""
+
+    config_class = GapClosedClipConfig
+    base_model_prefix = "gap_closed_clip"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # timm and BERT both run scaled_dot_product_attention
+    _supports_sdpa = True
+    # A contrastive batch can't be split into token counts: the Trainer must not hand num_items_in_batch to forward.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ProjectionCentering):
+            init.zeros_(module.running_mean)
+            init.zeros_(module.num_batches_tracked)
+        if isinstance(module, Temperature):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+
+    def load_adapter(self, *args, **kwargs) -> Any:
+        """
+        As in transformers. It refuses to go on with an adapter of which only a part was loaded.
+
+        Raises:
+            RuntimeError: with transformers 5.17, for an adapter that trained modules as a whole (`modules_to_save`).
+                The library leaves them at random and only logs it; when 5.17 is no longer supported, this check goes.
+        """
+        info = super().load_adapter(*args, **kwargs)
+        missing = sorted(name for name in getattr(info, "missing_keys", ()) if ".modules_to_save." in name)
+        if missing:
+            raise RuntimeError(
+                f"transformers {transformers.__version__} leaves {len(missing)} weights of the adapter out "
+                f"({missing[0]}, ...): use transformers 5.18 or newer, or load the adapter with "
+                "peft.PeftModel.from_pretrained(model, adapter)."
+            )
+        return info
+
+    def enable_adapters(self) -> None:
+        """
+        As in transformers, which switches modules that an adapter trained as a whole (`modules_to_save`) off together
+        with the adapter, but not on again.
+        """
+        super().enable_adapters()
+        for module in self.modules():
+            if "modules_to_save" in module._modules:
+                module.enable_adapters(enabled=True)
+
+
+__all__ = ["GapClosedClipPreTrainedModel"]

@@ -1,0 +1,34 @@
+"""What is written into a saved configuration, so that the folder loads with `trust_remote_code=True` alone."""
+
+from transformers import PreTrainedModel
+
+from .configuration_gap_closed_clip import GapClosedClipConfig
+
+
+def describe_code(config: GapClosedClipConfig, model: PreTrainedModel, **models: PreTrainedModel) -> None:
+    """
+    Writes into a configuration which class each auto class and pipeline finds in the code that is saved beside it.
+
+    Args:
+        config: the configuration that is about to be saved.
+        model: the encoder, which `AutoModel` finds.
+        models: by the name of another auto class, the model that it finds.
+    """
+    from .pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+
+    # transformers itself would name only the auto class that a model was last loaded by.
+    models = {"AutoModel": model, "AutoModelForZeroShotImageClassification": model, **models}
+    classes = {auto_class: type(found) for auto_class, found in models.items()}
+    config.auto_map = {
+        auto_class: f"{found.__module__.split('.')[-1]}.{found.__name__}" for auto_class, found in classes.items()
+    }
+    config.custom_pipelines = {
+        "image-text-retrieval": {
+            "impl": f"pipeline_gap_closed_clip.{ImageTextRetrievalPipeline.__name__}",
+            "pt": ["AutoModel"],
+            "type": "multimodal",
+        }
+    }
+
+
+__all__ = ["describe_code"]
