@@ -218,11 +218,11 @@ def test_examples_are_held_out_phantoms_and_of_nobody_else(tmp_path):
     write_examples(tmp_path, data)
     names = {path.stem for path in (tmp_path / "examples").iterdir()}
     assert names == {"chest_radiograph", "chest_CT", "brain_MR", "ultrasound", "mammogram"}
-    pictures = {name: load_pairs(data, name)["image"] for name in ("train", "test")}
+    drawn = {name: load_pairs(data, name)["image"] for name in ("train", "test")}
     shown = {np.asarray(Image.open(path)).tobytes() for path in (tmp_path / "examples").iterdir()}
     pixels = {
         name: {np.asarray(Image.open(io.BytesIO(image["bytes"]))).tobytes() for image in images}
-        for name, images in pictures.items()
+        for name, images in drawn.items()
     }
     assert shown <= pixels["test"] and not shown & pixels["train"]
     write_examples(tmp_path / "real", DataArguments(source="hospital/pairs"))

@@ -201,7 +201,7 @@ def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
     left_out = ("mode", "resize", "rescale_factor", "mean", "std")
     assert [description["image"][name] for name in left_out] == [None] * 5
     code = readme(description)
-    assert "how[" not in code.replace('how["center_crop"]', "") and "convert" not in code
+    assert "settings[" not in code.replace('settings["center_crop"]', "") and "convert" not in code
     small = {"longest_edge": 20, "shortest_edge": 10}
     for settings, words in (({"size": small}, "longest_edge"), ({"do_pad": True}, "do_pad")):
         with pytest.raises(ValueError, match=words):
@@ -210,9 +210,9 @@ def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
         example_size(processor_of(tiny_processor.tokenizer, do_center_crop=False))
 
 
-@pytest.mark.parametrize("picture", [(40, 30), (28, 28), (20, 333), (301, 200)])
-def test_readme_example_runs(case, picture, tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (*picture, 3), dtype=np.uint8)
+@pytest.mark.parametrize("size", [(40, 30), (28, 28), (20, 333), (301, 200)])
+def test_readme_example_runs(case, size, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     text = (case.folder / "README.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -227,7 +227,7 @@ def test_readme_example_runs(case, picture, tmp_path, monkeypatch):
         expected = case.model(**inputs)
     levels = np.array(case.processor.image_processor.image_std)[:, None, None] * 255
     distance = np.abs(names["pixels"](tmp_path / "image.png") - inputs["pixel_values"][0].numpy()) * levels
-    mixed = (picture[0] > 28) != (picture[1] > 42) and "width" in case.processor.image_processor.to_dict()["size"]
+    mixed = (size[0] > 28) != (size[1] > 42) and "width" in case.processor.image_processor.to_dict()["size"]
     if mixed:  # torchvision and Pillow may filter in another order, as the README says
         assert distance.max() < 16 and "one side shrinks" in text
     else:

@@ -16,12 +16,11 @@ from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClip
 from gap_closed_clip.checkpoint import is_captioner
 from gap_closed_clip.evaluation import write_metrics
 from gap_closed_clip.hub import onnx, publish, write_card
-from gap_closed_clip.hub.reload import HUB, check_code, check_reload
+from gap_closed_clip.hub.reload import HANDLER, HUB, check_code, check_reload
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, ROOT, WITHOUT_PACKAGE, save_folder
+from .conftest import ADDED, CAPTIONER_CODE, CODE, ROOT, SAVED, WITHOUT_PACKAGE, save_folder
 from .test_card import section
-from .test_publish import ADDED, CAPTIONER, CODE, SAVED
 
 
 METRICS = {
@@ -85,7 +84,7 @@ def test_a_published_captioner_works_where_the_package_is_not(
     image = Image.effect_noise((40, 36), 80).convert("RGB")
     image.save(tmp_path / "image.png")
     publish(folder, "tester/captioner")
-    files = {".gitattributes", *SAVED, "generation_config.json", *CODE, *CAPTIONER, *ADDED}
+    files = {".gitattributes", *SAVED, "generation_config.json", *CODE, *CAPTIONER_CODE, *ADDED}
     assert set(online.files("tester/captioner")) == files
 
     words = ["-c", WITHOUT_PACKAGE + STRANGER, "tester/captioner", str(folder), str(tmp_path)]
@@ -129,7 +128,7 @@ def test_a_published_captioner_works_where_the_package_is_not(
     # What was loaded from there and saved again is a captioner's folder again.
     check_code(tmp_path / "again")
     saved = {path.name for path in (tmp_path / "again").iterdir()}
-    assert saved == {*SAVED, "generation_config.json", *CODE, *CAPTIONER}
+    assert saved == {*SAVED, "generation_config.json", *CODE, *CAPTIONER_CODE}
     mine, again = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again"))
     assert mine["auto_map"] == again["auto_map"] and "AutoModelForImageTextToText" in mine["auto_map"]
 
@@ -143,8 +142,7 @@ def test_another_caption_in_the_clean_process_is_noticed(folder):
         check_reload(folder)
 
 
-def test_captions_of_other_peoples_pictures_stay_at_home(online, folder, monkeypatch):
-    monkeypatch.setattr("gap_closed_clip.hub.publication.check_reload", lambda *args: None)
+def test_captions_of_other_peoples_images_stay_at_home(online, folder, skip_reload):
     for name in ("captions.png", "captions.jsonl"):
         (folder / name).write_bytes(b"of the evaluation")
     for source, goes in (("phantoms", True), ("/data/patients", False)):
@@ -243,7 +241,7 @@ def test_the_encoder_of_a_captioner_is_saved_as_an_encoder(folder, captioner, ti
     captioner.gap_closed_clip.save_pretrained(tmp_path / "part")
     for place in (tmp_path / "encoder", tmp_path / "part"):
         tiny_processor.save_pretrained(place)
-        assert not is_captioner(place) and not set(CAPTIONER) & {path.name for path in place.iterdir()}
+        assert not is_captioner(place) and not set(CAPTIONER_CODE) & {path.name for path in place.iterdir()}
     tiny_processor.save_pretrained(tmp_path / "captioner")
     captioner.save_pretrained(tmp_path / "captioner")  # what was saved is still part of one
     assert is_captioner(tmp_path / "captioner") and captioner.gap_closed_clip.config is captioner.config
@@ -260,7 +258,7 @@ def test_onnx_is_of_the_encoder_and_says_so(folder, script, monkeypatch):
     assert "The decoder is not exported" in out
 
 
-def test_what_the_pipeline_makes_of_pictures(folder, tmp_path):
+def test_what_the_pipeline_makes_of_images(folder, tmp_path):
     """As the card says: upright, as the endpoint and retrieval do it; 16-bit gray clipped, which they do not do."""
     write = pipeline("image-text-to-text", model=str(folder), max_new_tokens=8)
     image = Image.effect_noise((40, 36), 80).convert("RGB")
