@@ -10,7 +10,9 @@ from types import ModuleType
 
 import huggingface_hub
 import pytest
+from transformers import CLIPImageProcessor
 
+from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.hub import publication
 from gap_closed_clip.hub.reload import HANDLER, MODEL
 
@@ -132,3 +134,8 @@ def model_folder(tiny_model, tiny_processor, tmp_path) -> Path:
 def skip_reload(monkeypatch) -> None:
     """For what does not depend on it: a clean process takes seconds to start."""
     monkeypatch.setattr(publication, "check_reload", lambda *args: None)
+
+
+def processor_of(tokenizer, **image_settings) -> GapClosedClipProcessor:
+    """With an image processor that is not as usual."""
+    return GapClosedClipProcessor(CLIPImageProcessor(**image_settings), tokenizer)

@@ -32,12 +32,11 @@ def test_all_that_belongs_to_a_model_goes_in_one_commit(online, model_folder):
     assert not (model_folder / "README.md").exists()  # the folder at home is as it was
 
 
-def test_a_second_publication_sends_only_what_changed(online, model_folder):
+def test_a_second_publication_sends_only_what_changed(online, model_folder, tiny_model):
     publish(model_folder, "tester/demo")
     repository = online.repositories["tester/demo"]
-    model = GapClosedClipModel.from_pretrained(model_folder)
-    model.visual_projection.weight.data.neg_()
-    model.save_pretrained(model_folder)
+    tiny_model.visual_projection.weight.data.neg_()
+    tiny_model.save_pretrained(model_folder)
     sent = len(online.requests)
     done = publish(model_folder, "tester/demo")
     first, second = repository.commits[-2:]

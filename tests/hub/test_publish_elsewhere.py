@@ -7,8 +7,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+    dynamic_module_utils,
+    pipeline,
+)
 
-from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
+from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, ImageTextRetrievalPipeline
 from gap_closed_clip.hub import publication, publish
 from gap_closed_clip.hub.reload import check_code
 
@@ -106,39 +114,32 @@ def check_pipelines(found: dict, model: GapClosedClipModel, processor: GapClosed
     assert found["hits"] == [[index, close(cosine)] for index, cosine in ranked]
 
 
-WITH_PACKAGE = """
-import json, os, pathlib, sys
-import gap_closed_clip
-from gap_closed_clip import ImageTextRetrievalPipeline
-from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor, pipeline
-
-repo_id, out, poison, but_in_the_pipeline = sys.argv[1:]
-autos = (AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor)
-found = [type(auto.from_pretrained(repo_id, revision=poison)).__module__ for auto in autos]
-tasks = ("zero-shot-image-classification", "image-feature-extraction", "feature-extraction")
-found += [type(pipeline(task, model=repo_id, revision=poison).model).__module__ for task in tasks]
-search = pipeline(
-    "image-text-retrieval", model=repo_id, revision=poison, pipeline_class=ImageTextRetrievalPipeline
-)
-found += [type(search).__module__, type(search.model).__module__]
-# Where the task is left out, the pipeline is the repository's: it runs, and nothing else does.
-search = pipeline(model=repo_id, revision=but_in_the_pipeline, trust_remote_code=True)
-asked_for = [type(search).__module__, type(search).__name__, type(search.model).__module__]
-json.dump([found, asked_for], open(f"{out}/found.json", "w"))
-"""
 # What the pipeline of the repository is made of.
 PIPELINE = {"pipeline_gap_closed_clip.py", "images_gap_closed_clip.py"}
+AUTO_CLASSES = (AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor)
+TASKS = ("zero-shot-image-classification", "image-feature-extraction", "feature-extraction")
 
 
-def test_with_the_package_no_code_of_the_repository_runs(online, python, model_folder, skip_reload, tmp_path):
+def module_of(loaded) -> str:
+    return type(loaded).__module__
+
+
+def test_with_the_package_no_code_of_the_repository_runs(online, model_folder, skip_reload, tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
     publish(model_folder, "tester/demo")
     repository, published = online.repositories["tester/demo"], dict(online.files("tester/demo"))
     poison = dict.fromkeys(CODE, b"raise SystemExit('code of the repository was run')\n")
-    all_of_it = repository.commit("poison", published | poison).oid
-    poison = {name: content for name, content in poison.items() if name not in PIPELINE}
+    poisoned = {"revision": repository.commit("poison", published | poison).oid}
+    found = [auto.from_pretrained("tester/demo", **poisoned) for auto in AUTO_CLASSES]
+    found += [pipeline(task, model="tester/demo", **poisoned).model for task in TASKS]
+    pipeline_class = {"pipeline_class": ImageTextRetrievalPipeline}
+    search = pipeline("image-text-retrieval", model="tester/demo", **poisoned, **pipeline_class)
+    assert all(module_of(each).startswith("gap_closed_clip.") for each in (*found, search, search.model))
+
+    # Where the task is left out, the pipeline is the repository's: it runs, and nothing else does.
+    for name in PIPELINE:
+        del poison[name]
     but_in_the_pipeline = repository.commit("poison but in the pipeline", published | poison).oid
-    python("-c", WITH_PACKAGE, "tester/demo", str(tmp_path), all_of_it, but_in_the_pipeline)
-    modules, asked_for = json.loads((tmp_path / "found.json").read_text())
-    assert len(modules) == 9 and all(module.startswith("gap_closed_clip.") for module in modules)
-    assert asked_for[0].startswith("transformers_modules.")
-    assert asked_for[1:] == ["ImageTextRetrievalPipeline", "gap_closed_clip.model.modeling_gap_closed_clip"]
+    search = pipeline(model="tester/demo", revision=but_in_the_pipeline, trust_remote_code=True)
+    assert module_of(search).startswith("transformers_modules.")
+    assert type(search).__name__ == "ImageTextRetrievalPipeline" and type(search.model) is GapClosedClipModel
