@@ -9,7 +9,7 @@ from PIL import Image
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import digest_of_weights
 from gap_closed_clip.evaluation import write_metrics
-from gap_closed_clip.hub import publication, publish
+from gap_closed_clip.hub import publication, publish, requirements
 from gap_closed_clip.training import load_config
 
 from .conftest import ADDED, CODE, SAVED
@@ -25,6 +25,7 @@ def test_all_that_belongs_to_a_model_goes_in_one_commit(online, model_folder):
     commit = repository.commits[-1]
     assert set(commit.files) == {".gitattributes", *SAVED, *CODE, *ADDED}
     assert commit.files["model.safetensors"] == (model_folder / "model.safetensors").read_bytes()
+    assert commit.files["requirements.txt"].decode().splitlines() == list(requirements.ENDPOINT)
     assert commit.message == "Publish the model"
     assert done.outcome == f"Published: {online.url}/tester/demo/commit/{commit.oid}"
     assert done.changes == dict.fromkeys([*SAVED, *CODE, *ADDED], "new")

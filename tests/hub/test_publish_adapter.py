@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
-from gap_closed_clip.hub import publication, publish
+from gap_closed_clip.hub import publication, publish, requirements
 from gap_closed_clip.training import LoraArguments, build_peft_config, load_config
 
 from .conftest import WITHOUT_PACKAGE
@@ -98,6 +98,7 @@ def test_an_adapter_is_published_on_its_base(
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == ["tester/base"] and card.data.base_model_relation == "adapter"
     assert card.data.library_name == "peft" and card.data.pipeline_tag is None and card.data.license == "mit"
+    assert all(f'"{requirement}"' in card.text for requirement in requirements.ADAPTER)
     assert "An adapter (LORA, rank 2) for `tester/base`." in card.text
     assert f'from_pretrained("tester/base", revision="{base_on_the_hub}", trust_remote_code=True)' in card.text
 

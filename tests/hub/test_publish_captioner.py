@@ -19,8 +19,8 @@ from gap_closed_clip.hub import onnx, publish, write_card
 from gap_closed_clip.hub.reload import HANDLER, HUB, check_code, check_reload
 from gap_closed_clip.training import load_config
 
+from .card.rendering import section
 from .conftest import ADDED, CAPTIONER_CODE, CODE, ROOT, SAVED, WITHOUT_PACKAGE, save_folder
-from .test_card import section
 
 
 METRICS = {
