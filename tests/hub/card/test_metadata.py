@@ -40,12 +40,8 @@ def test_metadata_of_phantoms_round_trips(folder):
 
 
 def test_metadata_of_hub_ids(folder):
-    write_metrics(
-        folder / "metrics.json",
-        {"demo": METRICS},
-        {"source": OF_THE_HUB[2].partition("=")[2], "test_split": "held"},
-        "test",
-    )
+    data = {"source": OF_THE_HUB[2].partition("=")[2], "test_split": "held"}
+    write_metrics(folder / "metrics.json", {"demo": METRICS}, data, "test")
     text = render(folder, *OF_THE_HUB, repo_id="somebody/roco-clip", license="cc-by-nc-4.0")
     data = ModelCard.load(folder / "README.md").data
     assert data.base_model == ["timm/eva_giant_patch14_clip_224.laion400m", "google-bert/bert-base-uncased"]
