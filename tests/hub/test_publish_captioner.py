@@ -145,11 +145,10 @@ def test_another_caption_in_the_clean_process_is_noticed(folder, monkeypatch):
     """That the process gives the caption at all is shown above, where it has to be this package's."""
     found = reload._outputs(folder)
     tokens = found.pop("caption_ids")
+    message = "caption_ids of a clean process differ from this package's, so it is not published"
     for other in (found, found | {"caption_ids": tokens + 1}):
         monkeypatch.setattr(reload, "_run_clean_process", lambda *args, other=other: other)
-        with pytest.raises(
-            ValueError, match="caption_ids of a clean process differ from this package's, so it is not"
-        ):
+        with pytest.raises(ValueError, match=message):
             check_reload(folder)
     monkeypatch.setattr(reload, "_run_clean_process", lambda *args: found | {"caption_ids": tokens})
     check_reload(folder)
