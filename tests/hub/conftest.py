@@ -10,12 +10,21 @@ from types import ModuleType
 
 import huggingface_hub
 import pytest
+from transformers import CLIPImageProcessor
+
+from gap_closed_clip import GapClosedClipProcessor
+from gap_closed_clip.hub import publication
+from gap_closed_clip.hub.reload import HANDLER, MODEL
 
 from .loopback_hub import TOKEN, LoopbackHub
 
 
 ROOT = Path(__file__).parent.parent.parent
-HANDLER = ["handler.py", "handler_images.py", "handler_requests.py"]
+# Files of a model folder: what saving writes, what publishing adds, the code, and that which a captioner has beside.
+SAVED = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+ADDED = ["README.md", *HANDLER, "requirements.txt"]
+CAPTIONER_CODE = ["captioning_gap_closed_clip.py", "decoder_gap_closed_clip.py"]
+CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER_CODE]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """
 import sys
@@ -43,6 +52,7 @@ def online(hub, monkeypatch, tmp_path) -> LoopbackHub:
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)  # that of the library's functions
     address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -118,3 +128,14 @@ def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
 @pytest.fixture
 def model_folder(tiny_model, tiny_processor, tmp_path) -> Path:
     return save_folder(tmp_path / "outputs" / "demo", tiny_model, tiny_processor)
+
+
+@pytest.fixture
+def skip_reload(monkeypatch) -> None:
+    """For what does not depend on it: a clean process takes seconds to start."""
+    monkeypatch.setattr(publication, "check_reload", lambda *args: None)
+
+
+def processor_of(tokenizer, **image_settings) -> GapClosedClipProcessor:
+    """With an image processor that is not as usual."""
+    return GapClosedClipProcessor(CLIPImageProcessor(**image_settings), tokenizer)

@@ -21,11 +21,12 @@ def git_oid(content: bytes) -> str:
 
 @dataclass
 class Commit:
-    """A state of a repository: its id, its message, and all its files."""
+    """A state of a repository: its id, its message, all its files, and the paths that the client sent for it."""
 
     oid: str
     message: str
     files: dict[str, bytes]
+    sent: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -38,9 +39,9 @@ class Repository:
             return self.commits[-1]
         return next((commit for commit in self.commits if commit.oid == revision), None)
 
-    def commit(self, message: str, files: dict[str, bytes]) -> Commit:
+    def commit(self, message: str, files: dict[str, bytes], sent: list[str] | None = None) -> Commit:
         oid = hashlib.sha1(f"{len(self.commits)} {message}".encode()).hexdigest()
-        self.commits.append(Commit(oid, message, files))
+        self.commits.append(Commit(oid, message, files, sent or []))
         return self.commits[-1]
 
 
@@ -256,7 +257,8 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = self.hub.lfs[value["oid"]]
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
-        oid = repository.commit(header["summary"], files).oid
+        sent = [line["value"]["path"] for line in lines if line["key"] != "header"]
+        oid = repository.commit(header["summary"], files, sent).oid
         url = f"{self.hub.url}/{repo_id}/commit/{oid}"
         self.answer({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 

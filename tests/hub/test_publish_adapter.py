@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
-from gap_closed_clip.hub import publish
+from gap_closed_clip.hub import publication, publish, requirements
 from gap_closed_clip.training import LoraArguments, build_peft_config, load_config
 
-from .conftest import ROOT, WITHOUT_PACKAGE
+from .conftest import WITHOUT_PACKAGE
+from .loopback_hub import Repository
 
 
-PUBLISH = str(ROOT / "publish.py")
 STRANGER = """
 import pathlib, re
 from huggingface_hub import hf_hub_download
@@ -51,34 +51,21 @@ def adapter_folder(model_folder, tiny_processor):
     return folder
 
 
+@pytest.fixture
+def base_on_the_hub(online, model_folder, monkeypatch) -> str:
+    """The commit of the model folder as tester/base, published without what other tests check."""
+    with monkeypatch.context() as patch:
+        patch.setattr(publication, "check_reload", lambda *args: None)
+        publish(model_folder, "tester/base")
+    return online.repositories["tester/base"].commits[-1].oid
+
+
 def test_an_adapter_works_where_the_package_is_not(
-    hub, python, model_folder, adapter_folder, tiny_processor, tmp_path
+    online, python, model_folder, adapter_folder, base_on_the_hub, tmp_path
 ):
     image = Image.effect_noise((40, 36), 80).convert("RGB")
     image.save(tmp_path / "image.png")
-    refused = python(PUBLISH, str(adapter_folder), "tester/adapter", check=False)
-    assert refused.returncode == 1 and "is an adapter for" in refused.stderr
-    assert f"publish that first, python publish.py {model_folder} owner/name" in refused.stderr
-    load_config([], [f"model.checkpoint={model_folder}"]).save(adapter_folder / "train_config.yaml")
-    python(PUBLISH, str(model_folder), "tester/base")
-    commit = hub.repositories["tester/base"].commits[-1].oid
-    python(PUBLISH, str(adapter_folder), "tester/adapter", "--base", "tester/base", "--license", "mit")
-    files = hub.files("tester/adapter")
-    adapter = {"adapter_config.json", "adapter_model.safetensors", "processing_gap_closed_clip.py", "README.md"}
-    assert adapter <= set(files) and not {"config.json", "model.safetensors", "handler.py"} & set(files)
-    config = json.loads(files["adapter_config.json"])
-    assert (config["base_model_name_or_path"], config["revision"]) == ("tester/base", commit)
-    assert b"checkpoint: tester/base" in files["train_config.yaml"]
-    assert not any(str(tmp_path).encode() in content for content in files.values())
-    at_home = json.loads((adapter_folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-    assert at_home == str(model_folder)
-
-    card = ModelCard(files["README.md"].decode())
-    assert card.data.base_model == ["tester/base"] and card.data.base_model_relation == "adapter"
-    assert card.data.library_name == "peft" and card.data.pipeline_tag is None and card.data.license == "mit"
-    assert "An adapter (LORA, rank 2) for `tester/base`." in card.text
-    assert f'from_pretrained("tester/base", revision="{commit}", trust_remote_code=True)' in card.text
-
+    publish(adapter_folder, "tester/adapter", base="tester/base")
     python("-c", WITHOUT_PACKAGE + STRANGER, "tester/adapter", str(tmp_path), home="stranger")
     model, processor = load_checkpoint(adapter_folder)
     texts = ["Chest radiograph with pleural effusion.", "Axial MR image of the brain."]
@@ -92,12 +79,46 @@ def test_an_adapter_works_where_the_package_is_not(
         assert not torch.allclose(embeds[name], untrained, atol=1e-3)
 
 
+def test_an_adapter_is_published_on_its_base(
+    online, model_folder, adapter_folder, base_on_the_hub, skip_reload, tmp_path
+):
+    load_config([], [f"model.checkpoint={model_folder}"]).save(adapter_folder / "train_config.yaml")
+    publish(adapter_folder, "tester/adapter", base="tester/base", license="mit")
+    files = online.files("tester/adapter")
+    adapter = {"adapter_config.json", "adapter_model.safetensors", "processing_gap_closed_clip.py", "README.md"}
+    assert adapter <= set(files)
+    assert not {"config.json", "model.safetensors", "handler.py", "requirements.txt"} & set(files)
+    config = json.loads(files["adapter_config.json"])
+    assert (config["base_model_name_or_path"], config["revision"]) == ("tester/base", base_on_the_hub)
+    assert b"checkpoint: tester/base" in files["train_config.yaml"]
+    assert not any(str(tmp_path).encode() in content for content in files.values())
+    at_home = json.loads((adapter_folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert at_home == str(model_folder)
+
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.base_model == ["tester/base"] and card.data.base_model_relation == "adapter"
+    assert card.data.library_name == "peft" and card.data.pipeline_tag is None and card.data.license == "mit"
+    assert all(f'"{requirement}"' in card.text for requirement in requirements.ADAPTER)
+    assert "An adapter (LORA, rank 2) for `tester/base`." in card.text
+    assert f'from_pretrained("tester/base", revision="{base_on_the_hub}", trust_remote_code=True)' in card.text
+
+
+def test_an_adapter_of_a_folder_is_not_published_without_its_base(online, model_folder, adapter_folder):
+    with pytest.raises(ValueError, match="is an adapter for") as raised:
+        publish(adapter_folder, "tester/adapter")
+    assert f"publish that first, python publish.py {model_folder} owner/name" in str(raised.value)
+    assert not online.repositories
+
+
 def test_an_adapter_on_the_wrong_base_is_not_published(online, model_folder, adapter_folder, tiny_processor):
+    """Its base in this folder is another than the one on the Hub."""
     model = GapClosedClipModel.from_pretrained(model_folder)
     model.text_model.embeddings.word_embeddings.weight.data.mul_(-1)
-    model.save_pretrained(model_folder.parent / "other")
-    tiny_processor.save_pretrained(model_folder.parent / "other")
-    publish(model_folder.parent / "other", "tester/other")
+    other = model_folder.parent / "other"
+    model.save_pretrained(other)
+    tiny_processor.save_pretrained(other)
+    online.repositories["tester/other"] = Repository(private=False)
+    online.repositories["tester/other"].commit("other", {path.name: path.read_bytes() for path in other.iterdir()})
     with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's"):
         publish(adapter_folder, "tester/adapter", base="tester/other")
     assert "tester/adapter" not in online.repositories

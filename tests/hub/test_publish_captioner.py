@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
@@ -15,13 +14,12 @@ from transformers import pipeline
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.checkpoint import is_captioner
 from gap_closed_clip.evaluation import write_metrics
-from gap_closed_clip.hub import onnx, publish, write_card
-from gap_closed_clip.hub.reload import HUB, check_code, check_reload
+from gap_closed_clip.hub import onnx, publish, reload, write_card
+from gap_closed_clip.hub.reload import check_code, check_reload
 from gap_closed_clip.training import load_config
 
-from .conftest import HANDLER, ROOT, WITHOUT_PACKAGE, save_folder
-from .test_card import section
-from .test_publish import ADDED, CAPTIONER, CODE, SAVED
+from .card.rendering import section
+from .conftest import ADDED, CAPTIONER_CODE, CODE, ROOT, SAVED, WITHOUT_PACKAGE, save_folder
 
 
 METRICS = {
@@ -85,40 +83,56 @@ def test_a_published_captioner_works_where_the_package_is_not(
     image = Image.effect_noise((40, 36), 80).convert("RGB")
     image.save(tmp_path / "image.png")
     publish(folder, "tester/captioner")
-    files = {".gitattributes", *SAVED, "generation_config.json", *CODE, *CAPTIONER, *ADDED}
+    files = {".gitattributes", *SAVED, "generation_config.json", *CODE, *CAPTIONER_CODE, *ADDED}
     assert set(online.files("tester/captioner")) == files
 
     words = ["-c", WITHOUT_PACKAGE + STRANGER, "tester/captioner", str(folder), str(tmp_path)]
-    run = python(*words, home="stranger")
-    # Nothing is said but how far loading is, and that code was fetched, which was asked for.
-    fetched = r".*new version of the following|- \w+\.py|\. Make sure"
-    told = rf"\s*$|Loading weights|Writing model shards|[\w.]+:? +[\d(]+%|{fetched}"
-    lines = run.stderr.replace("\r", "\n").splitlines()
-    assert [line for line in lines if not re.match(told, line)] == []
-
+    check_silence(python(*words, home="stranger").stderr)
     found, tensors = json.loads((tmp_path / "found.json").read_text()), load_file(tmp_path / "found.safetensors")
-    inputs = tiny_processor(images=[image], text=["Chest"], return_tensors="pt")
-    pixel_values, decode = inputs["pixel_values"], tiny_processor.tokenizer.decode
-    greedy = captioner.generate(pixel_values)[0]
-    assert found["caption"] == found["local"][0] == decode(greedy, skip_special_tokens=True)
-    assert found["by_hand"] == [
-        decode(captioner.generate(pixel_values, max_new_tokens=20)[0], skip_special_tokens=True)
-    ]
-    begun = captioner.generate(**inputs, max_new_tokens=20, num_beams=3)[0]
-    (own,) = {entry["generated_text"] for entry in found["captions"]}
-    assert len(found["captions"]) == 2 and own.lower() == decode(begun, skip_special_tokens=True)
-    assert torch.equal(tensors["tokens"], captioner.generate(pixel_values, num_beams=3))
-    writer, encoder = (
+    caption_model, encoder = (
         [cls.__name__, "transformers_modules"] for cls in (GapClosedClipForConditionalGeneration, GapClosedClipModel)
     )
-    assert found["classes"] == [writer, writer, encoder, writer, writer, encoder]
+    assert found["classes"] == [caption_model, caption_model, encoder, caption_model, caption_model, encoder]
+    pixel_values = tiny_processor(images=[image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(tensors["tokens"], captioner.generate(pixel_values, num_beams=3))
+    check_captions(found, captioner, tiny_processor, image)
+    check_encoder(found, tensors, captioner.gap_closed_clip, tiny_processor, image)
 
-    # The encoder's pipelines, and the encoder itself.
+    # What was loaded from there and saved again is a captioner's folder again.
+    check_code(tmp_path / "again")
+    saved = {path.name for path in (tmp_path / "again").iterdir()}
+    assert saved == {*SAVED, "generation_config.json", *CODE, *CAPTIONER_CODE}
+    mine, again = (json.loads((each / "config.json").read_text()) for each in (folder, tmp_path / "again"))
+    assert mine["auto_map"] == again["auto_map"] and "AutoModelForImageTextToText" in mine["auto_map"]
+
+
+def check_silence(text: str) -> None:
+    """Nothing is said but how far loading is, and that code was fetched, which was asked for."""
+    fetched = r".*new version of the following|- \w+\.py|\. Make sure"
+    told = rf"\s*$|Loading weights|Writing model shards|[\w.]+:? +[\d(]+%|{fetched}"
+    assert [line for line in text.replace("\r", "\n").splitlines() if not re.match(told, line)] == []
+
+
+def check_captions(found: dict, captioner: GapClosedClipForConditionalGeneration, processor, image) -> None:
+    """Those of the card's pipeline and of a pipeline of the folder, against the model by hand."""
+    inputs = processor(images=[image], text=["Chest"], return_tensors="pt")
+
+    def decode(tokens) -> str:
+        return processor.tokenizer.decode(tokens[0], skip_special_tokens=True)
+
+    pixel_values = inputs["pixel_values"]
+    assert found["caption"] == found["local"][0] == decode(captioner.generate(pixel_values))
+    assert found["by_hand"] == [decode(captioner.generate(pixel_values, max_new_tokens=20))]
+    (caption,) = {entry["generated_text"] for entry in found["captions"]}
+    assert len(found["captions"]) == 2
+    assert caption.lower() == decode(captioner.generate(**inputs, max_new_tokens=20, num_beams=3))
+
+
+def check_encoder(found: dict, tensors: dict, encoder: GapClosedClipModel, processor, image) -> None:
+    """The encoder and its pipelines on the card, against the model by hand."""
     texts = ["Chest radiograph with pleural effusion.", "Axial MR image of the brain."]
     with torch.no_grad():
-        outputs = captioner.gap_closed_clip(
-            **tiny_processor(images=[image], text=texts, return_tensors="pt", padding=True)
-        )
+        outputs = encoder(**processor(images=[image], text=texts, return_tensors="pt", padding=True))
     # Weights that lie elsewhere in memory are multiplied by other instructions.
     torch.testing.assert_close(tensors["image"], outputs.image_embeds, atol=1e-6, rtol=0)
     torch.testing.assert_close(tensors["text"], outputs.text_embeds, atol=1e-6, rtol=0)
@@ -126,25 +140,21 @@ def test_a_published_captioner_works_where_the_package_is_not(
     assert found["text_vector"] == pytest.approx(outputs.text_embeds[1].tolist(), abs=1e-5)
     assert len(found["scores"]) == 2 and sorted(found["hits"]) == [0, 1]
 
-    # What was loaded from there and saved again is a captioner's folder again.
-    check_code(tmp_path / "again")
-    saved = {path.name for path in (tmp_path / "again").iterdir()}
-    assert saved == {*SAVED, "generation_config.json", *CODE, *CAPTIONER}
-    mine, again = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again"))
-    assert mine["auto_map"] == again["auto_map"] and "AutoModelForImageTextToText" in mine["auto_map"]
+
+def test_another_caption_in_the_clean_process_is_noticed(folder, monkeypatch):
+    """That the process gives the caption at all is shown above, where it has to be this package's."""
+    found = reload._outputs(folder)
+    tokens = found.pop("caption_ids")
+    message = "caption_ids of a clean process differ from this package's, so it is not published"
+    for other in (found, found | {"caption_ids": tokens + 1}):
+        monkeypatch.setattr(reload, "_run_clean_process", lambda *args, other=other: other)
+        with pytest.raises(ValueError, match=message):
+            check_reload(folder)
+    monkeypatch.setattr(reload, "_run_clean_process", lambda *args: found | {"caption_ids": tokens})
+    check_reload(folder)
 
 
-def test_another_caption_in_the_clean_process_is_noticed(folder):
-    for name in HANDLER:
-        shutil.copy(HUB / name, folder)
-    path = folder / "decoder_gap_closed_clip.py"
-    path.write_text(path.read_text().replace("self.embedding_norm(memory)", "-self.embedding_norm(memory)"))
-    with pytest.raises(ValueError, match="caption_ids of a clean process differ from this package's, so it is not"):
-        check_reload(folder)
-
-
-def test_captions_of_other_peoples_pictures_stay_at_home(online, folder, monkeypatch):
-    monkeypatch.setattr("gap_closed_clip.hub.publication.check_reload", lambda *args: None)
+def test_captions_of_other_peoples_images_stay_at_home(online, folder, skip_reload):
     for name in ("captions.png", "captions.jsonl"):
         (folder / name).write_bytes(b"of the evaluation")
     for source, goes in (("phantoms", True), ("/data/patients", False)):
@@ -243,7 +253,7 @@ def test_the_encoder_of_a_captioner_is_saved_as_an_encoder(folder, captioner, ti
     captioner.gap_closed_clip.save_pretrained(tmp_path / "part")
     for place in (tmp_path / "encoder", tmp_path / "part"):
         tiny_processor.save_pretrained(place)
-        assert not is_captioner(place) and not set(CAPTIONER) & {path.name for path in place.iterdir()}
+        assert not is_captioner(place) and not set(CAPTIONER_CODE) & {path.name for path in place.iterdir()}
     tiny_processor.save_pretrained(tmp_path / "captioner")
     captioner.save_pretrained(tmp_path / "captioner")  # what was saved is still part of one
     assert is_captioner(tmp_path / "captioner") and captioner.gap_closed_clip.config is captioner.config
@@ -260,7 +270,7 @@ def test_onnx_is_of_the_encoder_and_says_so(folder, script, monkeypatch):
     assert "The decoder is not exported" in out
 
 
-def test_what_the_pipeline_makes_of_pictures(folder, tmp_path):
+def test_what_the_pipeline_makes_of_images(folder, tmp_path):
     """As the card says: upright, as the endpoint and retrieval do it; 16-bit gray clipped, which they do not do."""
     write = pipeline("image-text-to-text", model=str(folder), max_new_tokens=8)
     image = Image.effect_noise((40, 36), 80).convert("RGB")

@@ -1,28 +1,28 @@
-"""A saved folder loads where the package is not installed, and only with the user's trust_remote_code."""
+"""A saved folder works where the package is not installed, and only with the user's trust_remote_code."""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import tiny_inputs
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from gap_closed_clip.hub.reload import HANDLER
 
-TEXTS = ["Chest radiograph with left pleural effusion.", "Sagittal T2 weighted MR image of the brain."]
+from .conftest import WITHOUT_PACKAGE, load_handler
+from .handler.examples import IMAGE, IMAGES, TEXTS, classified, near, save, search
+
+
+REQUESTS = [
+    classified(IMAGE),
+    {"inputs": {"images": [IMAGE], "texts": TEXTS}},
+    search(TEXTS[0], [TEXTS[1], {"image": IMAGE}]),
+    classified("/etc/passwd"),
+]
+# All in one process, which takes seconds to start.
 ELSEWHERE = """
-import json, sys
-from importlib.abc import MetaPathFinder
-
-class Missing(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "gap_closed_clip":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
+import json
 from PIL import Image
 from safetensors.torch import load_file, save_file
 import torch
@@ -52,21 +52,23 @@ found["text features"] = len(pipeline("feature-extraction", model=folder, **trus
 found["image features"] = len(pipeline("image-feature-extraction", model=folder, **trusted)(image)[0])
 search = pipeline(model=f"{out}/again", **trusted)
 found["retrieval"] = [[hit["index"], hit["score"]] for hit in search(texts[0], gallery=[image, *texts])]
+sys.path.insert(0, folder)  # as Inference Endpoints do
+from handler import EndpointHandler
+
+endpoint = EndpointHandler(folder)
+found["answers"] = [endpoint(request) for request in json.load(open(f"{out}/requests.json"))]
 json.dump(found, open(f"{out}/found.json", "w"))
 """
 
 
-def test_a_folder_works_without_the_package(tiny_model, tiny_processor, pipe, tmp_path):
-    folder, image = tmp_path / "model", Image.effect_noise((40, 36), 80).convert("RGB")
-    tiny_model.eval().save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
+def test_a_folder_works_without_the_package(python, tiny_model, tiny_processor, pipe, tmp_path):
+    folder, image = tmp_path / "model", IMAGES[0]
+    save(folder, tiny_model.eval(), tiny_processor)
     save_file(tiny_inputs(3), tmp_path / "inputs.safetensors")
     image.save(tmp_path / "image.png")
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", ELSEWHERE, str(folder), str(tmp_path)]
-    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    (tmp_path / "requests.json").write_text(json.dumps(REQUESTS))
+    python("-c", WITHOUT_PACKAGE + ELSEWHERE, str(folder), str(tmp_path), HF_HUB_OFFLINE="1")
     found = json.loads((tmp_path / "found.json").read_text())
     for auto in ("AutoConfig", "AutoModel", "AutoProcessor"):
         assert "trust_remote_code=True" in found[f"{auto} untrusted"]
@@ -80,14 +82,18 @@ def test_a_folder_works_without_the_package(tiny_model, tiny_processor, pipe, tm
     expected_scores = outputs.logits_per_image.softmax(-1)[0].tolist()
     assert [scores[text] for text in TEXTS] == pytest.approx(expected_scores, abs=1e-5)
     assert found["text features"] == found["image features"] == 32
-    assert found["retrieval"] == [
-        [hit["index"], pytest.approx(hit["score"], abs=1e-5)] for hit in pipe(TEXTS[0], [image, *TEXTS])
-    ]
-    again = tmp_path / "again"
-    # What the pipeline and the endpoint's handler import from the folder.
-    assert (folder / "images_gap_closed_clip.py").is_file()
-    assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()}
-    auto_map = [json.loads((place / "config.json").read_text())["auto_map"] for place in (folder, again)]
+    hits = pipe(TEXTS[0], [image, *TEXTS])
+    assert found["retrieval"] == near([[hit["index"], hit["score"]] for hit in hits])
+    endpoint = load_handler(folder)[0].EndpointHandler(str(folder))
+    assert found["answers"] == near([endpoint(request) for request in REQUESTS])
+    check_saved_again(folder, tmp_path / "again")
+
+
+def check_saved_again(folder: Path, again: Path) -> None:
+    """What was loaded from a folder and saved again is a folder like it, but for the endpoint's files."""
+    assert (folder / "images_gap_closed_clip.py").is_file()  # the pipeline and the handler import it
+    assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()} - set(HANDLER)
+    auto_map = [json.loads((each / "config.json").read_text())["auto_map"] for each in (folder, again)]
     assert auto_map[0] == auto_map[1] and len(auto_map[0]) == 3
 
 

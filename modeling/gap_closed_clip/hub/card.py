@@ -1,4 +1,4 @@
-"""The model card: README.md of a trained model folder, rendered from what the folder and the run's configuration say.
+"""The model card: README.md of a trained model folder, rendered from what the folder and the run's configuration tell.
 
 Every figure of this model is read from its metrics.json: what was not measured is not on the card.
 """
@@ -29,6 +29,7 @@ from ..evaluation import metrics_table
 from ..evaluation.report import ROWS
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig, Weight
 from ..training import RunConfig
+from . import requirements
 from .facts import read_adapter, read_evaluation, read_run, read_size
 
 
@@ -39,11 +40,11 @@ CARD_TEMPLATE = Path(__file__).parent / "card_template.md"
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 CAPTIONER_TAGS = ["zero-shot-image-classification", "image-captioning"]
 FIGURES = ("projection.png", "cosines.png")
-# Of an evaluation of captions. They show the data's own pictures and captions, which may not be everybody's to see.
+# An evaluation of captions leaves these. They show images and captions of the data, which may not be for everybody.
 CAPTION_FILES = ("captions.png", "captions.jsonl")
 EXAMPLES = "examples"
 EVAL_RESULTS = ".eval_results"
-# What the metadata tells of the evaluation; the table on the card has all of it.
+# Those metrics that the metadata names; the table on the card has all of them.
 GAP = ("modality_gap", "debiased_modality_gap", "true_pair_cosine", "margin")
 CAPTION_HEADLINES = ("coco_bleu_4", "rouge_l", "meteor", "cider_d", "clip_score")
 HEADLINES = (*GAP, "text_to_image_recall@10", "image_to_text_recall@10", "v_measure", *CAPTION_HEADLINES)
@@ -63,14 +64,14 @@ def write_card(
     a data set of the Hub, `.eval_results/` for that data set's leaderboard.
 
     The card tells what the folder tells: config.json and weights; train_config.yaml and run.json, which train.py
-    leaves; metrics.json with its figures, if it was measured on these weights; examples/, pictures named by what they
-    show. What is missing is left out.
-    Call it where the training ran: a tower or data source that is no folder or file there is taken for a Hub id.
+    leaves; metrics.json with its figures, if it was measured on these weights; examples/, images named by what they
+    show. What is missing is left out. Call it where the training ran: a tower or data source that is no folder or file
+    there is taken for a Hub id.
 
     Args:
         folder: a model folder.
         template: Jinja template of the card; by default this package's own.
-        repo_id: what the examples load; by default the folder's name. Its last part is the title.
+        repo_id: what the code on the card loads; by default the folder's name. Its last part is the title.
         base_folder: of an adapter, where its base model's config.json is; by default what the adapter names.
         license: identifier of the weights' licence, e.g. "apache-2.0"; by default `training.card_license`.
 
@@ -99,6 +100,7 @@ def write_card(
         model_name=name,
         repo_id=repo_id,
         adapter=adapter,
+        requirements=requirements.ADAPTER if adapter else requirements.MODEL,
         **facts,
     )
     draft = folder / "README.md.tmp"
@@ -118,10 +120,10 @@ def _metadata(
     model_config: GapClosedClipConfig,
 ) -> ModelCardData:
     towers = (config.model.checkpoint, config.model.vision, config.model.text) if config else ()
-    writes = model_config.decoder_config is not None and adapter is None
+    is_captioner = model_config.decoder_config is not None and adapter is None
     if config and config.captioning:
         towers += (config.captioning.decoder,)
-    kind: dict[str, Any] = {"library_name": "transformers", "tags": [*TAGS, *CAPTIONER_TAGS] if writes else TAGS}
+    kind: dict[str, Any] = {"library_name": "transformers", "tags": [*TAGS, *CAPTIONER_TAGS] if is_captioner else TAGS}
     if adapter:
         towers = (adapter["base"],)
         kind = {"library_name": "peft", "tags": [*TAGS, adapter["method"].lower()]}
@@ -130,7 +132,7 @@ def _metadata(
     return ModelCardData(
         **kind,
         language="en",
-        pipeline_tag=None if adapter else "image-text-to-text" if writes else "zero-shot-image-classification",
+        pipeline_tag=None if adapter else "image-text-to-text" if is_captioner else "zero-shot-image-classification",
         license=license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
         datasets=[config.data.source] if config and _is_hub_id(config.data.source) else None,
@@ -138,22 +140,22 @@ def _metadata(
         model_name=repo_id.rpartition("/")[2],
         eval_results=[_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
         or None,
-        widget=None if adapter else _widget(folder, repo_id, writes),
+        widget=None if adapter else _widget(folder, repo_id, is_captioner),
     )
 
 
 def _headlines(evaluation: dict[str, Any] | None) -> dict[str, float]:
-    """Those of HEADLINES that were measured."""
-    own = evaluation["results"][evaluation["name"]] if evaluation else {}
-    return {metric: own[metric] for metric in HEADLINES if metric in own}
+    """Those of HEADLINES that were measured, with their values."""
+    measured = evaluation["results"][evaluation["name"]] if evaluation else {}
+    return {metric: measured[metric] for metric in HEADLINES if metric in measured}
 
 
 def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalResult:
     data = evaluation["data"]
-    writing = metric in CAPTION_HEADLINES
+    of_captions = metric in CAPTION_HEADLINES
     return EvalResult(
-        task_type="image-text-to-text" if writing else "image-text-retrieval",
-        task_name="Image captioning" if writing else "Image-text retrieval and alignment",
+        task_type="image-text-to-text" if of_captions else "image-text-retrieval",
+        task_name="Image captioning" if of_captions else "Image-text retrieval and alignment",
         dataset_type=_public_name(data.source),
         dataset_name="phantoms (drawn, not medical)" if data.source == "phantoms" else _public_name(data.source),
         dataset_config=data.subset,
@@ -164,25 +166,25 @@ def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalR
     )
 
 
-def _widget(folder: Path, repo_id: str, writes: bool) -> list[dict[str, str]] | None:
-    """Examples for the model's page, from pictures that are published with it: each is named by what it shows."""
-    pictures = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
-    titles = [path.stem.replace("_", " ").replace(",", "") for path in pictures]
+def _widget(folder: Path, repo_id: str, is_captioner: bool) -> list[dict[str, str]] | None:
+    """Examples for the model's page: the images that are published with it, each named by what it shows."""
+    images = sorted(path for path in (folder / EXAMPLES).glob("*") if path.suffix in (".png", ".jpg"))
+    titles = [path.stem.replace("_", " ").replace(",", "") for path in images]
     if len(titles) < 2 or "/" not in repo_id:
         return None  # a single label tells nothing apart; and a folder at home has no page
     labels = ", ".join(titles)
     return [
         {
             "src": hf_hub_url(repo_id, f"{EXAMPLES}/{path.name}"),
-            **({} if writes else {"candidate_labels": labels}),
+            **({} if is_captioner else {"candidate_labels": labels}),
             "example_title": title,
         }
-        for path, title in zip(pictures, titles, strict=True)
+        for path, title in zip(images, titles, strict=True)
     ]
 
 
 def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
-    """The newer form of model-index, a file a data set; only data sets of the Hub have one."""
+    """The newer form of the card's model-index: one file for each data set, and only for those of the Hub."""
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
     if not _headlines(evaluation) or not _is_hub_id(source := evaluation["data"].source):
         return
@@ -203,7 +205,7 @@ def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None
 def _facts(
     folder: Path, run: dict[str, Any] | None, evaluation: dict[str, Any] | None, model_folder: str | Path
 ) -> dict[str, Any]:
-    """What the template speaks of, beside the metadata."""
+    """The variables of the template, beside the metadata."""
     try:
         model_config = GapClosedClipConfig.from_pretrained(model_folder)
     except (TypeError, AttributeError, OverflowError, StrictDataclassError) as error:
@@ -229,12 +231,12 @@ def _facts(
 
 
 def _public_captions(evaluation: dict[str, Any] | None) -> tuple[str, ...]:
-    """The figure of captions, where it shows nobody's pictures."""
+    """The figure of captions, where it shows phantoms alone, which are nobody's images."""
     return CAPTION_FILES[:1] if evaluation and evaluation["data"].source == "phantoms" else ()
 
 
 def public_config(config: RunConfig) -> str:
-    """A run's configuration as YAML, without its secrets and without where the run was on its own machine."""
+    """A run's configuration as YAML, without its secrets and without the folders that it wrote to."""
     sections = config.to_dict()
     private = ("hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
     sections["training"] = {name: value for name, value in sections["training"].items() if name not in private}
@@ -280,6 +282,6 @@ def _public_name(name: str) -> str:
 
 
 def _public_split(data: DataArguments, split: str) -> str:
-    """The source's own name of a split, where it is the source's own split."""
-    own = data.source != "phantoms" and not (data.folds and split == "validation")
-    return data.split_name(split) if own else split
+    """The source's name of a split; ours where we made the split: the phantoms', and a fold."""
+    is_of_source = data.source != "phantoms" and not (data.folds and split == "validation")
+    return data.split_name(split) if is_of_source else split

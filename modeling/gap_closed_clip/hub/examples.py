@@ -1,4 +1,4 @@
-"""Pictures that are published with a model, to try it with on its page."""
+"""Images that are published with a model, to try it with on its page."""
 
 import io
 from pathlib import Path
@@ -11,10 +11,15 @@ from .card import EXAMPLES
 
 def write_examples(folder: str | Path, data: DataArguments) -> None:
     """
-    A held-out picture of each modality into `examples/` of a model folder, named by what it shows.
+    Writes a held-out image of each modality into `examples/` of a model folder, named by what it shows.
 
-    Only of phantoms: whether pictures of another source may be shown to everybody is not for a program to decide. Put
-    your own there, `pleural_effusion.png`, `normal_chest.png`: the names become the labels of the model page.
+    Only phantoms are written: whether images of another source may be shown to everybody is not for a program to
+    decide. Put your own there, `pleural_effusion.png`, `normal_chest.png`: the names become the labels of the model
+    page.
+
+    Args:
+        folder: a model folder.
+        data: what the model was trained on.
     """
     if data.source != "phantoms":
         return

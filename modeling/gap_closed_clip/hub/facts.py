@@ -1,4 +1,4 @@
-"""What a model folder tells of itself: its training, its evaluation, its size."""
+"""Reads what the card tells of a model folder: its training, its evaluation, its size, its adapter."""
 
 import json
 import math
@@ -16,7 +16,8 @@ from ..training import load_config
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """
-    `config` of the training and what run.json tells of it; None for a folder that train.py did not make.
+    The `config` of the training, and what run.json tells of it: `num_train_pairs`, `device`, `num_processes`. None for
+    a folder that train.py did not make.
 
     Raises:
         ValueError: one of the two is damaged.
@@ -39,11 +40,11 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """
-    metrics.json without nan: `results`, `name` of this model in them, `data`, `split`, `versions`, and whether it is
-    `stale`: measured on other weights than are in the folder now.
+    The content of metrics.json without nan: `results`, the `name` of this model in them, `data`, `split`, `versions`,
+    and whether it is `stale`: measured on other weights than are in the folder now. None where there is no such file.
 
     Raises:
-        ValueError: it is none of this package's, or holds several models and none of the folder's name.
+        ValueError: it is no metrics file of this package, or holds several models and none of the folder's name.
     """
     path = folder / METRICS_FILE
     if not path.is_file():

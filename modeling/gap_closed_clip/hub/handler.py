@@ -18,77 +18,86 @@ other fields tell it, except for a lone base64 string without labels.
   each image. With such a model it is the task of a lone base64 string and of an image with one `text`; a lone
   `{"image": image}` is embedded, unless the task or one of these parameters is given.
 
-An image is base64 of a file, with or without `data:...;base64,` before it (in Python also bytes or a PIL image). With
-the environment variable GAP_CLOSED_CLIP_ALLOW_URLS=1 it may be a URL; a path is never opened. 16-bit gray is scaled
-to its own range and transparency laid on black, as in training.
+An image is base64 of a file, with or without `data:...;base64,` before it (in Python also bytes or a PIL image). URLs
+are not fetched, and paths are not opened. 16-bit gray is scaled to its own range and transparency laid on black, as in
+training.
 
-A bad request gets `{"error": what is wrong, "status": 400}`, or 403, 413 (too large) or 500 (with the number under
-which the log has the traceback). Hugging Face's own toolkit answers HTTP 400 with `{"error": ...}` to every failure;
+A bad request gets `{"error": what is wrong, "status": 400}`, or 413 (too large) or 500 (with the number under which
+the log has the traceback). Hugging Face's own toolkit answers HTTP 400 with `{"error": ...}` to every failure;
 these numbers are for other callers.
 """
 
 import logging
-import os
 import sys
 import threading
 import uuid
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 # Hugging Face's inference toolkit puts the model folder on sys.path before it loads this file.
-from handler_images import URL_SWITCH, RequestError, is_url, kind_of, read_image
-from handler_requests import check_names, check_text, generation_options, prompt_of, short, whole_number
+from handler_images import RequestError, read_image
+from handler_requests import (
+    CAPTIONS,
+    PARAMETERS,
+    Item,
+    as_list,
+    check_names,
+    check_number,
+    check_text,
+    generation_options,
+    images_of,
+    item_of,
+    labels_of,
+    listed,
+    parse,
+    prompt_of,
+    template_of,
+    vectors_of,
+    whole_number,
+)
 
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 16  # images or texts in one forward pass
 MAX_IMAGES = 64  # of a request
-MAX_URLS = 8  # of a request
 MAX_TEXTS = 512  # of a request
-MAX_LABELS = 256
 MAX_CAPTIONED = 16  # images of a request for captions, which take a pass a token
-MAX_GALLERY_EMBEDDINGS = 20_000
-PARAMETERS = {
-    "zero-shot-image-classification": ("candidate_labels", "hypothesis_template"),
-    "embeddings": (),
-    "image-text-retrieval": ("top_k",),
-    "image-text-to-text": ("prompt", "max_new_tokens", "num_beams", "generation_parameters"),
-}
-CAPTIONS = "image-text-to-text"
-OTHER_NAMES = dict.fromkeys(("image-to-text", "image-captioning", "caption", "captions"), CAPTIONS)
-
-
-class Item(NamedTuple):
-    kind: str  # "image" or "text"
-    value: Any
-    where: str  # its place in the request, for messages
 
 
 class EndpointHandler:
-    """Answers requests; may be called from several threads."""
+    """
+    Answers requests; may be called from several threads.
+
+    Args:
+        path: the model folder.
+    """
 
     def __init__(self, path: str = ""):
         # Deploying a repository is consent to its code: this file is part of it and runs already.
         config = AutoConfig.from_pretrained(path, trust_remote_code=True)
-        writes = AutoModelForImageTextToText.__name__ in config.auto_map
-        auto = AutoModelForImageTextToText if writes else AutoModel
+        has_decoder = AutoModelForImageTextToText.__name__ in config.auto_map
+        auto = AutoModelForImageTextToText if has_decoder else AutoModel
         loaded = auto.from_pretrained(path, trust_remote_code=True).eval()
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.captioner = loaded if writes else None
-        self.model = loaded.gap_closed_clip if writes else loaded
-        self.tasks = [task for task in PARAMETERS if writes or task != CAPTIONS]
+        self.captioner = loaded if has_decoder else None
+        self.model = loaded.gap_closed_clip if has_decoder else loaded
+        self.tasks = [task for task in PARAMETERS if has_decoder or task != CAPTIONS]
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-        self.allow_urls = os.environ.get(URL_SWITCH) == "1"
         # A tokenizer can't be set to another padding while it runs in another thread; and forward passes side by side
         # need twice the memory and are no faster.
         self._lock = threading.Lock()
 
     def __call__(self, data: dict[str, Any]) -> list | dict[str, Any]:
+        """
+        The answer to a request, ready for JSON; or what is wrong with it, `{"error": message, "status": number}`.
+
+        Raises:
+            RequestError: what is wrong, where Hugging Face's inference toolkit makes the answer of it.
+        """
         try:
             return self._answer(data)
         except RequestError as error:
@@ -103,26 +112,15 @@ class EndpointHandler:
         return {"error": str(failure), "status": failure.status}
 
     def _answer(self, data: Any) -> list | dict[str, Any]:
-        if not isinstance(data, dict):
-            form = '{"inputs": ..., "parameters": ...}'
-            raise RequestError(f"The request is {kind_of(data)}: send an object, {form}.")
-        check_names(data, ("inputs", "parameters", "options"), "the request")  # options: older Hub clients send them
-        inputs, parameters = data.get("inputs"), data.get("parameters") or {}
-        if inputs is None or (isinstance(inputs, list | dict | str | bytes) and not inputs):
-            raise RequestError('The request has no inputs: send {"inputs": ..., "parameters": ...}.')
-        if not isinstance(parameters, dict):
-            raise RequestError(f"parameters is {kind_of(parameters)}: send an object.")
-        check_names(parameters, ("task", *sum(PARAMETERS.values(), ())), "parameters")
-        task = _task(inputs, parameters, self.tasks)
-        check_names(parameters, ("task", *PARAMETERS[task]), f"parameters of {task}")
+        task, inputs, parameters = parse(data, self.tasks)
         if task == "embeddings":
             return self._embeddings(inputs)
         answers = {CAPTIONS: self._captions, "image-text-retrieval": self._retrieve}
         return answers.get(task, self._classify)(inputs, parameters)
 
     def _classify(self, inputs: Any, parameters: dict) -> list:
-        labels, template = _labels(parameters), _template(parameters, self.model.config.hypothesis_template)
-        images, many = _images(inputs)
+        labels, template = labels_of(parameters), template_of(parameters, self.model.config.hypothesis_template)
+        images, many = images_of(inputs)
         prompts = [
             Item("text", template.replace("{}", label), f"candidate_labels[{i}]") for i, label in enumerate(labels)
         ]
@@ -142,9 +140,9 @@ class EndpointHandler:
         images, texts = [], []
         if isinstance(inputs, dict):
             check_names(inputs, ("image", "images", "text", "texts"), "inputs of embeddings")
-            images, texts = _listed(inputs, "image")[0], _listed(inputs, "text")[0]
+            images, texts = listed(inputs, "image")[0], listed(inputs, "text")[0]
         else:
-            images = _images(inputs)[0]
+            images = images_of(inputs)[0]
         embeds = self.embed([*images, *texts]).tolist()
         found = {"image_embeds": embeds[: len(images)], "text_embeds": embeds[len(images) :]}
         return {name: rows for name, rows in found.items() if rows}
@@ -155,15 +153,15 @@ class EndpointHandler:
         check_names(inputs, ("query", "gallery"), "inputs of image-text-retrieval")
         top_k = 10 if parameters.get("top_k") is None else parameters["top_k"]
         whole_number(top_k, "top_k")
-        queries, many = _as_list(inputs["query"], "inputs.query")
+        queries, many = as_list(inputs["query"], "inputs.query")
         gallery = inputs["gallery"]
         if not isinstance(gallery, list) or not gallery:
             raise RequestError("inputs.gallery is a list of texts and images, or of embeddings, and not empty.")
-        items = [_item(query, f"inputs.query[{i}]" if many else "inputs.query") for i, query in enumerate(queries)]
+        items = [item_of(query, f"inputs.query[{i}]" if many else "inputs.query") for i, query in enumerate(queries)]
         if isinstance(gallery[0], list):
-            gallery_embeds, query_embeds = _vectors(gallery, self.model.config.projection_dim), self.embed(items)
+            gallery_embeds, query_embeds = vectors_of(gallery, self.model.config.projection_dim), self.embed(items)
         else:
-            items += [_item(entry, f"inputs.gallery[{i}]") for i, entry in enumerate(gallery)]
+            items += [item_of(entry, f"inputs.gallery[{i}]") for i, entry in enumerate(gallery)]
             embeds = self.embed(items)
             query_embeds, gallery_embeds = embeds[: len(queries)], embeds[len(queries) :]
         best = (query_embeds @ gallery_embeds.T).topk(min(top_k, len(gallery_embeds)))
@@ -182,9 +180,9 @@ class EndpointHandler:
         if isinstance(inputs, dict):
             check_names(inputs, ("image", "images", "text"), f"inputs of {CAPTIONS}")
             inputs = {name: value for name, value in inputs.items() if name != "text"}
-        if not (images := _images(inputs)[0]):
+        if not (images := images_of(inputs)[0]):
             raise RequestError('inputs has no image to write a caption for: send {"image": image}.')
-        _check_number(images, "image", MAX_CAPTIONED)
+        check_number(images, MAX_CAPTIONED)
         tokens = self._prompt(prompt, options)
         pixels = [self._pixels(item) for item in images]
         with self._lock, torch.inference_mode():
@@ -194,7 +192,7 @@ class EndpointHandler:
         return [{"generated_text": caption} for caption in captions]
 
     def _prompt(self, prompt: str | None, options: dict[str, int]) -> dict[str, Tensor]:
-        """What `generate` takes of it, (1, L)."""
+        """The inputs of `generate` that hold the prompt, (1, L); an error where it leaves too few tokens."""
         with self._lock:
             inputs = self.processor(text=[prompt or ""], return_tensors="pt", verbose=False).to(self.model.device)
         # Without the token that closes a text.
@@ -215,15 +213,16 @@ class EndpointHandler:
             RequestError: an item that can't be read, or too many of them.
         """
         images, texts = ([item for item in items if item.kind == kind] for kind in ("image", "text"))
-        _check_number(images, "image", MAX_IMAGES)
-        _check_number(texts, "text", MAX_TEXTS)
-        texts = [check_text(item.value, item.where) for item in texts]
-        # One after the other, so that only one picture of full size is in memory.
+        check_number(images, MAX_IMAGES)
+        check_number(texts, MAX_TEXTS)
+        texts = [check_text(item.value, item.field) for item in texts]
+        # One after the other, so that only one image of full size is in memory.
         pixels = [self._pixels(item) for item in images]
         rows = {"image": iter(self._encode(pixels, "image")), "text": iter(self._encode(texts, "text"))}
         return torch.stack([next(rows[item.kind]) for item in items])
 
     def _encode(self, values: list, kind: str) -> list[Tensor]:
+        """Unit vectors (D,) of pixels (1, 3, height, width), or of texts, a batch at a time."""
         # A tokenizer without a limit of its own gets the text tower's.
         limit = min(self.processor.tokenizer.model_max_length, self.model.max_text_length)
         rows = []
@@ -241,116 +240,6 @@ class EndpointHandler:
         return rows
 
     def _pixels(self, item: Item) -> Tensor:
-        """What the image tower takes of an image, (1, 3, height, width)."""
-        picture = read_image(item.value, item.where, self.allow_urls)
-        return self.processor(images=[picture], return_tensors="pt")["pixel_values"]
-
-
-def _task(inputs: Any, parameters: dict, tasks: list[str]) -> str:
-    """What is asked for, of a model with these tasks; captions also where it writes none, which is said there."""
-    task = parameters.get("task")
-    if task is not None:
-        task = OTHER_NAMES.get(task, task) if isinstance(task, str) else task
-        if not isinstance(task, str) or task not in PARAMETERS:
-            raise RequestError(f"Unknown task {short(task)}: use {', '.join(tasks)}.")
-        return task
-    if isinstance(inputs, dict) and {"query", "gallery"} & inputs.keys():
-        return "image-text-retrieval"
-    if set(PARAMETERS["zero-shot-image-classification"]) & parameters.keys():
-        return "zero-shot-image-classification"
-    asks = not isinstance(inputs, dict) or ("text" in inputs and bool({"image", "images"} & inputs.keys()))
-    if set(PARAMETERS[CAPTIONS]) & parameters.keys() or (CAPTIONS in tasks and asks):
-        return CAPTIONS
-    if isinstance(inputs, str | list):
-        raise RequestError(f"What is asked for? Give candidate_labels, or set parameters.task: {', '.join(tasks)}.")
-    return "embeddings"
-
-
-def _check_number(items: list[Item], kind: str, limit: int) -> None:
-    urls = [item for item in items if kind == "image" and is_url(item.value)]
-    for name, several, most in ((f"{kind}s", items, limit), ("URLs", urls, MAX_URLS)):
-        if len(several) > most:
-            raise RequestError(f"{len(several)} {name}: a request may have {most}. Send several requests.", 413)
-
-
-def _labels(parameters: dict) -> list[str]:
-    labels = parameters.get("candidate_labels")
-    if isinstance(labels, str):
-        # All that the query string beside an image body can carry.
-        labels = [label.strip() for label in labels.split(",")]
-    if not isinstance(labels, list) or not labels:
-        raise RequestError("candidate_labels is a list of labels, and not empty.")
-    if len(labels) > MAX_LABELS:
-        raise RequestError(f"{len(labels)} candidate_labels: a request may have {MAX_LABELS}.", 413)
-    return [check_text(label, f"candidate_labels[{i}]") for i, label in enumerate(labels)]
-
-
-def _template(parameters: dict, default: str) -> str:
-    template = parameters.get("hypothesis_template")
-    template = default if template is None else check_text(template, "hypothesis_template")
-    # No other braces: str.format would read them, and {:>999999999} fills the memory.
-    if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
-        raise RequestError("hypothesis_template holds {} once, where the label goes, and no other braces.")
-    return template
-
-
-def _images(inputs: Any) -> tuple[list[Item], bool]:
-    """The images of inputs, and whether they came as a list."""
-    if isinstance(inputs, dict):
-        check_names(inputs, ("image", "images"), "inputs")
-        return _listed(inputs, "image")
-    values, many = _as_list(inputs, "inputs")
-    return [Item("image", value, f"inputs[{i}]" if many else "inputs") for i, value in enumerate(values)], many
-
-
-def _listed(inputs: dict, kind: str) -> tuple[list[Item], bool]:
-    """What inputs has under `kind` or its plural, each one or a list; and whether it was a list."""
-    names = [name for name in (kind, f"{kind}s") if name in inputs]
-    if len(names) > 1:
-        raise RequestError(f"inputs has both {kind} and {kind}s: send one of them.")
-    if not names:
-        return [], False
-    where = f"inputs.{names[0]}"
-    values, many = _as_list(inputs[names[0]], where)
-    return [Item(kind, value, f"{where}[{i}]" if many else where) for i, value in enumerate(values)], many
-
-
-def _as_list(value: Any, where: str) -> tuple[list, bool]:
-    if not isinstance(value, list):
-        return [value], False
-    if not value:
-        raise RequestError(f"{where} is an empty list.")
-    return value, True
-
-
-def _item(value: Any, where: str) -> Item:
-    """A query or an entry of a gallery. A string is a text, as in the image-text-retrieval pipeline."""
-    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("image", "text"):
-        kind, value = next(iter(value.items()))
-        return Item(kind, value, f"{where}.{kind}")
-    if isinstance(value, str):
-        return Item("text", value, where)
-    if isinstance(value, bytes | Image.Image):
-        return Item("image", value, where)
-    raise RequestError(f'{where} is {kind_of(value)}: send a text, {{"text": text}} or {{"image": base64}}.')
-
-
-def _vectors(rows: list, dim: int) -> Tensor:
-    """Embeddings from a request, (N, dim), made unit vectors once more: JSON may have rounded them."""
-    if len(rows) > MAX_GALLERY_EMBEDDINGS:
-        raise RequestError(f"{len(rows)} embeddings: a gallery may have {MAX_GALLERY_EMBEDDINGS}.", 413)
-    for i, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != dim:
-            have = f"has {len(row)} numbers" if isinstance(row, list) else f"is {kind_of(row)}"
-            raise RequestError(f"inputs.gallery[{i}] {have}: this model's embeddings have {dim}.")
-    try:
-        vectors = torch.tensor(rows, dtype=torch.float64)
-    except (OverflowError, RuntimeError, TypeError, ValueError):
-        raise RequestError("inputs.gallery holds something that is not a number.") from None
-    if vectors.ndim != 2:
-        raise RequestError("inputs.gallery is nested too deep: embeddings are a list of lists of numbers.")
-    norms = vectors.norm(dim=-1, keepdim=True)
-    bad = (~norms.isfinite() | (norms == 0)).flatten().nonzero()
-    if len(bad):
-        raise RequestError(f"inputs.gallery[{bad[0].item()}] has no direction: it is all zeros, or NaN or infinite.")
-    return (vectors / norms).float()
+        """The image tower's input for an image, (1, 3, height, width)."""
+        image = read_image(item.value, item.field)
+        return self.processor(images=[image], return_tensors="pt")["pixel_values"]

@@ -1,51 +1,126 @@
 """
-The names, texts and numbers of a request to the endpoint, checked.
+What a request to the endpoint asks for, checked: its task, names, texts, images, numbers and embeddings.
 
 `handler.py` imports it from the model folder, where the package is not installed.
 """
 
-import difflib
 import re
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
 
 from handler_images import RequestError, kind_of
 
 
 MAX_TEXT_LENGTH = 10_000  # characters; what the text tower can't take of them is cut off
+MAX_LABELS = 256
+MAX_GALLERY_EMBEDDINGS = 20_000
 MAX_NEW_TOKENS = 256  # of a caption
 MAX_BEAMS = 8
+
+CAPTIONS = "image-text-to-text"
+PARAMETERS = {
+    "zero-shot-image-classification": ("candidate_labels", "hypothesis_template"),
+    "embeddings": (),
+    "image-text-retrieval": ("top_k",),
+    CAPTIONS: ("prompt", "max_new_tokens", "num_beams", "generation_parameters"),
+}
+OTHER_NAMES = dict.fromkeys(("image-to-text", "image-captioning", "caption", "captions"), CAPTIONS)
 # Where Hugging Face's own clients put the parameters of a generation.
 GENERATION = "generation_parameters"
 
 
-def check_names(given: dict, allowed: tuple[str, ...], where: str) -> None:
+class Item(NamedTuple):
+    """An image or a text of a request."""
+
+    kind: str  # "image" or "text"
+    value: Any
+    field: str  # that holds it, for messages, e.g. "inputs.gallery[3]"
+
+
+def parse(data: Any, tasks: list[str]) -> tuple[str, Any, dict]:
+    """
+    Task, inputs and parameters of a request. The task may be one that this model does not have: captions.
+
+    Args:
+        tasks: those of the model.
+
+    Raises:
+        RequestError: there are no inputs, or a name or task that is not known.
+    """
+    if not isinstance(data, dict):
+        form = '{"inputs": ..., "parameters": ...}'
+        raise RequestError(f"The request is {kind_of(data)}: send an object, {form}.")
+    check_names(data, ("inputs", "parameters", "options"), "the request")  # options: older Hub clients send them
+    inputs, parameters = data.get("inputs"), data.get("parameters") or {}
+    if inputs is None or (isinstance(inputs, list | dict | str | bytes) and not inputs):
+        raise RequestError('The request has no inputs: send {"inputs": ..., "parameters": ...}.')
+    if not isinstance(parameters, dict):
+        raise RequestError(f"parameters is {kind_of(parameters)}: send an object.")
+    check_names(parameters, ("task", *sum(PARAMETERS.values(), ())), "parameters")
+    task = _task(inputs, parameters, tasks)
+    check_names(parameters, ("task", *PARAMETERS[task]), f"parameters of {task}")
+    return task, inputs, parameters
+
+
+def _task(inputs: Any, parameters: dict, tasks: list[str]) -> str:
+    task = parameters.get("task")
+    if task is not None:
+        task = OTHER_NAMES.get(task, task) if isinstance(task, str) else task
+        if not isinstance(task, str) or task not in PARAMETERS:
+            raise RequestError(f"Unknown task {short(task)}: use {', '.join(tasks)}.")
+        return task
+    if isinstance(inputs, dict) and {"query", "gallery"} & inputs.keys():
+        return "image-text-retrieval"
+    if set(PARAMETERS["zero-shot-image-classification"]) & parameters.keys():
+        return "zero-shot-image-classification"
+    # An image by itself, or with one text for the caption to begin with.
+    image_first = not isinstance(inputs, dict) or ("text" in inputs and bool({"image", "images"} & inputs.keys()))
+    if set(PARAMETERS[CAPTIONS]) & parameters.keys() or (CAPTIONS in tasks and image_first):
+        return CAPTIONS
+    if isinstance(inputs, str | list):
+        raise RequestError(f"What is asked for? Give candidate_labels, or set parameters.task: {', '.join(tasks)}.")
+    return "embeddings"
+
+
+def check_names(given: dict, allowed: tuple[str, ...], location: str) -> None:
     """
     Raises:
-        RequestError: a name that is not allowed; the closest that is.
+        RequestError: a name that is not allowed; all that are.
     """
     for name in given:
         if name not in allowed:
-            close = difflib.get_close_matches(str(name)[:60], allowed, 1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"allowed are {', '.join(allowed)}."
-            raise RequestError(f"Unknown name {short(name)} in {where}: {remedy}")
+            raise RequestError(f"Unknown name {short(name)} in {location}: allowed are {', '.join(allowed)}.")
 
 
-def check_text(value: Any, where: str) -> str:
+def check_number(items: list[Item], limit: int) -> None:
+    """
+    Raises:
+        RequestError: more items, all of one kind, than a request may have.
+    """
+    if len(items) > limit:
+        wrong = f"{len(items)} {items[0].kind}s: a request may have {limit}. Send several requests."
+        raise RequestError(wrong, 413)
+
+
+def check_text(value: Any, field: str) -> str:
     """
     Raises:
         RequestError: it is no text, empty, too long, an image, or no Unicode.
     """
     if not isinstance(value, str):
-        raise RequestError(f"{where} is {kind_of(value)}: send a text.")
+        raise RequestError(f"{field} is {kind_of(value)}: send a text.")
     if not value.strip():
-        raise RequestError(f"{where} is an empty text.")
+        raise RequestError(f"{field} is an empty text.")
     if value[:11].lower() == "data:image/":
-        raise RequestError(f'{where} is an image where a text is expected: an image goes into {{"image": ...}}.')
+        raise RequestError(f'{field} is an image where a text is expected: an image goes into {{"image": ...}}.')
     if len(value) > MAX_TEXT_LENGTH:
         hint = ' It looks like base64: an image goes into {"image": ...}.' if _looks_like_base64(value) else ""
-        raise RequestError(f"{where} has {len(value)} characters: a text may have {MAX_TEXT_LENGTH}.{hint}", 413)
+        raise RequestError(f"{field} has {len(value)} characters: a text may have {MAX_TEXT_LENGTH}.{hint}", 413)
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise RequestError(f"{where} is not valid Unicode: it has half of a surrogate pair.")
+        raise RequestError(f"{field} is not valid Unicode: it has half of a surrogate pair.")
     return value
 
 
@@ -59,6 +134,126 @@ def whole_number(value: Any, name: str, largest: int | None = None) -> int:
     if largest is not None and value > largest:
         raise RequestError(f"{name} is {short(value)}: it may be {largest}.", 413)
     return value
+
+
+def labels_of(parameters: dict) -> list[str]:
+    """
+    `candidate_labels`, a list, or a text with commas: all that the query string beside an image body can carry.
+
+    Raises:
+        RequestError: there are none, too many, or one that is no text.
+    """
+    labels = parameters.get("candidate_labels")
+    if isinstance(labels, str):
+        labels = [label.strip() for label in labels.split(",")]
+    if not isinstance(labels, list) or not labels:
+        raise RequestError("candidate_labels is a list of labels, and not empty.")
+    if len(labels) > MAX_LABELS:
+        raise RequestError(f"{len(labels)} candidate_labels: a request may have {MAX_LABELS}.", 413)
+    return [check_text(label, f"candidate_labels[{i}]") for i, label in enumerate(labels)]
+
+
+def template_of(parameters: dict, default: str) -> str:
+    """
+    `hypothesis_template`, or the default where the request has none.
+
+    Raises:
+        RequestError: it has no place for the label, several, or other braces.
+    """
+    template = parameters.get("hypothesis_template")
+    template = default if template is None else check_text(template, "hypothesis_template")
+    # No other braces: str.format would read them, and {:>999999999} fills the memory.
+    if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
+        raise RequestError("hypothesis_template holds {} once, where the label goes, and no other braces.")
+    return template
+
+
+def images_of(inputs: Any) -> tuple[list[Item], bool]:
+    """
+    The images of inputs, and whether they came as a list.
+
+    Raises:
+        RequestError: an empty list, or inputs with another name than `image` or `images`.
+    """
+    if isinstance(inputs, dict):
+        check_names(inputs, ("image", "images"), "inputs")
+        return listed(inputs, "image")
+    values, many = as_list(inputs, "inputs")
+    return [Item("image", value, f"inputs[{i}]" if many else "inputs") for i, value in enumerate(values)], many
+
+
+def listed(inputs: dict, kind: str) -> tuple[list[Item], bool]:
+    """
+    What inputs has under `kind` or its plural, each of them one value or a list; and whether it was a list.
+
+    Raises:
+        RequestError: an empty list, or both names.
+    """
+    names = [name for name in (kind, f"{kind}s") if name in inputs]
+    if len(names) > 1:
+        raise RequestError(f"inputs has both {kind} and {kind}s: send one of them.")
+    if not names:
+        return [], False
+    field = f"inputs.{names[0]}"
+    values, many = as_list(inputs[names[0]], field)
+    return [Item(kind, value, f"{field}[{i}]" if many else field) for i, value in enumerate(values)], many
+
+
+def as_list(value: Any, field: str) -> tuple[list, bool]:
+    """
+    The values of a list, or the one value as a list; and whether it was a list.
+
+    Raises:
+        RequestError: an empty list.
+    """
+    if not isinstance(value, list):
+        return [value], False
+    if not value:
+        raise RequestError(f"{field} is an empty list.")
+    return value, True
+
+
+def item_of(value: Any, field: str) -> Item:
+    """
+    A query or an entry of a gallery. A string is a text, as in the image-text-retrieval pipeline.
+
+    Raises:
+        RequestError: it is neither a text nor an image.
+    """
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("image", "text"):
+        kind, value = next(iter(value.items()))
+        return Item(kind, value, f"{field}.{kind}")
+    if isinstance(value, str):
+        return Item("text", value, field)
+    if isinstance(value, bytes | Image.Image):
+        return Item("image", value, field)
+    raise RequestError(f'{field} is {kind_of(value)}: send a text, {{"text": text}} or {{"image": base64}}.')
+
+
+def vectors_of(rows: list, dim: int) -> Tensor:
+    """
+    A gallery of embeddings, (N, dim), made unit vectors once more: JSON may have rounded them.
+
+    Raises:
+        RequestError: too many, of another size, not numbers, or without a direction.
+    """
+    if len(rows) > MAX_GALLERY_EMBEDDINGS:
+        raise RequestError(f"{len(rows)} embeddings: a gallery may have {MAX_GALLERY_EMBEDDINGS}.", 413)
+    for i, row in enumerate(rows):
+        if not isinstance(row, list) or len(row) != dim:
+            have = f"has {len(row)} numbers" if isinstance(row, list) else f"is {kind_of(row)}"
+            raise RequestError(f"inputs.gallery[{i}] {have}: this model's embeddings have {dim}.")
+    try:
+        vectors = torch.tensor(rows, dtype=torch.float64)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        raise RequestError("inputs.gallery holds something that is not a number.") from None
+    if vectors.ndim != 2:
+        raise RequestError("inputs.gallery is nested too deep: embeddings are a list of lists of numbers.")
+    norms = vectors.norm(dim=-1, keepdim=True)
+    bad = (~norms.isfinite() | (norms == 0)).flatten().nonzero()
+    if len(bad):
+        raise RequestError(f"inputs.gallery[{bad[0].item()}] has no direction: it is all zeros, or NaN or infinite.")
+    return (vectors / norms).float()
 
 
 def generation_options(parameters: dict) -> dict[str, int]:
@@ -86,12 +281,12 @@ def prompt_of(inputs: Any, parameters: dict) -> str | None:
     Raises:
         RequestError: both, or no text.
     """
-    places = {"inputs.text": inputs.get("text") if isinstance(inputs, dict) else None}
-    places["prompt"] = parameters.get("prompt")
-    found = {where: value for where, value in places.items() if value is not None and value != ""}
-    if len(found) > 1:
+    fields = {"inputs.text": inputs.get("text") if isinstance(inputs, dict) else None}
+    fields["prompt"] = parameters.get("prompt")
+    given = {field: value for field, value in fields.items() if value is not None and value != ""}
+    if len(given) > 1:
         raise RequestError("What captions begin with is in inputs.text and in parameters.prompt: send one of them.")
-    return next((check_text(value, where) for where, value in found.items()), None)
+    return next((check_text(value, field) for field, value in given.items()), None)
 
 
 def short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Both towers as ONNX files, with all that is needed to use them where neither torch nor transformers is installed."""
+"""Exports both towers to ONNX files, with what is needed to use them without torch and transformers."""
 
 import contextlib
 import copy
@@ -17,19 +17,28 @@ from ..model.losses_gap_closed_clip import unit_vectors
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training.build import longest_text
-from .onnx_check import Difference, OnnxMismatch, check_onnx, import_onnxruntime
-from .onnx_preprocessing import describe, example_size, readme, size_step, tokenizer_of
+from .onnx_check import CHECK, Difference, OnnxMismatch, check_onnx, import_onnxruntime
+from .onnx_preprocessing import (
+    PREPROCESSING,
+    TEXT_MODEL,
+    TOKENIZER,
+    VISION_MODEL,
+    describe,
+    example_size,
+    readme,
+    size_step,
+    tokenizer_of,
+)
 
 
 # The oldest that torch's exporter writes without converting: old runtimes and browsers read it.
 OPSET = 18
 # A protobuf file, which an .onnx is, holds less than 2 GiB.
 LARGEST_FILE = 2**31 - 2**26
-MARK = "preprocessing.json"
 # All that an export can write: a folder of these alone may be replaced by another.
 FILES = (
-    *("vision_model.onnx", "vision_model.onnx_data", "text_model.onnx", "text_model.onnx_data"),
-    *(MARK, "check.json", "tokenizer.json", "README.md"),
+    *(VISION_MODEL, f"{VISION_MODEL}_data", TEXT_MODEL, f"{TEXT_MODEL}_data"),
+    *(PREPROCESSING, TOKENIZER, CHECK, "README.md"),
 )
 
 
@@ -78,15 +87,15 @@ def export_onnx(
     Args:
         folder: to be made; its parent too.
         name: of the model, for the descriptions; default: what it was loaded from.
-        weights: digest of the model's weights (`digest_of_weights`), by which a publication sees that the files are
-            theirs.
+        weights: digest of the model's weights (`digest_of_weights`), by which a publication sees that the files were
+            exported from them.
         tolerance: compare with torch first (`check_onnx`), and write the differences into `check.json`; a folder that
             fails does not appear.
         overwrite: replace a folder that this function made before.
         external_data: weights into files beside (`vision_model.onnx_data`), as is done anyway from 2 GB on.
 
     Returns:
-        What the comparison found; nothing without `tolerance`.
+        What the comparison found; an empty list without `tolerance`.
 
     Raises:
         ImportError: onnx, onnxscript or, with `tolerance`, onnxruntime is not installed.
@@ -106,14 +115,14 @@ def export_onnx(
     with _new_folder(Path(folder), overwrite) as draft:
         _export_images(exported, processor, draft, external_data)
         _export_texts(exported, max_length, draft, external_data)
-        tokenizer.save(str(draft / "tokenizer.json"))
-        _write(draft / MARK, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
+        tokenizer.save(str(draft / TOKENIZER))
+        _write(draft / PREPROCESSING, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
         _write(draft / "README.md", readme(description))
         return [] if tolerance is None else check_onnx(exported, processor, draft, tolerance)
 
 
 def float32_model(model: GapClosedClipModel) -> GapClosedClipModel:
-    """The model itself where it computes in float32 on the CPU without dropout, else a copy that does."""
+    """The model itself if it computes in float32 on the CPU without dropout, else a copy that does."""
     weights = [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]
     is_plain = all(weight.dtype == torch.float32 and weight.device.type == "cpu" for weight in weights)
     if is_plain and not any(module.training for module in model.modules()):
@@ -150,10 +159,10 @@ def _export_texts(model: GapClosedClipModel, max_length: int, folder: Path, exte
 def _export(
     encoder: nn.Module, inputs: dict[str, Tensor], axes: dict, output: str, folder: Path, external_data: bool
 ) -> None:
-    """Write one tower; `axes` of every input can vary."""
+    """Writes one tower to its file; the `axes` of every input can vary."""
     import onnx_ir  # of onnxscript
 
-    name = "vision_model.onnx" if output == "image_embeds" else "text_model.onnx"
+    name = VISION_MODEL if output == "image_embeds" else TEXT_MODEL
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -239,7 +248,7 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
-    if not (folder / MARK).is_file():
+    if not (folder / PREPROCESSING).is_file():
         raise FileExistsError(f"{folder} exists and is no earlier ONNX export: name another folder, or remove it.")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
     if foreign:
@@ -254,4 +263,4 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-__all__ = ["FILES", "MARK", "Difference", "OnnxMismatch", "check_onnx", "export_onnx", "float32_model"]
+__all__ = ["FILES", "Difference", "OnnxMismatch", "check_onnx", "export_onnx", "float32_model"]

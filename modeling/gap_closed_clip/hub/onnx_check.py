@@ -1,4 +1,4 @@
-"""Do the ONNX files give what the model gives?"""
+"""Compares ONNX files with the model that they were exported from."""
 
 import json
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from .onnx_preprocessing import example_size, size_step
+from .onnx_preprocessing import PREPROCESSING, TEXT_MODEL, TOKENIZER, VISION_MODEL, example_size, size_step
 
 
+CHECK = "check.json"
 BATCH_SIZES = (1, 5)  # neither is that of the export's example, 2
 SHORT = 11  # tokens; the example has 7
 SENTENCES = (
@@ -29,13 +30,13 @@ SENTENCES = (
 
 @dataclass
 class Difference:
-    """Largest absolute difference between a file's and the model's embeddings for one batch.
+    """Largest absolute difference between a file's and the model's embeddings of one batch.
 
     Args:
         file: `vision_model.onnx` or `text_model.onnx`.
-        inputs: what the batch is.
+        inputs: what the batch holds, e.g. "random, padded".
         shape: of `pixel_values` or `input_ids`, the batch first.
-        maximum: of the absolute difference.
+        maximum: that largest difference.
     """
 
     file: str
@@ -61,8 +62,8 @@ def check_onnx(
     """
     Runs both files in onnxruntime and compares them with the model; the differences go into the folder's `check.json`.
 
-    Batches of 1 and 5: of random numbers, texts short and as long as can be, with and without padding; of pictures and
-    sentences through the processor. Also whether `tokenizer.json` gives the processor's tokens.
+    Batches of 1 and 5 are compared: of random numbers, texts short and as long as can be, with and without padding; of
+    images and sentences through the processor. So are the tokens of `tokenizer.json` with the processor's.
 
     Args:
         model: in evaluation mode, float32, on the CPU.
@@ -76,11 +77,11 @@ def check_onnx(
     """
     onnxruntime = import_onnxruntime()
     folder = Path(folder)
-    max_length = json.loads((folder / "preprocessing.json").read_text(encoding="utf-8"))["text"]["max_length"]
-    _check_tokenizer(processor, folder / "tokenizer.json", max_length)
+    max_length = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))["text"]["max_length"]
+    _check_tokenizer(processor, folder / TOKENIZER, max_length)
     batches = {
-        "vision_model.onnx": _image_batches(model, processor),
-        "text_model.onnx": _text_batches(model, processor, max_length),
+        VISION_MODEL: _image_batches(model, processor),
+        TEXT_MODEL: _text_batches(model, processor, max_length),
     }
     differences = []
     for file, named_batches in batches.items():
@@ -96,7 +97,7 @@ def check_onnx(
         "onnxruntime": onnxruntime.__version__,
         "differences": [asdict(difference) for difference in differences],
     }
-    (folder / "check.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / CHECK).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return differences
 
 
@@ -112,7 +113,7 @@ def _raise_if_above(tolerance: float, differences: list[Difference]) -> None:
 
 
 def import_onnxruntime():
-    """The module.
+    """The module onnxruntime.
 
     Raises:
         ImportError: it is not installed; how to get it.
@@ -127,7 +128,7 @@ def import_onnxruntime():
 
 
 def _embed(model: GapClosedClipModel, batch: dict[str, Tensor]) -> np.ndarray:
-    """The model's own answer through its forward, (B, D)."""
+    """The embeddings that the model's forward gives, (B, D)."""
     with torch.no_grad():
         outputs = model(**batch)
     return (outputs.image_embeds if outputs.text_embeds is None else outputs.text_embeds).numpy()
@@ -143,7 +144,7 @@ def _image_batches(
     for batch_size in BATCH_SIZES:
         for size in sizes:
             yield "random", {"pixel_values": torch.randn(batch_size, 3, *size, generator=generator)}
-        images = _pictures(batch_size, max(height, width))
+        images = _example_images(batch_size, max(height, width))
         yield "processed", {"pixel_values": processor(images=images, return_tensors="pt")["pixel_values"]}
 
 
@@ -173,16 +174,16 @@ def _tokens(processor: GapClosedClipProcessor, sentences: tuple[str, ...], max_l
     return batch | {"token_type_ids": tokens.get("token_type_ids", torch.zeros_like(tokens["input_ids"]))}
 
 
-def _pictures(number: int, side: int) -> list[Image.Image]:
-    """Smooth and noisy pictures, upright, wide, smaller and larger than what the tower takes."""
+def _example_images(number: int, side: int) -> list[Image.Image]:
+    """Smooth and noisy images, upright, wide, smaller and larger than what the tower takes."""
     generator = np.random.default_rng(0)
-    pictures = []
+    images = []
     for index in range(number):
         height, width = side + 37 * index, max(side // 2, side + 150 - 61 * index)
         slope = np.linspace(0, 200, height)[:, None] + np.linspace(0, 55, width) * (index % 2)  # (height, width)
         noise = generator.integers(0, 55, (height, width))
-        pictures.append(Image.fromarray((slope * 0.78 + noise).clip(0, 255).astype(np.uint8)))
-    return pictures
+        images.append(Image.fromarray((slope * 0.78 + noise).clip(0, 255).astype(np.uint8)))
+    return images
 
 
 def _check_tokenizer(processor: GapClosedClipProcessor, path: Path, max_length: int) -> None:

@@ -1,4 +1,4 @@
-"""What a processor does, in plain words and numbers: preprocessing.json, tokenizer.json and the README beside them."""
+"""Describes what a processor does, in words and numbers: preprocessing.json, tokenizer.json and their README."""
 
 from importlib.metadata import version
 from string import Template
@@ -13,6 +13,8 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
+VISION_MODEL, TEXT_MODEL = "vision_model.onnx", "text_model.onnx"
+PREPROCESSING, TOKENIZER = "preprocessing.json", "tokenizer.json"
 PACKAGES = ("onnx", "onnxscript", "timm", "tokenizers", "torch", "transformers")
 
 
@@ -29,7 +31,7 @@ def describe(
     return {
         "model": name,
         "image": {
-            "file": "vision_model.onnx",
+            "file": VISION_MODEL,
             "input": "pixel_values",
             "output": "image_embeds",
             **_image_steps(processor.image_processor.to_dict()),
@@ -39,10 +41,10 @@ def describe(
             "other_sizes": None if step is None else {"multiple_of": list(step)},
         },
         "text": {
-            "file": "text_model.onnx",
+            "file": TEXT_MODEL,
             "inputs": ["input_ids", "attention_mask", "token_type_ids"],
             "output": "text_embeds",
-            "tokenizer": "tokenizer.json",
+            "tokenizer": TOKENIZER,
             "max_length": max_length,
             "truncation_side": processor.tokenizer.truncation_side,
             "padding": "to the longest of the batch",
@@ -78,10 +80,10 @@ def _image_steps(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def example_size(processor: GapClosedClipProcessor) -> tuple[int, int]:
-    """(height, width) of what the processor makes.
+    """(height, width) of the images that the processor makes.
 
     Raises:
-        ValueError: its images have all sizes.
+        ValueError: they have no fixed size.
     """
     settings = processor.image_processor.to_dict()
     size = settings["crop_size"] if settings["do_center_crop"] else settings["size"] if settings["do_resize"] else {}
@@ -94,7 +96,7 @@ def example_size(processor: GapClosedClipProcessor) -> tuple[int, int]:
 
 
 def size_step(model: GapClosedClipModel) -> tuple[int, int] | None:
-    """What height and width must be multiples of where the image tower takes any size, else None."""
+    """Of an image tower that takes any size, what height and width must be multiples of; None of others."""
     if model.image_size is not None:
         return None
     patch_embed = getattr(model.vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
@@ -126,7 +128,7 @@ def tokenizer_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokeniz
 
 
 def readme(description: dict[str, Any]) -> str:
-    """README.md of the folder; its example runs there."""
+    """The text of the folder's README.md; its example runs in that folder."""
     image = description["image"]
     other_sizes = image["other_sizes"]
     if other_sizes is None:
@@ -142,7 +144,7 @@ def readme(description: dict[str, Any]) -> str:
         sizes=sizes,
         max_length=description["text"]["max_length"],
         dimension=description["embedding"]["dimension"],
-        mode='.convert(how["mode"])' if image["mode"] else "",
+        mode='.convert(settings["mode"])' if image["mode"] else "",
         steps="\n".join(f"    {line}" for line in _example_steps(image)),
         opset=description["opset"],
         accuracy=ACCURACY_OF_FIXED_SIZE if "width" in (image["resize"] or {}) else ACCURACY,
@@ -150,23 +152,23 @@ def readme(description: dict[str, Any]) -> str:
 
 
 def _example_steps(image: dict[str, Any]) -> list[str]:
-    """What the example's `pixels` does from an image to an array (height, width, 3)."""
+    """Lines of the example's `pixels`, from an image to an array (height, width, 3)."""
     lines = []
     if image["resize"]:
-        resize = 'how["resize"]'
+        resize = 'settings["resize"]'
         if "shortest_edge" in image["resize"]:
             lines.append(f'size = [side * {resize}["shortest_edge"] // min(image.size) for side in image.size]')
         else:
             lines.append(f'size = {resize}["width"], {resize}["height"]')
         lines.append(f'image = image.resize(size, Image.Resampling[{resize}["resample"].upper()])')
     if image["center_crop"]:
-        lines.append('width, height = how["center_crop"]["width"], how["center_crop"]["height"]')
+        lines.append('width, height = settings["center_crop"]["width"], settings["center_crop"]["height"]')
         lines.append("left, top = int((image.width - width) / 2), int((image.height - height) / 2)")
         lines.append("image = image.crop((left, top, left + width, top + height))")
-    factor = "" if image["rescale_factor"] is None else ' * how["rescale_factor"]'
+    factor = "" if image["rescale_factor"] is None else ' * settings["rescale_factor"]'
     lines.append(f"array = np.asarray(image, np.float32){factor}")
     if image["mean"]:
-        lines.append('array = (array - how["mean"]) / how["std"]')
+        lines.append('array = (array - settings["mean"]) / settings["std"]')
     return lines
 
 
@@ -200,7 +202,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 description = json.load(open("preprocessing.json", encoding="utf-8"))
-how = description["image"]
+settings = description["image"]
 tokenizer = Tokenizer.from_file("tokenizer.json")
 vision_model = onnxruntime.InferenceSession("vision_model.onnx")
 text_model = onnxruntime.InferenceSession("text_model.onnx")

@@ -1,4 +1,4 @@
-"""Publish a model folder: everything that belongs to it, in one commit, after it has loaded in a clean process."""
+"""Publishes a model folder: all that belongs to it, in one commit, after it has loaded in a clean process."""
 
 import json
 import shutil
@@ -15,8 +15,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import sha, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoint import ADAPTER_CONFIG, base_of_adapter, check_checkpoint, is_adapter, is_local
 from .card import CARD_TEMPLATE, write_card
@@ -25,22 +24,23 @@ from .staging import left_out, published, replaced, staged
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
+NO_LICENSE = "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
 
 
 @dataclass
 class Publication:
     """
-    What went, or would go.
+    What was published, or would be.
 
     Args:
         repo_id: owner/name.
-        changes: path in the repository -> "new", "changed", "unchanged", "deleted", or "?" where the Hub could not be
-            asked.
+        changes: path in the repository -> "new"; "present", which is replaced where its content differs; "deleted"; or
+            "?" where the Hub could not be asked.
         sizes: path -> bytes.
         left_out: what the folder holds besides.
-        url: of the commit; None if nothing was sent.
         remarks: what its owner should know: what was left out although it looks as if it belonged to the model, paths
             of this machine that everybody will read, no licence; of a dry run, why it could not be sent.
+        url: of the commit; None if there was none: a dry run, or a repository that holds just this already.
     """
 
     repo_id: str
@@ -53,12 +53,9 @@ class Publication:
     def __str__(self) -> str:
         width = max(map(len, self.changes))
         lines = [
-            f"{change:>9}  {name:<{width}}  {_readable(self.sizes[name]) if name in self.sizes else '':>9}"
+            f"{change:>7}  {name:<{width}}  {_readable(self.sizes[name]) if name in self.sizes else '':>9}"
             for name, change in sorted(self.changes.items())
-            if change != "unchanged"
         ]
-        if unchanged := list(self.changes.values()).count("unchanged"):
-            lines.append(f"unchanged: {unchanged} files")
         if self.left_out:
             lines.append(f"left out: {', '.join(self.left_out)}")
         return "\n".join([*lines, *self.remarks])
@@ -110,42 +107,24 @@ def publish(
     """
     folder = Path(folder).resolve()
     _check_folder(folder, keep_card, trust_remote_code, output)
-    problem = None
-    try:
-        repo_id = check_access(repo_id, token)
-    except OSError as error:
-        if not dry_run:
-            raise
-        problem = f"It could not be sent now: {error}"
+    repo_id, problems = _may_write(repo_id, token, dry_run)
     base_id, base_folder = _base_on_the_hub(folder, base, token, trust_remote_code)
-    with staged(folder, base_id) as (stage, remarks), _named(stage, folder):
+    with staged(folder, base_id) as (stage, remarks), _errors_name(folder, stage):
         if not keep_card:
             card = write_card(stage, template=template, repo_id=repo_id, license=license, base_folder=base_folder)
-            if card.data.license is None:
-                remarks.append(
-                    "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
-                )
+            remarks += [] if card.data.license else [NO_LICENSE]
         check_reload(stage, base_folder, folder if base_folder else None)
         if output is not None:
             shutil.copytree(stage, output)
         files = published(stage)
+        sizes = {name: path.stat().st_size for name, path in files.items()}
         with _hub_errors(repo_id):
-            api = HfApi(token=token)
-            remote, head = _remote_files(api, repo_id, may_fail=dry_run)
-            publication = Publication(
-                repo_id,
-                changes=_changes(files, remote),
-                sizes={name: path.stat().st_size for name, path in files.items()},
-                left_out=left_out(folder, list(files)),
-                remarks=[*remarks, problem] if problem else remarks,
-            )
-            if not dry_run:
-                publication.url = _commit(api, publication, files, head, private, message)
-    return publication
+            changes, url = _send(HfApi(token=token), repo_id, files, private, message, dry_run)
+    return Publication(repo_id, changes, sizes, left_out(folder, list(files)), [*remarks, *problems], url)
 
 
 def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output: str | Path | None) -> None:
-    """What can be known to be wrong before anything runs."""
+    """Checks what can be checked before anything runs."""
     check_checkpoint(folder)
     if (folder / ADAPTER_CONFIG).is_file() and not is_adapter(folder):
         raise ValueError(
@@ -163,7 +142,7 @@ def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output
 def _base_on_the_hub(
     folder: Path, name: str | None, token: str | None, trust_remote_code: bool
 ) -> tuple[tuple[str, str] | None, Path | None]:
-    """Hub id and commit of an adapter's base model, and a folder with it; nothing for a whole model."""
+    """Hub id and commit of an adapter's base model, and a folder that holds it; (None, None) for a whole model."""
     if not is_adapter(folder):
         return None, None
     name, revision = (name, None) if name else base_of_adapter(folder)
@@ -179,6 +158,16 @@ def _base_on_the_hub(
     if not trust_remote_code:
         check_code(base_folder)
     return (name, commit), base_folder
+
+
+def _may_write(repo_id: str, token: str | None, dry_run: bool) -> tuple[str, list[str]]:
+    """The whole id; of a dry run also why nothing could be sent there now, which otherwise is an error."""
+    try:
+        return check_access(repo_id, token), []
+    except OSError as error:
+        if not dry_run:
+            raise
+        return repo_id, [f"It could not be sent now: {error}"]
 
 
 def check_access(repo_id: str, token: str | None = None) -> str:
@@ -207,66 +196,59 @@ def check_access(repo_id: str, token: str | None = None) -> str:
     return f"{owner or user['name']}/{name}"
 
 
-def _remote_files(api: HfApi, repo_id: str, may_fail: bool) -> tuple[dict[str, str] | None, str | None]:
-    """Path -> hash of what the repository holds, and its latest commit; ({}, None) where there is no repository."""
+def _send(
+    api: HfApi, repo_id: str, files: dict[str, Path], private: bool, message: str | None, dry_run: bool
+) -> tuple[dict[str, str], str | None]:
+    """Path -> what becomes of it in the repository, and the URL of the commit; a dry run makes none."""
+    try:
+        remote, head = _remote_files(api, repo_id)
+    except (HTTPError, OfflineModeIsEnabled, HFValidationError):
+        if not dry_run:
+            raise
+        return dict.fromkeys(files, "?"), None
+    changes = {name: "present" if name in remote else "new" for name in files}
+    changes |= {name: "deleted" for name in remote if name not in files and replaced(name)}
+    return changes, None if dry_run else _commit(api, repo_id, changes, files, head, private, message)
+
+
+def _remote_files(api: HfApi, repo_id: str) -> tuple[list[str], str | None]:
+    """Paths in the repository, and its latest commit; ([], None) where there is no repository."""
     try:
         head = api.repo_info(repo_id).sha
-        entries = api.list_repo_tree(repo_id, recursive=True, revision=head)
-        files = [entry for entry in entries if isinstance(entry, RepoFile)]
     except RepositoryNotFoundError:
-        return {}, None
-    except (HTTPError, OfflineModeIsEnabled, HFValidationError):
-        if may_fail:
-            return None, None
-        raise
-    return {file.path: file.lfs.sha256 if file.lfs else file.blob_id for file in files}, head
-
-
-def _changes(files: dict[str, Path], remote: dict[str, str] | None) -> dict[str, str]:
-    if remote is None:
-        return dict.fromkeys(files, "?")
-    changes = {name: _change(path, remote.get(name)) for name, path in files.items()}
-    gone = [name for name in remote if name not in files and replaced(name)]
-    return changes | dict.fromkeys(gone, "deleted")
-
-
-def _change(path: Path, known: str | None) -> str:
-    if known is None:
-        return "new"
-    with open(path, "rb") as file:
-        # git's hash for a file in git itself, SHA-256 for one in its large file storage
-        own = sha.sha_fileobj(file).hex() if len(known) == 64 else sha.git_hash(file.read())
-    return "unchanged" if own == known else "changed"
+        return [], None
+    return api.list_repo_files(repo_id, revision=head), head
 
 
 def _commit(
-    api: HfApi, publication: Publication, files: dict[str, Path], head: str | None, private: bool, message: str | None
+    api: HfApi,
+    repo_id: str,
+    changes: dict[str, str],
+    files: dict[str, Path],
+    head: str | None,
+    private: bool,
+    message: str | None,
 ) -> str | None:
-    """One commit of what changed, on top of `head`; its URL."""
-    operations: list[CommitOperationAdd | CommitOperationDelete] = []
-    for name, change in publication.changes.items():
-        if change == "deleted":
-            operations.append(CommitOperationDelete(name))
-        elif change != "unchanged":
-            operations.append(CommitOperationAdd(name, files[name].resolve()))
-    if not operations:
-        return None
+    """One commit on top of `head`, which the library makes of what differs there; its URL, None if nothing does."""
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [
+        CommitOperationDelete(name) if change == "deleted" else CommitOperationAdd(name, files[name].resolve())
+        for name, change in changes.items()
+    ]
+    message = message or ("Publish the model" if head is None else "Update the model")
     if head is None:
-        api.create_repo(publication.repo_id, private=private)
-        head = api.repo_info(publication.repo_id).sha
-        message = message or "Publish the model"
-    message = message or "Update the model"
+        api.create_repo(repo_id, private=private)
+        head = api.repo_info(repo_id).sha
     try:
-        # On top of what was compared with: a commit that came in between must not be undone unseen.
-        commit = api.create_commit(publication.repo_id, operations, commit_message=message, parent_commit=head)
+        # On top of what was listed: a commit that came in between must not be undone unseen.
+        commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=head)
     except HTTPError as error:
-        if not _has_arrived(api, publication.repo_id, head, message):
+        if not _has_arrived(api, repo_id, head, message):
             raise
         raise OSError(
-            f"{publication.repo_id}: the answer was lost ({type(error).__name__}), but the commit has arrived: "
-            "publish again to be sure, and it will say so."
+            f"{repo_id}: the answer was lost ({type(error).__name__}), but the commit has arrived: publish again to "
+            "be sure, and it will say so."
         ) from error
-    return commit.commit_url
+    return None if commit.oid == head else commit.commit_url  # with nothing to commit, that of the latest
 
 
 def _has_arrived(api: HfApi, repo_id: str, head: str, message: str) -> bool:
@@ -279,7 +261,7 @@ def _has_arrived(api: HfApi, repo_id: str, head: str, message: str) -> bool:
 
 
 @contextmanager
-def _named(stage: Path, folder: Path) -> Iterator[None]:
+def _errors_name(folder: Path, stage: Path) -> Iterator[None]:
     """Errors about the stage, which is gone when they are read, name the folder that it was made of."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Whether a model folder works where this package is not installed: loaded and run in a clean process."""
+"""Checks that a model folder works where this package is not installed: loads and runs it in a clean process."""
 
 import hashlib
 import json
@@ -22,10 +22,10 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
-# Where the code that travels with a model lies here: the model's own, and the endpoint's.
+# Folders of the code that travels with a model: the endpoint's, and the model's.
 HUB = Path(__file__).parent
 MODEL = HUB.parent / "model"
-# The endpoint's own code, which a publication puts beside the model's.
+# The endpoint's code, which a publication puts beside the model's.
 HANDLER = ("handler.py", "handler_images.py", "handler_requests.py")
 TOLERANCE = 1e-4
 MINUTES = 30
@@ -79,9 +79,11 @@ save_file({name: value.contiguous() for name, value in embeds.items()}, out)
 
 def check_code(folder: Path) -> None:
     """
+    Checks that a folder's code is that of this version of the package, before it runs.
+
     Raises:
-        ValueError: the folder lacks its code, holds Python files that are not this version's own, or names code that
-            lies elsewhere. Loading it would run them.
+        ValueError: the folder lacks its code, holds Python files that are not this version's, or names code that lies
+            elsewhere. Loading it would run them.
     """
     allow = "If you know and trust that code, allow it to run: trust_remote_code=True (--trust-remote-code)."
     again = "Save the model again with this version (model.save_pretrained)"
@@ -89,10 +91,10 @@ def check_code(folder: Path) -> None:
     if not (folder / needed).is_file():
         raise ValueError(f"{folder} has no code beside the weights, so only this package could load it. {again}.")
     for path in sorted(folder.glob("*.py")):
-        own = HUB / path.name if path.name in HANDLER else MODEL / path.name
-        if not own.is_file():
+        original = HUB / path.name if path.name in HANDLER else MODEL / path.name
+        if not original.is_file():
             raise ValueError(f"{path} is no file of this version of gap_closed_clip: delete it. {allow}")
-        if _digest(own) != _digest(path):
+        if _digest(original) != _digest(path):
             raise ValueError(f"{path} is not the {path.name} of this version of gap_closed_clip. {again}. {allow}")
     for name in NAMING_CODE:
         if (folder / name).is_file():
@@ -119,38 +121,22 @@ def _references(content: Any) -> Iterator[Any]:
                 yield from _references(value)
 
 
-def check_reload(folder: Path, base: Path | None = None, home: Path | None = None) -> None:
+def check_reload(folder: Path, base: Path | None = None, trained: Path | None = None) -> None:
     """
     Loads and runs the folder in a clean process, and compares with what this package makes of it.
 
     This runs the folder's Python files: `check_code` first.
 
     Args:
-        folder: a model's; or an adapter's, then with a folder of its `base`, whose files run too.
-        home: of an adapter, where it was trained: with the base that it was trained on.
+        folder: of a model; or of an adapter, then with the folder of its `base`, whose files run too.
+        trained: of an adapter, the folder that training wrote, which names the base that it was trained on.
 
     Raises:
         ValueError: it does not load there, or gives other embeddings or another caption.
     """
-    expected = _outputs(home or folder)
+    expected = _outputs(trained or folder)
     with tempfile.TemporaryDirectory() as home:
-        out = Path(home) / "embeds.safetensors"
-        environment = os.environ | {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        # A cache of the user's own, named by the variable, would not be a clean start.
-        environment.pop("HF_MODULES_CACHE", None)
-        command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(base or ""), str(out), *TEXTS]
-        try:
-            run = subprocess.run(
-                command, env=environment, cwd=home, capture_output=True, text=True, timeout=60 * MINUTES
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ValueError(f"{folder} does not load within {MINUTES} minutes, so it is not published.") from error
-        if run.returncode:
-            raise ValueError(
-                f"{folder} does not load in a clean process without this package, so it is not published. It ends "
-                f"with:\n{_last_lines(run.stderr)}"
-            )
-        found = load_file(out)
+        found = _run_clean_process(folder, base, Path(home))
     for name, value in expected.items():
         difference = _difference(found.get(name), value)
         if difference is not None:
@@ -160,8 +146,27 @@ def check_reload(folder: Path, base: Path | None = None, home: Path | None = Non
             )
 
 
+def _run_clean_process(folder: Path, base: Path | None, home: Path) -> dict[str, Tensor]:
+    """What CLEAN_PROCESS makes of the folder, with an empty folder as its home."""
+    out = home / "embeds.safetensors"
+    environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # A cache that the user names by the variable would not be a clean start.
+    environment.pop("HF_MODULES_CACHE", None)
+    command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(base or ""), str(out), *TEXTS]
+    try:
+        run = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=60 * MINUTES)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{folder} does not load within {MINUTES} minutes, so it is not published.") from error
+    if run.returncode:
+        raise ValueError(
+            f"{folder} does not load in a clean process without this package, so it is not published. It ends with:\n"
+            f"{_last_lines(run.stderr)}"
+        )
+    return load_file(out)
+
+
 def _difference(found: Tensor | None, expected: Tensor) -> str | None:
-    """Of what a clean process found, in words; None where there is none that counts."""
+    """How much a clean process's output differs, for the message; None where it does not, or too little to count."""
     if not expected.is_floating_point():  # tokens
         return None if found is not None and torch.equal(found, expected) else ""
     difference = (found - expected).abs().max().item()
@@ -169,7 +174,7 @@ def _difference(found: Tensor | None, expected: Tensor) -> str | None:
 
 
 def _outputs(folder: Path) -> dict[str, Tensor]:
-    """What this package's own classes make of the picture and the texts of CLEAN_PROCESS."""
+    """What this package's classes make of the image and the texts of CLEAN_PROCESS."""
     # In float32 from the start: a model loaded in bfloat16 keeps rounded rotary tables.
     if is_adapter(folder):
         model, processor = load_checkpoint(folder)

@@ -1,4 +1,4 @@
-"""What of a model folder is published, put together in a folder of its own."""
+"""Puts together what is published of a model folder, in a folder of its own."""
 
 import json
 import os
@@ -23,14 +23,14 @@ from ..checkpoint import (
     digest_of_weights,
 )
 from ..training import RunConfig
-from . import onnx
+from . import onnx, onnx_preprocessing, requirements
 from .card import CAPTION_FILES, EVAL_RESULTS, EXAMPLES, FIGURES, public_config
 from .facts import read_evaluation, read_run
 from .reload import HANDLER, HUB
 
 
 ONNX_FOLDER = "onnx"
-# What a model repository is made of, as patterns of a path; a star stands for no slash. Everything else in the folder
+# Patterns of the paths that a model repository is made of; a star stands for no slash. Everything else in the folder
 # stays at home: checkpoints with their pickled optimizer, logs, whatever else lies there.
 PUBLISHED = (
     "config.json",
@@ -59,64 +59,38 @@ PUBLISHED = (
     f"{EXAMPLES}/*.jpg",
     *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),
 )
-# Of these, what publishing writes itself.
+# Those of them that publishing writes anew.
 WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE, ADAPTER_CONFIG)
-# What an Inference Endpoint installs beside torch.
-REQUIREMENTS = "timm>=1.0.20\ntorchvision\ntransformers>=5.17,<5.25\n"
 
 
 @contextmanager
 def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[Path, list[str]]]:
     """
-    A folder of what goes, links to the files at home except for what is written anew; and remarks on what was left out
-    although it looks as if it belonged to the model, or will be read by everybody.
+    A folder of what is published, links to the files at home except for what is written anew; and remarks on what was
+    left out although it looks as if it belonged to the model, or will be read by everybody.
 
     Args:
         base: of an adapter, Hub id and commit of its base model, which its configurations then name.
 
     Raises:
-        ValueError: an example that is no picture.
+        ValueError: metrics.json, train_config.yaml or run.json is damaged, or an example is no image.
     """
-    run, files = read_run(folder), published(folder)
+    run = read_run(folder)
     if run and base:
         run["config"] = replace(run["config"], model=replace(run["config"].model, checkpoint=base[0]))
-    remarks = _local_paths(run["config"]) if run else []
-    if WEIGHTS in files:
-        files.pop(INDEX, None)  # of shards from before
-    evaluation = read_evaluation(folder)
-    if evaluation and evaluation["stale"]:
-        files = _without(files, METRICS_FILE, *FIGURES, *CAPTION_FILES)
-        remarks.append(f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run eval.py.")
-    if set(CAPTION_FILES) & set(files) and not (evaluation and evaluation["data"].source == "phantoms"):
-        files = _without(files, *CAPTION_FILES)
-        remarks.append(
-            f"{' and '.join(CAPTION_FILES)} show pictures and captions of the data, and stay out: whether everybody "
-            "may see those is not for a program to decide."
-        )
-    if any(name.startswith(f"{ONNX_FOLDER}/") for name in files) and _stale_onnx(folder):
-        files = _without(files, *(name for name in files if name.startswith(f"{ONNX_FOLDER}/")))
-        remarks.append(f"{ONNX_FOLDER}/ is not of these weights, and stays out: run export_onnx.py --overwrite.")
+    files, remarks = _publishable(published(folder), folder)
     _check_examples(files)
     with tempfile.TemporaryDirectory() as parent:
         stage = Path(parent) / folder.name  # the card finds the model's own metrics by the folder's name
         stage.mkdir()
-        for name, path in files.items():
-            target = stage / name
-            target.parent.mkdir(exist_ok=True)
-            # What is written anew must not be a link into the folder at home.
-            if name in WRITTEN or not _linked(path.resolve(), target):
-                shutil.copyfile(path, target)
+        _fill(stage, files)
         if base is None:
-            for name in HANDLER:
-                shutil.copyfile(HUB / name, stage / name)
-            (stage / "requirements.txt").write_text(REQUIREMENTS, encoding="utf-8")
+            _add_endpoint(stage)
         else:
-            config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            config |= {"base_model_name_or_path": base[0], "revision": base[1]}
-            (stage / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+            _name_base(stage / ADAPTER_CONFIG, *base)
         if run:
             (stage / CONFIG_FILE).write_text(public_config(run["config"]), encoding="utf-8")
-        yield stage, remarks
+        yield stage, [*(_local_paths(run["config"]) if run else []), *remarks]
 
 
 def published(folder: Path) -> dict[str, Path]:
@@ -130,18 +104,18 @@ def replaced(name: str) -> bool:
     """
     Whether a publication is responsible for this path of a repository: deletes it where the folder has it no more.
 
-    (Not for other people's results of a data set, nor for what lies deeper than its own files.)
+    It is not for other people's results of a data set, nor for what lies deeper than the files that it sends.
     """
     depth = len(PurePosixPath(name).parts)
     return any(len(PurePosixPath(pattern).parts) == depth and fnmatch(name, pattern) for pattern in PUBLISHED)
 
 
 def left_out(folder: Path, names: list[str]) -> list[str]:
-    """What the folder holds besides; of its folders what is in them, one level down, where a part of it goes."""
-    going = {name.partition("/")[0] for name in names}
+    """What else the folder holds; of an inner folder that goes in part, the files in it that don't."""
+    sent = {name.partition("/")[0] for name in names}
     found = []
     for path in sorted(folder.iterdir()):
-        if path.name not in going:
+        if path.name not in sent:
             found.append(path.name + "/" * path.is_dir())
         elif path.is_dir():
             inside = (entry.relative_to(folder).as_posix() for entry in sorted(path.iterdir()))
@@ -149,13 +123,58 @@ def left_out(folder: Path, names: list[str]) -> list[str]:
     return found
 
 
+def _publishable(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path], list[str]]:
+    """Those of the files that are of the folder's weights and that everybody may see; remarks on the others."""
+    remarks = []
+    if WEIGHTS in files:
+        files = _without(files, INDEX)  # of shards from before
+    evaluation = read_evaluation(folder)
+    if evaluation and evaluation["stale"]:
+        files = _without(files, METRICS_FILE, *FIGURES, *CAPTION_FILES)
+        remarks.append(f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run eval.py.")
+    if set(CAPTION_FILES) & set(files) and not (evaluation and evaluation["data"].source == "phantoms"):
+        files = _without(files, *CAPTION_FILES)
+        remarks.append(
+            f"{' and '.join(CAPTION_FILES)} show images and captions of the data, and stay out: whether everybody may "
+            "see those is not for a program to decide."
+        )
+    exported = [name for name in files if name.startswith(f"{ONNX_FOLDER}/")]
+    if exported and _stale_onnx(folder):
+        files = _without(files, *exported)
+        remarks.append(f"{ONNX_FOLDER}/ is not of these weights, and stays out: run export_onnx.py --overwrite.")
+    return files, remarks
+
+
 def _without(files: dict[str, Path], *names: str) -> dict[str, Path]:
     return {name: path for name, path in files.items() if name not in names}
 
 
+def _fill(stage: Path, files: dict[str, Path]) -> None:
+    """Links to the files; copies of those that are written anew, which must not be written into the folder at home."""
+    for name, path in files.items():
+        target = stage / name
+        target.parent.mkdir(exist_ok=True)
+        if name in WRITTEN or not _linked(path.resolve(), target):
+            shutil.copyfile(path, target)
+
+
+def _add_endpoint(stage: Path) -> None:
+    """What an Inference Endpoint runs and installs."""
+    for name in HANDLER:
+        shutil.copyfile(HUB / name, stage / name)
+    (stage / "requirements.txt").write_text("\n".join([*requirements.ENDPOINT, ""]), encoding="utf-8")
+
+
+def _name_base(path: Path, name: str, revision: str) -> None:
+    """The base model on the Hub into an adapter's configuration, which names a folder."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config |= {"base_model_name_or_path": name, "revision": revision}
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
 def _stale_onnx(folder: Path) -> bool:
     try:
-        content = json.loads((folder / ONNX_FOLDER / onnx.MARK).read_text(encoding="utf-8"))
+        content = json.loads((folder / ONNX_FOLDER / onnx_preprocessing.PREPROCESSING).read_text(encoding="utf-8"))
         return content["weights"] != digest_of_weights(folder)
     except (OSError, ValueError, KeyError, TypeError):
         return True
@@ -165,10 +184,10 @@ def _check_examples(files: dict[str, Path]) -> None:
     for name, path in files.items():
         if name.startswith(f"{EXAMPLES}/"):
             try:
-                with Image.open(path) as picture:
-                    picture.verify()
+                with Image.open(path) as image:
+                    image.verify()
             except Exception as error:  # a damaged file makes Pillow raise a dozen different types
-                raise ValueError(f"{path} is no picture, or a damaged one: replace or remove it.") from error
+                raise ValueError(f"{path} is no image, or a damaged one: replace or remove it.") from error
 
 
 def _local_paths(config: RunConfig) -> list[str]:

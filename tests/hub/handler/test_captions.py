@@ -13,8 +13,8 @@ from PIL import Image
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.data import decode_image
 
-from .conftest import load_handler
-from .test_handler import IMAGE, IMAGES, LABELS, b64, classified, file_bytes, save
+from ..conftest import load_handler
+from .examples import IMAGE, IMAGES, LABELS, URL_NOT_FETCHED, b64, classified, file_bytes, save
 
 
 CAPTIONS = "image-text-to-text"
@@ -122,7 +122,7 @@ BAD = [
     (asked("a.png"), 400, "inputs is not base64: send the bytes of an image file as base64. "
      "Paths are never opened."),
     (asked({"image": IMAGE, "texts": ["a"]}, task=CAPTIONS), 400, "Unknown name 'texts' in inputs of "
-     "image-text-to-text: did you mean 'text'?"),
+     "image-text-to-text: allowed are image, images, text."),
     (asked({"image": IMAGE, "text": "a"}, prompt="b"), 400, "What captions begin with is in inputs.text and in "
      "parameters.prompt: send one of them."),
     (asked(IMAGE, prompt=5), 400, "prompt is a number: send a text."),
@@ -144,8 +144,7 @@ BAD = [
     (asked([IMAGE] * 17, task=CAPTIONS), 413, "17 images: a request may have 16. Send several requests."),
     (asked(IMAGE, task=CAPTIONS, top_k=3), 400, "Unknown name 'top_k' in parameters of image-text-to-text: allowed "
      "are task, prompt, max_new_tokens, num_beams, generation_parameters."),
-    (asked("https://example.org/a.png", task=CAPTIONS), 403, "inputs is a URL, and this endpoint fetches none: send "
-     "the image itself as base64, or set GAP_CLOSED_CLIP_ALLOW_URLS=1 on the endpoint."),
+    (asked("https://example.org/a.png", task=CAPTIONS), 400, f"inputs {URL_NOT_FETCHED}"),
 ]  # fmt: skip
 
 

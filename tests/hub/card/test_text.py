@@ -1,0 +1,212 @@
+"""What the card says, and that every figure and every line of code on it comes from the folder."""
+
+import json
+import math
+import os
+import re
+import shutil
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from gap_closed_clip.evaluation import write_metrics
+from gap_closed_clip.hub import requirements, write_card
+from gap_closed_clip.hub.card import describe_weight
+from gap_closed_clip.training import load_config
+
+from .rendering import METRICS, OF_THE_HUB, PHANTOMS, blocks, render, section
+
+
+def test_every_number_of_the_evaluation_is_in_metrics_json(folder):
+    text = section(render(folder), "Evaluation")
+    rows = dict(re.findall(r"^\| (\w.+?) +\| +(\S+) \|$", text, flags=re.MULTILINE))
+    assert rows == {
+        "metric": "demo",
+        "modality gap ↓": "0.112",
+        "debiased modality gap ↓": "0.085",
+        "true-pair cosine ↑": "0.704",
+        "random-pair cosine": "0.030",
+        "margin (true - random) ↑": "0.674",
+        "text to image R@1 ↑": "12.3%",
+        "text to image R@10 ↑": "41.4%",
+        "text to image median rank ↓": "17.5",
+        "image to text R@10 ↑": "23.3%",
+        "pairs": "97",
+    }
+    prose = re.sub(r"^\|.*\|$", "", text, flags=re.MULTILINE)
+    assert re.findall(r"\d+", prose) == ["97"]  # "On 97 pairs"
+    assert "split `test`" in prose
+
+
+def test_other_models_stand_beside_this_one(folder):
+    clip = METRICS | {"modality_gap": 0.39}
+    write_metrics(folder / "metrics.json", {"clip": clip, "demo": METRICS}, {}, "validation")
+    text = section(render(folder), "Evaluation")
+    assert re.search(r"\| modality gap ↓ +\| 0.390 \| 0.112 \|", text) and "This model is `demo`; the others" in text
+    data = ModelCard.load(folder / "README.md").data
+    assert data.eval_results[0].metric_value == 0.11237 and data.eval_results[0].dataset_split == "validation"
+
+
+def test_folds(folder):
+    data = {
+        "source": "eltorio/ROCOv2-radiology",
+        "folds": 5,
+        "fold": 2,
+        "train_split": "all",
+        "validation_split": "dev",
+    }
+    write_metrics(folder / "metrics.json", {"demo": METRICS}, data, "validation")
+    text = render(folder, *OF_THE_HUB, "data.folds=5", "data.fold=2", "data.train_split=all")
+    assert "`all` cut into 5 folds, all but fold 2" in section(text, "Training data")
+    assert "split `validation` (the held-out fold 2 of 5)" in section(text, "Evaluation")
+
+
+def test_not_evaluated(folder):
+    for name in ("metrics.json", "projection.png", "cosines.png"):
+        (folder / name).unlink()
+    text = render(folder)
+    assert section(text, "Evaluation").strip() == "This model has not been evaluated."
+    data = ModelCard.load(folder / "README.md").data
+    assert data.eval_results is None and data.metrics is None and "model-index" not in text
+    assert re.findall(r"^- (\S+) \d", section(text, "Environment"), flags=re.MULTILINE) == ["transformers"]
+
+
+def test_figures_that_are_there(folder):
+    (folder / "cosines.png").unlink()
+    text = render(folder)
+    assert re.findall(r"!\[.+\]\((.+)\)", text) == ["projection.png"]
+
+
+def test_what_is_to_be_installed(folder):
+    command, *_ = blocks(render(folder), "bash")
+    assert command == f"pip install {' '.join(f'{each!r}' for each in requirements.MODEL)}\n".replace("'", '"')
+
+
+def test_a_folder_that_train_py_did_not_make(folder):
+    write_card(folder, repo_id="owner/name")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "\n## Training data\n" not in text and "\n## Training command\n" not in text
+    assert "from scratch" not in text and "None" not in text and "\n\n\n" not in text
+    assert "| 0.112 |" in section(text, "Evaluation") and 'model="owner/name"' in section(text, "How to use")
+
+
+def test_licences(folder):
+    text = render(folder, *OF_THE_HUB, "data.license=CC BY-NC-SA 4.0", "training.card_license=apache-2.0")
+    assert "Licence of the pairs: CC BY-NC-SA 4.0." in section(text, "Training data")
+    assert ModelCard.load(folder / "README.md").data.license == "apache-2.0"
+    assert "does not know their licence" in section(render(folder, *OF_THE_HUB), "Training data")
+    assert "Apache-2.0" in section(render(folder), "Training data")
+
+
+@pytest.mark.parametrize(
+    ("weight", "words"),
+    [
+        (2.0, "2"),
+        (0, "0"),
+        ([[0.2, 1.0], [0.7, 0.0]], "1 until 20%, linearly to 0 at 70% of training"),
+        (
+            [[0, 0.5], [0.125, 1], [1.0, 2]],
+            "0.5 at the start, linearly to 1 at 12.5%, linearly to 2 at 100% of training",
+        ),
+        ([[0.3, 4]], "4"),
+        ([[0.1, 0], [0.9, 0]], "0"),
+    ],
+)
+def test_weights_in_words(weight, words):
+    assert describe_weight(weight) == words
+
+
+def test_objective_as_trained(folder, tiny_model):
+    tiny_model.config.align_weight = [[0.5, 1.0], [1.0, 2.0]]
+    tiny_model.logit_scale.data.fill_(math.log(50))
+    tiny_model.save_pretrained(folder)
+    text = render(folder)
+    objective = section(text, "Objective")
+    assert "| 1 until 50%, linearly to 2 at 100% of training |" in objective
+    assert (
+        "learned, 0.07 at the start (scale 14.3)" in objective
+        and "capped at 100; 0.02 at the end (scale 50)" in objective
+    )
+    assert "were not negatives of one another" in objective
+    assert "*Align True Pairs* and *Centroid Uniformity*" in text
+
+
+def test_plain_clip_is_called_so(folder, tiny_model):
+    tiny_model.config.update({"align_weight": 0.0, "uniformity_weight": 0.0, "learnable_temperature": False})
+    tiny_model.config.mask_groups = False
+    tiny_model.save_pretrained(folder)
+    text = render(folder)
+    assert "A plain CLIP that embeds" in text and "a baseline" in text and "*Align True Pairs*" not in text
+    assert "fixed at 0.07 (scale 14.3)" in text and "at the end" not in section(text, "Objective")
+    assert "were negatives of one another" in text
+
+
+def test_config_and_command(folder, tmp_path):
+    text = render(
+        folder, *PHANTOMS, "hub_token=hf_secret", "learning_rate=1e-3", num_processes=4, device="NVIDIA A100"
+    )
+    assert "hf_secret" not in text and "hub_token" not in text
+    command = section(text, "Training command")
+    assert blocks(command, "bash") == [
+        "accelerate launch --num_processes 4 train.py train_config.yaml output_dir=outputs/again\n"
+    ]
+    config = tmp_path / "train_config.yaml"
+    config.write_text(blocks(command, "yaml")[0])
+    expected = load_config([], [*PHANTOMS, "learning_rate=1e-3"])
+    assert load_config([config]) == expected
+    assert yaml.safe_load(config.read_text())["training"] == {"learning_rate": 1e-3}
+    assert "- trained on: NVIDIA A100, 4 processes\n" in section(text, "Environment")
+    assert "```bash\npython train.py train_config.yaml" in render(folder)
+
+
+def test_says_what_it_is_not(folder):
+    text = render(folder, num_train_pairs=768)
+    assert "not a medical device" in section(text, "Intended use") and "diagnosis" in section(text, "Intended use")
+    assert "They are not medical images" in section(text, "Training data")
+    assert "768 pairs were trained on" in section(text, "Training data")
+    assert "74.6 to 70.3" in section(text, "Limits and biases")
+    assert "arXiv:2602.20046" in section(text, "Citation") and "2601.18525" in section(text, "Citation")
+
+
+def test_versions_are_those_measured_with(folder):
+    content = json.loads((folder / "metrics.json").read_text())
+    content["versions"] = {"python": "3.10.0", "torch": "2.11.7"}
+    (folder / "metrics.json").write_text(json.dumps(content))
+    assert section(render(folder), "Environment").strip() == "- python 3.10.0\n- torch 2.11.7"
+
+
+def test_a_renamed_folder_keeps_its_figures(folder):
+    render(folder)
+    other = shutil.move(folder, folder.parent / "renamed")
+    assert "| 0.112 |" in render(other)
+    assert ModelCard.load(other / "README.md").data.model_name == "renamed"
+
+
+def test_written_whole_or_not_at_all(folder, monkeypatch):
+    before = render(folder)
+
+    def fail(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="No space left"):
+        render(folder, *PHANTOMS, "learning_rate=1e-3")
+    assert (folder / "README.md").read_text(encoding="utf-8") == before
+
+
+def test_bad_folders_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere is no model folder: config.json is missing"):
+        render(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no_template.md"):
+        write_card(folder, template=tmp_path / "no_template.md")
+    write_metrics(folder / "metrics.json", {"clip": METRICS, "ours": METRICS}, {}, "test")
+    with pytest.raises(ValueError, match=r"metrics.json holds \['clip', 'ours'\], not 'demo'"):
+        render(folder)
+    (folder / "metrics.json").write_text('{"results": {"demo": {"margin": 0.1}}, "split": "test"}')
+    with pytest.raises(ValueError, match="metrics.json has no data, versions: write it anew"):
+        render(folder)
+    (folder / "metrics.json").write_text('{"results": {"demo"')
+    with pytest.raises(ValueError, match="is not a metrics file of this package"):
+        render(folder)
+    assert not (folder / "README.md").exists()

@@ -1,0 +1,94 @@
+"""What is not exported to ONNX, and what is said of it; none of these gets as far as an export."""
+
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from gap_closed_clip.hub import export_onnx
+from gap_closed_clip.hub.onnx_preprocessing import describe, example_size, readme
+
+from .conftest import ROOT, processor_of
+
+
+EXPORT = str(ROOT / "export_onnx.py")
+
+
+@pytest.fixture(autouse=True)
+def no_export(monkeypatch):
+    def export(*args, **kwargs):
+        raise RuntimeError("no\nmatter what")
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+
+
+def test_nothing_is_left_of_an_export_that_fails(tiny_model, tiny_processor, tmp_path):
+    earlier = tmp_path / "onnx"
+    earlier.mkdir()
+    (earlier / "preprocessing.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"vision_model\.onnx: torch can't export .*\(RuntimeError: no\)"):
+        export_onnx(tiny_model, tiny_processor, earlier, overwrite=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["onnx", "preprocessing.json"]
+    with pytest.raises(ValueError, match="torch can't export"):
+        export_onnx(tiny_model, tiny_processor, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_that_exists(tiny_model, tiny_processor, tmp_path):
+    (tmp_path / "preprocessing.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="exists: name another folder, or replace it with --overwrite"):
+        export_onnx(tiny_model, tiny_processor, tmp_path)
+    (tmp_path / "preprocessing.json").rename(tmp_path / "config.json")
+    with pytest.raises(FileExistsError, match="no earlier ONNX export"):
+        export_onnx(tiny_model, tiny_processor, tmp_path, overwrite=True)
+    with pytest.raises(OSError, match=r"config\.json"):
+        export_onnx(tiny_model, tiny_processor, tmp_path / "config.json" / "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_missing_packages(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    for package, tolerance in (("onnxruntime", 1e-5), ("onnxscript", None)):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            with pytest.raises(ImportError, match=rf"needs {package}.*gap-closed-clip\[onnx\]"):
+                export_onnx(tiny_model, tiny_processor, tmp_path / "onnx", tolerance=tolerance)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lora_has_to_be_merged_first(tiny_model, tiny_processor, tmp_path):
+    targets = LoraConfig(r=2, target_modules=["query", "value"])
+    adapted = get_peft_model(tiny_model, targets)
+    with pytest.raises(ValueError, match="merge them first"):
+        export_onnx(adapted.base_model.model, tiny_processor, tmp_path / "onnx")
+    merged = adapted.merge_and_unload()
+    with pytest.raises(ValueError, match="torch can't export"):  # past the refusal
+        export_onnx(merged, tiny_processor, tmp_path / "onnx")
+
+
+def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
+    off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), False)
+    processor = processor_of(tiny_processor.tokenizer, crop_size={"height": 28, "width": 28}, **off)
+    description = describe(tiny_model, processor, "bare", 64, 18)
+    left_out = ("mode", "resize", "rescale_factor", "mean", "std")
+    assert [description["image"][name] for name in left_out] == [None] * 5
+    code = readme(description)
+    assert "settings[" not in code.replace('settings["center_crop"]', "") and "convert" not in code
+    small = {"longest_edge": 20, "shortest_edge": 10}
+    for settings, words in (({"size": small}, "longest_edge"), ({"do_pad": True}, "do_pad")):
+        with pytest.raises(ValueError, match=words):
+            describe(tiny_model, processor_of(tiny_processor.tokenizer, **settings), "odd", 64, 18)
+    with pytest.raises(ValueError, match="no fixed size"):
+        example_size(processor_of(tiny_processor.tokenizer, do_center_crop=False))
+
+
+def test_a_slip_in_the_name_is_one_line(script, tmp_path):
+    (tmp_path / "outputs" / "demo").mkdir(parents=True)
+    expected = "export_onnx.py: There is no folder outputs/demoo. Did you mean outputs/demo?\n"
+    assert script(EXPORT, "outputs/demoo") == (1, "", expected)
+
+
+def test_command_says_what_is_missing(script):
+    for words, expected in ((("nobody/nothing",), "Where to?"), (("./nowhere",), "no model folder")):
+        code, _, err = script(EXPORT, *words)
+        assert code == 1 and expected in err and err.count("\n") == 1
