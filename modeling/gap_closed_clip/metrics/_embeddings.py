@@ -16,8 +16,8 @@ EMBEDDING = datasets.Sequence(datasets.Value("float32"))
 STRING = datasets.Value("string")
 TIE = 1e-9  # cosines this close are equal: well above float64 rounding, well below that of float32 embeddings
 
-GAP_URLS = ["https://arxiv.org/abs/2602.20046", "https://arxiv.org/abs/2601.18525"]
-GAP_CITATION = """\
+_URLS = ["https://arxiv.org/abs/2602.20046", "https://arxiv.org/abs/2601.18525"]
+_CITATION = """\
 @inproceedings{grassucci2025closing,
   title     = {Closing the gap in multimodal medical representation alignment},
   author    = {Grassucci, Eleonora and Cicchetti, Giordano and Comminiello, Danilo},
@@ -103,6 +103,17 @@ class EmbeddingMetric(evaluate.Metric, ABC):
         arrays = {name: _as_array(column, self.features[name]) for name, column in inputs.items()}
         fit = all(column is not None for column in arrays.values()) and len(set(map(len, arrays.values()))) == 1
         return arrays if fit else None
+
+
+def pair_info(description: str, inputs_description: str, **features: Any) -> evaluate.MetricInfo:
+    """What `_info` of a metric of pairs returns; `features` are those beside both embeddings."""
+    return evaluate.MetricInfo(
+        description=description,
+        citation=_CITATION,
+        inputs_description=inputs_description,
+        features=datasets.Features({"image_embeds": EMBEDDING, "text_embeds": EMBEDDING, **features}),
+        reference_urls=_URLS,
+    )
 
 
 def _as_array(column: Any, feature: Any) -> np.ndarray | list | None:

@@ -4,7 +4,6 @@ import logging
 import math
 import warnings
 
-import datasets
 import evaluate
 import numpy as np
 from scipy.sparse import coo_array
@@ -15,18 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, v_measure_score
 from sklearn.model_selection import GroupKFold
 
-from ._embeddings import (
-    EMBEDDING,
-    GAP_CITATION,
-    GAP_URLS,
-    ID_ARGUMENTS,
-    PAIR_ARGUMENTS,
-    RAISES,
-    STRING,
-    TIE,
-    EmbeddingMetric,
-    unit_pairs,
-)
+from ._embeddings import ID_ARGUMENTS, PAIR_ARGUMENTS, RAISES, STRING, TIE, EmbeddingMetric, pair_info, unit_pairs
 
 
 logger = logging.getLogger(__name__)
@@ -183,21 +171,7 @@ class CrossModalGrouping(EmbeddingMetric):
     optional_inputs = ("image_ids", "caption_ids")
 
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=GAP_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "image_embeds": EMBEDDING,
-                    "text_embeds": EMBEDDING,
-                    "labels": STRING,
-                    "image_ids": STRING,
-                    "caption_ids": STRING,
-                }
-            ),
-            reference_urls=GAP_URLS,
-        )
+        return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION, labels=STRING, image_ids=STRING, caption_ids=STRING)
 
     def _compute(
         self,

@@ -1,14 +1,10 @@
 """Recall@k and median rank, image to text and text to image, with several captions an image and images a caption."""
 
-import datasets
 import evaluate
 import numpy as np
 from datasets.utils import tqdm
 
 from ._embeddings import (
-    EMBEDDING,
-    GAP_CITATION,
-    GAP_URLS,
     ID_ARGUMENTS,
     PAIR_ARGUMENTS,
     RAISES,
@@ -17,6 +13,7 @@ from ._embeddings import (
     EmbeddingMetric,
     UnitRows,
     blocks,
+    pair_info,
     unit_pairs,
 )
 
@@ -128,15 +125,7 @@ class CrossModalRetrieval(EmbeddingMetric):
     optional_inputs = ("image_ids", "caption_ids")
 
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=GAP_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features(
-                {"image_embeds": EMBEDDING, "text_embeds": EMBEDDING, "image_ids": STRING, "caption_ids": STRING}
-            ),
-            reference_urls=GAP_URLS,
-        )
+        return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION, image_ids=STRING, caption_ids=STRING)
 
     def _compute(self, image_embeds, text_embeds, image_ids, caption_ids, ks=(1, 5, 10), block_size=1024):
         image, text = unit_pairs(image_embeds, text_embeds)

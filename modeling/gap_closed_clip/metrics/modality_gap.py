@@ -2,11 +2,10 @@
 
 import math
 
-import datasets
 import evaluate
 import numpy as np
 
-from ._embeddings import EMBEDDING, GAP_CITATION, GAP_URLS, PAIR_ARGUMENTS, RAISES, EmbeddingMetric, blocks, unit_pairs
+from ._embeddings import PAIR_ARGUMENTS, RAISES, EmbeddingMetric, blocks, pair_info, unit_pairs
 
 
 _DESCRIPTION = """\
@@ -57,13 +56,7 @@ def _mean_off_diagonal(sum_x: np.ndarray, sum_y: np.ndarray, diagonal: float, n:
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class ModalityGap(EmbeddingMetric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=GAP_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features({"image_embeds": EMBEDDING, "text_embeds": EMBEDDING}),
-            reference_urls=GAP_URLS,
-        )
+        return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION)
 
     def _compute(self, image_embeds, text_embeds):
         image, text = unit_pairs(image_embeds, text_embeds)
