@@ -11,7 +11,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ ARRAYS, LISTS, PLAIN = "arrays", "lists", "plain"
 ROUTES = (ARRAYS, LISTS, PLAIN)
 NUM_LABELS = 10
 LARGE = 100_000
-SLOW = 5.0  # seconds of a run from which on it is not repeated
+SLOW = 5.0  # CPU-seconds of a run from which on it is not repeated
 
 Inputs = dict[str, np.ndarray | list]
 Values = dict[str, float]
@@ -178,20 +178,37 @@ def timed(step: Callable[[], Values]) -> tuple[float, float, Values]:
     return time.process_time() - cpu, time.perf_counter() - wall, values
 
 
-def measured(case: Case, route: str) -> tuple[float, float, int | None, int | None]:
-    """CPU-seconds, seconds, peak bytes beside the inputs, bytes of the whole process; for `in_fresh_process`."""
+@dataclass
+class Run:
+    """What was measured in a process of its own: peak bytes beside the inputs, and bytes of the process with them."""
+
+    cpu: float
+    wall: float
+    values: Values
+    peak: int | None
+    process: int | None
+
+
+def measured(case: Case, route: str) -> Run:
+    """For `in_fresh_process`."""
     prepared(Case(case.metric, 100, case.dim), route)()  # libraries load, threads start
     step = prepared(case, route)
     with PeakMemory("cpu") as peak:
         resident = resident_bytes()
-        cpu, wall, _ = timed(step)
-    return cpu, wall, peak.bytes, None if None in (resident, peak.bytes) else resident + peak.bytes
+        cpu, wall, values = timed(step)
+    process = None if None in (resident, peak.bytes) else resident + peak.bytes
+    return Run(cpu, wall, {name: float(value) for name, value in values.items()}, peak.bytes, process)
 
 
 def resident_bytes() -> int | None:
     """What this process occupies; None where there is no /proc."""
     pages = Path("/proc/self/statm")
     return int(pages.read_text().split()[1]) * 4096 if pages.is_file() else None
+
+
+def largest_difference(run: Run, other: Run) -> str:
+    largest = max(abs(value - other.values[name]) for name, value in run.values.items())
+    return f"{largest:.1e}" if largest else "0"
 
 
 @dataclass
@@ -202,49 +219,25 @@ class Table:
     path: Path
     rows: list[list[str]] = field(default_factory=list)
 
-    def run(self, case: Case) -> None:
-        steps = {route: partial(timed, prepared(case, route)) for route in self.args.routes}
-        found = in_turn(steps, 1)
-        slow = {route for route, runs in found.items() if isinstance(runs, str) or runs[0][1] >= SLOW}
-        quick = {route: step for route, step in steps.items() if route not in slow}
-        found |= in_turn(quick, self.args.repeats)
-        del steps, quick
-        for route, runs in found.items():
-            if isinstance(runs, str):
-                self._add(case, route, runs, "-", "-", "-")
-                continue
-            cpu, wall = medians([run[:2] for run in runs])
-            peak = in_fresh_process(measured, case, route)
-            difference = self._difference(runs[0][2], found.get(ARRAYS)) if route != ARRAYS else "-"
-            peak = peak if isinstance(peak, str) else peak[2]
-            self._add(case, route, f"{cpu:.3g}", f"{wall:.3g}", megabytes(peak), difference)
+    def run(self, case: Case, routes: Sequence[str]) -> None:
+        runs = {route: in_fresh_process(measured, case, route) for route in routes}
+        quick = [route for route, run in runs.items() if isinstance(run, Run) and run.cpu < SLOW]
+        steps = {route: partial(timed, prepared(case, route)) for route in quick}
+        in_turn(steps, 1)
+        times = in_turn(steps, self.args.repeats)
+        arrays = runs.get(ARRAYS)
+        for route, run in runs.items():
+            if isinstance(run, str):
+                cells = [run, "-", "-", "-", "-"]
+            else:
+                cpu, wall = medians([time[:2] for time in times[route]]) if route in quick else (run.cpu, run.wall)
+                difference = largest_difference(run, arrays) if isinstance(arrays, Run) and route != ARRAYS else "-"
+                cells = [f"{cpu:.3g}", f"{wall:.3g}", megabytes(run.peak), megabytes(run.process), difference]
+            self.rows.append([case.metric, str(case.num_pairs), route, *cells])
         self.write()
-
-    def run_large(self) -> None:
-        """Retrieval of the arrays alone, once, for its time and its memory at once."""
-        case = Case("cross_modal_retrieval", LARGE, self.args.dim)
-        found = in_fresh_process(measured, case, ARRAYS)
-        if isinstance(found, str):
-            self._add(case, ARRAYS, found, "-", "-", "-")
-        else:
-            cpu, wall, peak, whole = found
-            memory = f"{megabytes(peak)}; whole process {megabytes(whole)}"
-            self._add(case, ARRAYS, f"{cpu:.0f}", f"{wall:.0f}", memory, "-")
-        self.write()
-
-    @staticmethod
-    def _difference(values: Values, others: list[tuple[float, float, Values]] | str | None) -> str:
-        """The largest between two results."""
-        if others is None or isinstance(others, str):
-            return "-"
-        largest = max(abs(value - others[0][2][name]) for name, value in values.items())
-        return f"{largest:.1e}" if largest else "0"
-
-    def _add(self, case: Case, route: str, *cells: str) -> None:
-        self.rows.append([case.metric, str(case.num_pairs), route, *cells])
 
     def write(self) -> None:
-        columns = ["metric", "N", "route", "CPU s", "s", "peak MB", "difference"]
+        columns = ["metric", "N", "route", "CPU s", "s", "peak MB", "process MB", "difference"]
         write_report(
             self.path,
             header(f"The metrics of embeddings: N pairs, D = {self.args.dim}", "cpu"),
@@ -256,20 +249,19 @@ class Table:
 def notes(args: argparse.Namespace) -> str:
     """What the table says and what it doesn't."""
     lines = [
-        f"Medians of {args.repeats} runs after one that isn't counted, the routes take turns; a run of {SLOW:g} s and "
-        "more is taken once.",
+        f"Medians of {args.repeats} runs after one that isn't counted, the routes take turns; what takes {SLOW:g} "
+        "CPU-seconds and more runs once, in the process that also measures its memory.",
         "`CPU s`: of all threads. Where other programs share the machine, `s` says little, and `CPU s` is a little "
         "high too: threads wait for one another.",
         "`arrays`: `compute` of float32 arrays. `lists`: Python lists, there before, given to `add_batch`, then "
         "`compute()`.",
         "`plain`: the same by hand on arrays, with numpy, and scikit-learn for the grouping; retrieval and the "
         "grouping's neighbours by a matrix of N x N float32 cosines.",
-        f"`peak MB` (10^6 bytes): {memory_words('cpu')}. The inputs are not in it.",
+        f"`peak MB` (10^6 bytes): {memory_words('cpu')}. The inputs are not in it. "
+        "`process MB`: with the inputs, Python and its libraries.",
         "`difference`: the largest of a value from that of `arrays`.",
         "No ids are given: every row is an image and a caption of its own. `clip_score` has one reference an image.",
     ]
-    if args.large:
-        lines.append(f"N = {LARGE}: one run, in the process that also measured its memory; the whole has the inputs.")
     if args.note:
         lines.append(args.note)
     return "\n".join(f"- {line}" for line in lines)
@@ -293,9 +285,9 @@ def main() -> int:
     table = Table(args, args.output / f"metrics_{device_slug('cpu')}.md")
     for metric in args.metrics:
         for num_pairs in args.sizes:
-            table.run(Case(metric, num_pairs, args.dim))
+            table.run(Case(metric, num_pairs, args.dim), args.routes)
     if args.large:
-        table.run_large()
+        table.run(Case("cross_modal_retrieval", LARGE, args.dim), [ARRAYS])
     print(table.path.read_text(encoding="utf-8"))
     return 0
 
