@@ -1,6 +1,10 @@
 """Metric modules loaded as anybody would load them, and embeddings to measure."""
 
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import evaluate
 import numpy as np
@@ -48,3 +52,15 @@ def unit_lists(matrix: np.ndarray) -> list[list[float]]:
 
 def dot(x: list[float], y: list[float]) -> float:
     return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+@contextmanager
+def traced_peak() -> Iterator[SimpleNamespace]:
+    """`bytes`, after the block: the most that numpy and Python had allocated in it at one time."""
+    peak = SimpleNamespace(bytes=None)
+    tracemalloc.start()
+    try:
+        yield peak
+        peak.bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

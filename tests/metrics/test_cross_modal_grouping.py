@@ -287,6 +287,18 @@ def test_constant_embeddings(load):
     assert all(result[name] <= 0.6 for name in PROBE)
 
 
+def test_without_ids_every_row_is_a_family_of_its_own(load):
+    image, text, labels = grouped_pairs(gap=1.5)
+    ids = [f"{row:02}" for row in range(40)]  # sorted, as the folds go by the order of the ids
+    metric = load("cross_modal_grouping")
+    inputs = {"image_embeds": image, "text_embeds": text, "labels": labels}
+    expected = compute(load, image, text, labels, ids, ids)
+    assert metric.compute(**inputs) == expected
+    for rows in (slice(0, 25), slice(25, 40)):
+        metric.add_batch(**{name: column[rows] for name, column in inputs.items()})
+    assert metric.compute() == expected
+
+
 def test_zero_vector_is_named(load):
     with pytest.raises(ValueError, match="text_embeds: row 1 is a zero vector"):
         compute(load, [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]], ["a", "b"])

@@ -5,7 +5,7 @@ import statistics
 import numpy as np
 import pytest
 
-from .conftest import dot, random_pairs, unit_lists
+from .conftest import dot, random_pairs, traced_peak, unit_lists
 
 
 def reference(image, text, image_ids, caption_ids, ks=(1, 5, 10)) -> dict[str, float]:
@@ -134,15 +134,88 @@ def test_zero_vector_is_named(load):
         compute(load, [[1, 0], [0, 0]], [[1, 0], [0, 1]], ["a", "b"], ["p", "q"])
 
 
-def test_memory_stays_below_a_square_of_cosines(load):
-    """6,000 x 6,000 cosines would take 288 MB; a block of 64 takes 3 MB."""
-    import tracemalloc
+def naive_ranks(image, text, image_ids, caption_ids) -> dict[str, np.ndarray]:
+    """Ranks from the whole float64 matrix of cosines."""
+    x, y = (z.astype(np.float64) / np.linalg.norm(z.astype(np.float64), axis=1, keepdims=True) for z in (image, text))
+    (images, first_image), (captions, first_text) = (np.unique(z, return_index=True) for z in (image_ids, caption_ids))
+    cosines = x[first_image] @ y[first_text].T
+    correct = np.zeros(cosines.shape, dtype=bool)
+    correct[np.searchsorted(images, image_ids), np.searchsorted(captions, caption_ids)] = True
+    ranks = {}
+    for name, scores, right in (("image_to_text", cosines, correct), ("text_to_image", cosines.T, correct.T)):
+        best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+        ranks[name] = 1 + (~right & (scores >= best - 1e-9)).sum(axis=1)
+    return ranks
 
-    image, text = random_pairs(6000, 2)
+
+def assert_ranks(result: dict[str, float], ranks: dict[str, np.ndarray], ks) -> None:
+    """Recalls at each k from 1 to the size of the gallery are the distribution of the ranks."""
+    for name, expected in ranks.items():
+        for k in ks:
+            assert result[f"{name}_recall@{k}"] == pytest.approx(np.mean(expected <= k), abs=1e-12), (name, k)
+        assert result[f"{name}_median_rank"] == np.median(expected)
+
+
+@pytest.mark.parametrize("block_size", [1, 17, 64, 1024])
+@pytest.mark.parametrize("seed", range(3))
+def test_equals_the_whole_matrix_with_duplicates_and_ties(load, seed, block_size):
+    """Embeddings of small integers: many a cosine occurs several times, and items with other ids are equal."""
+    random = np.random.default_rng(seed)
+    image, text = random.integers(-2, 3, size=(2, 150, 5)).astype(np.float32)
+    image, text = image + [0, 0, 0, 0, 3], text + [0, 0, 0, 0, 3]
+    ids = numbered("i", random.integers(0, 120, 150)), numbered("c", random.integers(0, 100, 150))
+    ks = range(1, 121)
+    ranks = naive_ranks(image, text, *ids)
+    assert_ranks(compute(load, image, text, *ids, ks=ks, block_size=block_size), ranks, ks)
+    assert len(set(ranks["image_to_text"])) > 10  # the test tells something
+
+
+def test_near_ties_are_decided_in_float64(load):
+    """Cosines that differ from the best one by 1e-10 to 1e-8, far below what float32 products resolve."""
+    random = np.random.default_rng(0)
+    text = random.normal(size=(30, 64))
+    others = np.repeat(text, 20, axis=0)  # 20 wrong images around each caption, at growing angles
+    aside = random.normal(size=others.shape)
+    aside -= others * np.sum(aside * others, axis=1, keepdims=True) / np.sum(others**2, axis=1, keepdims=True)
+    aside *= np.linalg.norm(others, axis=1, keepdims=True) / np.linalg.norm(aside, axis=1, keepdims=True)
+    angles = np.tile(np.sqrt(2 * np.geomspace(1e-10, 1e-8, 20)), 30)[:, None]  # 1 - cos = angle^2 / 2
+    image = np.concatenate([text, others + angles * aside]).astype(np.float32)
+    text = np.concatenate([text, random.normal(size=others.shape)]).astype(np.float32)
+    ids = numbered("i", range(len(image))), numbered("c", range(len(text)))
+    ks = range(1, len(image) + 1)
+    ranks = naive_ranks(image, text, *ids)
+    assert_ranks(compute(load, image, text, *ids, ks=ks), ranks, ks)
+    near = ranks["text_to_image"][np.argsort(np.argsort(ids[1]))][:30]  # `naive_ranks` sorts the ids
+    assert set(near) <= {10, 11, 12}  # 1 - cos up to 1e-9 is a tie: about half of the 20
+
+
+def test_without_ids_every_row_is_an_item_of_its_own(load):
+    image, text = random_pairs(30, 4)
+    vectors = {"image_embeds": image, "text_embeds": text}
+    images, captions = numbered("i", range(30)), numbered("c", [*range(25), *range(5)])
     metric = load("cross_modal_retrieval")
-    ids = {"image_ids": numbered("i", range(6000)), "caption_ids": numbered("c", range(6000))}
-    tracemalloc.start()
-    metric.compute(image_embeds=image, text_embeds=text, **ids, block_size=64)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 60e6
+    expected = compute(load, image, text, images, numbered("c", range(30)))
+    assert metric.compute(**vectors) == expected
+    assert metric.compute(**vectors, image_ids=None) == expected
+    assert metric.compute(**vectors, caption_ids=captions) == compute(load, image, text, images, captions)
+    for start in (0, 13):
+        rows = slice(start, 13 if start == 0 else None)
+        metric.add_batch(image_embeds=image[rows], text_embeds=text[rows])
+    assert metric.compute() == expected
+    for x, y in zip(image, text, strict=True):
+        metric.add(image_embeds=x, text_embeds=y)
+    assert metric.compute() == expected
+
+
+def test_a_required_input_is_named(load):
+    with pytest.raises(ValueError, match="cross_modal_retrieval: inputs are missing: .'text_embeds'."):
+        load("cross_modal_retrieval").compute(image_embeds=[[1.0, 0.0]])
+
+
+def test_memory_stays_below_a_square_of_cosines(load):
+    """6,000 x 6,000 cosines would take 288 MB, two tiles 16 MB; no vector is copied as a whole."""
+    image, text = random_pairs(6000, 64)
+    metric = load("cross_modal_retrieval")
+    with traced_peak() as peak:
+        metric.compute(image_embeds=image, text_embeds=text)
+    assert peak.bytes < 24e6

@@ -24,7 +24,7 @@ PAPERS = {
     "clip_score": ("hessel2021clipscore",),
 }
 NAMES = tuple(PAPERS)
-SHARED = "_caption_tokens"  # the one file that metrics import; `evaluate.load` copies it along with them
+OF_CAPTIONS, OF_EMBEDDINGS = "_caption_tokens", "_embeddings"  # the files that metrics import and take along
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,10 +46,10 @@ def test_example_runs(name, monkeypatch):
 
 def test_every_metric_is_tested_here():
     files = {path.stem for path in METRICS_FOLDER.glob("*.py")}
-    assert files == {*NAMES, SHARED, "__init__"}
+    assert files == {*NAMES, OF_CAPTIONS, OF_EMBEDDINGS, "__init__"}
 
 
-@pytest.mark.parametrize("name", [*NAMES, SHARED])
+@pytest.mark.parametrize("name", [*NAMES, OF_CAPTIONS, OF_EMBEDDINGS])
 def test_imports_nothing_from_the_package(name):
     tree = ast.parse((METRICS_FOLDER / f"{name}.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -57,33 +57,33 @@ def test_imports_nothing_from_the_package(name):
     assert not [module for module in modules if module is None or module.startswith("gap_closed_clip")]
     assert all(len(node.names) == 1 for node in imports if isinstance(node, ast.Import))
     relative = [(node.level, node.module) for node in imports if isinstance(node, ast.ImportFrom) and node.level]
-    assert relative == ([(1, SHARED)] if name.startswith("caption_") else [])
+    shared = OF_CAPTIONS if name.startswith("caption_") else OF_EMBEDDINGS
+    assert relative == ([(1, shared)] if name in NAMES else [])
 
 
-def test_the_shared_file_comes_along(load):
-    module = sys.modules[load("caption_cider").__module__]
-    assert module.tokenize.__module__.startswith("evaluate_modules.")
+@pytest.mark.parametrize(("name", "shared"), [("caption_cider", "tokenize"), ("modality_gap", "unit_pairs")])
+def test_the_shared_file_comes_along(load, name, shared):
+    module = sys.modules[load(name).__module__]
+    assert getattr(module, shared).__module__.startswith("evaluate_modules.")
 
 
-def _half(rank: int, inputs: dict[str, list], cache_dir: str, results) -> None:
-    path = str(METRICS_FOLDER / "cross_modal_retrieval.py")
+def _half(rank: int, name: str, inputs: dict[str, list], at_once: bool, cache_dir: str, results) -> None:
+    path = str(METRICS_FOLDER / f"{name}.py")
     metric = evaluate.load(path, num_process=2, process_id=rank, experiment_id="two", cache_dir=cache_dir)
     rows = slice(0, 6) if rank == 0 else slice(6, None)
-    metric.add_batch(**{name: values[rows] for name, values in inputs.items()})
-    results.put((rank, metric.compute()))
+    half = {name: values[rows] for name, values in inputs.items()}
+    if not at_once:
+        metric.add_batch(**half)
+    results.put((rank, metric.compute(**(half if at_once else {}))))
 
 
-def test_two_processes_measure_all_pairs(load, tmp_path):
-    image, text = random_pairs(14, 4)
-    inputs = {
-        "image_embeds": image.tolist(),
-        "text_embeds": text.tolist(),
-        "image_ids": [f"i{n % 11}" for n in range(14)],
-        "caption_ids": [f"c{n % 9}" for n in range(14)],
-    }
+def in_two_processes(
+    name: str, inputs: dict[str, list], at_once: bool, cache_dir: str
+) -> list[dict[str, float] | None]:
+    """What `compute` returns in each of two processes, the first of which has the rows 0 to 5."""
     context = multiprocessing.get_context("fork")  # a fresh interpreter would import everything anew
     results = context.SimpleQueue()
-    arguments = (inputs, str(tmp_path / "shared"), results)
+    arguments = (name, inputs, at_once, cache_dir, results)
     processes = [context.Process(target=_half, args=(rank, *arguments), daemon=True) for rank in (0, 1)]
     for process in processes:
         process.start()
@@ -91,5 +91,23 @@ def test_two_processes_measure_all_pairs(load, tmp_path):
         process.join(timeout=100)
         assert process.exitcode == 0
     outputs = dict(results.get() for _ in processes)
-    assert outputs[1] is None
-    assert outputs[0] == load("cross_modal_retrieval").compute(**inputs)
+    return [outputs[rank] for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["add_batch", "compute"])
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "no ids"])
+def test_two_processes_measure_all_pairs(load, tmp_path, ids, at_once):
+    image, text = random_pairs(14, 4)
+    inputs = {"image_embeds": image, "text_embeds": text}
+    if ids:
+        inputs |= {"image_ids": [f"i{n % 11}" for n in range(14)], "caption_ids": [f"c{n % 9}" for n in range(14)]}
+    first, second = in_two_processes("cross_modal_retrieval", inputs, at_once, str(tmp_path / "shared"))
+    assert second is None
+    assert first == load("cross_modal_retrieval").compute(**inputs)
+
+
+def test_two_processes_without_ids_have_the_folds_of_one(load, tmp_path):
+    image, text = random_pairs(14, 4)
+    inputs = {"image_embeds": image, "text_embeds": text, "labels": [f"group {n % 3}" for n in range(14)]}
+    first, _ = in_two_processes("cross_modal_grouping", inputs, False, str(tmp_path / "shared"))
+    assert first == load("cross_modal_grouping").compute(**inputs)

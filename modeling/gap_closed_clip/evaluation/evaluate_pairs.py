@@ -31,12 +31,10 @@ def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5,
     """
     vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
     ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
-    # In memory: several processes of a Trainer evaluate the same pairs at the same time.
-    result = load_metric("modality_gap", keep_in_memory=True).compute(**vectors)
-    result |= load_metric("cross_modal_retrieval", keep_in_memory=True).compute(**vectors, **ids, ks=ks)
+    result = load_metric("modality_gap").compute(**vectors)
+    result |= load_metric("cross_modal_retrieval").compute(**vectors, **ids, ks=ks)
     if any(embeddings.labels):
-        grouping = load_metric("cross_modal_grouping", keep_in_memory=True)
-        result |= grouping.compute(**vectors, **ids, labels=embeddings.labels)
+        result |= load_metric("cross_modal_grouping").compute(**vectors, **ids, labels=embeddings.labels)
     return result | {"num_pairs": float(len(embeddings))}
 
 

@@ -1,12 +1,33 @@
-"""Captions as tokens: what caption_bleu, caption_rouge_l, caption_cider and caption_meteor have in common.
+"""What caption_bleu, caption_rouge_l, caption_cider and caption_meteor have in common: tokens, inputs, texts.
 
 No metric itself. `evaluate.load` copies a file that a metric imports as `from ._name import ...` along with it.
 """
 
 import unicodedata
+from collections import Counter
 
+import datasets
+import evaluate
 import regex
 
+
+ORDERS = 4  # n-grams of 1 to 4 words
+
+COCO_CITATION = """\
+@article{chen2015coco,
+  title   = {Microsoft {COCO} Captions: Data Collection and Evaluation Server},
+  author  = {Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and
+             Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
+  journal = {arXiv:1504.00325},
+  year    = {2015}
+}
+"""
+
+# Parts of the descriptions of inputs.
+ARGUMENTS = """\
+    predictions: N strings, the generated caption of each image; "" is allowed and matches nothing.
+    references: N lists of one or more strings, the true captions of each image. Those without a word are left out."""
+RAISES = "ValueError: no row, or a row without a reference that holds a word; the row is named."
 
 TOKENISATION = """\
 Tokens come from one pattern that follows the Penn Treebank tokeniser and the list of punctuation of COCO's evaluation,
@@ -50,3 +71,23 @@ def tokenize_references(references: list[list[str]]) -> list[list[list[str]]]:
     if not tokens:
         raise ValueError("references: empty, there are no captions to measure.")
     return tokens
+
+
+def ngrams(tokens: list[str]) -> list[Counter]:
+    """How often each n-gram occurs, for n = 1..4."""
+    windows = (zip(*(tokens[start:] for start in range(order)), strict=False) for order in range(1, ORDERS + 1))
+    return [Counter(window) for window in windows]
+
+
+def caption_info(
+    description: str, citation: str, inputs_description: str, reference_urls: list[str]
+) -> evaluate.MetricInfo:
+    """What `_info` of a metric of captions returns."""
+    string = datasets.Value("string")
+    return evaluate.MetricInfo(
+        description=description,
+        citation=citation,
+        inputs_description=inputs_description,
+        features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
+        reference_urls=reference_urls,
+    )

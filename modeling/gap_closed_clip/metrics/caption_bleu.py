@@ -4,11 +4,20 @@ import itertools
 import math
 from collections import Counter
 
-import datasets
 import evaluate
 from sacrebleu.metrics import BLEU
 
-from ._caption_tokens import TOKENISATION, tokenize, tokenize_references
+from ._caption_tokens import (
+    ARGUMENTS,
+    COCO_CITATION,
+    ORDERS,
+    RAISES,
+    TOKENISATION,
+    caption_info,
+    ngrams,
+    tokenize,
+    tokenize_references,
+)
 
 
 _DESCRIPTION = f"""\
@@ -38,19 +47,11 @@ _CITATION = """\
   booktitle = {Conference on Machine Translation (WMT)},
   year      = {2018}
 }
-@article{chen2015coco,
-  title   = {Microsoft {COCO} Captions: Data Collection and Evaluation Server},
-  author  = {Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and
-             Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  journal = {arXiv:1504.00325},
-  year    = {2015}
-}
 """
 
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    predictions: N strings, the generated caption of each image; "" is allowed.
-    references: N lists of one or more strings, the true captions of each image. Those without a word are left out.
+{ARGUMENTS}
     lowercase (`bool`, defaults to False): sacreBLEU without regard to case (case:lc), as is fair to a decoder that
         writes lower case alone; COCO's never regards it.
 
@@ -59,8 +60,9 @@ Returns:
     sacrebleu_4.
 
 Raises:
-    ValueError: no row, or a row without a reference that holds a word; the row is named.
-
+    {RAISES}
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     Four of the five words are in one of the references, and three of the four pairs of words.
 
@@ -75,42 +77,36 @@ Examples:
      'sacrebleu_1': 0.4, 'sacrebleu_2': 0.3162, 'sacrebleu_3': 0.2554, 'sacrebleu_4': 0.2136}
 """
 
-_ORDERS = 4
 _SMALL, _TINY = 1e-9, 1e-15  # pycocoevalcap's: beside the number of n-grams, beside that of the matches
-
-
-def _ngrams(tokens: list[str], order: int) -> Counter:
-    return Counter(zip(*(tokens[start:] for start in range(order)), strict=False))
 
 
 def _coco_bleu(captions: list[list[str]], references: list[list[list[str]]]) -> list[float]:
     """BLEU-1 to 4 of tokens as pycocoevalcap's BleuScorer gives them with option="closest"."""
     length = reference_length = 0
-    matches, totals = [0] * _ORDERS, [0] * _ORDERS
+    matches, totals = [0] * ORDERS, [0] * ORDERS
     for caption, texts in zip(captions, references, strict=True):
         length += len(caption)
         # The closest length, the shorter of two that are equally close.
         reference_length += min((abs(len(text) - len(caption)), len(text)) for text in texts)[1]
-        for order in range(1, _ORDERS + 1):
+        counts = [ngrams(text) for text in texts]
+        for order, found in enumerate(ngrams(caption)):
             allowed = Counter()
-            for text in texts:
-                allowed |= _ngrams(text, order)  # the most often that a reference has it
-            found = _ngrams(caption, order)
-            matches[order - 1] += (found & allowed).total()
-            totals[order - 1] += found.total()
+            for of_text in counts:
+                allowed |= of_text[order]  # the most often that a reference has it
+            matches[order] += (found & allowed).total()
+            totals[order] += found.total()
     if not matches[0]:
-        return [0.0] * _ORDERS
+        return [0.0] * ORDERS
     brevity = min(0.0, 1 - (reference_length + _SMALL) / (length + _TINY))
     logs = [math.log((match + _TINY) / (total + _SMALL)) for match, total in zip(matches, totals, strict=True)]
-    return [math.exp(brevity + sum(logs[:order]) / order) for order in range(1, _ORDERS + 1)]
+    return [math.exp(brevity + sum(logs[:order]) / order) for order in range(1, ORDERS + 1)]
 
 
 def _sacrebleu(captions: list[str], references: list[list[str]], lowercase: bool) -> list[float]:
     """sacreBLEU of 1- to n-grams, n = 1..4, from one count; 0..1."""
     streams = list(itertools.zip_longest(*references))  # sacrebleu: None is a reference that this row does not have
-    counts = BLEU(force=True, lowercase=lowercase).corpus_score(
-        captions, streams
-    )  # force: no warning of captions that end with " ."
+    bleu = BLEU(force=True, lowercase=lowercase)  # force: no warning of captions that end with " ."
+    counts = bleu.corpus_score(captions, streams)
     return [
         BLEU.compute_bleu(
             counts.counts[:order],
@@ -121,21 +117,15 @@ def _sacrebleu(captions: list[str], references: list[list[str]], lowercase: bool
             max_ngram_order=order,
         ).score
         / 100
-        for order in range(1, _ORDERS + 1)
+        for order in range(1, ORDERS + 1)
     ]
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CaptionBleu(evaluate.Metric):
     def _info(self):
-        string = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
-            reference_urls=["https://aclanthology.org/P02-1040", "https://arxiv.org/abs/1504.00325"],
-        )
+        urls = ["https://aclanthology.org/P02-1040", "https://arxiv.org/abs/1504.00325"]
+        return caption_info(_DESCRIPTION, _CITATION + COCO_CITATION, _INPUTS_DESCRIPTION, urls)
 
     def _compute(self, predictions, references, lowercase=False):
         coco = _coco_bleu([tokenize(text) for text in predictions], tokenize_references(references))

@@ -4,11 +4,19 @@ import math
 from collections import Counter
 from collections.abc import Callable
 
-import datasets
 import evaluate
 import numpy as np
 
-from ._caption_tokens import TOKENISATION, tokenize, tokenize_references
+from ._caption_tokens import (
+    ARGUMENTS,
+    ORDERS,
+    RAISES,
+    TOKENISATION,
+    caption_info,
+    ngrams,
+    tokenize,
+    tokenize_references,
+)
 
 
 _DESCRIPTION = f"""\
@@ -35,17 +43,17 @@ _CITATION = """\
 }
 """
 
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    predictions: N strings, the generated caption of each image; "" is allowed and scores 0.
-    references: N lists of one or more strings, the true captions of each image. Those without a word are left out.
+{ARGUMENTS}
 
 Returns:
     dict of one float: cider_d, 0..10.
 
 Raises:
-    ValueError: no row, or a row without a reference that holds a word; the row is named.
-
+    {RAISES}
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     The first caption is its only reference, and has a cosine of 1 for n = 1, 2 and no longer n-gram: 10 * 2 / 4. The
     second has nothing in common with its own.
@@ -57,29 +65,22 @@ Examples:
     {'cider_d': 2.5}
 """
 
-_ORDERS = 4
 _SIGMA = 6.0  # words
 
 _Weights = list[dict[tuple[str, ...], float]]  # of the n-grams of each order
-
-
-def _ngrams(tokens: list[str]) -> list[Counter]:
-    """How often each n-gram occurs, for n = 1..4."""
-    windows = (zip(*(tokens[start:] for start in range(order)), strict=False) for order in range(1, _ORDERS + 1))
-    return [Counter(window) for window in windows]
 
 
 def _inverse_frequency(references: list[list[list[str]]]) -> Callable[[tuple[str, ...]], float]:
     """n-gram -> log(images / images with it in a reference); log(images) for one that none has."""
     frequency = Counter()
     for texts in references:
-        frequency.update({ngram for text in texts for counts in _ngrams(text) for ngram in counts})
+        frequency.update({ngram for text in texts for counts in ngrams(text) for ngram in counts})
     return lambda ngram: math.log(len(references) / max(1, frequency[ngram]))
 
 
 def _weights(tokens: list[str], idf: Callable[[tuple[str, ...]], float]) -> _Weights:
     """tf-idf; the counts stay counts, as in the published code: their sum cancels in the cosine, save in the cut."""
-    return [{ngram: count * idf(ngram) for ngram, count in counts.items()} for counts in _ngrams(tokens)]
+    return [{ngram: count * idf(ngram) for ngram, count in counts.items()} for counts in ngrams(tokens)]
 
 
 def _similarity(caption: _Weights, reference: _Weights) -> float:
@@ -89,20 +90,14 @@ def _similarity(caption: _Weights, reference: _Weights) -> float:
         norms = math.hypot(*x.values()) * math.hypot(*y.values())
         if norms:
             total += sum(min(weight, y[ngram]) * y[ngram] for ngram, weight in x.items() if ngram in y) / norms
-    return total / _ORDERS
+    return total / ORDERS
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CaptionCider(evaluate.Metric):
     def _info(self):
-        string = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
-            reference_urls=["https://arxiv.org/abs/1411.5726"],
-        )
+        urls = ["https://arxiv.org/abs/1411.5726"]
+        return caption_info(_DESCRIPTION, _CITATION, _INPUTS_DESCRIPTION, urls)
 
     def _compute(self, predictions, references):
         references = tokenize_references(references)

@@ -1,10 +1,9 @@
 """METEOR of captions as NLTK computes it, several references an image; needs NLTK and its WordNet on this machine."""
 
-import datasets
 import evaluate
 import numpy as np
 
-from ._caption_tokens import TOKENISATION, tokenize, tokenize_references
+from ._caption_tokens import ARGUMENTS, RAISES, TOKENISATION, caption_info, tokenize, tokenize_references
 
 
 _DESCRIPTION = f"""\
@@ -39,19 +38,19 @@ _CITATION = """\
 }
 """
 
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    predictions: N strings, the generated caption of each image; "" is allowed and scores 0.
-    references: N lists of one or more strings, the true captions of each image. Those without a word are left out.
+{ARGUMENTS}
 
 Returns:
     dict of one float: meteor, 0..1.
 
 Raises:
-    ValueError: no row, or a row without a reference that holds a word; the row is named.
+    {RAISES}
     ModuleNotFoundError: NLTK is not installed; the message is that of `missing()`.
     LookupError: NLTK does not find its WordNet; likewise.
-
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     All three words match in one chunk: 1 - 0.5 / 27.
 
@@ -90,14 +89,8 @@ def _load() -> tuple:
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CaptionMeteor(evaluate.Metric):
     def _info(self):
-        string = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
-            reference_urls=["https://aclanthology.org/W07-0734", "https://www.nltk.org/api/nltk.translate"],
-        )
+        urls = ["https://aclanthology.org/W07-0734", "https://www.nltk.org/api/nltk.translate"]
+        return caption_info(_DESCRIPTION, _CITATION, _INPUTS_DESCRIPTION, urls)
 
     def missing(self) -> str | None:
         """What has to be installed before `compute`, and the command; None if nothing."""

@@ -1,10 +1,17 @@
 """ROUGE-L of captions as in COCO's evaluation, several references an image."""
 
-import datasets
 import evaluate
 import numpy as np
 
-from ._caption_tokens import TOKENISATION, tokenize, tokenize_references
+from ._caption_tokens import (
+    ARGUMENTS,
+    COCO_CITATION,
+    RAISES,
+    TOKENISATION,
+    caption_info,
+    tokenize,
+    tokenize_references,
+)
 
 
 _DESCRIPTION = f"""\
@@ -26,26 +33,19 @@ _CITATION = """\
   booktitle = {Text Summarization Branches Out},
   year      = {2004}
 }
-@article{chen2015coco,
-  title   = {Microsoft {COCO} Captions: Data Collection and Evaluation Server},
-  author  = {Chen, Xinlei and Fang, Hao and Lin, Tsung-Yi and Vedantam, Ramakrishna and Gupta, Saurabh and
-             Doll{\\'a}r, Piotr and Zitnick, C. Lawrence},
-  journal = {arXiv:1504.00325},
-  year    = {2015}
-}
 """
 
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    predictions: N strings, the generated caption of each image; "" is allowed and scores 0.
-    references: N lists of one or more strings, the true captions of each image. Those without a word are left out.
+{ARGUMENTS}
 
 Returns:
     dict of one float: rouge_l, 0..1.
 
 Raises:
-    ValueError: no row, or a row without a reference that holds a word; the row is named.
-
+    {RAISES}
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     LCS "axial ct the chest", 4 of the 5 words of the caption, and "ct chest", both words of the second reference:
     P = 0.8, R = 1.
@@ -85,14 +85,8 @@ def _rouge_l(caption: list[str], references: list[list[str]]) -> float:
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CaptionRougeL(evaluate.Metric):
     def _info(self):
-        string = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features({"predictions": string, "references": datasets.Sequence(string)}),
-            reference_urls=["https://aclanthology.org/W04-1013", "https://arxiv.org/abs/1504.00325"],
-        )
+        urls = ["https://aclanthology.org/W04-1013", "https://arxiv.org/abs/1504.00325"]
+        return caption_info(_DESCRIPTION, _CITATION + COCO_CITATION, _INPUTS_DESCRIPTION, urls)
 
     def _compute(self, predictions, references):
         rows = zip(map(tokenize, predictions), tokenize_references(references), strict=True)

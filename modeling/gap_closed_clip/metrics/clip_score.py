@@ -4,6 +4,8 @@ import datasets
 import evaluate
 import numpy as np
 
+from ._embeddings import EMBEDDING, EmbeddingMetric, UnitRows, blocks, require_one_space
+
 
 _DESCRIPTION = """\
 How well captions fit their images, and their references, in the space of a CLIP-like model (Hessel et al. 2021), from
@@ -32,9 +34,10 @@ _CITATION = """\
 
 _INPUTS_DESCRIPTION = """
 Args:
-    image_embeds: (N, D) image embeddings, one list of D floats an image; they are normalised to unit length here.
-    caption_embeds: (N, D) embeddings of the generated captions, row i belongs to image i; normalised likewise.
-    reference_embeds: optional, N lists of (R_i, D) embeddings of the true captions, one or more an image; likewise.
+    image_embeds: (N, D) image embeddings: a numpy array, a torch tensor, or one list of D floats an image. They are
+        read as float32 and normalised to unit length here.
+    caption_embeds: (N, D) embeddings of the generated captions, row i belongs to image i; likewise.
+    reference_embeds: optional, N times (R_i, D) embeddings of the true captions, one or more an image; likewise.
 
 Returns:
     dict of floats: clip_score, image_caption_cosine, and with references ref_clip_score, caption_reference_cosine.
@@ -60,36 +63,16 @@ Examples:
 _WEIGHT = 2.5  # w of the paper
 
 
-def _unit_rows(rows: list[list[float]], name: str) -> np.ndarray:
-    """(N, D) float64 unit vectors; ValueError names the first row that has no direction."""
-    if not rows:
-        raise ValueError(f"{name}: empty, there are no captions to measure.")
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{name}: rows differ in length, {sorted({len(row) for row in rows})} values.")
-    matrix = np.asarray(rows, dtype=np.float64)  # (N, D)
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity, the embeddings are broken.")
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if not norms.all():
-        raise ValueError(f"{name}: row {int(np.argmin(norms))} is a zero vector, it has no direction on the sphere.")
-    return matrix / norms
-
-
-def _same_dimensions(x: np.ndarray, y: np.ndarray, name: str) -> None:
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f"image_embeds have {x.shape[1]} dimensions, {name} {y.shape[1]}.")
-
-
-def _best_reference(caption: np.ndarray, references: list[list[list[float]]]) -> np.ndarray:
+def _best_reference(caption: UnitRows, references: list) -> np.ndarray:
     """(N,) largest cosine of each caption with one of its references."""
     best = []
     for row, vectors in enumerate(references):
-        if not vectors:
+        if len(vectors) == 0:
             raise ValueError(f"reference_embeds: row {row} has no reference; give one or more for each image or none.")
-        unit = _unit_rows(vectors, f"reference_embeds of row {row}")  # (R_i, D)
-        _same_dimensions(caption, unit, f"reference_embeds of row {row}")
-        best.append(np.max(unit @ caption[row]))
+        name = f"reference_embeds of row {row}"
+        unit = UnitRows(vectors, name)
+        require_one_space(caption, unit, name)
+        best.append(np.max(unit[:] @ caption[row]))
     return np.array(best)
 
 
@@ -99,40 +82,32 @@ def _harmonic_mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
-class ClipScore(evaluate.Metric):
+class ClipScore(EmbeddingMetric):
+    optional_inputs = ("reference_embeds",)
+
     def _info(self):
-        embedding = datasets.Sequence(datasets.Value("float32"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
             inputs_description=_INPUTS_DESCRIPTION,
             features=datasets.Features(
                 {
-                    "image_embeds": embedding,
-                    "caption_embeds": embedding,
-                    "reference_embeds": datasets.Sequence(embedding),
+                    "image_embeds": EMBEDDING,
+                    "caption_embeds": EMBEDDING,
+                    "reference_embeds": datasets.Sequence(EMBEDDING),
                 }
             ),
             reference_urls=["https://arxiv.org/abs/2104.08718"],
         )
 
-    def add_batch(self, *, reference_embeds=None, **inputs):
-        """As every metric's; without `reference_embeds` (`evaluate` knows no optional input) all lists are empty."""
-        if reference_embeds is None:
-            reference_embeds = [[] for _ in inputs["image_embeds"]]
-        super().add_batch(reference_embeds=reference_embeds, **inputs)
-
-    def add(self, *, reference_embeds=None, **inputs):
-        """As every metric's; `reference_embeds` is optional."""
-        super().add(reference_embeds=[] if reference_embeds is None else reference_embeds, **inputs)
-
     def _compute(self, image_embeds, caption_embeds, reference_embeds):
-        image, caption = _unit_rows(image_embeds, "image_embeds"), _unit_rows(caption_embeds, "caption_embeds")
-        _same_dimensions(image, caption, "caption_embeds")
-        cosine = np.sum(image * caption, axis=1)
+        image = UnitRows(image_embeds, "image_embeds", "captions")
+        caption = UnitRows(caption_embeds, "caption_embeds", "captions")
+        require_one_space(image, caption, "caption_embeds")
+        cosine = np.concatenate([np.sum(image[block] * caption[block], axis=1) for block in blocks(len(image))])
         clip_score = _WEIGHT * np.maximum(cosine, 0)
         result = {"clip_score": float(clip_score.mean()), "image_caption_cosine": float(cosine.mean())}
-        if not any(reference_embeds):
+        if not any(map(len, reference_embeds)):
             return result
         best = _best_reference(caption, reference_embeds)
         ref_clip_score = _harmonic_mean(clip_score, np.maximum(best, 0))

@@ -4,7 +4,6 @@ import logging
 import math
 import warnings
 
-import datasets
 import evaluate
 import numpy as np
 from scipy.sparse import coo_array
@@ -14,6 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, v_measure_score
 from sklearn.model_selection import GroupKFold
+
+from ._embeddings import ID_ARGUMENTS, PAIR_ARGUMENTS, RAISES, STRING, TIE, EmbeddingMetric, pair_info, unit_pairs
 
 
 logger = logging.getLogger(__name__)
@@ -33,31 +34,11 @@ other pairs. Otherwise the item's own partner would sit in the training set with
 would measure retrieval instead of semantics. An item with several labels counts once with each.
 """
 
-_CITATION = """\
-@inproceedings{grassucci2025closing,
-  title     = {Closing the gap in multimodal medical representation alignment},
-  author    = {Grassucci, Eleonora and Cicchetti, Giordano and Comminiello, Danilo},
-  booktitle = {IEEE International Workshop on Machine Learning for Signal Processing (MLSP)},
-  year      = {2025},
-  note      = {arXiv:2602.20046}
-}
-@inproceedings{grassucci2026groupwise,
-  title     = {Closing the Modality Gap Aligns Group-Wise Semantics},
-  author    = {Grassucci, Eleonora and Cicchetti, Giordano and Frasca, Emanuele and Uncini, Aurelio and
-               Comminiello, Danilo},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2026},
-  note      = {arXiv:2601.18525}
-}
-"""
-
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    image_embeds: (N, D) image embeddings, one list of D floats a pair; they are normalised to unit length here.
-    text_embeds: (N, D) text embeddings, row i is the caption of image i; normalised likewise.
+{PAIR_ARGUMENTS}
     labels: N strings, the group of each pair; "" leaves the pair out.
-    image_ids: N strings, equal for rows that show the same image.
-    caption_ids: N strings, equal for rows that carry the same caption (the caption itself will do).
+{ID_ARGUMENTS}
     num_neighbors (`int`, defaults to 5): neighbours that vote.
     num_folds (`int`, defaults to 5): folds of the probe, at most one a family.
     seed (`int`, defaults to 0): of the k-means starts.
@@ -69,8 +50,9 @@ Returns:
     kNN and probe also with a single family; a logged warning says which.
 
 Raises:
-    ValueError: no pair, rows of different length, a zero vector, or a value that is not finite; the row is named.
-
+    {RAISES}
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     Two groups that both modalities keep apart.
 
@@ -96,32 +78,7 @@ _ACROSS = (
     "linear_probe_accuracy_image_to_text",
     "linear_probe_accuracy_text_to_image",
 )
-_TIE = 1e-9  # cosines this close are equal: well above float64 rounding, well below that of float32 embeddings
 _INVERSE_REGULARISATION = 32.0  # scikit-learn's C, for vectors scaled to a root mean square length of 1
-
-
-def _unit_rows(rows: list[list[float]], name: str) -> np.ndarray:
-    """(N, D) float64 unit vectors; ValueError names the first row that has no direction."""
-    if not rows:
-        raise ValueError(f"{name}: empty, there are no pairs to measure.")
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{name}: rows differ in length, {sorted({len(row) for row in rows})} values.")
-    matrix = np.asarray(rows, dtype=np.float64)  # (N, D)
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity, the embeddings are broken.")
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if not norms.all():
-        raise ValueError(f"{name}: row {int(np.argmin(norms))} is a zero vector, it has no direction on the sphere.")
-    return matrix / norms
-
-
-def _unit_pairs(image_embeds: list[list[float]], text_embeds: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Both modalities as (N, D) float64 unit vectors of one space."""
-    image, text = _unit_rows(image_embeds, "image_embeds"), _unit_rows(text_embeds, "text_embeds")
-    if image.shape != text.shape:
-        raise ValueError(f"image_embeds have {image.shape[1]} dimensions, text_embeds {text.shape[1]}.")
-    return image, text
 
 
 def _numbered(names: list[str]) -> np.ndarray:
@@ -169,7 +126,7 @@ def _knn_accuracy(fitted: tuple, tested: tuple, num_neighbors: int, block_size: 
         scores = queries[block] @ gallery.T  # (block, G)
         scores[query_families[block, None] == gallery_families[None, :]] = -np.inf
         kth = np.partition(scores, -k, axis=1)[:, -k, None]
-        near = (scores >= kth - _TIE) & np.isfinite(scores)
+        near = (scores >= kth - TIE) & np.isfinite(scores)
         # One vote each; all cosines together weigh less than half a vote, so they only decide between equal votes.
         cosines = np.where(near, scores, 0.0) / (4 * near.sum(axis=1, keepdims=True))
         votes = np.round((near + cosines) @ membership, 9)  # rounded: what is left equal goes to the first label
@@ -210,25 +167,11 @@ def _cluster(image: np.ndarray, text: np.ndarray, labels: np.ndarray, seed: int)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
-class CrossModalGrouping(evaluate.Metric):
+class CrossModalGrouping(EmbeddingMetric):
+    optional_inputs = ("image_ids", "caption_ids")
+
     def _info(self):
-        embedding = datasets.Sequence(datasets.Value("float32"))
-        string = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "image_embeds": embedding,
-                    "text_embeds": embedding,
-                    "labels": string,
-                    "image_ids": string,
-                    "caption_ids": string,
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/2602.20046", "https://arxiv.org/abs/2601.18525"],
-        )
+        return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION, labels=STRING, image_ids=STRING, caption_ids=STRING)
 
     def _compute(
         self,
@@ -242,7 +185,7 @@ class CrossModalGrouping(evaluate.Metric):
         seed=0,
         block_size=256,
     ):
-        image, text = _unit_pairs(image_embeds, text_embeds)
+        image, text = unit_pairs(image_embeds, text_embeds)
         images, captions = _numbered(image_ids), _numbered(caption_ids)
         families = _families(images, captions)  # over all rows: those without a label link images and captions too
 

@@ -1,9 +1,21 @@
 """Recall@k and median rank, image to text and text to image, with several captions an image and images a caption."""
 
-import datasets
 import evaluate
 import numpy as np
 from datasets.utils import tqdm
+
+from ._embeddings import (
+    ID_ARGUMENTS,
+    PAIR_ARGUMENTS,
+    RAISES,
+    STRING,
+    TIE,
+    EmbeddingMetric,
+    UnitRows,
+    blocks,
+    pair_info,
+    unit_pairs,
+)
 
 
 _DESCRIPTION = """\
@@ -18,44 +30,25 @@ rounding cannot break a tie) ranks before it. A constant embedding gets the wors
 - `text_to_image_recall@k`: fraction of the distinct captions with a correct image among the k nearest images.
 - `image_to_text_median_rank`, `text_to_image_median_rank`: median of the ranks, 1 is best.
 
-Computed in float64 by blocks of queries: O(block_size * gallery) memory. The values depend on the size of the
-gallery: compare models on the same pairs only.
+Every cosine is computed once, in float64, for both directions, in tiles: O(block_size * (block_size + D)) memory
+beside the embeddings. The values depend on the size of the gallery: compare models on the same pairs only.
 """
 
-_CITATION = """\
-@inproceedings{grassucci2025closing,
-  title     = {Closing the gap in multimodal medical representation alignment},
-  author    = {Grassucci, Eleonora and Cicchetti, Giordano and Comminiello, Danilo},
-  booktitle = {IEEE International Workshop on Machine Learning for Signal Processing (MLSP)},
-  year      = {2025},
-  note      = {arXiv:2602.20046}
-}
-@inproceedings{grassucci2026groupwise,
-  title     = {Closing the Modality Gap Aligns Group-Wise Semantics},
-  author    = {Grassucci, Eleonora and Cicchetti, Giordano and Frasca, Emanuele and Uncini, Aurelio and
-               Comminiello, Danilo},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2026},
-  note      = {arXiv:2601.18525}
-}
-"""
-
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    image_embeds: (N, D) image embeddings, one list of D floats a pair; they are normalised to unit length here.
-    text_embeds: (N, D) text embeddings, row i is the caption of image i; normalised likewise.
-    image_ids: N strings, equal for rows that show the same image.
-    caption_ids: N strings, equal for rows that carry the same caption (the caption itself will do).
+{PAIR_ARGUMENTS}
+{ID_ARGUMENTS}
     ks (`Sequence[int]`, defaults to (1, 5, 10)): the cut-offs of the recalls.
-    block_size (`int`, defaults to 256): queries scored at once.
+    block_size (`int`, defaults to 1024): images, and captions, of a tile of cosines.
 
 Returns:
     dict of floats: image_to_text_recall@k and text_to_image_recall@k for each k, image_to_text_median_rank and
     text_to_image_median_rank.
 
 Raises:
-    ValueError: no pair, rows of different length, a zero vector, or a value that is not finite; the row is named.
-
+    {RAISES}
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     Two captions of one image "a"; the second lies nearer to the other image "b".
 
@@ -73,32 +66,6 @@ Examples:
      'text_to_image_recall@1': 0.6667, 'text_to_image_recall@2': 1.0, 'text_to_image_median_rank': 1.0}
 """
 
-_TIE = 1e-9  # cosines this close are equal: well above float64 rounding, well below that of float32 embeddings
-
-
-def _unit_rows(rows: list[list[float]], name: str) -> np.ndarray:
-    """(N, D) float64 unit vectors; ValueError names the first row that has no direction."""
-    if not rows:
-        raise ValueError(f"{name}: empty, there are no pairs to measure.")
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{name}: rows differ in length, {sorted({len(row) for row in rows})} values.")
-    matrix = np.asarray(rows, dtype=np.float64)  # (N, D)
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity, the embeddings are broken.")
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if not norms.all():
-        raise ValueError(f"{name}: row {int(np.argmin(norms))} is a zero vector, it has no direction on the sphere.")
-    return matrix / norms
-
-
-def _unit_pairs(image_embeds: list[list[float]], text_embeds: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Both modalities as (N, D) float64 unit vectors of one space."""
-    image, text = _unit_rows(image_embeds, "image_embeds"), _unit_rows(text_embeds, "text_embeds")
-    if image.shape != text.shape:
-        raise ValueError(f"image_embeds have {image.shape[1]} dimensions, text_embeds {text.shape[1]}.")
-    return image, text
-
 
 def _distinct(ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """First row of every distinct id, and for every row the position of its id among them."""
@@ -108,58 +75,63 @@ def _distinct(ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return first, inverse
 
 
-def _ranks(queries: np.ndarray, gallery: np.ndarray, relevant: np.ndarray, block_size: int, name: str) -> np.ndarray:
-    """Rank (from 1) of each query's best correct item.
+class _Items:
+    """The distinct items of one modality: their vectors, and what is known of the rank of each.
 
     Args:
-        queries, gallery: (Q, D) and (G, D) unit vectors.
-        relevant: (P, 2) distinct (query, gallery) positions of the correct items, sorted; every query has one.
+        vectors: (N, D), of all rows.
+        ids: N ids of items; an id's first row is its item's vector.
     """
-    ranks = np.empty(len(queries), dtype=np.int64)
-    for start in tqdm(range(0, len(queries), block_size), desc=f"Ranking {name}", delay=2, leave=False):
-        stop = min(start + block_size, len(queries))
-        low, high = np.searchsorted(relevant[:, 0], [start, stop])
-        query, item = relevant[low:high, 0] - start, relevant[low:high, 1]
-        scores = queries[start:stop] @ gallery.T  # (block, G)
-        best = np.full(stop - start, -np.inf)
-        np.maximum.at(best, query, scores[query, item])
-        scores[query, item] = -np.inf  # the query's other correct items are not ahead of its best one
-        ranks[start:stop] = 1 + (scores >= best[:, None] - _TIE).sum(axis=1)
-    return ranks
+
+    def __init__(self, vectors: UnitRows, ids: list[str]):
+        self.vectors = vectors
+        self.rows, self.of_row = _distinct(ids)
+        self.threshold = np.full(len(self.rows), -np.inf)  # the cosine from which on a wrong item is ahead
+        self.ahead = np.zeros(len(self.rows), dtype=np.int64)  # wrong items ahead of the best correct one
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, items: slice | np.ndarray) -> np.ndarray:
+        return self.vectors[self.rows[items]]
+
+
+def _rank(images: _Items, captions: _Items, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ranks, from 1, of each image's best correct caption and of each caption's best correct image.
+
+    The cosines of the pairs say first what a wrong item must reach to be ahead. Then one pass over all cosines, in
+    float64 and tile by tile, counts for both directions.
+    """
+    pairs = np.unique(np.stack([images.of_row, captions.of_row], axis=1), axis=0)  # (P, 2), by image
+    for block in blocks(len(pairs)):
+        image, caption = pairs[block].T
+        cosines = np.sum(images[image] * captions[caption], axis=1)
+        np.maximum.at(images.threshold, image, cosines - TIE)
+        np.maximum.at(captions.threshold, caption, cosines - TIE)
+    for rows in tqdm(list(blocks(len(images), block_size)), desc="Ranking", delay=2, leave=False):
+        queries = images[rows]
+        correct = pairs[slice(*np.searchsorted(pairs[:, 0], [rows.start, rows.stop]))]
+        for columns in blocks(len(captions), block_size):
+            cosines = queries @ captions[columns].T  # (block_size, block_size)
+            row, column = correct[(correct[:, 1] >= columns.start) & (correct[:, 1] < columns.stop)].T
+            cosines[row - rows.start, column - columns.start] = -np.inf  # no correct item is ahead of another
+            images.ahead[rows] += np.sum(cosines >= images.threshold[rows, None], axis=1)
+            captions.ahead[columns] += np.sum(cosines >= captions.threshold[columns], axis=0)
+    return 1 + images.ahead, 1 + captions.ahead
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
-class CrossModalRetrieval(evaluate.Metric):
-    def _info(self):
-        embedding = datasets.Sequence(datasets.Value("float32"))
-        identifier = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "image_embeds": embedding,
-                    "text_embeds": embedding,
-                    "image_ids": identifier,
-                    "caption_ids": identifier,
-                }
-            ),
-            reference_urls=["https://arxiv.org/abs/2602.20046", "https://arxiv.org/abs/2601.18525"],
-        )
+class CrossModalRetrieval(EmbeddingMetric):
+    optional_inputs = ("image_ids", "caption_ids")
 
-    def _compute(self, image_embeds, text_embeds, image_ids, caption_ids, ks=(1, 5, 10), block_size=256):
-        image, text = _unit_pairs(image_embeds, text_embeds)
-        image_rows, image_index = _distinct(image_ids)
-        text_rows, text_index = _distinct(caption_ids)
-        image, text = image[image_rows], text[text_rows]  # (images, D), (captions, D)
-        directions = {
-            "image_to_text": (image, text, np.stack([image_index, text_index], axis=1)),
-            "text_to_image": (text, image, np.stack([text_index, image_index], axis=1)),
-        }
+    def _info(self):
+        return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION, image_ids=STRING, caption_ids=STRING)
+
+    def _compute(self, image_embeds, text_embeds, image_ids, caption_ids, ks=(1, 5, 10), block_size=1024):
+        image, text = unit_pairs(image_embeds, text_embeds)
+        both = _rank(_Items(image, image_ids), _Items(text, caption_ids), block_size)
         result = {}
-        for name, (queries, gallery, pairs) in directions.items():
-            ranks = _ranks(queries, gallery, np.unique(pairs, axis=0), block_size, name)
+        for name, ranks in zip(("image_to_text", "text_to_image"), both, strict=True):
             result |= {f"{name}_recall@{k}": float(np.mean(ranks <= k)) for k in ks}
             result[f"{name}_median_rank"] = float(np.median(ranks))
         return result

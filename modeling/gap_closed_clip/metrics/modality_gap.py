@@ -2,14 +2,15 @@
 
 import math
 
-import datasets
 import evaluate
 import numpy as np
+
+from ._embeddings import PAIR_ARGUMENTS, RAISES, EmbeddingMetric, blocks, pair_info, unit_pairs
 
 
 _DESCRIPTION = """\
 How far apart the two modalities of a contrastive model sit on the unit sphere, and whether true pairs stand out there.
-All values come from sums over the rows (float64, O(N * D) time and memory; the N x N cosines are never formed).
+All values come from sums over the rows, in float64 and O(N * D) time; the N x N cosines are never formed.
 
 - `modality_gap`: || mean_i x_i - mean_i y_i ||, the distance between the centroids of the unit vectors (0..2).
 - `debiased_modality_gap`: sqrt(max(0, gap^2 - (mean_i |d_i|^2 - gap^2) / (N - 1))), d_i = x_i - y_i. N independent
@@ -22,28 +23,9 @@ All values come from sums over the rows (float64, O(N * D) time and memory; the 
   angular value"): 1 is a single point, 0 a modality spread over the sphere.
 """
 
-_CITATION = """\
-@inproceedings{grassucci2025closing,
-  title     = {Closing the gap in multimodal medical representation alignment},
-  author    = {Grassucci, Eleonora and Cicchetti, Giordano and Comminiello, Danilo},
-  booktitle = {IEEE International Workshop on Machine Learning for Signal Processing (MLSP)},
-  year      = {2025},
-  note      = {arXiv:2602.20046}
-}
-@inproceedings{grassucci2026groupwise,
-  title     = {Closing the Modality Gap Aligns Group-Wise Semantics},
-  author    = {Grassucci, Eleonora and Cicchetti, Giordano and Frasca, Emanuele and Uncini, Aurelio and
-               Comminiello, Danilo},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year      = {2026},
-  note      = {arXiv:2601.18525}
-}
-"""
-
-_INPUTS_DESCRIPTION = """
+_INPUTS_DESCRIPTION = f"""
 Args:
-    image_embeds: (N, D) image embeddings, one list of D floats a pair; they are normalised to unit length here.
-    text_embeds: (N, D) text embeddings, row i is the caption of image i; normalised likewise.
+{PAIR_ARGUMENTS}
 
 Returns:
     dict of floats: modality_gap, debiased_modality_gap, true_pair_cosine, random_pair_cosine, margin,
@@ -51,8 +33,9 @@ Returns:
     others are nan.
 
 Raises:
-    ValueError: no pair, rows of different length, a zero vector, or a value that is not finite; the row is named.
-
+    {RAISES}
+"""
+_INPUTS_DESCRIPTION += """
 Examples:
     Two pairs on the circle: both images at 0 degrees, the captions at 90 and 0 degrees.
 
@@ -65,63 +48,34 @@ Examples:
 """
 
 
-def _unit_rows(rows: list[list[float]], name: str) -> np.ndarray:
-    """(N, D) float64 unit vectors; ValueError names the first row that has no direction."""
-    if not rows:
-        raise ValueError(f"{name}: empty, there are no pairs to measure.")
-    if len({len(row) for row in rows}) > 1:
-        raise ValueError(f"{name}: rows differ in length, {sorted({len(row) for row in rows})} values.")
-    matrix = np.asarray(rows, dtype=np.float64)  # (N, D)
-    finite = np.isfinite(matrix).all(axis=1)
-    if not finite.all():
-        raise ValueError(f"{name}: row {int(np.argmin(finite))} holds NaN or infinity, the embeddings are broken.")
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    if not norms.all():
-        raise ValueError(f"{name}: row {int(np.argmin(norms))} is a zero vector, it has no direction on the sphere.")
-    return matrix / norms
-
-
-def _unit_pairs(image_embeds: list[list[float]], text_embeds: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Both modalities as (N, D) float64 unit vectors of one space."""
-    image, text = _unit_rows(image_embeds, "image_embeds"), _unit_rows(text_embeds, "text_embeds")
-    if image.shape != text.shape:
-        raise ValueError(f"image_embeds have {image.shape[1]} dimensions, text_embeds {text.shape[1]}.")
-    return image, text
-
-
-def _mean_off_diagonal(x: np.ndarray, y: np.ndarray) -> float:
+def _mean_off_diagonal(sum_x: np.ndarray, sum_y: np.ndarray, diagonal: float, n: int) -> float:
     """mean over i != j of <x_i, y_j>, as (all pairs - the diagonal) / (N (N - 1)); nan for N = 1."""
-    n = len(x)
-    if n < 2:
-        return math.nan
-    return float((x.sum(axis=0) @ y.sum(axis=0) - np.sum(x * y)) / (n * (n - 1)))
+    return float((sum_x @ sum_y - diagonal) / (n * (n - 1))) if n > 1 else math.nan
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
-class ModalityGap(evaluate.Metric):
+class ModalityGap(EmbeddingMetric):
     def _info(self):
-        embedding = datasets.Sequence(datasets.Value("float32"))
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS_DESCRIPTION,
-            features=datasets.Features({"image_embeds": embedding, "text_embeds": embedding}),
-            reference_urls=["https://arxiv.org/abs/2602.20046", "https://arxiv.org/abs/2601.18525"],
-        )
+        return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION)
 
     def _compute(self, image_embeds, text_embeds):
-        image, text = _unit_pairs(image_embeds, text_embeds)
-        n = len(image)
-        difference = image - text
-        gap_squared = float(np.sum(difference.mean(axis=0) ** 2))
-        spread = float(np.mean(np.sum(difference**2, axis=1))) - gap_squared  # variance of d_i, summed over dimensions
-        true_pair, random_pair = float(np.mean(np.sum(image * text, axis=1))), _mean_off_diagonal(image, text)
+        image, text = unit_pairs(image_embeds, text_embeds)
+        n, sums, cosines, squares = len(image), np.zeros((2, image.dim)), 0.0, 0.0
+        for block in blocks(n):
+            x, y = image[block], text[block]
+            sums += x.sum(axis=0), y.sum(axis=0)
+            cosines += float(np.sum(x * y))
+            squares += float(np.sum((x - y) ** 2))
+        sum_image, sum_text = sums
+        gap_squared = float(np.sum(((sum_image - sum_text) / n) ** 2))
+        spread = squares / n - gap_squared  # variance of d_i, summed over dimensions
+        true_pair, random_pair = cosines / n, _mean_off_diagonal(sum_image, sum_text, cosines, n)
         return {
             "modality_gap": math.sqrt(gap_squared),
             "debiased_modality_gap": math.sqrt(max(0.0, gap_squared - spread / (n - 1))) if n > 1 else math.nan,
             "true_pair_cosine": true_pair,
             "random_pair_cosine": random_pair,
             "margin": true_pair - random_pair,
-            "mean_cosine_image": _mean_off_diagonal(image, image),
-            "mean_cosine_text": _mean_off_diagonal(text, text),
+            "mean_cosine_image": _mean_off_diagonal(sum_image, sum_image, n, n),
+            "mean_cosine_text": _mean_off_diagonal(sum_text, sum_text, n, n),
         }
