@@ -197,6 +197,20 @@ def test_the_tree_of_the_design_is_the_one_that_is_there():
     assert not missing, f"docs/design.md does not name {sorted(missing)}"
 
 
+def test_parts_import_only_what_stands_before_them():
+    text = " ".join(prose(ROOT / "docs" / "design.md").split())
+    order = re.findall(r"`(\w+)`", text.partition("before it here, which a test checks: ")[2].partition(".")[0])
+    assert {"model", "data", "metrics", "evaluation", "training", "hub"} <= set(order)
+    for file in PACKAGE.rglob("*.py"):
+        part, *_ = steps = file.relative_to(PACKAGE).with_suffix("").parts
+        if part == "__init__":
+            continue
+        dots = r"\." * len(steps)
+        imported = re.findall(rf"^ *from {dots}(\w+)", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        later = set(imported) - set(order[: order.index(part)])
+        assert not later, f"{file.relative_to(PACKAGE)} imports {', '.join(later)}"
+
+
 @needs_commands
 def test_the_test_command_is_the_same_everywhere():
     (command,) = [line for line in command_lines(ROOT / "README.md") if "pytest" in line]
