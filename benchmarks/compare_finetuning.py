@@ -112,11 +112,11 @@ def evaluate_base(config: RunConfig) -> dict[str, list[Metrics]]:
     held_out = load_checked_pairs(data, args.final_split)
     model, processor = load_checkpoint(config.model.checkpoint)
     settings = {"batch_size": args.eval_batch_size, "max_length": data.max_caption_tokens, "window": data.window}
-    found = {NONE: [evaluate_model(model, processor, held_out, **settings)[0]]}
+    found = {NONE: [evaluate_model(model, processor, held_out, **settings).metrics]}
     if model.config.center_projections:
         collator = PairCollator(processor, None, data.max_caption_tokens, data.window)
         recenter(model, load_checked_pairs(data, "train"), collator, args.eval_batch_size, 0)
-        found[RECENTERED] = [evaluate_model(model, processor, held_out, **settings)[0]]
+        found[RECENTERED] = [evaluate_model(model, processor, held_out, **settings).metrics]
     return found
 
 

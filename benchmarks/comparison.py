@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_checked_pairs
-from gap_closed_clip.evaluation import evaluate_model, plot_cosine_histograms, plot_projection, read_metrics
+from gap_closed_clip.evaluation import embed_pairs, plot_cosine_histograms, plot_projection, read_metrics
 from gap_closed_clip.training import RunConfig, load_config, train
 
 
@@ -63,6 +63,6 @@ def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output:
     embeddings = {}
     for name, folder in folders.items():
         model, processor = load_checkpoint(folder)
-        _, embeddings[name] = evaluate_model(model, processor, pairs, max_length=config.data.max_caption_tokens)
+        embeddings[name] = embed_pairs(model, processor, pairs, max_length=config.data.max_caption_tokens)
     plot_projection(embeddings, results, output / "projection.png")
     plot_cosine_histograms(embeddings, results, output / "cosines.png")

@@ -4,7 +4,7 @@
     python space/build_gallery.py data.source=/data/my_pairs --size 224  # your own pairs
     python space/build_gallery.py configs/roco.yaml --split validation
 
-A source is whatever train.py takes. Needs the package (`pip install -e .`); the Space itself does not.
+A source is whatever `gap-closed-clip train` takes. Needs the package (`pip install -e .`); the Space itself does not.
 
 WHATEVER IS IN THE GALLERY BECOMES PUBLIC WITH THE SPACE. Use only pairs whose licence allows that, and that hold no
 patient's data: look at burned-in names and dates, and at the captions.

@@ -287,7 +287,7 @@ def test_command(script, plain, tmp_path, monkeypatch):
         for function, name in (("_export_images", "vision_model.onnx"), ("_export_texts", "text_model.onnx")):
             patch.setattr(onnx, function, lambda *args, name=name: shutil.copy(plain.folder / name, args[2]))
         code, out, err = script(EXPORT, "outputs/demo", "--check", "--tolerance", "0")
-    assert code == 1 and "export_onnx.py: " in err
+    assert code == 1 and "gap-closed-clip export-onnx: " in err
     assert "more than the tolerance 0e+00. Nothing was kept." in err
     assert "processed" in out and not (demo / "onnx").exists() and not list(demo.glob(".onnx*"))
     code, out, err = script(EXPORT, "outputs/demo", "--check")

@@ -84,7 +84,7 @@ def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
 
 def test_a_slip_in_the_name_is_one_line(script, tmp_path):
     (tmp_path / "outputs" / "demo").mkdir(parents=True)
-    expected = "export_onnx.py: There is no folder outputs/demoo. Did you mean outputs/demo?\n"
+    expected = "gap-closed-clip export-onnx: There is no folder outputs/demoo. Did you mean outputs/demo?\n"
     assert script(EXPORT, "outputs/demoo") == (1, "", expected)
 
 

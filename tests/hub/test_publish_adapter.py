@@ -106,7 +106,7 @@ def test_an_adapter_is_published_on_its_base(
 def test_an_adapter_of_a_folder_is_not_published_without_its_base(online, model_folder, adapter_folder):
     with pytest.raises(ValueError, match="is an adapter for") as raised:
         publish(adapter_folder, "tester/adapter")
-    assert f"publish that first, python publish.py {model_folder} owner/name" in str(raised.value)
+    assert f"publish that first, gap-closed-clip publish {model_folder} owner/name" in str(raised.value)
     assert not online.repositories
 
 

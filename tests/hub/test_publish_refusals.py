@@ -158,4 +158,6 @@ def test_a_damaged_folder_is_named(online, model_folder):
 def test_the_command_says_what_is_wrong_in_one_line(script, model_folder):
     code, out, err = script(str(ROOT / "publish.py"), str(model_folder), "other/demo")
     assert code == 1 and out == ""
-    assert err == "publish.py: The token is tester's, who can't write to other/demo, but to: tester, lab.\n"
+    assert (
+        err == "gap-closed-clip publish: The token is tester's, who can't write to other/demo, but to: tester, lab.\n"
+    )

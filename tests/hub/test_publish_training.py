@@ -30,7 +30,7 @@ def test_train_py_publishes_the_finished_model(hub, script, tmp_path, monkeypatc
     (tmp_path / "tiny.yaml").write_text(TINY_RUN)
     train = [str(ROOT / "train.py"), "tiny.yaml"]
     code, _, err = script(*train, "hub_model_id=other/tiny")
-    assert code == 1 and "train.py: The token is tester's, who can't write to other" in err
+    assert code == 1 and "gap-closed-clip train: The token is tester's, who can't write to other" in err
     assert not (tmp_path / "outputs").exists()  # said before training
     monkeypatch.delenv("HF_TOKEN")
     code, printed, err = script(*train, "hub_token=hf_loopback")
@@ -58,5 +58,7 @@ def test_a_push_that_fails_after_training_names_the_way_out(hub, script, tmp_pat
     hub.broken = "repos/create"
     code, _, err = script(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1")
     assert code == 1 and (tmp_path / "outputs" / "tiny" / "model.safetensors").is_file()
-    remedy = "The trained model is safe in outputs/tiny; to publish it: python publish.py outputs/tiny tester/tiny"
+    remedy = (
+        "The trained model is safe in outputs/tiny; to publish it: gap-closed-clip publish outputs/tiny tester/tiny"
+    )
     assert err.splitlines()[-1] == remedy

@@ -176,19 +176,10 @@ def embed_captions(
     model: PreTrainedModel, collator: PairCollator, captions: Iterable[str], batch_size: int
 ) -> dict[str, np.ndarray]:
     """Embeds every distinct caption once: unit vectors (D,) float32 by caption."""
-    distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))  # little padding in a batch
     embeds: dict[str, np.ndarray] = {}
-    for start in tqdm(range(0, len(distinct), batch_size), desc="Embedding captions", leave=False):
-        batch = distinct[start : start + batch_size]
-        tokens = collator.processor.tokenizer(
-            batch,
-            padding=True,
-            truncation=collator.max_length is not None,
-            max_length=collator.max_length,
-            return_tensors="pt",
-        )
-        text_embeds = model(**tokens.to(model.device)).text_embeds.float().cpu().numpy()  # (B, D)
-        embeds.update(zip(batch, text_embeds, strict=True))
+    batches = collator.distinct_caption_batches(captions, batch_size, model.device, "Embedding captions")
+    for batch, tokens in batches:
+        embeds.update(zip(batch, model(**tokens).text_embeds.float().cpu().numpy(), strict=True))  # (B, D)
     return embeds
 
 

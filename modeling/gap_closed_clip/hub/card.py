@@ -23,7 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from transformers.utils import logging
 
-from ..checkpoint import METRICS_FILE
+from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE
 from ..data import DataArguments
 from ..evaluation import metrics_table
 from ..evaluation.report import ROWS
@@ -39,9 +39,6 @@ CARD_TEMPLATE = Path(__file__).parent / "card_template.md"
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 CAPTIONER_TAGS = ["zero-shot-image-classification", "image-captioning"]
-FIGURES = ("projection.png", "cosines.png")
-# An evaluation of captions leaves these. They show images and captions of the data, which may not be for everybody.
-CAPTION_FILES = ("captions.png", "captions.jsonl")
 EXAMPLES = "examples"
 EVAL_RESULTS = ".eval_results"
 # Those metrics that the metadata names; the table on the card has all of them.
@@ -63,7 +60,7 @@ def write_card(
     Writes README.md into a model folder, whole or not at all, over an older one; and, where the model was measured on
     a data set of the Hub, `.eval_results/` for that data set's leaderboard.
 
-    The card tells what the folder tells: config.json and weights; train_config.yaml and run.json, which train.py
+    The card tells what the folder tells: config.json and weights; train_config.yaml and run.json, which training
     leaves; metrics.json with its figures, if it was measured on these weights; examples/, images named by what they
     show. What is missing is left out. Call it where the training ran: a tower or data source that is no folder or file
     there is taken for a Hub id.
@@ -87,7 +84,8 @@ def write_card(
     evaluation, run = read_evaluation(folder), read_run(folder)
     if evaluation and evaluation["stale"]:
         logger.warning(
-            f"{folder / METRICS_FILE} was measured on other weights, so it is not on the card: run eval.py."
+            f"{folder / METRICS_FILE} was measured on other weights, so it is not on the card: run `gap-closed-clip "
+            "eval`."
         )
         evaluation = None
     repo_id = repo_id or folder.name

@@ -17,7 +17,7 @@ from ..training import load_config
 def read_run(folder: Path) -> dict[str, Any] | None:
     """
     The `config` of the training, and what run.json tells of it: `num_train_pairs`, `device`, `num_processes`. None for
-    a folder that train.py did not make.
+    a folder that `gap-closed-clip train` did not make.
 
     Raises:
         ValueError: one of the two is damaged.
@@ -56,19 +56,23 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
         }
         content = json.loads(path.read_text(encoding="utf-8"))
         if absent := {"data", "split", "versions"} - set(content):
-            raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with eval.py.")
+            raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with `gap-closed-clip eval`.")
         data, versions, weights = DataArguments(**content["data"]), dict(content["versions"]), content.get("weights")
         data.source.strip()
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
-            f"{path} is not a metrics file of this package ({error}); write it anew with eval.py."
+            f"{path} is not a metrics file of this package ({error}); write it anew with `gap-closed-clip eval`."
         ) from error
     if folder.name not in results and len(results) != 1:
-        raise ValueError(f"{path} holds {list(results)}, not {folder.name!r}, the folder's name: run eval.py again.")
+        raise ValueError(
+            f"{path} holds {list(results)}, not {folder.name!r}, the folder's name: run `gap-closed-clip eval` again."
+        )
     name = folder.name if folder.name in results else next(iter(results))
     measured_on = (weights or {}).get(name)
     stale = measured_on is not None and measured_on != digest_of_weights(folder)
-    return content | {"results": results, "name": name, "data": data, "versions": versions, "stale": stale}
+    settings = content.get("settings") or content.get("how") or {}  # by the name that versions before 0.2 gave them
+    found = {"results": results, "name": name, "data": data, "versions": versions, "settings": settings}
+    return content | found | {"stale": stale}
 
 
 def read_adapter(folder: Path) -> dict[str, Any] | None:

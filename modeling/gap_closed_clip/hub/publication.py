@@ -88,7 +88,7 @@ def publish(
     earlier publication and the folder no longer has is deleted; files that are no part of one are left alone.
 
     Args:
-        folder: as train.py, or `model.save_pretrained` and `processor.save_pretrained`, left it.
+        folder: as training, or `model.save_pretrained` and `processor.save_pretrained`, left it.
         repo_id: `owner/name`, or a name of the user's own.
         template: Jinja template of the card; by default this package's own.
         private: of a new repository; an existing one stays what it is.
@@ -148,8 +148,8 @@ def _base_on_the_hub(
     name, revision = (name, None) if name else base_of_adapter(folder)
     if name is None or is_local(name):
         raise ValueError(
-            f"{folder} is an adapter for {name}, which nobody else has: publish that first, python publish.py {name} "
-            "owner/name, and then the adapter with --base owner/name."
+            f"{folder} is an adapter for {name}, which nobody else has: publish that first, gap-closed-clip publish "
+            f"{name} owner/name, and then the adapter with --base owner/name."
         )
     with _hub_errors(name):
         commit = HfApi(token=token).repo_info(name, revision=revision).sha

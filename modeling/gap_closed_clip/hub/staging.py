@@ -15,7 +15,9 @@ from PIL import Image
 from ..checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    CAPTION_FILES,
     CONFIG_FILE,
+    FIGURES,
     INDEX,
     METRICS_FILE,
     RUN_FILE,
@@ -24,7 +26,7 @@ from ..checkpoint import (
 )
 from ..training import RunConfig
 from . import onnx, onnx_preprocessing, requirements
-from .card import CAPTION_FILES, EVAL_RESULTS, EXAMPLES, FIGURES, public_config
+from .card import EVAL_RESULTS, EXAMPLES, public_config
 from .facts import read_evaluation, read_run
 from .reload import HANDLER, HUB
 
@@ -131,7 +133,9 @@ def _publishable(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path],
     evaluation = read_evaluation(folder)
     if evaluation and evaluation["stale"]:
         files = _without(files, METRICS_FILE, *FIGURES, *CAPTION_FILES)
-        remarks.append(f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run eval.py.")
+        remarks.append(
+            f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run `gap-closed-clip eval`."
+        )
     if set(CAPTION_FILES) & set(files) and not (evaluation and evaluation["data"].source == "phantoms"):
         files = _without(files, *CAPTION_FILES)
         remarks.append(
@@ -141,7 +145,9 @@ def _publishable(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path],
     exported = [name for name in files if name.startswith(f"{ONNX_FOLDER}/")]
     if exported and _stale_onnx(folder):
         files = _without(files, *exported)
-        remarks.append(f"{ONNX_FOLDER}/ is not of these weights, and stays out: run export_onnx.py --overwrite.")
+        remarks.append(
+            f"{ONNX_FOLDER}/ is not of these weights, and stays out: run `gap-closed-clip export-onnx --overwrite`."
+        )
     return files, remarks
 
 

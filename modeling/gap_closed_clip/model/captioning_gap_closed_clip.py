@@ -143,7 +143,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         clip_model, *info = loaded if isinstance(loaded, tuple) else (loaded,)
         logger.warning(
             f"{name} is an encoder without a decoder: the captioner around it gets a new one, which has yet to be "
-            "trained (python train.py configs/captioning.yaml checkpoint=...)."
+            "trained (gap-closed-clip train configs/captioning.yaml checkpoint=...)."
         )
         model = cls.from_clip(clip_model, tokenizer, **changes)
         return (model, *info) if info else model

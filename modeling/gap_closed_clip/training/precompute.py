@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from datasets import Dataset, Sequence, Value
-from datasets.utils import tqdm
 
 from ..data import PairCollator
 from ..evaluation.embed import embed_captions, evaluation_mode
@@ -21,12 +20,10 @@ def pool_captions_once(
     Each distinct caption goes through the tower once instead of once an epoch; the collator hands the column on
     instead of tokens. In memory: 4 * hidden bytes a pair.
     """
-    captions = sorted(set(pairs["caption"]), key=len)  # texts of one length need no padding
     model.text_model.to(device).eval()
     pooled: dict[str, np.ndarray] = {}
-    for start in tqdm(range(0, len(captions), batch_size), desc="Frozen text tower"):
-        batch = captions[start : start + batch_size]
-        tokens = {name: value.to(device) for name, value in collator.tokenize(batch).items()}
+    batches = collator.distinct_caption_batches(pairs["caption"], batch_size, device, "Frozen text tower")
+    for batch, tokens in batches:
         pooled.update(zip(batch, model.encode_text(**tokens).pooler_output.float().cpu().numpy(), strict=True))
     column = np.stack([pooled[caption] for caption in pairs["caption"]])
     return pairs.add_column("pooled_text", list(column), feature=Sequence(Value("float32"), length=column.shape[1]))

@@ -149,7 +149,7 @@ def test_config_and_command(folder, tmp_path):
     assert "hf_secret" not in text and "hub_token" not in text
     command = section(text, "Training command")
     assert blocks(command, "bash") == [
-        "accelerate launch --num_processes 4 train.py train_config.yaml output_dir=outputs/again\n"
+        "accelerate launch --num_processes 4 -m gap_closed_clip_cli train train_config.yaml output_dir=outputs/again\n"
     ]
     config = tmp_path / "train_config.yaml"
     config.write_text(blocks(command, "yaml")[0])
@@ -157,7 +157,7 @@ def test_config_and_command(folder, tmp_path):
     assert load_config([config]) == expected
     assert yaml.safe_load(config.read_text())["training"] == {"learning_rate": 1e-3}
     assert "- trained on: NVIDIA A100, 4 processes\n" in section(text, "Environment")
-    assert "```bash\npython train.py train_config.yaml" in render(folder)
+    assert "```bash\ngap-closed-clip train train_config.yaml" in render(folder)
 
 
 def test_says_what_it_is_not(folder):
