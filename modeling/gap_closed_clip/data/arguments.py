@@ -189,7 +189,9 @@ class DataArguments:
     @property
     def window(self) -> tuple[float, float] | None:
         """Centre and width of the intensity window that replaces the images' own, or None."""
-        return None if self.window_center is None else (self.window_center, self.window_width)
+        if self.window_center is None or self.window_width is None:
+            return None
+        return self.window_center, self.window_width
 
     def split_name(self, split: str) -> str:
         """What the source calls the split "train", "validation" or "test".

@@ -70,7 +70,7 @@ class PairCollator:
         images = [decode_image(row["image"], self._min_size(row), self.window, name=name_of(row)) for row in rows]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
-            images = self._augment(images, rows, ids)
+            images = self._augment(self.augmentation, images, rows, ids)
         pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "group_ids": ids}
 
@@ -113,7 +113,9 @@ class PairCollator:
         """Pixels of the shorter side that decoding must leave; None asks for the full size."""
         return self.min_size if self._is_augmented(row) else None
 
-    def _augment(self, images: list, rows: list[dict[str, Any]], ids: torch.Tensor) -> list:
+    def _augment(
+        self, augmentation: Augmentation, images: list, rows: list[dict[str, Any]], ids: torch.Tensor
+    ) -> list:
         """Augment a batch with a seed made of its rows and their order.
 
         With a worker's own random state the result would depend on all batches before. This way a run that was killed
@@ -122,7 +124,7 @@ class PairCollator:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stable_hash(str(ids.tolist())))
             return [
-                self.augmentation(image) if self._is_augmented(row) else image
+                augmentation(image) if self._is_augmented(row) else image
                 for image, row in zip(images, rows, strict=True)
             ]
 

@@ -110,7 +110,7 @@ class Augmentation:
         ValueError: a value is out of its range.
     """
 
-    crop_scale: tuple[float, float] = (0.7, 1.0)
+    crop_scale: tuple[float, ...] = (0.7, 1.0)
     brightness: float = 0.2
     contrast: float = 0.2
     horizontal_flip: bool = False
@@ -136,7 +136,9 @@ class Augmentation:
             image = ImageOps.mirror(image)
         return image
 
-    def _crop_box(self, size: tuple[int, int], area: float, aspect: float, x: float, y: float) -> tuple[int, ...]:
+    def _crop_box(
+        self, size: tuple[int, int], area: float, aspect: float, x: float, y: float
+    ) -> tuple[int, int, int, int]:
         """The crop's left, top, right and bottom pixel, from the image's size and four random numbers in 0..1."""
         share = self.crop_scale[0] + (self.crop_scale[1] - self.crop_scale[0]) * area
         # Limited to sides no longer than the image's: near a share of 1 no change of shape fits inside.
@@ -243,7 +245,7 @@ def _try_decode(
     rows: list[dict], shorter_side: int | None, window: tuple[float, float] | None
 ) -> list[tuple[bytes | None, str | None]]:
     """The uncompressed image (None if `shorter_side` is None) and the error message (None if readable) of each row."""
-    results = []
+    results: list[tuple[bytes | None, str | None]] = []
     for row in rows:
         try:
             # With a size of 1 every byte of a JPEG is still decoded, but most of its pixels are not computed.
@@ -259,8 +261,8 @@ def _uncompressed(image: Image.Image, shorter_side: int) -> bytes:
     """A PPM file of the image, reduced if its shorter side has more than `shorter_side` pixels."""
     scale = shorter_side / min(image.size)
     if scale < 1:
-        size = tuple(max(shorter_side, round(side * scale)) for side in image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        width, height = (max(shorter_side, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     image.save(buffer, "PPM")
     return buffer.getvalue()

@@ -84,9 +84,13 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
     """
     image_id = args.image_id_column or ("image_id" if "image_id" in features else None)
     labels = args.label_columns or (["label"] if "label" in features else [])
-    wanted = [("image_column", args.image_column), ("caption_column", args.caption_column)]
-    wanted += [("image_id_column", image_id)] + [("label_columns", name) for name in labels]
-    wanted += [("fold_column", args.fold_column if args.folds else None)]
+    wanted: list[tuple[str, str | None]] = [
+        ("image_column", args.image_column),
+        ("caption_column", args.caption_column),
+        ("image_id_column", image_id),
+        *(("label_columns", name) for name in labels),
+        ("fold_column", args.fold_column if args.folds else None),
+    ]
     for argument, name in wanted:
         if name is not None and name not in features:
             hint = suggest(name, list(features), "columns")

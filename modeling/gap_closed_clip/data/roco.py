@@ -74,7 +74,8 @@ def read_captions(file: Path) -> list[tuple[int, str, str]]:
             file and the line.
     """
     opener = gzip.open if file.suffix == ".gz" else open
-    rows, first_seen = [], {}
+    rows = []
+    first_seen: dict[tuple[str, str], int] = {}
     try:
         with opener(file, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
@@ -112,7 +113,7 @@ def _list_images(folder: Path) -> dict[str, Path]:
     """The image file of each ID in a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"'{folder}' does not exist. It must hold the images, named after their IDs.")
-    images = {}
+    images: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in IMAGE_ENDINGS or path.name.startswith("."):
             continue

@@ -94,7 +94,9 @@ class DistinctSampler(Sampler[int]):
     def _draw_last_batch(self, permutation: np.ndarray) -> list[int]:
         """The rows of the batch that is not full: the first distinct ones, then others if these are too few."""
         size = len(self.images) % self.batch_size
-        batch, taken, refused = [], set(), []
+        batch: list[int] = []
+        refused: list[int] = []
+        taken: set[int] = set()
         for row in permutation.tolist():
             if len(batch) == size:
                 return batch
@@ -112,7 +114,8 @@ class DistinctSampler(Sampler[int]):
     def _deal(self, rows: np.ndarray, random: np.random.Generator) -> list[list[int]]:
         """Deal `rows`, whose number is a multiple of the batch size, out to full batches."""
         num_batches = len(rows) // self.batch_size
-        batches, taken = [[] for _ in range(num_batches)], [set() for _ in range(num_batches)]
+        batches: list[list[int]] = [[] for _ in range(num_batches)]
+        taken: list[set[int]] = [set() for _ in range(num_batches)]
         shuffled = random.permutation(rows)
         repeated = shuffled[self.frequency[shuffled] > 1]
         # The most frequent first; pairs of one group one after the other, groups of one frequency in random order.

@@ -131,8 +131,8 @@ def _read_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
     source_name = f"split '{split}' of '{args.source}'"
     if path.is_dir() and is_roco(path, [args.train_split, args.validation_split, args.test_split]):
         rows = read_roco(path, split, args.on_missing)
-        names = {"image_column": "image", "caption_column": "caption", "image_id_column": "image_id"}
-        return to_pairs(rows, dataclasses.replace(args, **names), source_name)
+        args = dataclasses.replace(args, image_column="image", caption_column="caption", image_id_column="image_id")
+        return to_pairs(rows, args, source_name)
     if path.exists():
         rows = _load_local(path, split, args, source_name)
         default_root = path if path.is_dir() else path.parent
@@ -172,14 +172,14 @@ def _load_files(
 ) -> Dataset | IterableDataset:
     """Rows of tables; `files` has one for each split, or a single one under any name."""
     file = files.get(_without_slice(split), next(iter(files.values())))
-    files = {name: str(other) for name, other in files.items() if other.suffix == file.suffix}
+    data_files = {name: str(other) for name, other in files.items() if other.suffix == file.suffix}
     ending = file.suffixes[-2] if file.suffix == ".gz" and len(file.suffixes) > 1 else file.suffix
     if ending not in FILE_BUILDERS:
         raise ValueError(
             f"data.source '{file}' is of no known kind; it must be one of {', '.join(FILE_BUILDERS)}, or a folder."
         )
     options = _csv_options(file) if FILE_BUILDERS[ending] == "csv" else {}
-    return _load(FILE_BUILDERS[ending], split, args, source_name, data_files=files, **options)
+    return _load(FILE_BUILDERS[ending], split, args, source_name, data_files=data_files, **options)
 
 
 def _csv_options(file: Path) -> dict:
@@ -259,6 +259,7 @@ def _take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: 
     if isinstance(pairs, IterableDataset):
         return pairs.filter(partial(_in_fold, column=column, args=args, held_out=held_out))
     groups = [_group(*row) for row in zip(pairs[column], pairs["image_id"], strict=True)]
+    assert args.folds is not None  # folds were asked for
     folds = assign_folds(groups, args.folds)
     return pairs.select([index for index, fold in enumerate(folds) if (fold == args.fold) == held_out])
 
@@ -270,6 +271,7 @@ def _group(value: str | int | None, image_id: str) -> str:
 
 def _in_fold(row: dict, column: str, args: DataArguments, held_out: bool) -> bool:
     """Whether a streamed row is in the held-out fold, or, if `held_out` is False, in one of the others."""
+    assert args.folds is not None  # folds were asked for
     fold = stable_hash(_group(row[column], row["image_id"])) % args.folds
     return (fold == args.fold) == held_out
 

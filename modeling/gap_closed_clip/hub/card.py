@@ -93,7 +93,7 @@ def write_card(
     license = license or (run["config"].training.get("card_license") if run else None)
     facts = _facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder))
     card = ModelCard.from_template(
-        _metadata(folder, repo_id, license, run and run["config"], evaluation, adapter, facts["config"]),
+        _metadata(folder, repo_id, license, run["config"] if run else None, evaluation, adapter, facts["config"]),
         template_path=str(template),
         model_name=name,
         repo_id=repo_id,
@@ -117,7 +117,9 @@ def _metadata(
     adapter: dict[str, Any] | None,
     model_config: GapClosedClipConfig,
 ) -> ModelCardData:
-    towers = (config.model.checkpoint, config.model.vision, config.model.text) if config else ()
+    towers: tuple[Any, ...] = ()
+    if config:
+        towers = (config.model.checkpoint, config.model.vision, config.model.text)
     is_captioner = model_config.decoder_config is not None and adapter is None
     if config and config.captioning:
         towers += (config.captioning.decoder,)
@@ -136,8 +138,7 @@ def _metadata(
         datasets=[config.data.source] if config and _is_hub_id(config.data.source) else None,
         metrics=list(_headlines(evaluation)) or None,
         model_name=repo_id.rpartition("/")[2],
-        eval_results=[_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
-        or None,
+        eval_results=_eval_results(evaluation) or None,
         widget=None if adapter else _widget(folder, repo_id, is_captioner),
     )
 
@@ -146,6 +147,13 @@ def _headlines(evaluation: dict[str, Any] | None) -> dict[str, float]:
     """Those of HEADLINES that were measured, with their values."""
     measured = evaluation["results"][evaluation["name"]] if evaluation else {}
     return {metric: measured[metric] for metric in HEADLINES if metric in measured}
+
+
+def _eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
+    """The headlines in the form of the card's metadata."""
+    if evaluation is None:
+        return []
+    return [_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
 
 
 def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalResult:
@@ -184,7 +192,7 @@ def _widget(folder: Path, repo_id: str, is_captioner: bool) -> list[dict[str, st
 def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
     """The newer form of the card's model-index: one file for each data set, and only for those of the Hub."""
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
-    if not _headlines(evaluation) or not _is_hub_id(source := evaluation["data"].source):
+    if evaluation is None or not _headlines(evaluation) or not _is_hub_id(source := evaluation["data"].source):
         return
     entries = [
         EvalResultEntry(

@@ -24,7 +24,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
-    facts = {"num_train_pairs": None, "device": None, "num_processes": 1}
+    facts: dict[str, Any] = {"num_train_pairs": None, "device": None, "num_processes": 1}
     path = folder / RUN_FILE
     try:
         if path.is_file():

@@ -196,6 +196,7 @@ class EndpointHandler:
         with self._lock:
             inputs = self.processor(text=[prompt or ""], return_tensors="pt", verbose=False).to(self.model.device)
         # Without the token that closes a text.
+        assert self.captioner is not None  # the task is not offered without one
         length, limit = inputs["input_ids"].shape[1] - 1, self.captioner.max_caption_length
         if length >= limit:
             wrong = f"What the caption begins with is {length} tokens long, the decoder takes {limit}: shorten it."

@@ -9,6 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,7 +166,7 @@ def _export(
     name = VISION_MODEL if output == "image_embeds" else TEXT_MODEL
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 encoder.eval(),
                 kwargs=inputs,
                 input_names=list(inputs),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -169,7 +170,7 @@ def _difference(found: Tensor | None, expected: Tensor) -> str | None:
     """How much a clean process's output differs, for the message; None where it does not, or too little to count."""
     if not expected.is_floating_point():  # tokens
         return None if found is not None and torch.equal(found, expected) else ""
-    difference = (found - expected).abs().max().item()
+    difference = math.nan if found is None else (found - expected).abs().max().item()
     return None if difference <= TOLERANCE else f" by {difference:.1g}"  # nan is no match either
 
 

@@ -95,13 +95,14 @@ class EmbeddingMetric(evaluate.Metric, ABC):
         start, count = len(self), len(inputs["image_embeds"])
         # Sorted, the ids are in the order of the rows, also over several processes.
         own_ids = [f"process {self.process_id:06} row {row:012}" for row in range(start, start + count)]
-        nothing = [[] for _ in range(count)]
+        nothing: list[list] = [[] for _ in range(count)]
         return inputs | {name: own_ids if self.features[name] == STRING else nothing for name in missing}
 
     def _as_arrays(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """The inputs as `_compute` takes them; None where they are lists, or `evaluate` has to say what is wrong."""
         arrays = {name: _as_array(column, self.features[name]) for name, column in inputs.items()}
-        fit = all(column is not None for column in arrays.values()) and len(set(map(len, arrays.values()))) == 1
+        columns = [column for column in arrays.values() if column is not None]
+        fit = len(columns) == len(arrays) and len({len(column) for column in columns}) == 1
         return arrays if fit else None
 
 

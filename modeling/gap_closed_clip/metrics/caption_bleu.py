@@ -90,7 +90,7 @@ def _coco_bleu(captions: list[list[str]], references: list[list[list[str]]]) -> 
         reference_length += min((abs(len(text) - len(caption)), len(text)) for text in texts)[1]
         counts = [ngrams(text) for text in texts]
         for order, found in enumerate(ngrams(caption)):
-            allowed = Counter()
+            allowed: Counter[tuple[str, ...]] = Counter()
             for of_text in counts:
                 allowed |= of_text[order]  # the most often that a reference has it
             matches[order] += (found & allowed).total()

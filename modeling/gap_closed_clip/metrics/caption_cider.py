@@ -72,7 +72,7 @@ _Weights = list[dict[tuple[str, ...], float]]  # of the n-grams of each order
 
 def _inverse_frequency(references: list[list[list[str]]]) -> Callable[[tuple[str, ...]], float]:
     """n-gram -> log(images / images with it in a reference); log(images) for one that none has."""
-    frequency = Counter()
+    frequency: Counter[tuple[str, ...]] = Counter()
     for texts in references:
         frequency.update({ngram for text in texts for counts in ngrams(text) for ngram in counts})
     return lambda ngram: math.log(len(references) / max(1, frequency[ngram]))

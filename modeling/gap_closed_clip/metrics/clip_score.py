@@ -72,7 +72,7 @@ def _best_reference(caption: UnitRows, references: list) -> np.ndarray:
         name = f"reference_embeds of row {row}"
         unit = UnitRows(vectors, name)
         require_one_space(caption, unit, name)
-        best.append(np.max(unit[:] @ caption[row]))
+        best.append(np.max(unit[:] @ caption[row : row + 1][0]))
     return np.array(best)
 
 

@@ -74,6 +74,7 @@ class CaptionGenerationMixin(GenerationMixin):
             input_ids = attention_mask = None
         elif cache is None or not cache.get_seq_length():
             ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
+            assert not isinstance(pad, list)  # padding is one token
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
         kwargs = self._with_length_limit(kwargs, prompt_length=1 if input_ids is None else input_ids.shape[1])

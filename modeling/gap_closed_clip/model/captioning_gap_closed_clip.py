@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,14 +66,15 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         decoder: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        if config.decoder_config is None:
-            config.decoder_config = decoder_config_like(config.text_config)
-        if not (config.decoder_config.is_decoder and config.decoder_config.add_cross_attention):
+        decoder_config: Any = config.decoder_config
+        if decoder_config is None:
+            decoder_config = config.decoder_config = decoder_config_like(config.text_config)
+        if not (decoder_config.is_decoder and decoder_config.add_cross_attention):
             raise ValueError("decoder_config is no decoder's: it needs is_decoder=True and add_cross_attention=True.")
         self.gap_closed_clip = GapClosedClipModel(config) if clip_model is None else clip_model
-        self.decoder = AutoModelForCausalLM.from_config(config.decoder_config) if decoder is None else decoder
+        self.decoder = AutoModelForCausalLM.from_config(decoder_config) if decoder is None else decoder
         config.decoder_config = self.decoder.config
-        config.pad_token_id = config.decoder_config.pad_token_id  # where Seq2SeqTrainer looks for it
+        config.pad_token_id = self.decoder.config.pad_token_id  # where Seq2SeqTrainer looks for it
         self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
         self.post_init()
         # Inside a captioner the encoder's list must not apply: weights of the decoder that find no place are reported.
@@ -169,7 +171,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         """As in transformers, of the decoder and of the text tower: one tokenizer serves both."""
         self.gap_closed_clip.resize_token_embeddings(*args, **kwargs)
         embeddings = super().resize_token_embeddings(*args, **kwargs)
-        self.config.decoder_config.vocab_size = embeddings.num_embeddings
+        self.decoder.config.vocab_size = embeddings.num_embeddings
         return embeddings
 
     def freeze_encoder(self, frozen: bool = True) -> None:
@@ -269,7 +271,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
             if labels is None:
                 raise ValueError("forward got neither input_ids nor labels: give the caption, or generate() one.")
             input_ids, attention_mask = tokens_of_labels(labels, self.decoder.config.pad_token_id)
-        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, cache)
+        self._check_length(input_ids, inputs_embeds, cache)
         decoded = self.decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -314,8 +316,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         if labels is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
             loss = total_loss = caption_loss(decoded.logits, labels, smoothing)
-        if objective is not None:
-            total_loss = loss + self.config.caption_objective_weight * objective
+            if objective is not None:
+                total_loss = loss + self.config.caption_objective_weight * objective
         return GapClosedClipCaptionOutput(
             loss=total_loss,
             caption_loss=loss,
@@ -327,8 +329,9 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
             **memory,
         )
 
-    def _check_length(self, tokens: Tensor, cache: Cache | None) -> None:
-        if cache is None and tokens.shape[1] > (limit := self.max_caption_length):
+    def _check_length(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, cache: Cache | None) -> None:
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
             raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,17 @@ class CaptionMemory(nn.Module):
     that was trained on text embeddings. Zero unless it is set.
     """
 
+    image_shift: Tensor
+
     def __init__(self, config: GapClosedClipConfig, patch_dim: int):
         super().__init__()
-        hidden = config.decoder_config.hidden_size
+        decoder_config: Any = config.decoder_config
+        hidden = decoder_config.hidden_size
         self.config = config
         self.embedding_projection = nn.Linear(config.projection_dim, config.decoder_embedding_tokens * hidden)
         self.embedding_norm = nn.LayerNorm(hidden)
-        self.patch_projection = self.patch_norm = None
+        self.patch_projection: nn.Linear | None = None
+        self.patch_norm: nn.LayerNorm | None = None
         if config.decoder_memory == "patches_and_embedding":
             self.patch_projection, self.patch_norm = nn.Linear(patch_dim, hidden), nn.LayerNorm(hidden)
         self.register_buffer("image_shift", torch.zeros(config.projection_dim))
@@ -39,8 +44,9 @@ class CaptionMemory(nn.Module):
         embeds = (embeds * math.sqrt(embeds.shape[-1])).to(self.embedding_projection.weight.dtype)
         memory = self.embedding_projection(embeds).unflatten(-1, (-1, self.embedding_norm.weight.shape[0]))
         memory = self.embedding_norm(memory)
-        if self.patch_projection is None:
+        if self.patch_projection is None or self.patch_norm is None:
             return memory
+        assert patches is not None  # `encode` has seen to it
         if patches.ndim == 4:  # a convolutional network's map, channels first or last
             channels_first = patches.shape[1] == self.patch_projection.in_features
             patches = patches.flatten(2).transpose(1, 2) if channels_first else patches.flatten(1, 2)
@@ -137,7 +143,10 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def open_prompts(
-    input_ids: Tensor, attention_mask: Tensor | None, eos_token_id: int | list[int] | None, pad_token_id: int | None
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    eos_token_id: int | list[int] | None,
+    pad_token_id: int | None,
 ) -> tuple[Tensor, Tensor]:
     """
     Prompts as generation goes on from them: without the token that closes a text, padded on the left.

@@ -47,7 +47,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         run_fused_layers_as_modules(self.vision_model)
         self.image_size = fixed_image_size(self.vision_model)  # (height, width), or None where any size will do
         self.visual_projection = projection(self.vision_model.timm_model.head_hidden_size, config)
-        self.text_projection = projection(config.text_config.hidden_size, config)
+        self.text_projection = projection(self.text_model.config.hidden_size, config)
         self.visual_centering = centering(config)
         self.text_centering = centering(config)
 
@@ -185,10 +185,12 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """`get_text_features` before the centering."""
-        if pooled_text is None:
+        if pooled_text is not None:
+            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
+        elif input_ids is not None:
             outputs = self.encode_text(input_ids, attention_mask, **kwargs)
         else:
-            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
+            raise ValueError("There is no text to embed: give input_ids, or pooled_text.")
         outputs.pooler_output = at_least_float32(self.text_projection(outputs.pooler_output))
         return outputs
 

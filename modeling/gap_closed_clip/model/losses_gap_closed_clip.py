@@ -72,6 +72,7 @@ def gap_closed_loss(
         tiled = len(embeddings[0]) >= TILED_FROM
     with_gradients = torch.is_grad_enabled()
     with torch.autocast(embeddings[0].device.type, enabled=False):
+        terms: _TiledTerms | _DenseTerms
         if tiled or across_processes:
             terms = _TiledTerms(embeddings, logit_scale, group_ids, across_processes)
         else:
@@ -182,7 +183,8 @@ def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None =
 
 def centroids_of(embeddings: list[Tensor]) -> Tensor:
     """The centroid of each sample, its mean over the modalities scaled to unit length: (N, D), float32 or float64."""
-    return unit_vectors(sum(at_least_float32(z) for z in embeddings) / len(embeddings))
+    first, *others = [at_least_float32(z) for z in embeddings]
+    return unit_vectors(sum(others, start=first) / len(embeddings))
 
 
 def unit_vectors(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +106,8 @@ class GapClosedClipModel(GapClosedClipTowers):
         As `PreTrainedModel.save_pretrained`. The code is written beside the weights, so that the folder loads where
         this package is not installed, with `trust_remote_code=True`.
         """
-        describe_code(self.config, self)
-        config = self.config
+        config: Any = self.config  # type: ignore[has-type]
+        describe_code(config, self)
         if config.decoder_config is not None:
             # A captioner shares its configuration with the encoder inside it, which is saved without a decoder.
             self.config = copy.deepcopy(config)
@@ -168,8 +169,7 @@ class GapClosedClipModel(GapClosedClipTowers):
         """
         if micro_batches is not None:
             micro_batches, group_ids = micro_batches.pop_group_ids()
-            image_embeds, text_embeds = self._embed_micro_batches(micro_batches)
-            return self._output(image_embeds, text_embeds, group_ids, return_loss)
+            return self._output(*self._embed_micro_batches(micro_batches), group_ids, return_loss)
         has_text = input_ids is not None or pooled_text is not None
         if pixel_values is None and not has_text:
             raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
@@ -206,9 +206,8 @@ class GapClosedClipModel(GapClosedClipTowers):
         if not self.config.mask_groups:
             group_ids = None
         scale = self.temperature().to(embeddings[0].device)
-        return gap_closed_loss(
-            embeddings, scale, group_ids, **self.objective_weights(), across_processes=self.training
-        )
+        weights: dict[str, Any] = {**self.objective_weights(), "across_processes": self.training}
+        return gap_closed_loss(embeddings, scale, group_ids, **weights)
 
     def _embed_micro_batches(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, D) of the images and the texts of all micro-batches together."""

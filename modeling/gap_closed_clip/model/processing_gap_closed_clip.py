@@ -49,7 +49,7 @@ class GapClosedClipProcessor(ProcessorMixin):
 
     def batch_decode(self, sequences, *args, **kwargs) -> list[str]:
         """`decode` of each sequence."""
-        return [self.decode(tokens, *args, **kwargs) for tokens in sequences]
+        return [str(self.decode(tokens, *args, **kwargs)) for tokens in sequences]
 
     def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens: bool = True, **kwargs):
         """`decode` of what was generated; the pipeline calls it."""
@@ -64,7 +64,7 @@ class GapClosedClipProcessor(ProcessorMixin):
         files = super().save_pretrained(save_directory, *args, **kwargs)
         # Saving adds the entry, which says where the code is, and from_pretrained does not read it back: with it, a
         # processor would differ from the same one loaded.
-        vars(self).pop("auto_map", None)
+        self.__dict__.pop("auto_map", None)
         return files
 
 

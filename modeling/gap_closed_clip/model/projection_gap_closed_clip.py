@@ -27,6 +27,8 @@ class ProjectionCentering(nn.Module):
             their plain mean instead, so that after a short training nothing is left of the zeros it starts from.
     """
 
+    running_mean: Tensor  # (D,)
+    num_batches_tracked: Tensor  # scalar
     # Some of peft's methods ask every module in `modules_to_save` for its weight when they merge their adapters.
     weight = None
 
@@ -44,7 +46,7 @@ class ProjectionCentering(nn.Module):
         mean = sum_across_processes(x.sum(0)) / count  # (D,)
         with torch.no_grad():
             self.num_batches_tracked += 1
-            share = (1 / self.num_batches_tracked).clamp(min=self.momentum).to(self.running_mean.dtype)
+            share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         return x - mean
 

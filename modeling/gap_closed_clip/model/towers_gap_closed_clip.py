@@ -189,7 +189,7 @@ def select_states(
     negative and, as in transformers, may lie outside.
     """
     if states is None or isinstance(output_hidden_states, bool | None):
-        return states
+        return None if states is None else tuple(states)
     indices = [output_hidden_states] if isinstance(output_hidden_states, int) else output_hidden_states
     number = len(states)
     return tuple(

@@ -1,5 +1,7 @@
 """Computes once what need not be computed in every step: the output of frozen towers for every caption."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from datasets import Dataset, Sequence, Value
@@ -24,7 +26,9 @@ def pool_captions_once(
     pooled: dict[str, np.ndarray] = {}
     batches = collator.distinct_caption_batches(pairs["caption"], batch_size, device, "Frozen text tower")
     for batch, tokens in batches:
-        pooled.update(zip(batch, model.encode_text(**tokens).pooler_output.float().cpu().numpy(), strict=True))
+        inputs: dict[str, Any] = tokens
+        outputs = model.encode_text(**inputs)
+        pooled.update(zip(batch, outputs.pooler_output.float().cpu().numpy(), strict=True))
     column = np.stack([pooled[caption] for caption in pairs["caption"]])
     return pairs.add_column("pooled_text", list(column), feature=Sequence(Value("float32"), length=column.shape[1]))
 

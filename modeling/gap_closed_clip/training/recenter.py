@@ -26,7 +26,7 @@ def recenter(
     model.eval()
     plain = PairCollator(collator.processor, None, collator.max_length, collator.window)
     loader = DataLoader(pairs, batch_size, collate_fn=plain, num_workers=num_workers)
-    sums = {"image": 0, "text": 0}
+    sums: dict[str, torch.Tensor | int] = {"image": 0, "text": 0}
     for batch in tqdm(loader, desc="Centering"):
         batch = {name: value.to(model.device) for name, value in batch.items()}
         pixel_values = batch.pop("pixel_values")
@@ -35,8 +35,8 @@ def recenter(
         sums["text"] += model.get_text_features(**batch).pooler_output.sum(0)
     # Features come centered by the running mean: what is left of their mean is its error.
     # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
-    model.visual_centering.running_mean.add_(sums["image"] / len(pairs))
-    model.text_centering.running_mean.add_(sums["text"] / len(pairs))
+    for name, centering in (("image", model.visual_centering), ("text", model.text_centering)):
+        centering.get_buffer("running_mean").add_(sums[name] / len(pairs))
     model.train(training)
 
 
