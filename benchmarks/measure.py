@@ -1,4 +1,4 @@
-"""What the benchmarks share: steps timed in turn, peak memory, the machine in words, tables."""
+"""What the benchmarks share: steps that take turns, peak memory, a description of the machine, tables."""
 
 import ctypes
 import gc
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 RESULTS = Path(__file__).parent / "results"
 OUT_OF_MEMORY = "out of memory"
-# Buffers from this size on are given back to the system as soon as they are freed, so that what a process occupies
-# is what it holds. By default glibc keeps freed buffers of up to 32 MB.
+# Freed buffers of this many bytes and more go back to the system at once, so that the memory a process occupies is the
+# memory it uses. By default glibc keeps freed buffers of up to 32 MB.
 MMAP_THRESHOLD = "65536"
 
 
 def clock(device: torch.device | str) -> float:
-    """Seconds, once the device has done what it was given."""
+    """The time in seconds, after the device has finished its work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -41,25 +41,31 @@ def clock(device: torch.device | str) -> float:
 
 def in_turn(steps: dict[str, Callable[[], T]], repeats: int) -> dict[str, list[T] | str]:
     """
-    What every step returns, `repeats` times; the steps take turns: what else the machine does meets them all.
+    What each step returns, called `repeats` times. Steps take turns, so that other load on the machine meets them all.
 
-    A step that raises is not called again, and words take the place of its list.
+    A step that raises is not called again; its result is then the failure in words.
     """
     results: dict[str, list[T] | str] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
-            if isinstance(results[name], str):
-                continue
-            try:
-                results[name].append(step())
-            except Exception as error:
-                results[name] = failure(error)
-            if isinstance(results[name], str):
-                free_memory()  # after the except clause, whose traceback keeps the tensors alive
+            if not isinstance(results[name], str):
+                result = attempt(step)
+                results[name] = result if isinstance(result, str) else [*results[name], result]
     return results
 
 
+def attempt(step: Callable[[], T]) -> T | str:
+    """What a step returns or, if it raises, the failure in words."""
+    try:
+        return step()
+    except Exception as error:
+        words = failure(error)
+    free_memory()  # not in the except clause, where the traceback still keeps the tensors alive
+    return words
+
+
 def failure(error: Exception) -> str:
+    """An exception in words for a table; one that is not about memory is also printed."""
     # On CPUs torch raises a bare RuntimeError.
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return OUT_OF_MEMORY
@@ -68,7 +74,7 @@ def failure(error: Exception) -> str:
 
 
 def medians(rows: Sequence[Sequence[float]]) -> list[float]:
-    """Column by column."""
+    """The median of each column."""
     return [statistics.median(column) for column in zip(*rows, strict=True)]
 
 
@@ -80,10 +86,10 @@ def free_memory() -> None:
 
 class PeakMemory:
     """
-    `bytes`: the most memory that was held inside the block, beyond what was held at its beginning.
+    A context manager. Its `bytes` are the most memory in use at any time inside the block, less that at its beginning.
 
-    On GPUs, what torch allocated. On CPUs, the resident memory of the process, which says something only
-    `in_fresh_process`; None where there is no /proc.
+    On GPUs this is the memory that torch allocated. On CPUs it is the resident memory of the process, which tells
+    something only `in_fresh_process`; it is None on systems without /proc.
     """
 
     def __init__(self, device: torch.device | str):
@@ -110,13 +116,13 @@ class PeakMemory:
     @staticmethod
     def _reset_resident_peak() -> int | None:
         """
-        Resident bytes now, where the peak begins anew.
+        Resets the peak to the resident memory, and returns that in bytes; None if the system can't.
 
-        VmHWM is what getrusage calls ru_maxrss, but ru_maxrss can't be reset and begins, in a process just
-        started, with the peak of the process that started it.
+        The peak is read from VmHWM. getrusage's ru_maxrss is the same number, but it can't be reset and starts, in a
+        new process, from the peak of the process that started it.
         """
         if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)  # what is free and kept would be used again, and not seen
+            libc.malloc_trim(0)  # free memory that the process kept would be used first, and the peak miss it
         try:
             Path("/proc/self/clear_refs").write_text("5")
             return _process_status("VmRSS")
@@ -125,7 +131,7 @@ class PeakMemory:
 
 
 def memory_words(device: torch.device | str) -> str:
-    """What `PeakMemory` measured."""
+    """What `PeakMemory` measures, in words."""
     if torch.device(device).type == "cuda":
         return "the growth, at most, of what torch had allocated"
     return (
@@ -135,7 +141,7 @@ def memory_words(device: torch.device | str) -> str:
 
 
 def megabytes(value: int | str | None) -> str:
-    """Of bytes; words stay as they are."""
+    """A number of bytes in MB (10^6 bytes); words stay as they are."""
     return f"{value / 1e6:.4g}" if isinstance(value, int) else value or "-"
 
 
@@ -144,22 +150,23 @@ def _process_status(field: str) -> int:
 
 
 def _kibibytes(path: Path, field: str) -> int:
-    """In bytes, a field of a file like `VmRSS:   1234 kB`."""
+    """The bytes that a file in /proc gives for a field, as in `VmRSS:   1234 kB`."""
     return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB", path.read_text(), re.MULTILINE)[1])
 
 
 def available_memory() -> float:
-    """Bytes of main memory that can be had; infinite where nobody says."""
+    """Bytes of main memory that are available; infinite on systems without /proc."""
     path = Path("/proc/meminfo")
     return _kibibytes(path, "MemAvailable") if path.is_file() else float("inf")
 
 
 def in_fresh_process(function: Callable[..., T], *args: Any) -> T | str:
     """
-    function(*args) in a process of its own, in which freed buffers go back to the system; words where it fails.
+    Runs function(*args) in a process of its own, which gives freed buffers back to the system; returns its result or,
+    if it fails, the failure in words.
 
     Args:
-        function: of a module's top level; it and its arguments are pickled.
+        function: defined at the top level of a module, since it is pickled, as are its arguments.
     """
     before = os.environ.get("MALLOC_MMAP_THRESHOLD_")
     os.environ["MALLOC_MMAP_THRESHOLD_"] = MMAP_THRESHOLD  # read when a process starts
@@ -167,7 +174,7 @@ def in_fresh_process(function: Callable[..., T], *args: Any) -> T | str:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(function, *args).result()
     except BrokenProcessPool:
-        return OUT_OF_MEMORY  # it was killed
+        return OUT_OF_MEMORY  # the system killed the process
     except Exception as error:
         return failure(error)
     finally:
@@ -182,6 +189,7 @@ def is_installed(package: str) -> bool:
 
 
 def machine(device: torch.device | str) -> str:
+    """The GPU's name, or the CPU's with its number of cores."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")
@@ -191,7 +199,7 @@ def machine(device: torch.device | str) -> str:
 
 
 def device_slug(device: torch.device | str) -> str:
-    """`cpu-2-cores`, `nvidia-h100`."""
+    """The device as a part of a file's name: `cpu-2-cores`, `nvidia-h100`."""
     if torch.device(device).type == "cpu":
         return f"cpu-{torch.get_num_threads()}-cores"
     name = re.match(r"\D*\S*", torch.cuda.get_device_name())[0]  # to the end of the first word with a digit
@@ -199,7 +207,7 @@ def device_slug(device: torch.device | str) -> str:
 
 
 def versions(*packages: str) -> str:
-    """Of distributions, by name; those not installed are left out."""
+    """Names and versions of those of the packages that are installed."""
     found = []
     for package in packages:
         try:
@@ -210,13 +218,17 @@ def versions(*packages: str) -> str:
 
 
 def header(title: str, device: torch.device | str) -> str:
+    """The head of a report: title, command, machine, versions and date."""
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     packages = versions("torch", "triton", "timm", "transformers", "open_clip_torch", "memeff")
     return f"# {title}\n\n- `{command}`\n- {machine(device)}\n- {packages}\n- {date.today()}\n"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Aligned, so that it reads well in a terminal too; the first `left` columns to the left, the rest right."""
+    """
+    A Markdown table, padded so that it reads well in a terminal too. The first `left` columns are aligned to the left,
+    the others to the right.
+    """
     widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
 
     def line(cells: Sequence[str]) -> str:
@@ -231,5 +243,6 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: 
 
 
 def write_report(path: Path, *parts: str) -> None:
+    """Writes the parts of a report, with an empty line between them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(part.rstrip("\n") + "\n" for part in parts), encoding="utf-8")

@@ -1,5 +1,6 @@
-"""A whole training step (forward, backward, AdamW) of ours and of open_clip around the same towers: images/s, peak
-memory and the share of the machine's arithmetic, in one piece and in micro-batches.
+"""
+A whole training step (forward, backward, AdamW) of ours and of open_clip with the same towers, in one piece and in
+micro-batches: images per second, peak memory, and the share of what the machine can compute.
 
     python benchmarks/training.py                       # the default preset; benchmarks/results/training_*.md
     python benchmarks/training.py --memory-sweep        # and peak memory over the size of the contrastive batch
@@ -7,20 +8,17 @@ memory and the share of the machine's arithmetic, in one piece and in micro-batc
     python benchmarks/training.py --preset eva_giant --contrastive-batch 32768 --repeats 1 --steps 1 \\
         --methods ours "ours, micro-batches"
 
-Towers start at random, pixels and token ids are random, nothing is downloaded. Every round builds each method's
-model anew, so that only one at a time takes up memory.
+Weights, pixels and token ids are random; nothing is downloaded. Every round builds each method's model anew, so that
+only one model at a time is in memory.
 """
 
 import argparse
 import statistics
 import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
-import timm
 import torch
 from measure import (
     RESULTS,
@@ -32,232 +30,123 @@ from measure import (
     header,
     in_fresh_process,
     in_turn,
-    is_installed,
     markdown_table,
     megabytes,
     memory_words,
     write_report,
 )
-from random_towers import DIM, PRESETS, Batch, Settings, build_ours, random_batch, random_parts, to_device
-from torch import Tensor, nn
+from random_towers import DIM, PRESETS, Batch, Settings
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from training_methods import (
+    METHODS,
+    OPEN_CLIP_ACCUMULATED,
+    OURS_LARGE,
+    OURS_MICRO_BATCHES,
+    PLAIN_STEP,
+    available_methods,
+)
 from transformers import BertConfig
 
 from gap_closed_clip import gap_closed_loss
-from gap_closed_clip.model.micro_batches_gap_closed_clip import MicroBatches
 
 
 SWEEP_SIZES, SWEEP_MICRO_BATCH = (256, 1024, 4096), 64
-# So many different micro-batches, and then the same again: 32768 images of 224 x 224 would take 20 GB.
-DISTINCT_PARTS = 16
+# After this many different micro-batches the same come again: 32768 different images of 224 x 224 would take 20 GB.
+DISTINCT_MICRO_BATCHES = 16
+COLUMNS = ["method", "contrastive batch", "images/s", "s/step", "relative", "peak MB", "GFLOP/image", "of ceiling"]
 
-
-Round = tuple[list[float], int | None]  # seconds of each step; peak bytes
-
-
-def build_open_clip(settings: Settings) -> nn.Module:
-    """open_clip's model from a config of its own form, with the same image tower and the same BERT."""
-    from open_clip.model import CustomTextCLIP
-
-    towers = settings.towers
-    with tempfile.TemporaryDirectory() as folder:  # open_clip reads a text tower's config by its name
-        BertConfig(**towers.text).save_pretrained(folder)
-        model = CustomTextCLIP(
-            embed_dim=DIM,
-            vision_cfg={
-                "timm_model_name": towers.architecture,
-                "timm_model_pretrained": False,
-                "timm_pool": "token",
-                "timm_proj": None,
-                "image_size": towers.image_size,
-            },
-            text_cfg={
-                "hf_model_name": folder,
-                "hf_model_pretrained": False,
-                "hf_pooler_type": "cls_last_hidden_state_pooler",
-                "hf_proj_type": "linear",
-            },
-            output_dict=True,
-        )
-    if towers.model_args:  # which its configs have no place for
-        trunk_args = {"global_pool": "token", **towers.model_args}
-        model.visual.trunk = timm.create_model(towers.architecture, num_classes=DIM, **trunk_args)
-    if settings.gradient_checkpointing:
-        model.set_grad_checkpointing()
-    return model
-
-
-def our_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
-    """One piece: the only part."""
-    (batch,) = parts
-    with settings.autocast():
-        loss = model(**to_device(batch, settings)).loss
-    loss.backward()
-
-
-def our_micro_batched_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
-    with settings.autocast():
-        loss = model(micro_batches=MicroBatches(parts)).loss
-    loss.backward()
-
-
-def open_clip_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
-    from open_clip.loss import ClipLoss
-
-    (batch,) = parts
-    batch = to_device(batch, settings)
-    with settings.autocast():
-        loss = ClipLoss()(**model(batch["pixel_values"], batch["input_ids"]))
-    loss.backward()
-
-
-def open_clip_accumulated_step(model: nn.Module, settings: Settings, parts: list[Batch]) -> None:
-    """As `open_clip_train/train.py` (3.3.0) with --accum-freq: the whole loss anew for every micro-batch."""
-    from open_clip.loss import ClipLoss
-
-    kept: dict[str, list[Tensor]] = {"image_features": [], "text_features": []}
-    batches = []
-    for part in parts:
-        batch = to_device(part, settings)
-        with torch.no_grad(), settings.autocast():
-            outputs = model(batch["pixel_values"], batch["input_ids"])
-        for name, features in kept.items():
-            features.append(outputs[name])
-        batches.append(batch)
-    for j, batch in enumerate(batches):
-        with settings.autocast():
-            outputs = model(batch["pixel_values"], batch["input_ids"])
-            inputs = {name: torch.cat([*x[:j], outputs[name], *x[j + 1 :]]) for name, x in kept.items()}
-            loss = ClipLoss()(**inputs, logit_scale=outputs["logit_scale"])
-            del inputs
-        loss.backward()
-
-
-@dataclass(frozen=True)
-class Method:
-    """
-    Args:
-        build: the model.
-        step: forward and backward.
-        micro_batched: in micro-batches.
-        large: of the contrastive batch, and not of one batch.
-    """
-
-    build: Callable[[Settings], nn.Module]
-    step: Callable[[nn.Module, Settings, list[Batch]], None]
-    micro_batched: bool = False
-    large: bool = False
-
-    def rows(self, settings: Settings) -> int:
-        return settings.contrastive_batch if self.large else settings.batch
-
-    def parts(self, settings: Settings, distinct: int | None = None) -> list[Batch]:
-        if self.micro_batched:
-            return random_parts(settings, distinct)
-        return [random_batch(settings, self.rows(settings))]
-
-
-OURS, AS_CLIP, OPEN_CLIP = "ours", "ours as CLIP", "open_clip"
-OURS_LARGE, OURS_MICRO_BATCHES = "ours, one piece", "ours, micro-batches"
-OPEN_CLIP_ACCUMULATED = "open_clip, accumulation"
-build_as_clip = partial(build_ours, align_weight=0.0, uniformity_weight=0.0, center_projections=False)
-METHODS = {
-    OURS: Method(build_ours, our_step),
-    AS_CLIP: Method(build_as_clip, our_step),
-    OPEN_CLIP: Method(build_open_clip, open_clip_step),
-    OURS_LARGE: Method(build_ours, our_step, large=True),
-    OURS_MICRO_BATCHES: Method(build_ours, our_micro_batched_step, micro_batched=True, large=True),
-    OPEN_CLIP_ACCUMULATED: Method(build_open_clip, open_clip_accumulated_step, micro_batched=True, large=True),
-}
-# What a method's time per image is compared with.
-PLAIN_STEP = {OURS_LARGE: OURS, OURS_MICRO_BATCHES: OURS, OPEN_CLIP_ACCUMULATED: OPEN_CLIP}
+Round = tuple[list[float], int | None]  # seconds of each step, peak bytes
 
 
 class Training:
-    """A method's model and optimizer on the device."""
+    """A method's model and optimizer, on the device."""
 
     def __init__(self, name: str, settings: Settings):
         self.method, self.settings = METHODS[name], settings
         torch.manual_seed(0)
-        with torch.device(settings.device):  # initialising a billion weights takes a CPU minutes
+        with torch.device(settings.device):  # a CPU needs minutes to initialise a billion weights
             model = self.method.build(settings)
         self.model = model.to(settings.device).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=settings.device == "cuda")
 
-    def step(self, parts: list[Batch]) -> float:
-        """Seconds."""
+    def step(self, micro_batches: list[Batch]) -> float:
+        """Trains one step on a batch, given in micro-batches; returns the seconds it took."""
         start = clock(self.settings.device)
         self.optimizer.zero_grad()
-        self.method.step(self.model, self.settings, parts)
+        self.method.step(self.model, self.settings, micro_batches)
         self.optimizer.step()
         return clock(self.settings.device) - start
 
-    def warm_up(self, parts: list[Batch]) -> None:
-        """Moments are allocated, kernels compiled; of a large batch two parts do."""
-        self.step(parts[:2])
-        if len(parts) > 2 and self.settings.device == "cuda":
+    def warm_up(self, micro_batches: list[Batch]) -> None:
+        """Allocates AdamW's moments and compiles kernels, for which two micro-batches of a large batch are enough."""
+        self.step(micro_batches[:2])
+        if len(micro_batches) > 2 and self.settings.device == "cuda":
             shape = (self.settings.contrastive_batch, DIM)
             embeddings = [nn.functional.normalize(torch.randn(shape, device="cuda"), dim=1) for _ in range(2)]
             embeddings = [x.requires_grad_() for x in embeddings]
             gap_closed_loss(embeddings, torch.tensor(10.0, device="cuda")).loss.backward()
 
 
-def timed_round(name: str, settings: Settings, parts: list[Batch], steps: int) -> Round:
+def timed_round(name: str, settings: Settings, micro_batches: list[Batch], steps: int) -> Round:
+    """Builds a method's model and times some steps, after one that is not counted."""
     free_memory()
     with PeakMemory(settings.device) as peak:
         training = Training(name, settings)
-        training.warm_up(parts)
-        seconds = [training.step(parts) for _ in range(steps)]
+        training.warm_up(micro_batches)
+        seconds = [training.step(micro_batches) for _ in range(steps)]
     return seconds, peak.bytes
 
 
 def peak_of_step(name: str, settings: Settings, from_start: bool, distinct: int | None) -> tuple[int | None, int]:
     """
-    Peak bytes, and bytes of the inputs, which the peak leaves out; in `in_fresh_process`.
+    Peak bytes of a step, and the bytes of its inputs, which are not part of the peak; to be run `in_fresh_process`.
 
     Args:
-        from_start: weights, gradients and moments as well; otherwise what one step adds to weights and moments.
+        from_start: measure weights, gradients and moments as well; otherwise what a step needs beside weights and
+            moments.
+        distinct: how many different micro-batches the batch has; None for all.
     """
     tiny = replace(settings, preset="eva02_nano", batch=2, contrastive_batch=4)
-    Training(name, tiny).step(METHODS[name].parts(tiny))  # libraries load, threads start
-    parts = METHODS[name].parts(settings, distinct)
-    inputs = sum(x.nbytes for part in {id(part): part for part in parts}.values() for x in part.values())
+    Training(name, tiny).step(METHODS[name].micro_batches(tiny))  # libraries load, threads start
+    micro_batches = METHODS[name].micro_batches(settings, distinct)
+    inputs = sum(x.nbytes for batch in {id(batch): batch for batch in micro_batches}.values() for x in batch.values())
     if from_start:
         with PeakMemory(settings.device) as peak:
             training = Training(name, settings)
-            training.warm_up(parts)
-            training.step(parts)
+            training.warm_up(micro_batches)
+            training.step(micro_batches)
         return peak.bytes, inputs
     training = Training(name, settings)
-    training.step(METHODS[name].parts(replace(settings, contrastive_batch=2 * settings.batch)))
+    training.step(METHODS[name].micro_batches(replace(settings, contrastive_batch=2 * settings.batch)))
     training.optimizer.zero_grad()
     with PeakMemory(settings.device) as peak:
-        training.step(parts)
+        training.step(micro_batches)
     return peak.bytes, inputs
 
 
 @cache
 def flops_per_image(name: str, settings: Settings) -> float:
     """
-    Forward and backward through the towers of one pair; products that are computed again count once.
+    Floating-point operations of forward and backward pass of one pair through the towers.
 
     Args:
-        name: a method of one piece.
+        name: a method that encodes the batch in one piece, so that nothing is computed twice.
     """
-    # The objective of two rows is nothing beside the towers.
+    # The objective of a batch of two adds nothing to speak of.
     settings = replace(settings, batch=2, gradient_checkpointing=False)
-    training, parts = Training(name, settings), METHODS[name].parts(settings)
-    # As plain products, whichever fused kernels the counter knows.
+    training, micro_batches = Training(name, settings), METHODS[name].micro_batches(settings)
+    # Attention as plain products, because the counter does not know all fused kernels.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        METHODS[name].step(training.model, settings, parts)
+        METHODS[name].step(training.model, settings, micro_batches)
     del training
     free_memory()
     return counter.get_total_flops() / settings.batch
 
 
 def matmul_rate(settings: Settings, seconds: float = 1.0) -> float:
-    """FLOP/s of large square products in the precision of the training."""
+    """Floating-point operations per second in products of large matrices, in the precision of the training."""
     size = 8192 if settings.device == "cuda" else 2048
     a, b = torch.randn(2, size, size, device=settings.device, dtype=getattr(torch, settings.precision))
     torch.mm(a, b)
@@ -269,15 +158,12 @@ def matmul_rate(settings: Settings, seconds: float = 1.0) -> float:
     return 2 * size**3 / statistics.median(times)
 
 
-COLUMNS = ["method", "contrastive batch", "images/s", "s/step", "relative", "peak MB", "GFLOP/image", "of ceiling"]
-
-
 def measure_methods(args: argparse.Namespace, settings: Settings) -> str:
-    """The table, and the ceiling."""
-    parts = {name: METHODS[name].parts(settings, DISTINCT_PARTS) for name in args.methods}
-    steps = {name: partial(timed_round, name, settings, parts[name], args.steps) for name in args.methods}
+    """The table of all methods, and a line about the ceiling they are compared with."""
+    micro_batches = {name: METHODS[name].micro_batches(settings, DISTINCT_MICRO_BATCHES) for name in args.methods}
+    steps = {name: partial(timed_round, name, settings, micro_batches[name], args.steps) for name in args.methods}
     rounds = in_turn({"ceiling": partial(matmul_rate, settings), **steps}, args.repeats)
-    del parts, steps
+    del micro_batches, steps
     ceiling = statistics.median(rounds.pop("ceiling"))
     per_image = {
         name: statistics.median(x for times, _ in found for x in times) / METHODS[name].rows(settings)
@@ -303,12 +189,12 @@ def measure_methods(args: argparse.Namespace, settings: Settings) -> str:
 def peak_of_method(name: str, settings: Settings, rounds: list[Round]) -> int | str | None:
     if settings.device == "cuda":
         return max(peak for _, peak in rounds)
-    found = in_fresh_process(peak_of_step, name, settings, True, DISTINCT_PARTS)
+    found = in_fresh_process(peak_of_step, name, settings, True, DISTINCT_MICRO_BATCHES)
     return found if isinstance(found, str) else found[0]
 
 
 def memory_sweep(args: argparse.Namespace, settings: Settings) -> str:
-    """Peak memory over the size of the contrastive batch."""
+    """A section on peak memory for different sizes of the contrastive batch."""
     if settings.device == "cpu":
         settings = replace(settings, preset="eva02_nano")
     settings = replace(settings, batch=SWEEP_MICRO_BATCH)
@@ -321,7 +207,7 @@ def memory_sweep(args: argparse.Namespace, settings: Settings) -> str:
             if name in last and settings.device == "cpu":
                 before, peak = last[name]
                 if peak * size / before > 0.8 * available_memory():
-                    cells.append("too much")  # the system would end some process or other
+                    cells.append("too much")  # the system might kill any process
                     continue
             found = in_fresh_process(peak_of_step, name, replace(settings, contrastive_batch=size), False, None)
             if not isinstance(found, str) and found[0] is not None:
@@ -360,8 +246,8 @@ def notes(args: argparse.Namespace, settings: Settings) -> str:
         "`GFLOP/image`: matrix products of one forward and backward pass, counted once whatever is recomputed. "
         "`of ceiling`: model FLOP utilisation, that is GFLOP/image times images/s over the ceiling below.",
     ]
-    if settings.contrastive_batch // settings.batch > DISTINCT_PARTS:
-        lines.append(f"Of the micro-batches {DISTINCT_PARTS} are different; the others are the same again.")
+    if settings.contrastive_batch // settings.batch > DISTINCT_MICRO_BATCHES:
+        lines.append(f"Of the micro-batches {DISTINCT_MICRO_BATCHES} are different; the others are the same again.")
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -386,8 +272,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if any(size % SWEEP_MICRO_BATCH for size in args.sweep_sizes):
         parser.error(f"--sweep-sizes takes multiples of {SWEEP_MICRO_BATCH}.")
-    if not is_installed("open_clip"):
-        args.methods = [name for name in args.methods if METHODS[name].build is not build_open_clip]
+    args.methods = available_methods(args.methods)
     return args
 
 
@@ -410,11 +295,11 @@ def main() -> int:
     words = [device_slug(args.device)] + [preset] * (preset != default_preset)
     path = args.output / f"{'_'.join(['training', *words])}.md"
     title = header(f"A training step: {preset}", args.device)
-    parts = [title, notes(args, settings), measure_methods(args, settings)]
-    write_report(path, *parts)
+    sections = [title, notes(args, settings), measure_methods(args, settings)]
+    write_report(path, *sections)
     if args.memory_sweep:
         free_memory()
-        write_report(path, *parts, memory_sweep(args, settings))
+        write_report(path, *sections, memory_sweep(args, settings))
     print(path.read_text(encoding="utf-8"))
     return 0
 

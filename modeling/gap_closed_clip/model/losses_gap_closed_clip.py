@@ -74,9 +74,9 @@ def gap_closed_loss(
     with torch.autocast(embeddings[0].device.type, enabled=False):
         terms: _TiledTerms | _DenseTerms
         if tiled or across_processes:
-            terms = _TiledTerms(embeddings, logit_scale, group_ids, across_processes)
+            terms = TiledTerms(embeddings, logit_scale, group_ids, across_processes)
         else:
-            terms = _DenseTerms(embeddings, logit_scale, group_ids)
+            terms = DenseTerms(embeddings, logit_scale, group_ids)
         # Also of weight 0 this term keeps its gradient: DistributedDataParallel refuses a scale that gets none.
         contrastive = terms.contrastive()
         with torch.set_grad_enabled(with_gradients and not _is_zero(align_weight)):
@@ -87,8 +87,8 @@ def gap_closed_loss(
     return GapClosedLoss(loss, contrastive, align, uniformity)
 
 
-class _DenseTerms:
-    """The terms of one batch by means of N x N matrices, which autograd keeps for the backward pass."""
+class DenseTerms:
+    """The terms of one batch by means of N x N matrices, which autograd keeps; arguments as for `gap_closed_loss`."""
 
     def __init__(self, embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None):
         self.embeddings = [at_least_float32(z) for z in embeddings]
@@ -107,11 +107,15 @@ class _DenseTerms:
         return centroid_uniformity_loss(self.embeddings, self.excluded)
 
 
-class _TiledTerms:
-    """The terms of the global batch, whose N x N matrices are visited in tiles and never kept."""
+class TiledTerms:
+    """The terms by means of N x N matrices that are visited in tiles; arguments as for `gap_closed_loss`."""
 
     def __init__(
-        self, embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None, across_processes: bool
+        self,
+        embeddings: list[Tensor],
+        logit_scale: Tensor,
+        group_ids: Tensor | None,
+        across_processes: bool = False,
     ):
         self.batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
         self.embeddings = [at_least_float32(z) for z in embeddings]  # the rows of this process, with gradients
@@ -250,7 +254,9 @@ def _check_inputs(embeddings: list[Tensor], group_ids: Tensor | None) -> None:
 
 __all__ = [
     "TILED_FROM",
+    "DenseTerms",
     "GapClosedLoss",
+    "TiledTerms",
     "align_true_pairs_loss",
     "at_least_float32",
     "centroid_uniformity_loss",
