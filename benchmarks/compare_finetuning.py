@@ -26,7 +26,7 @@ from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import PairCollator, load_checked_pairs
 from gap_closed_clip.evaluation import evaluate_model, metrics_table
 from gap_closed_clip.training import RunConfig, add_adapters, build_model_and_processor, load_config
-from gap_closed_clip.training.frozen import recenter
+from gap_closed_clip.training.recenter import recenter
 
 
 Metrics = dict[str, float]

@@ -8,7 +8,7 @@ from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer, PreTr
 from transformers_tests.test_processing_common import ProcessorTesterMixin
 
 from gap_closed_clip import GapClosedClipProcessor
-from gap_closed_clip.training.build import train_tokenizer
+from gap_closed_clip.training.encoder import train_tokenizer
 
 
 def tiny_image_processor() -> CLIPImageProcessor:

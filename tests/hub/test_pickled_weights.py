@@ -13,7 +13,7 @@ from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.model.towers_gap_closed_clip import pickled_weights
 from gap_closed_clip.training import LoraArguments, ModelArguments, add_adapters, build_model_and_processor
-from gap_closed_clip.training.build import train_tokenizer
+from gap_closed_clip.training.encoder import train_tokenizer
 
 from .loopback_hub import LoopbackHub, Repository
 

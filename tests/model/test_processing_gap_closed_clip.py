@@ -5,7 +5,7 @@ import torch
 
 from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.model.processing_gap_closed_clip import join_words
-from gap_closed_clip.training.build import train_tokenizer
+from gap_closed_clip.training.encoder import train_tokenizer
 
 
 TEXTS = ["right-sided (arrow)", "c/d"]

@@ -46,7 +46,7 @@ class PairCollator:
 
         Args:
             rows: `image` (undecoded), `caption` and `image_id` of each pair; `pooled_text` (hidden,) if the text tower
-                is frozen and has run before (`training.frozen.pool_captions_once`).
+                is frozen and has run before (`training.precompute.pool_captions_once`).
 
         Returns:
             `pixel_values` (B, 3, H, W) float32. `group_ids` (B, 2) int64, hashes of the image's id and of the caption

@@ -70,7 +70,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     name = folder.name if folder.name in results else next(iter(results))
     measured_on = (weights or {}).get(name)
     stale = measured_on is not None and measured_on != digest_of_weights(folder)
-    settings = content.get("settings") or content.get("how") or {}  # by the name that versions before 0.2 gave them
+    settings = content.get("settings") or content.get("how") or {}  # `how` in older files
     found = {"results": results, "name": name, "data": data, "versions": versions, "settings": settings}
     return content | found | {"stale": stale}
 
