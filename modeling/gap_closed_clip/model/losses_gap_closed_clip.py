@@ -72,7 +72,7 @@ def gap_closed_loss(
         tiled = len(embeddings[0]) >= TILED_FROM
     with_gradients = torch.is_grad_enabled()
     with torch.autocast(embeddings[0].device.type, enabled=False):
-        terms: _TiledTerms | _DenseTerms
+        terms: TiledTerms | DenseTerms
         if tiled or across_processes:
             terms = TiledTerms(embeddings, logit_scale, group_ids, across_processes)
         else:
