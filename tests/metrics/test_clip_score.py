@@ -40,6 +40,11 @@ def test_equals_the_definition(load, seed):
     assert compute(load, *inputs) == pytest.approx(naive(*inputs), abs=1e-6)
 
 
+def test_more_rows_than_are_read_at_once(load):
+    inputs = draw(rows=2100, dim=3)
+    assert compute(load, *inputs) == pytest.approx(naive(*inputs), abs=1e-6)
+
+
 def test_without_references(load):
     image, caption, references = draw()
     expected = naive(image, caption, references)

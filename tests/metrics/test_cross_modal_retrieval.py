@@ -170,6 +170,15 @@ def test_equals_the_whole_matrix_with_duplicates_and_ties(load, seed, block_size
     assert len(set(ranks["image_to_text"])) > 10  # the test tells something
 
 
+def test_more_items_than_a_tile_has(load):
+    random = np.random.default_rng(0)
+    image, text = random_pairs(2600, 8)
+    ids = numbered("i", random.integers(0, 2400, 2600)), numbered("c", random.integers(0, 6000, 2600))
+    ks = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+    assert min(len(set(column)) for column in ids) > 1024
+    assert_ranks(compute(load, image, text, *ids, ks=ks), naive_ranks(image, text, *ids), ks)
+
+
 def test_near_ties_are_decided_in_float64(load):
     """Cosines that differ from the best one by 1e-10 to 1e-8, far below what float32 products resolve."""
     random = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 import evaluate
 import numpy as np
+import pyarrow
 import pytest
 import torch
 
@@ -131,6 +132,13 @@ def test_faults_are_told_as_of_lists(load, name, fault):
     of_lists = outcome(metric, dict(zip(names, (image.tolist(), text.tolist()), strict=True)))
     assert of_arrays == of_lists
     assert isinstance(of_arrays, dict) == (fault in ("integers", "booleans"))
+
+
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
+def test_complex_numbers_are_refused(load):
+    image, text = (z.astype(np.complex64) for z in random_pairs(5, 4))
+    with pytest.raises(pyarrow.ArrowNotImplementedError):
+        load("modality_gap").compute(image_embeds=image, text_embeds=text)
 
 
 @pytest.mark.parametrize("ids", [["a", 1, "b"], [1, 2, 3], ["a", None, "b"], ["a", "b"]])

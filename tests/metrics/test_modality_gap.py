@@ -42,6 +42,25 @@ def test_equals_the_double_loops(load, n, dim):
     assert result == pytest.approx(reference(image, text), abs=1e-9, nan_ok=True)
 
 
+def test_more_rows_than_are_read_at_once(load):
+    """Against whole matrices of cosines."""
+    x, y = (z.astype(np.float64) for z in random_pairs(2500, 3))
+    result = load("modality_gap").compute(image_embeds=x.astype(np.float32), text_embeds=y.astype(np.float32))
+    x, y = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, y))
+    others = ~np.eye(2500, dtype=bool)
+    gap, d = np.linalg.norm((x - y).mean(axis=0)), x - y
+    expected = {
+        "modality_gap": gap,
+        "debiased_modality_gap": np.sqrt(gap**2 - d.var(axis=0).sum() / 2499),
+        "true_pair_cosine": np.diag(x @ y.T).mean(),
+        "random_pair_cosine": (x @ y.T)[others].mean(),
+        "margin": np.diag(x @ y.T).mean() - (x @ y.T)[others].mean(),
+        "mean_cosine_image": (x @ x.T)[others].mean(),
+        "mean_cosine_text": (y @ y.T)[others].mean(),
+    }
+    assert result == pytest.approx(expected, abs=1e-12)
+
+
 def test_one_pair_defines_only_what_needs_no_second(load):
     result = load("modality_gap").compute(image_embeds=[[3.0, 0.0]], text_embeds=[[0.0, 2.0]])
     assert result["modality_gap"] == pytest.approx(math.sqrt(2))

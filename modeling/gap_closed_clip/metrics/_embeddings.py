@@ -142,7 +142,7 @@ def _as_matrix(rows: Any) -> np.ndarray | None:
         rows = np.stack(rows)
     if not isinstance(rows, np.ndarray) or np.ma.isMaskedArray(rows):
         return None
-    if rows.ndim != 2 or not rows.size or rows.dtype.kind != "f":
+    if rows.ndim != 2 or rows.dtype.kind != "f":
         return None
     with np.errstate(over="ignore"):  # a value that float32 does not hold is infinite, and named later
         return rows.astype(np.float32, copy=False)
