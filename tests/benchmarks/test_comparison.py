@@ -1,5 +1,6 @@
 """How a script of the comparisons ends."""
 
+import compare_objectives
 import pytest
 from comparison import run_script
 
@@ -34,3 +35,10 @@ def test_mistakes_of_the_program_keep_their_traceback():
 
     with pytest.raises(TypeError, match="a mistake"):
         run_script(script)
+
+
+def test_a_config_that_is_not_there_is_a_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compare_objectives.py", "nowhere.yaml"])
+    assert run_script(compare_objectives.compare) == 1
+    assert capsys.readouterr().err.startswith("compare_objectives.py: There is no config file nowhere.yaml.")

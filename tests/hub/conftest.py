@@ -23,7 +23,13 @@ ROOT = Path(__file__).parent.parent.parent
 # Files of a model folder: what saving writes, what publishing adds, the code, and that which a captioner has beside.
 SAVED = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 ADDED = ["README.md", *HANDLER, "requirements.txt"]
-CAPTIONER_CODE = ["captioning_gap_closed_clip.py", "decoder_gap_closed_clip.py"]
+CAPTIONER_CODE = [
+    "caption_generation_gap_closed_clip.py",
+    "caption_loss_gap_closed_clip.py",
+    "caption_outputs_gap_closed_clip.py",
+    "captioning_gap_closed_clip.py",
+    "decoder_gap_closed_clip.py",
+]
 CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER_CODE]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """

@@ -89,6 +89,6 @@ def test_a_slip_in_the_name_is_one_line(script, tmp_path):
 
 
 def test_command_says_what_is_missing(script):
-    for words, expected in ((("nobody/nothing",), "Where to?"), (("./nowhere",), "no model folder")):
+    for words, expected in ((("nobody/nothing",), "name one to write to"), (("./nowhere",), "no model folder")):
         code, _, err = script(EXPORT, *words)
         assert code == 1 and expected in err and err.count("\n") == 1

@@ -14,12 +14,12 @@ from transformers import pipeline
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.checkpoint import is_captioner
 from gap_closed_clip.evaluation import write_metrics
-from gap_closed_clip.hub import onnx, publish, reload, write_card
+from gap_closed_clip.hub import publish, reload, write_card
 from gap_closed_clip.hub.reload import check_code, check_reload
 from gap_closed_clip.training import load_config
 
 from .card.rendering import section
-from .conftest import ADDED, CAPTIONER_CODE, CODE, ROOT, SAVED, WITHOUT_PACKAGE, save_folder
+from .conftest import ADDED, CAPTIONER_CODE, CODE, SAVED, WITHOUT_PACKAGE, save_folder
 
 
 METRICS = {
@@ -262,10 +262,11 @@ def test_the_encoder_of_a_captioner_is_saved_as_an_encoder(folder, captioner, ti
     assert torch.equal(again.generate(pixel_values), captioner.generate(pixel_values))
 
 
-def test_onnx_is_of_the_encoder_and_says_so(folder, script, monkeypatch):
+def test_onnx_is_of_the_encoder_and_says_so(folder, command, monkeypatch):
     exported = []
-    monkeypatch.setattr(onnx, "export_onnx", lambda model, *args, **kwargs: exported.append(model) or [])
-    code, out, _ = script(str(ROOT / "export_onnx.py"), str(folder))
+    export = "gap_closed_clip.commands.export_onnx.export_onnx"
+    monkeypatch.setattr(export, lambda model, *args, **kwargs: exported.append(model) or [])
+    code, out, _ = command("export-onnx", str(folder))
     assert code == 0 and [type(model) for model in exported] == [GapClosedClipModel]
     assert "The decoder is not exported" in out
 

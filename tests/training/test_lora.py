@@ -2,10 +2,7 @@
 
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +10,7 @@ import torch
 from conftest import tiny_config, tiny_inputs
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
-from test_run import NO_MORE, SCRIPT, TINY
+from test_run import NO_MORE, TINY
 from torch import nn
 
 from gap_closed_clip import GapClosedClipModel
@@ -353,18 +350,13 @@ def test_a_dead_adapter_stops_the_first_step(from_whole, tmp_path, monkeypatch, 
     assert "2 trainable parameters got no gradient" in caplog.text
 
 
-def run_script(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True, env=os.environ)
-
-
-def test_the_script(tiny, whole, tmp_path):
+def test_the_command(command, tiny, whole, tmp_path):
     towers = [f"checkpoint={whole}", "vision=null", "text=null", f"output_dir={tmp_path / 'run'}"]
-    result = run_script(str(tiny), *towers, *LORA)
-    assert result.returncode == 0, result.stderr
-    assert f"The adapter is {tmp_path / 'run'}; its card is README.md there." in result.stdout
-    assert "true-pair cosine" in result.stdout
-    result = run_script(str(tiny), *towers, *LORA, "push_to_hub=true")
-    assert result.returncode == 1 and "only if its base model is on the Hub" in result.stderr
+    code, out, err = command("train", str(tiny), *towers, *LORA)
+    assert code == 0, err
+    assert f"The adapter is {tmp_path / 'run'}; its card is README.md there." in out and "true-pair cosine" in out
+    code, _, err = command("train", str(tiny), *towers, *LORA, "push_to_hub=true")
+    assert code == 1 and "only if its base model is on the Hub" in err
 
 
 # --- adapter folders that do not load

@@ -1,9 +1,7 @@
 """train() from end to end, on a few phantoms."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from gap_closed_clip.evaluation import evaluate_model, read_metrics
 from gap_closed_clip.training import GapClosedTrainingArguments, load_config, output_folder, train
 
 
-SCRIPT = Path(__file__).parent.parent.parent / "train.py"
 TINY = """
 model:
   vision:
@@ -297,24 +294,3 @@ def test_a_checkpoint_that_lacks_a_file_is_not_complete(finished, tmp_path, name
     assert output_folder.is_complete_checkpoint(checkpoint)
     (checkpoint / name).unlink()
     assert not output_folder.is_complete_checkpoint(checkpoint)
-
-
-# --- a benchmark that trains
-
-
-def test_compare_objectives_says_in_one_line_what_is_wrong(monkeypatch, capsys, tmp_path):
-    monkeypatch.syspath_prepend(SCRIPT.parent / "benchmarks")  # where it finds what benchmarks share
-    spec = importlib.util.spec_from_file_location("compare", SCRIPT.parent / "benchmarks" / "compare_objectives.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["compare_objectives.py", "nowhere.yaml"])
-    assert module.main() == 1
-    assert capsys.readouterr().err.startswith("compare_objectives.py: There is no config file nowhere.yaml.")
-
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "run", interrupt)
-    assert module.main() == 130
-    assert "interrupted. The same command goes on" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The exact centering of trained projections, in place of the running means of training."""
 
+from typing import Any
+
 import torch
 from datasets import Dataset
 from datasets.utils import tqdm
@@ -35,8 +37,9 @@ def recenter(
         sums["text"] += model.get_text_features(**batch).pooler_output.sum(0)
     # Features come centered by the running mean: what is left of their mean is its error.
     # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
-    for name, centering in (("image", model.visual_centering), ("text", model.text_centering)):
-        centering.get_buffer("running_mean").add_(sums[name] / len(pairs))
+    centerings: dict[str, Any] = {"image": model.visual_centering, "text": model.text_centering}
+    for name, centering in centerings.items():
+        centering.running_mean.add_(sums[name] / len(pairs))
     model.train(training)
 
 
