@@ -10,6 +10,7 @@ from types import ModuleType
 
 import huggingface_hub
 import pytest
+import transformers
 from transformers import CLIPImageProcessor
 
 from gap_closed_clip import GapClosedClipProcessor
@@ -58,7 +59,9 @@ def online(hub, monkeypatch, tmp_path) -> LoopbackHub:
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)  # that of the library's functions
+    # What the libraries made when they first asked a Hub, which was perhaps another.
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     address = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
