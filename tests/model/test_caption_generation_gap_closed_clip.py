@@ -280,6 +280,13 @@ def test_a_generation_config_without_tokens_takes_the_models(captioner, tokenize
     assert (kept == tokenizer.sep_token_id).sum() >= 4  # no end by this argument
 
 
+def test_a_model_without_a_first_token_takes_the_decoders(captioner, tokenizer, images, prompts, monkeypatch):
+    expected = [captioner.generate(images), captioner.generate(images, **tokenized(tokenizer, prompts))]
+    monkeypatch.setattr(captioner.generation_config, "bos_token_id", None)
+    assert torch.equal(captioner.generate(images), expected[0])
+    assert torch.equal(captioner.generate(images, **tokenized(tokenizer, prompts)), expected[1])
+
+
 def test_sequences_and_outputs_asked_for(captioner, images):
     output = captioner.generate(
         images,

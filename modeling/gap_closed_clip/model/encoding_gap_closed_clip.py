@@ -101,6 +101,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        *,
         output_hidden_states: bool | int | Sequence[int] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
