@@ -33,11 +33,11 @@ def drawn(captions, pairs, path, **kwargs) -> np.ndarray:
 @pytest.mark.parametrize("models", [1, 3])
 def test_size_and_margins(pairs, tmp_path, models):
     found = {f"model {number}": captions_of(pairs, f"caption {number}") for number in range(models)}
-    picture = drawn(found, pairs, tmp_path / "new folder" / "captions.png")
-    assert picture.shape[1] == 150 * 14 and 150 * 3 * 1.6 < picture.shape[0] < 150 * 3 * 2
-    assert picture.std() > 20
+    figure = drawn(found, pairs, tmp_path / "new folder" / "captions.png")
+    assert figure.shape[1] == 150 * 14 and 150 * 3 * 1.6 < figure.shape[0] < 150 * 3 * 2
+    assert figure.std() > 20
     assert all(
-        (edge == 255).all() for edge in (picture[:2], picture[-2:], picture[:, :4], picture[:, -4:])
+        (edge == 255).all() for edge in (figure[:2], figure[-2:], figure[:, :4], figure[:, -4:])
     )  # nothing is cut off
 
 
@@ -50,9 +50,9 @@ def test_the_same_bytes_each_time(pairs, tmp_path):
 
 @pytest.mark.parametrize("text", ["", "A NODULE " * 200, "x" * 5000, "$\\frac$ 5 < 6_ü\n\tnodule"])
 def test_captions_of_every_kind_are_drawn_inside(pairs, tmp_path, text):
-    picture = drawn({"ours": captions_of(pairs, text)}, pairs, tmp_path / "captions.png")
-    assert picture.shape[1] == 150 * 14 and picture.shape[0] < 150 * 3 * 2
-    assert (picture[:, -4:] == 255).all()
+    figure = drawn({"ours": captions_of(pairs, text)}, pairs, tmp_path / "captions.png")
+    assert figure.shape[1] == 150 * 14 and figure.shape[0] < 150 * 3 * 2
+    assert (figure[:, -4:] == 255).all()
 
 
 def test_what_is_written_is_seen(pairs, tmp_path):
@@ -71,9 +71,9 @@ def test_what_is_written_is_seen(pairs, tmp_path):
 @pytest.mark.parametrize("number", [1, 2, 5])
 def test_hardly_any_images(pairs, tmp_path, number):
     found = {"ours": captions_of(pairs, "a nodule")}
-    picture = drawn(found, pairs, tmp_path / "captions.png", number=number)
+    figure = drawn(found, pairs, tmp_path / "captions.png", number=number)
     rows = -(-number // 2)
-    assert 150 * rows * 1.6 < picture.shape[0] < 150 * rows * 2
+    assert 150 * rows * 1.6 < figure.shape[0] < 150 * rows * 2
     one = pairs.select([0])
     assert drawn({"ours": captions_of(one, "a nodule")}, one, tmp_path / "one.png").shape[0] < 150 * 2
 

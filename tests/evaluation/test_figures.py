@@ -87,9 +87,9 @@ def test_files(plot, number, tmp_path):
     embeddings = {f"model {k} with quite a long name indeed": synthetic(gap=k / 10) for k in range(number)}
     metrics = {name: evaluate_embeddings(found) for name, found in embeddings.items()}
     plot(embeddings, metrics, tmp_path / "new folder" / "figure.png")
-    picture = np.asarray(Image.open(tmp_path / "new folder" / "figure.png").convert("L"))
-    assert picture.shape[1] > 500 * min(number, 4) and picture.std() > 10
-    edges = (picture[:5], picture[-5:], picture[:, :5], picture[:, -5:])
+    figure = np.asarray(Image.open(tmp_path / "new folder" / "figure.png").convert("L"))
+    assert figure.shape[1] > 500 * min(number, 4) and figure.std() > 10
+    edges = (figure[:5], figure[-5:], figure[:, :5], figure[:, -5:])
     assert all((edge == 255).all() for edge in edges)  # nothing is cut off
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
 
