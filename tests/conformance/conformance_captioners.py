@@ -73,6 +73,12 @@ class GapClosedClipCaptionerTest(CaptionerTestsMixin, unittest.TestCase):
     def test_model_main_input_name(self):
         pass
 
+    if hasattr(ModelTesterMixin, "test_multimodal_outputs_are_returned"):  # since transformers 5.24
+
+        @unittest.skip("the output has no `image_outputs`; BLIP's has none either, and fails")
+        def test_multimodal_outputs_are_returned(self):
+            pass
+
 
 class GapClosedClipEmbeddingCaptionerTest(GapClosedClipCaptionerTest):
     """A decoder of the embedding alone, with noise; the space's own objective beside the captions."""

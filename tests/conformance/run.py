@@ -58,7 +58,7 @@ def run_tests(keyword: str, reference: bool) -> Recorder:
     """
     recorder = Recorder()
     wanted = " or ".join(suite.name for suite in SUITES if reference or suite.reference)
-    options = ["-q", "--no-header", "--show-capture=no", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore"]
+    options = ["-q", "--no-header", "--show-capture=no", "--tb=short", "-p", "no:cacheprovider", "--disable-warnings"]
     options += ["-o", "addopts="]  # the marks of transformers' tests are not registered here
     files = [str(HERE / name) for name in FILES]
     status = pytest.main([*files, *options, "-k", f"({wanted}) and ({keyword})" if keyword else wanted], [recorder])

@@ -276,6 +276,12 @@ def test_a_generation_config_without_tokens_takes_the_models(captioner, tokenize
     config = GenerationConfig(max_new_tokens=7)
     expected = captioner.generate(images, **tokens, max_new_tokens=7)
     assert torch.equal(captioner.generate(images, **tokens, generation_config=config), expected)
+    default = copy.deepcopy(captioner.generation_config)
+    expected = captioner.generate(images, **tokens)
+    assert torch.equal(captioner.generate(images, **tokens, generation_config=default), expected)
+    assert default == captioner.generation_config
+    with pytest.raises(ValueError, match="prompt of 5 tokens"):  # the number that a user asks for
+        captioner.generate(images, **tokens, generation_config=GenerationConfig(max_new_tokens=60))
     kept = captioner.generate(images, **tokens, eos_token_id=5, max_new_tokens=1)
     assert (kept == tokenizer.sep_token_id).sum() >= 4  # no end by this argument
 

@@ -1,5 +1,6 @@
 """[`CaptionGenerationMixin`]: `generate` of a captioner, with the prompts, lengths and positions that it needs."""
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -100,14 +101,22 @@ class CaptionGenerationMixin(GenerationMixin):
         A `max_length` becomes `max_new_tokens`, because the `max_new_tokens` of the generation config would win over
         it. Without either, that of the generation config holds as far as the decoder can go on from the prompt.
         """
-        if {"generation_config", "max_new_tokens"} & kwargs.keys():
+        if "max_new_tokens" in kwargs:
             return kwargs
-        kwargs = dict(kwargs)
-        max_length = kwargs.pop("max_length", None)
+        kwargs, config = dict(kwargs), kwargs.get("generation_config")
+        max_length = kwargs.pop("max_length", None) if config is None else None
         if max_length is not None:
             return kwargs | {"max_new_tokens": max_length - prompt_length}
         default, room = self.generation_config.max_new_tokens, self.max_caption_length - prompt_length
-        return kwargs if default is None or room < 1 else kwargs | {"max_new_tokens": min(default, room)}
+        if default is None or room < 1:
+            return kwargs
+        if config is None:
+            kwargs["max_new_tokens"] = min(default, room)
+        elif config.max_new_tokens == default > room:
+            # It is the model's, handed over by a pipeline of transformers 5.17, and not a number that a user chose.
+            kwargs["generation_config"] = copy.copy(config)
+            kwargs["generation_config"].max_new_tokens = room
+        return kwargs
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
         super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
