@@ -80,7 +80,7 @@ class CaptionGenerationMixin(GenerationMixin):
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
         if self._generation_token("bos_token_id", kwargs) is None:
             # The Trainer of transformers 5.17 removes it, because a BERT tokenizer has no token of this name.
-            kwargs["bos_token_id"] = self.config.decoder_config.bos_token_id
+            kwargs["bos_token_id"] = self.decoder.config.bos_token_id
         kwargs = self._with_length_limit(kwargs, prompt_length=1 if input_ids is None else input_ids.shape[1])
         if cache is not None:
             kwargs[CACHE] = with_memory_cache(cache)
