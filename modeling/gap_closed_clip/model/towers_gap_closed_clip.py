@@ -182,7 +182,7 @@ def all_states(output_hidden_states: bool | int | Sequence[int] | None) -> bool 
 
 
 def select_states(
-    states: Sequence[Tensor] | None, output_hidden_states: bool | int | Sequence[int] | None
+    states: tuple[Tensor, ...] | None, output_hidden_states: bool | int | Sequence[int] | None
 ) -> tuple[Tensor | None, ...] | None:
     """
     All states for a flag. For indices, None in the place of the other states; they count from the end if they are
