@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sys
 
 import pytest
 import torch
@@ -126,6 +127,9 @@ def module_of(loaded) -> str:
 
 def test_with_the_package_no_code_of_the_repository_runs(online, model_folder, skip_reload, tmp_path, monkeypatch):
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)  # what other tests have loaded, from another folder
     publish(model_folder, "tester/demo")
     repository, published = online.repositories["tester/demo"], dict(online.files("tester/demo"))
     poison = dict.fromkeys(CODE, b"raise SystemExit('code of the repository was run')\n")
