@@ -1,4 +1,4 @@
-"""`gap-closed-clip eval` for who has a checkout; `python eval.py --help` says what it takes."""
+"""`gap-closed-clip eval` for those who have a checkout; `python eval.py --help` says what it takes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`gap-closed-clip export-onnx` for who has a checkout; `python export_onnx.py --help` says what it takes."""
+"""`gap-closed-clip export-onnx` for those who have a checkout; `python export_onnx.py --help` says what it takes."""
 
 import sys
 

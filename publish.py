@@ -1,4 +1,4 @@
-"""`gap-closed-clip publish` for who has a checkout; `python publish.py --help` says what it takes."""
+"""`gap-closed-clip publish` for those who have a checkout; `python publish.py --help` says what it takes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`gap-closed-clip train` for who has a checkout; `python train.py --help` says what it takes."""
+"""`gap-closed-clip train` for those who have a checkout; `python train.py --help` says what it takes."""
 
 import sys
 

@@ -23,7 +23,7 @@ AutoModelForImageTextToText.register(GapClosedClipConfig, GapClosedClipForCondit
 AutoModelForZeroShotImageClassification.register(GapClosedClipConfig, GapClosedClipModel)
 AutoProcessor.register(GapClosedClipConfig, GapClosedClipProcessor)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "GapClosedClipConfig",

@@ -11,8 +11,9 @@ from gap_closed_clip.commands import CommandParser
         (["--max_steps", "3"], "--max_steps: write max_steps=3."),
         (["--max-steps=3"], "--max-steps=3: write max_steps=3."),
         (["--max_steps", "-1", "seed=1"], "--max_steps: write max_steps=-1."),
-        (["--bf16", "seed=1"], "--bf16: write bf16=VALUE."),
-        (["a.yaml", "--bf16"], "--bf16: write bf16=VALUE."),
+        (["--bf16", "seed=1"], "--bf16: write bf16=true."),
+        (["--config", "demo.yaml"], "--config: write demo.yaml."),
+        (["a.yaml", "--bf16"], "--bf16: write bf16=true."),
     ],
 )
 def test_options_are_written_as_words(words, hint):

@@ -252,3 +252,14 @@ def test_every_config_loads_alone_and_over_the_demo(path):
     load_config([path])
     loaded = load_config([path.parent / "demo.yaml", path], ["use_cpu=true", "report_to=none"])
     assert type(loaded.training_arguments()) is GapClosedTrainingArguments
+
+
+def test_another_source_leaves_the_license_of_the_first_behind(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("data: {source: a.csv, license: cc0}")
+    second.write_text("data: {source: b.csv}")
+    assert load_config([first]).data.license == "cc0"
+    assert load_config([first, second]).data.license is None
+    assert load_config([first], ["data.source=b.csv"]).data.license is None
+    assert load_config([first], ["data.license=mit", "data.source=b.csv"]).data.license == "mit"
+    assert load_config([first], ["data.max_pairs=3"]).data.license == "cc0"

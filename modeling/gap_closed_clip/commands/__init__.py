@@ -39,7 +39,8 @@ class CommandParser(argparse.ArgumentParser):
             following = words[words.index(options[0]) + 1 :][:1]
             if not value and following and "=" not in following[0]:
                 value = following[0]
-            raise ValueError(f"There is no option {options[0]}: write {key.replace('-', '_')}={value or 'VALUE'}.")
+            instead = value if value.endswith(".yaml") else f"{key.replace('-', '_')}={value or 'true'}"
+            raise ValueError(f"There is no option {options[0]}: write {instead}.")
         return parsed.words
 
 

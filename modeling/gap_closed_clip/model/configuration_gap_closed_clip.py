@@ -30,10 +30,10 @@ class GapClosedClipConfig(PreTrainedConfig):
     2602.20046). A weight is a number or a schedule over the fraction of training: `[[0.2, 1.0], [0.7, 0.0]]` is 1
     until 20% of training, falls linearly to 0 at 70% and stays there.
 
-    The defaults are those that served best on real radiology pairs in cross-validation (README): strong alignment of
-    projections that are centered, and no uniformity term, which centering makes superfluous. The papers' own form is
-    `align_weight=1, uniformity_weight=1, center_projections=False`, plain CLIP `align_weight=0, uniformity_weight=0,
-    center_projections=False`.
+    The defaults are those that served best on real radiology pairs in cross-validation (docs/results.md): strong
+    alignment of projections that are centered, and no uniformity term, which centering makes superfluous. The papers'
+    own form is `align_weight=1, uniformity_weight=1, center_projections=False`, plain CLIP `align_weight=0,
+    uniformity_weight=0, center_projections=False`.
 
     Args:
         vision_config (`TimmWrapperConfig` or `dict`, *optional*):

@@ -137,7 +137,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
-    are YAML.
+    are YAML. Another `data.source` leaves `data.license` behind, which was that of the first one.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -149,6 +149,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     for file in files:
         for section, values in _read_yaml(find_config(file)).items():
             given.add(section)
+            if section == "data" and "source" in values:
+                sections["data"].pop("license", None)  # it was that of another source
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
                 sections[section][key] = value
@@ -157,6 +159,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
         if inner:
             value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         _check_field(section, key, value, "the command line")
+        if (section, key) == ("data", "source") and not any("license=" in other for other in overrides):
+            sections["data"].pop("license", None)
         sections[section][key] = value
         given.add(section)
     model = dict(sections["model"])
