@@ -5,8 +5,10 @@ import re
 
 import pytest
 import torch
+import transformers
 from conftest import tiny_config
 from huggingface_hub import ModelCard
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import pipeline
@@ -20,6 +22,13 @@ from gap_closed_clip.training import load_config
 
 from .card.rendering import section
 from .conftest import ADDED, CAPTIONER_CODE, CODE, SAVED, WITHOUT_PACKAGE, save_folder
+
+
+# Its pipeline gives one caption for several images with one prompt, and warns of its own generation config.
+NOT_WITH_5_17 = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.18"),
+    reason="the pipeline of transformers 5.17 lacks what this tests",
+)
 
 
 METRICS = {
@@ -77,6 +86,7 @@ def folder(captioner, tiny_processor, tmp_path):
     return save_folder(tmp_path / "outputs" / "captioner", captioner, tiny_processor)
 
 
+@NOT_WITH_5_17
 def test_a_published_captioner_works_where_the_package_is_not(
     online, python, folder, captioner, tiny_processor, tmp_path
 ):
@@ -214,6 +224,7 @@ def test_the_card_of_an_encoder_has_nothing_of_captions(tiny_model, tiny_process
     assert "\n## Captions" not in text and "ImageTextToText" not in text and "image-text-to-text" not in text
 
 
+@NOT_WITH_5_17
 def test_the_pipeline_of_the_card_with_the_package(folder, captioner, tiny_processor, capfd, recwarn):
     write = pipeline("image-text-to-text", model=str(folder))
     assert type(write.model) is GapClosedClipForConditionalGeneration

@@ -2,9 +2,22 @@
 
 import copy
 
-from transformers import Seq2SeqTrainer
+from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback
 
 from .trainer import CheckedTrainer, TrainingProgressCallback
+
+
+class _GenerationConfigCallback(TrainerCallback):
+    """
+    Starts the training with the generation config that the model came with. The library aligns it with the tokenizer
+    before (5.17, which finds no `bos_token` in a BERT tokenizer and removes ours).
+    """
+
+    def __init__(self, generation_config: GenerationConfig):
+        self.generation_config = copy.deepcopy(generation_config)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        model.generation_config = copy.deepcopy(self.generation_config)
 
 
 class GapClosedCaptionTrainer(CheckedTrainer, Seq2SeqTrainer):
@@ -15,12 +28,13 @@ class GapClosedCaptionTrainer(CheckedTrainer, Seq2SeqTrainer):
     - the objective of encoders that train along follows the training's progress;
     - vectors and scalars are not decayed, and evaluation keeps its last batch where training drops it;
     - evaluation by several processes counts no pair twice;
-    - what it generates leaves the model's generation config as it was.
+    - training and what it generates leave the model's generation config as it was.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.add_callback(TrainingProgressCallback())
+        self.add_callback(_GenerationConfigCallback(self.model.generation_config))
 
     def evaluation_loop(self, *args, **kwargs):
         # The library keeps the pairs with which accelerate fills up the last batch for all processes.

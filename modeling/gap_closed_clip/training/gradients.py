@@ -28,7 +28,7 @@ def describe_missing(names: list[str]) -> str:
     return (
         f"{len(names)} trainable parameters got no gradient from the first batch and would never change: {listed}. "
         "Where a layer is not part of the forward pass, leave it out (of lora.layers, or by requires_grad_(False)); "
-        "with activation_checkpointing, set activation_checkpointing_kwargs={use_reentrant: false}. If they are to "
+        "with gradient_checkpointing, set gradient_checkpointing_kwargs={use_reentrant: false}. If they are to "
         "stay unused, say so with training.ddp_find_unused_parameters=true."
     )
 
