@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from comparison import CONFIGS, run_once, run_script, slug
 from measure import RESULTS, header, markdown_table, write_report
+from torch.utils.data import DataLoader
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import PairCollator, load_checked_pairs
 from gap_closed_clip.evaluation import evaluate_model, metrics_table
-from gap_closed_clip.training import RunConfig, add_adapters, build_model_and_processor, load_config
-from gap_closed_clip.training.recenter import recenter
+from gap_closed_clip.training import RunConfig, add_adapters, build_model_and_processor, load_config, recenter
 
 
 Metrics = dict[str, float]
@@ -115,7 +115,7 @@ def evaluate_base(config: RunConfig) -> dict[str, list[Metrics]]:
     found = {NONE: [evaluate_model(model, processor, held_out, **settings).metrics]}
     if model.config.center_projections:
         collator = PairCollator(processor, None, data.max_caption_tokens, data.window)
-        recenter(model, load_checked_pairs(data, "train"), collator, args.eval_batch_size, 0)
+        recenter(model, DataLoader(load_checked_pairs(data, "train"), args.eval_batch_size, collate_fn=collator))
         found[RECENTERED] = [evaluate_model(model, processor, held_out, **settings).metrics]
     return found
 

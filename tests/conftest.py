@@ -1,11 +1,18 @@
 """Tiny models and processors, made in memory: nothing is downloaded and a forward pass takes milliseconds."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 
 # Before any import of the libraries: a test that tried the network would hang instead of failing.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose environment is that of the first process
+    # Features of frozen towers and converted weights must not go where the user keeps theirs.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gap_closed_clip_tests_")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -140,6 +140,21 @@ class DataArguments:
         metadata={"help": "Mirror half of the images. Off by default: radiology captions name left and right."},
     )
 
+    feature_views: int = field(
+        default=3,
+        metadata={
+            "help": "A frozen image tower (model.freeze_vision) runs once over so many views of each training image, "
+            "the plain one and augmented ones, of which each batch draws one. 0: it runs in every step."
+        },
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder where the features of frozen towers are kept for the next run. Default: "
+            "gap_closed_clip/features in HF_HOME (~/.cache/huggingface)."
+        },
+    )
+
     max_caption_tokens: int | None = field(
         default=None, metadata={"help": "Longer captions are truncated. Default: the longest input of the text tower."}
     )
@@ -172,6 +187,11 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} is {value}; it must be at least 1.")
+        if self.feature_views < 0:
+            raise ValueError(
+                f"data.feature_views is {self.feature_views}; it must be 0 (the image tower runs in every step) or "
+                "more."
+            )
         if self.shuffle_buffer < 0:
             raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it must be 0 (no shuffling) or more.")
         if self.folds is not None and self.folds < 2:

@@ -24,22 +24,29 @@ def load_metric(name: str, **kwargs) -> evaluate.Metric:
     return evaluate.load(str(METRICS_FOLDER / f"{name}.py"), **kwargs)
 
 
-def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+def evaluate_embeddings(
+    embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5, 10), grouping: bool = True
+) -> dict[str, float]:
     """All metrics of the pairs, flat, and `num_pairs`; recalls and V-measure as fractions.
 
-    The grouping metrics are left out where no pair has a label.
+    The grouping metrics are left out where no pair has a label, and, since they take seconds, without `grouping`.
     """
     vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
     ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
     result = load_metric("modality_gap").compute(**vectors)
     result |= load_metric("cross_modal_retrieval").compute(**vectors, **ids, ks=ks)
-    if any(embeddings.labels):
+    if grouping and any(embeddings.labels):
         result |= load_metric("cross_modal_grouping").compute(**vectors, **ids, labels=embeddings.labels)
     return result | {"num_pairs": float(len(embeddings))}
 
 
-def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:
+def build_compute_metrics(
+    pairs: Dataset | IterableDataset, grouping: bool = True
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """Makes the `compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
+
+    Args:
+        grouping: as of `evaluate_embeddings`.
 
     Raises (when it is called):
         ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.
@@ -57,7 +64,7 @@ def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPre
         if rest and rest[0].ndim == 2:
             _check_order(columns.image_ids, rest[0][:, 0], "image_id")
             _check_order(embeddings.caption_ids, rest[0][:, 1], "caption")
-        return evaluate_embeddings(embeddings)
+        return evaluate_embeddings(embeddings, grouping=grouping)
 
     return compute_metrics
 

@@ -57,17 +57,21 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return longest_text(self.config.text_config)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor | None = None, pooled_image: Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
         """
         Projected image features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
 
         Args:
             pixel_values: (B, 3, height, width), as the processor makes them.
+            pooled_image: (B, hidden), the `pooler_output` of an earlier call of `vision_model`, instead of the pixels:
+                a frozen tower need not run again.
 
         Raises:
             ValueError: a height or width that the tower can't take.
         """
-        outputs = self._project_images(pixel_values, **kwargs)
+        outputs = self._project_images(pixel_values, pooled_image, **kwargs)
         outputs.pooler_output = self.visual_centering(outputs.pooler_output)
         return outputs
 
@@ -159,9 +163,18 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def _project_images(
-        self, pixel_values: Tensor, output_hidden_states: bool | int | Sequence[int] | None = None, **kwargs
+        self,
+        pixel_values: Tensor | None = None,
+        pooled_image: Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """`get_image_features` before the centering."""
+        if pooled_image is not None:
+            features = at_least_float32(self.visual_projection(pooled_image))
+            return BaseModelOutputWithPooling(pooler_output=features)
+        if pixel_values is None:
+            raise ValueError("There is no image to embed: give pixel_values, or pooled_image.")
         size = tuple(pixel_values.shape[-2:])
         if self.image_size is not None and size != self.image_size:
             raise ValueError(

@@ -135,6 +135,20 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     final_split: Literal["train", "validation", "test", "none"] = field(
         default="validation", metadata={"help": "Pairs of the evaluation after training; its metrics go on the card."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model; needs "
+            "load_best_model_at_end."
+        },
+    )
+    eval_grouping: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure grouping (k-means, kNN, linear probes, mixed galleries) in the evaluations during "
+            "training as well, which takes seconds each time. The final evaluation always does."
+        },
+    )
     card_license: str | None = field(
         default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
     )
