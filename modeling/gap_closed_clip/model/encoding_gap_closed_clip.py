@@ -14,6 +14,7 @@ from .projection_gap_closed_clip import centering, projection
 from .towers_gap_closed_clip import (
     all_states,
     fixed_image_size,
+    frozen_batch_norms,
     longest_text,
     pool_text,
     run_fused_layers_as_modules,
@@ -143,7 +144,10 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         )
 
     def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
-        """Switches the towers' gradients off (or on); a tower without trainable parameters also stays in eval mode."""
+        """
+        Switches the towers' gradients off (or on). A tower without trainable parameters also stays in eval mode, and
+        so does any BatchNorm whose own weight and bias have no gradient, beside adapters for one.
+        """
         self.vision_model.requires_grad_(not vision)
         self.text_model.requires_grad_(not text)
         self.train(self.training)
@@ -154,6 +158,9 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             # Dropout and batch statistics would put noise into features that can't adapt to it.
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
+            # So do those of a layer whose own weights stay as they are: an adapter would not be saved with them.
+            for layer in frozen_batch_norms(tower):
+                layer.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:

@@ -16,7 +16,7 @@ import yaml
 from ..data import DataArguments
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
-from .arguments import GapClosedTrainingArguments, ModelArguments
+from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .lora import LoraArguments
 
@@ -102,6 +102,27 @@ class RunConfig:
                     f"model.freeze_{tower} is true and lora.towers has {tower!r}: an adapter trains what freezing "
                     "keeps as it is. Leave one of them out. (Where there are adapters, all else is frozen anyway.)"
                 )
+        self._check_release()
+
+    def _check_release(self) -> None:
+        """Checks that what is said of training towers meets towers that train."""
+        rest = None
+        if self.lora is not None:
+            rest = "the section lora is there: of the towers, adapters alone train, at training.learning_rate"
+        elif self.captioning is not None and self.captioning.encoders == "frozen":
+            rest = "captioning.encoders is frozen"
+        elif not any(self.model.trains_tower(name) for name in TOWER_CONFIGS):
+            rest = "model.freeze_vision and model.freeze_text are true"
+        given = {f"model.{name}": getattr(self.model, name) for name in ("train_vision_blocks", "train_text_blocks")}
+        given["training.tower_learning_rate"] = self.training.get("tower_learning_rate")
+        for name, value in given.items():
+            if rest is not None and value is not None:
+                raise ValueError(f"{name} is {value}, and {rest}. Leave one of them out.")
+        if self.captioning is not None and not self.captioning.objective_weight and self.model.train_text_blocks:
+            raise ValueError(
+                f"model.train_text_blocks is {self.model.train_text_blocks}, and captioning.objective_weight is 0: no "
+                "caption goes through the text tower. Leave one of them out."
+            )
 
     @property
     def output_dir(self) -> str:

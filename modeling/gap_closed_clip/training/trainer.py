@@ -10,6 +10,7 @@ from ..data import DistinctSampler, group_ids_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
 from ..model.modeling_gap_closed_clip import GapClosedClipOutput
 from .gradients import describe_missing, without_gradient
+from .release import set_tower_learning_rate
 
 
 logger = logging.get_logger(__name__)
@@ -64,6 +65,14 @@ class CheckedTrainer(Trainer):
             logger.warning(describe_missing(missing))
         elif missing:
             raise ValueError(describe_missing(missing))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As transformers', with `tower_learning_rate` of the arguments in parameter groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.args.tower_learning_rate is not None:
+            set_tower_learning_rate(optimizer, self.model if model is None else model, self.args.tower_learning_rate)
+        return optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
         # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
