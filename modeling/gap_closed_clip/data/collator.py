@@ -45,8 +45,9 @@ class PairCollator:
         """Make a batch of B rows.
 
         Args:
-            rows: `image` (undecoded), `caption` and `image_id` of each pair; `pooled_text` (hidden,) if the text tower
-                is frozen and has run before (`training.precompute.pool_captions_once`).
+            rows: `image` (undecoded), `caption` and `image_id` of each pair; `window` where sources have different
+                ones; `pooled_text` (hidden,) if the text tower is frozen and has run before
+                (`training.precompute.pool_captions_once`).
 
         Returns:
             `pixel_values` (B, 3, H, W) float32. `group_ids` (B, 2) int64, hashes of the image's id and of the caption
@@ -67,7 +68,9 @@ class PairCollator:
         Raises:
             ValueError: an image cannot be read.
         """
-        images = [decode_image(row["image"], self._min_size(row), self.window, name=name_of(row)) for row in rows]
+        images = [
+            decode_image(row["image"], self._min_size(row), self._window(row), name=name_of(row)) for row in rows
+        ]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(self.augmentation, images, rows, ids)
@@ -112,6 +115,11 @@ class PairCollator:
     def _min_size(self, row: dict[str, Any]) -> int | None:
         """Pixels of the shorter side that decoding must leave; None asks for the full size."""
         return self.min_size if self._is_augmented(row) else None
+
+    def _window(self, row: dict[str, Any]) -> tuple[float, float] | None:
+        """Centre and width of the row's intensity window: its source's own where sources have different ones."""
+        own = row.get("window")
+        return self.window if own is None else tuple(own) or None
 
     def _augment(
         self, augmentation: Augmentation, images: list, rows: list[dict[str, Any]], ids: torch.Tensor
