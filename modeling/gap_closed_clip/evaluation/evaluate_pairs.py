@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from .by_source import flat_metrics, measure_sources
 from .embed import PairEmbeddings, columns_of
 
 
@@ -41,6 +42,9 @@ def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5,
 def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:
     """Makes the `compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
 
+    It gives the metrics of all pairs; of several sources each one's own too, `<source>_<metric>`; and the mean over the
+    sources of a few, `mean_recall@10`, `mean_margin` and `mean_debiased_modality_gap`, whether there is one or more.
+
     Raises (when it is called):
         ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.
     """
@@ -57,7 +61,8 @@ def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPre
         if rest and rest[0].ndim == 2:
             _check_order(columns.image_ids, rest[0][:, 0], "image_id")
             _check_order(embeddings.caption_ids, rest[0][:, 1], "caption")
-        return evaluate_embeddings(embeddings)
+        metrics = evaluate_embeddings(embeddings)
+        return flat_metrics(metrics, measure_sources(embeddings, metrics, evaluate_embeddings))
 
     return compute_metrics
 

@@ -139,8 +139,8 @@ def load_training_pairs(
         )
     if data.streaming and not args.mix_sources and len(data.sources()) > 1:
         raise ValueError(
-            "training.mix_sources is false and data.streaming is true: a stream takes a row of each source in turn, so "
-            "that batches mix them. Leave one of the two out."
+            "training.mix_sources is false and data.streaming is true: a stream takes a row of each source in turn, "
+            "so that batches mix them. Leave one of the two out."
         )
     pairs = load_checked_pairs(data, "train", args.dataloader_num_workers)
     if isinstance(pairs, IterableDataset):
