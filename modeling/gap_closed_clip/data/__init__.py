@@ -4,7 +4,7 @@ from .arguments import DataArguments
 from .captions import CaptionCollator
 from .collator import PairCollator, count_truncated
 from .hashing import group_ids, normalize_caption, stable_hash
-from .images import Augmentation, cache_images, check_images, decode_image
+from .images import Augmentation, cache_images, check_images, decode_image, window_of
 from .sampler import DistinctSampler, OneSourceSampler, check_sizes_of_sources, group_ids_of
 from .sources import load_checked_pairs, load_pairs
 
@@ -27,4 +27,5 @@ __all__ = [
     "load_pairs",
     "normalize_caption",
     "stable_hash",
+    "window_of",
 ]

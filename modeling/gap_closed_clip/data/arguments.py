@@ -251,6 +251,12 @@ class DataArguments:
                 raise ValueError(f"data.source, '{entry['name']}': {error}") from error
         return found
 
+    def has_split(self, split: str) -> bool:
+        """Whether the source has the split "train", "validation" or "test", as far as the arguments say."""
+        if self.folds and split == "validation":
+            return True  # it is cut from the training split
+        return {"validation": self.validation_split, "test": self.test_split}.get(split, split) is not None
+
     @property
     def title(self) -> str:
         """What messages call all the pairs: the source in quotes, or the names of several."""

@@ -9,7 +9,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .hashing import group_ids, stable_hash
-from .images import Augmentation, decode_image, name_of
+from .images import Augmentation, decode_image, name_of, window_of
 
 
 # A tokenizer that knows no longest input has a `model_max_length` of 10^30; any real one is below this.
@@ -69,7 +69,8 @@ class PairCollator:
             ValueError: an image cannot be read.
         """
         images = [
-            decode_image(row["image"], self._min_size(row), self._window(row), name=name_of(row)) for row in rows
+            decode_image(row["image"], self._min_size(row), window_of(row, self.window), name=name_of(row))
+            for row in rows
         ]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
@@ -115,11 +116,6 @@ class PairCollator:
     def _min_size(self, row: dict[str, Any]) -> int | None:
         """Pixels of the shorter side that decoding must leave; None asks for the full size."""
         return self.min_size if self._is_augmented(row) else None
-
-    def _window(self, row: dict[str, Any]) -> tuple[float, float] | None:
-        """Centre and width of the row's intensity window: its source's own where sources have different ones."""
-        own = row.get("window")
-        return self.window if own is None else tuple(own) or None
 
     def _augment(
         self, augmentation: Augmentation, images: list, rows: list[dict[str, Any]], ids: torch.Tensor

@@ -88,7 +88,7 @@ def _load_all(args: DataArguments, split: str, check: Check) -> Dataset | Iterab
     windows_differ = any(own.window != args.window for own in sources.values())
     parts = []
     for name, own in sources.items():
-        if _lacks(own, split):
+        if not own.has_split(split):
             continue
         try:
             window = list(own.window or ()) if windows_differ else None
@@ -99,14 +99,6 @@ def _load_all(args: DataArguments, split: str, check: Check) -> Dataset | Iterab
     if not parts:
         raise ValueError(f"None of the sources {args.title} has a {split} split: data.{split}_split is null for each.")
     return join_streams(parts) if args.streaming else join_pairs(parts)
-
-
-def _lacks(args: DataArguments, split: str) -> bool:
-    """Whether the arguments say that the source has no such split."""
-    splits = {"validation": args.validation_split, "test": args.test_split}
-    if args.folds:
-        del splits["validation"]  # it is cut from the training split
-    return splits.get(split, split) is None
 
 
 def _of_source(error: OSError | ValueError, name: str, split: str) -> OSError | ValueError:

@@ -83,8 +83,8 @@ def embed_pairs(
     Args:
         model: maps `pixel_values` alone to `.image_embeds` (B, D), and tokens alone to `.text_embeds` (B, D).
         processor: a `GapClosedClipProcessor`.
-        pairs: rows of `image`, `caption`, `image_id` and, if there are any, `label` and `source`. Of a streaming set every image is
-            decoded, as it comes, but only new ones are embedded.
+        pairs: rows of `image`, `caption`, `image_id` and, if there are any, `label` and `source`. Of a streaming set
+            every image is decoded, as it comes, but only new ones are embedded.
         batch_size: images, or captions, at once.
         num_workers: processes that decode the images.
         autocast_dtype: e.g. `torch.bfloat16` to compute in it where that is safe; default: the model's own dtype.

@@ -42,8 +42,9 @@ def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5,
 def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:
     """Makes the `compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
 
-    It gives the metrics of all pairs; of several sources each one's own too, `<source>_<metric>`; and the mean over the
-    sources of a few, `mean_recall@10`, `mean_margin` and `mean_debiased_modality_gap`, whether there is one or more.
+    It gives the metrics of all pairs; of several sources each one's own too, `<source>_<metric>`; and the mean over
+    the sources of a few, `mean_recall@10`, `mean_margin` and `mean_debiased_modality_gap`, whether there is one or
+    more.
 
     Raises (when it is called):
         ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.

@@ -210,7 +210,7 @@ def write_report(
     embeddings = {name: e.embeddings for name, e in evaluations.items() if e.embeddings is not None}
     captions = {name: e.captions for name, e in evaluations.items() if e.captions is not None}
     names = dict.fromkeys(source for evaluation in evaluations.values() for source in evaluation.by_source)
-    sources = {source: {name: e.by_source[source] for name, e in evaluations.items()} for source in names}
+    sources = {source: {name: e.by_source.get(source, {}) for name, e in evaluations.items()} for source in names}
     write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings, sources)
     table = metrics_report(metrics, sources)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
