@@ -149,14 +149,15 @@ def _hub_sources(data: DataArguments) -> list[str]:
 
 
 def _public_sources(data: DataArguments, split: str) -> list[tuple[str, DataArguments]]:
-    """
-    What the card calls each source that has the split, and its arguments: a Hub id as it is, a local path by its last
-    part or, in a list of sources, by its name there.
-    """
+    """What the card calls each source that has the split, and its arguments."""
     if isinstance(data.source, str):
         return [(_public_name(data.source), data)]
-    named = data.sources().items()
-    return [(own.source if _is_hub_id(own.source) else name, own) for name, own in named if own.has_split(split)]
+    return [(_label(name, own), own) for name, own in data.sources().items() if own.has_split(split)]
+
+
+def _label(name: str, own: DataArguments) -> str:
+    """A source of a list by its Hub id, or by its name: a path is nobody else's business."""
+    return own.source if isinstance(own.source, str) and _is_hub_id(own.source) else name
 
 
 def _headlines(measured: dict[str, float]) -> dict[str, float]:
@@ -164,37 +165,37 @@ def _headlines(measured: dict[str, float]) -> dict[str, float]:
     return {metric: measured[metric] for metric in HEADLINES if metric in measured}
 
 
-def _measured_sources(evaluation: dict[str, Any] | None) -> list[tuple[str, DataArguments, dict[str, float]]]:
-    """The name of each source, its arguments, and this model's headlines on its own pairs."""
+def _measured_sources(evaluation: dict[str, Any] | None) -> list[tuple[str, str, DataArguments, dict[str, float]]]:
+    """Name, label and arguments of each source, and this model's headlines on its own pairs."""
     if evaluation is None:
         return []
-    data, model = evaluation["data"], evaluation["name"]
-    apart = evaluation["sources"]
+    data, model, apart = evaluation["data"], evaluation["name"], evaluation["sources"]
+    if isinstance(data.source, str):
+        headlines = _headlines(evaluation["results"][model])
+        return [(name, _public_name(data.source), own, headlines) for name, own in data.sources().items()]
     return [
-        (name, own, _headlines(apart[name].get(model, {}) if apart else evaluation["results"][model]))
+        (name, _label(name, own), own, _headlines(apart[name].get(model, {})))
         for name, own in data.sources().items()
-        if not apart or name in apart
+        if name in apart
     ]
 
 
 def _eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
-    """The headlines in the form of the card's metadata."""
+    """The headlines of each source in the form of the card's metadata."""
     return [
-        _eval_result(
-            metric, value, own, name if evaluation["sources"] else _public_name(own.source), evaluation["split"]
-        )
-        for name, own, headlines in _measured_sources(evaluation)
+        _eval_result(metric, value, own, label, evaluation["split"])
+        for _, label, own, headlines in _measured_sources(evaluation)
         for metric, value in headlines.items()
     ]
 
 
-def _eval_result(metric: str, value: float, data: DataArguments, name: str, split: str) -> EvalResult:
+def _eval_result(metric: str, value: float, data: DataArguments, label: str, split: str) -> EvalResult:
     of_captions = metric in CAPTION_HEADLINES
     return EvalResult(
         task_type="image-text-to-text" if of_captions else "image-text-retrieval",
         task_name="Image captioning" if of_captions else "Image-text retrieval and alignment",
-        dataset_type=data.source if _is_hub_id(data.source) else name,
-        dataset_name=f"{name} (drawn, not medical)" if data.source == "phantoms" else name,
+        dataset_type=label,
+        dataset_name=f"{label} (drawn, not medical)" if data.source == "phantoms" else label,
         dataset_config=data.subset,
         dataset_split=_public_split(data, split),
         metric_type=metric,
@@ -223,7 +224,7 @@ def _widget(folder: Path, repo_id: str, is_captioner: bool) -> list[dict[str, st
 def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
     """The newer form of the card's model-index: one file for each data set, and only for those of the Hub."""
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
-    for name, own, headlines in _measured_sources(evaluation):
+    for name, _, own, headlines in _measured_sources(evaluation):
         if not headlines or not _is_hub_id(own.source):
             continue
         entries = [

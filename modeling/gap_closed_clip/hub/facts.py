@@ -40,8 +40,9 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """
-    The content of metrics.json without nan: `results`, those of each of the `sources`, the `name` of this model in them, `data`, `split`, `versions`,
-    and whether it is `stale`: measured on other weights than are in the folder now. None where there is no such file.
+    The content of metrics.json without nan: `results`, the same of each of the `sources`, the `name` of this model in
+    them, `data`, `split`, `versions`, and whether it is `stale`: measured on other weights than are in the folder now.
+    None where there is no such file.
 
     Raises:
         ValueError: it is no metrics file of this package, or holds several models and none of the folder's name.
