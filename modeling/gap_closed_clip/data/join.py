@@ -5,7 +5,7 @@ from functools import partial
 import datasets
 from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
 
-from .pairs import RAW_IMAGE
+from .pairs import RAW_IMAGE, MissingSplitError
 
 
 TEXT = Value("string")
@@ -95,3 +95,13 @@ def join_streams(parts: list[IterableDataset]) -> IterableDataset:
             f"data.streaming of several sources needs a newer version of datasets than {datasets.__version__}, which "
             "takes every row once: pip install -U datasets, or leave streaming off."
         ) from error
+
+
+def error_of_source(error: OSError | ValueError, name: str, split: str) -> OSError | ValueError:
+    """The error with the source's name, and with what to do where the source has no such split."""
+    kinds = (MissingSplitError, FileNotFoundError, ConnectionError, OSError, ValueError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
+    remedy = ""
+    if kind is MissingSplitError and split != "train":
+        remedy = f" If there is none, say so in the source's entry, {split}_split: null: it is then left out there."
+    return kind(f"data.source, '{name}': {error}{remedy}")

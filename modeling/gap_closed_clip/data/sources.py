@@ -19,7 +19,7 @@ from ..messages import suggest
 from .arguments import DataArguments, expand_path
 from .hashing import stable_hash
 from .images import cache_images, check_images, decode_image
-from .join import join_pairs, join_streams, name_source
+from .join import error_of_source, join_pairs, join_streams, name_source
 from .pairs import ADDED_COLUMNS, MissingSplitError, to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
 
@@ -95,20 +95,10 @@ def _load_all(args: DataArguments, split: str, check: Check) -> Dataset | Iterab
             pairs = name_source(_load_one(own, split), name, window, own.streaming)
             parts.append(_finish(pairs, own, split, check))
         except (OSError, ValueError) as error:
-            raise _of_source(error, name, split) from error
+            raise error_of_source(error, name, split) from error
     if not parts:
         raise ValueError(f"None of the sources {args.title} has a {split} split: data.{split}_split is null for each.")
     return join_streams(parts) if args.streaming else join_pairs(parts)
-
-
-def _of_source(error: OSError | ValueError, name: str, split: str) -> OSError | ValueError:
-    """The error with the source's name, and with what to do where the source has no such split."""
-    kinds = (MissingSplitError, FileNotFoundError, ConnectionError, OSError, ValueError)
-    kind = next(kind for kind in kinds if isinstance(error, kind))
-    remedy = ""
-    if kind is MissingSplitError and split != "train":
-        remedy = f" If there is none, say so in the source's entry, {split}_split: null: it is then left out there."
-    return kind(f"data.source, '{name}': {error}{remedy}")
 
 
 def _load_one(args: DataArguments, split: str) -> Dataset | IterableDataset:

@@ -97,7 +97,9 @@ def metrics_table(results: Mapping[str, Metrics | Sequence[Metrics]]) -> str:
 
 
 def metrics_report(results: Mapping[str, Metrics], sources: Mapping[str, Mapping[str, Metrics]]) -> str:
-    """The table of all pairs; of several sources also one for each, and one of the means over them, with headings.
+    """The table of all pairs; of several sources also each one's own and the means over them.
+
+    Of one model these are columns beside the first one, of several models they are tables with headings.
 
     Args:
         results: {model name: its metrics of all pairs}.
@@ -109,7 +111,10 @@ def metrics_report(results: Mapping[str, Metrics], sources: Mapping[str, Mapping
         model: mean_over_sources(metrics, {source: found[model] for source, found in sources.items()})
         for model, metrics in results.items()
     }
-    tables = {"All sources, in one gallery": results, **sources, "Mean over the sources": means}
+    tables = {"all in one gallery": results, **sources, "mean of the sources": means}
+    if len(results) == 1:
+        (model,) = results
+        return metrics_table({title: found[model] for title, found in tables.items()})
     return "\n\n".join(f"### {title}\n\n{metrics_table(found)}" for title, found in tables.items())
 
 
