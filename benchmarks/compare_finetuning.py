@@ -158,7 +158,7 @@ def table_of_rates(tried: dict[str, dict[float, Metrics]]) -> str:
 def notes(config: RunConfig, seeds: list[int], choice_epochs: float) -> str:
     training = config.training
     lines = [
-        f"One base model, {config.model.checkpoint}, fine-tuned on the training pairs of {config.data.source} and "
+        f"One base model, {config.model.checkpoint}, fine-tuned on the training pairs of {config.data.title} and "
         f"evaluated on its {training['final_split']} pairs, once, after the last epoch. `none`: the base as it is; "
         "`centered anew`: nothing but the running means of its projections replaced by those of the training pairs, "
         "as every fine-tuning does at its end.",
@@ -203,7 +203,7 @@ def parse() -> argparse.Namespace:
 def compare() -> None:
     args = parse()
     config = load_config([CONFIGS / "lora.yaml"], [f"model.checkpoint={args.base}", *args.overrides])
-    path = args.report or RESULTS / f"finetuning_{Path(config.data.source).name}.md"
+    path = args.report or RESULTS / f"finetuning_{'_'.join(config.data.sources())}.md"
     tried = {name: try_rates(name, config, args.choice_epochs, args.output) for name in args.methods}
     print(table_of_rates(tried), flush=True)
     runs = evaluate_base(config)

@@ -10,7 +10,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .hashing import group_ids, stable_hash
-from .images import Augmentation, decode_image, name_of
+from .images import Augmentation, decode_image, name_of, window_of
 
 
 # A tokenizer that knows no longest input has a `model_max_length` of 10^30; any real one is below this.
@@ -46,8 +46,9 @@ class PairCollator:
         """Make a batch of B rows.
 
         Args:
-            rows: `image` (undecoded), `caption` and `image_id` of each pair; from `FeaturePairs`, where frozen towers
-                have run before, `pooled_image` (hidden,) or `pooled_text` (hidden,) or both, with `group_ids` (2,).
+            rows: `image` (undecoded), `caption` and `image_id` of each pair; `window` where sources have different
+                ones. From `FeaturePairs`, where frozen towers have run before, `pooled_image` (hidden,) or
+                `pooled_text` (hidden,) or both, with `group_ids` (2,).
 
         Returns:
             `pixel_values` (B, 3, H, W) float32. `group_ids` (B, 2) int64, hashes of the image's id and of the caption
@@ -72,7 +73,10 @@ class PairCollator:
         Raises:
             ValueError: an image cannot be read.
         """
-        images = [decode_image(row["image"], self._min_size(row), self.window, name=name_of(row)) for row in rows]
+        images = [
+            decode_image(row["image"], self._min_size(row), window_of(row, self.window), name=name_of(row))
+            for row in rows
+        ]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(self.augmentation, images, rows, ids)

@@ -87,6 +87,12 @@ def name_of(row: dict) -> str:
     return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
 
 
+def window_of(row: dict, window: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The intensity window of a row's image: its source's own where sources have different ones, else `window`."""
+    own = row.get("window")
+    return window if own is None else tuple(own) or None
+
+
 def _read(path: str | None, name: str) -> bytes:
     """The bytes of a file or URL; `name` is what error messages call the image."""
     if not path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import evaluate
@@ -9,6 +10,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from .by_source import flat_metrics, measure_sources
 from .embed import PairEmbeddings, columns_of
 
 
@@ -45,6 +47,10 @@ def build_compute_metrics(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Makes the `compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
 
+    It gives the metrics of all pairs; of several sources each one's own too, `<source>_<metric>`; and the mean over
+    the sources of a few, `mean_recall@10`, `mean_margin` and `mean_debiased_modality_gap`, whether there is one or
+    more.
+
     Args:
         grouping: as of `evaluate_embeddings`.
 
@@ -64,7 +70,9 @@ def build_compute_metrics(
         if rest and rest[0].ndim == 2:
             _check_order(columns.image_ids, rest[0][:, 0], "image_id")
             _check_order(embeddings.caption_ids, rest[0][:, 1], "caption")
-        return evaluate_embeddings(embeddings, grouping=grouping)
+        measure = partial(evaluate_embeddings, grouping=grouping)
+        metrics = measure(embeddings)
+        return flat_metrics(metrics, measure_sources(embeddings, metrics, measure))
 
     return compute_metrics
 

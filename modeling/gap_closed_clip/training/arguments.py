@@ -172,6 +172,13 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     distinct_batches: bool = field(
         default=True, metadata={"help": "Keep pairs that share an image or a caption out of one batch where possible."}
     )
+    mix_sources: bool = field(
+        default=True,
+        metadata={
+            "help": "Several sources: pairs of all of them in a batch. false: every batch is of one source, so that "
+            "no pair is told apart by its source alone."
+        },
+    )
     final_split: Literal["train", "validation", "test", "none"] = field(
         default="validation", metadata={"help": "Pairs of the evaluation after training; its metrics go on the card."}
     )

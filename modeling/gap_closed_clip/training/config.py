@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ..data import DataArguments
+from ..data.arguments import SOURCE_FIELDS
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
 from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
@@ -85,6 +86,10 @@ class RunConfig:
             raise ValueError(
                 "training.predict_with_generate is true, and nothing writes captions: add a section captioning (as in "
                 "configs/captioning.yaml), or leave it out."
+            )
+        if self.captioning is not None and self.training.get("mix_sources") is False:
+            raise ValueError(
+                "training.mix_sources is for encoders alone, whose pairs are compared within a batch: leave it out."
             )
         if self.captioning is not None and self.training.get("contrastive_batch_size") is not None:
             raise ValueError(
@@ -158,7 +163,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
-    are YAML. Another `data.source` leaves `data.license` behind, which was that of the first one.
+    are YAML. Another `data.source`, one or a list, leaves `data.license` behind, which was that of the first one.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -298,6 +303,16 @@ def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
         raise ValueError(
             f"{given_in}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}."
         )
+    if (section, key) == ("data", "source") and isinstance(value, list):
+        _check_entries(value, given_in)
+
+
+def _check_entries(entries: list, given_in: str) -> None:
+    """Checks the values of the entries of a list of sources; `DataArguments` checks everything else about them."""
+    for number, entry in enumerate(entries):
+        for name, value in entry.items() if isinstance(entry, dict) else ():
+            if name in SOURCE_FIELDS and name != "source":
+                _check_field("data", name, value, f"{given_in}, entry {number} of data.source")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..data import PairCollator, decode_image
 from ..data.features import DTYPE, FeaturePairs, FeatureStore, StoredFeatures, digest
-from ..data.images import Augmentation, name_of, stored_bytes
+from ..data.images import Augmentation, name_of, stored_bytes, window_of
 from ..evaluation.embed import embed_captions, evaluation_mode
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
@@ -101,19 +101,17 @@ def _image_features(
         **_description("image", tower, settings.device),
         "image_processor": collator.processor.image_processor.to_dict(),
         "augmentation": None if augmentation is None else asdict(augmentation),
-        "window": collator.window,
     }
     views = 1 if augmentation is None else settings.views
     store = FeatureStore(settings.folder, description, views, tower.timm_model.head_hidden_size)
-    digests = [_image_digest(row) for row in pairs.select_columns(["image", "image_id"])]
+    images = pairs.select_columns([name for name in ("image", "image_id", "window") if name in pairs.column_names])
+    digests = [_image_digest(row, collator) for row in images]
     with store.writing():
         missing = store.missing(digests)
         if missing:
             views_of = _ViewCollator(collator, augmentation, views, digests)
-            once = pairs.select_columns(["image", "image_id"]).select(missing)
-            once = once.add_column("position", missing)
             loader = DataLoader(
-                once,  # type: ignore[arg-type]
+                images.select(missing).add_column("position", missing),  # type: ignore[arg-type]
                 batch_size=max(settings.batch_size // views, 1),
                 collate_fn=views_of,
                 num_workers=settings.num_workers,
@@ -239,7 +237,7 @@ class _ViewCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> tuple[list[int], Tensor]:
         images = []
         for row in rows:
-            image = decode_image(row["image"], None, self.collator.window, name=name_of(row))
+            image = decode_image(row["image"], None, window_of(row, self.collator.window), name=name_of(row))
             images.append(image)
             if self.augmentation is not None:
                 generator = torch.Generator().manual_seed(int.from_bytes(self.digests[row["position"]][:8], "little"))
@@ -258,9 +256,10 @@ def _prefetched(items: Iterable[Item]) -> Iterator[Item]:
             yield item  # type: ignore[misc]
 
 
-def _image_digest(row: dict[str, Any]) -> bytes:
+def _image_digest(row: dict[str, Any], collator: PairCollator) -> bytes:
+    """Of the file as it is, and of the intensity window that it is shown in."""
     try:
-        return digest(stored_bytes(row["image"]))
+        return digest(stored_bytes(row["image"]), repr(window_of(row, collator.window)).encode())
     except OSError as error:
         raise type(error)(f"The image '{name_of(row)}' cannot be read ({error}).") from error
 

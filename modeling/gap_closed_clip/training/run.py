@@ -90,7 +90,7 @@ def evaluate(trainer: Trainer, config: RunConfig, pairs: Dataset | IterableDatas
         folders={name: args.output_dir},
         pairs=pairs,
     )
-    print(f"\n{evaluation.size}, split '{args.final_split}' of '{config.data.source}'\n\n{table}\n")
+    print(f"\n{evaluation.size}, split '{args.final_split}' of {config.data.title}\n\n{table}\n")
     return evaluation.metrics
 
 

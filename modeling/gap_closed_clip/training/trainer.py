@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..data import DistinctSampler, group_ids_of
+from ..data import DistinctSampler, OneSourceSampler, group_ids_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
 from ..model.modeling_gap_closed_clip import GapClosedClipOutput
 from .gradients import describe_missing, without_gradient
@@ -31,7 +31,7 @@ class TrainingProgressCallback(TrainerCallback):
 class _SamplerEpochCallback(TrainerCallback):
     """accelerate hands the epoch on to a sampler except where it has wrapped it thrice (resuming, many processes)."""
 
-    def __init__(self, sampler: DistinctSampler):
+    def __init__(self, sampler: DistinctSampler | OneSourceSampler):
         self.sampler = sampler
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -93,7 +93,8 @@ class GapClosedClipTrainer(CheckedTrainer):
 
     - `contrastive_batch_size` of the arguments: any number of pairs compared in one step, encoded in micro-batches;
     - scheduled weights follow the training's progress ([`TrainingProgressCallback`]);
-    - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments);
+    - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments), and pairs
+      of different sources, if that is asked for (`mix_sources`);
     - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine and the mean cosine
       inside each modality, averaged over the logged steps, with a warning where the space collapses or scatters;
     - the first step fails where a trainable parameter gets no gradient, a dead adapter for one;
@@ -167,14 +168,20 @@ class GapClosedClipTrainer(CheckedTrainer):
         batch_size, drop_last = self.args.global_batch_size, self.args.dataloader_drop_last
         if isinstance(dataset, IterableDataset):
             return super()._get_train_sampler(train_dataset)
-        if not self.args.distinct_batches:
-            sampler = super()._get_train_sampler(train_dataset)
-            if drop_last and isinstance(sampler, RandomSampler):
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler: DistinctSampler | OneSourceSampler
+        if not self.args.mix_sources and "source" in dataset.column_names:
+            rows = range(len(dataset))
+            groups = group_ids_of(dataset) if self.args.distinct_batches else list(zip(rows, rows, strict=True))
+            sampler = OneSourceSampler(groups, dataset["source"], batch_size, seed=seed, drop_last=drop_last)
+        elif self.args.distinct_batches:
+            sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
+        else:
+            plain = super()._get_train_sampler(train_dataset)
+            if drop_last and isinstance(plain, RandomSampler):
                 # The DataLoader would leave out an incomplete micro-batch only.
                 return RandomSampler(dataset, num_samples=len(dataset) // batch_size * batch_size)
-            return sampler
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
+            return plain
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 
