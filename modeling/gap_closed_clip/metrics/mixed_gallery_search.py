@@ -2,11 +2,12 @@
 
 import logging
 import math
+from dataclasses import dataclass
 
 import evaluate
 import numpy as np
 from datasets.utils import tqdm
-from scipy.sparse import coo_array, csr_array
+from scipy.sparse import csr_array
 
 from ._embeddings import (
     ID_ARGUMENTS,
@@ -88,24 +89,33 @@ Examples:
      'chance_mixed_label_precision@1': 0.3333, 'other_kind_label_precision@1': 1.0}
 """
 
-_OF_KINDS = ("other_kind_share", "chance_other_kind_share")
-_OF_LABELS = ("mixed_label_precision", "chance_mixed_label_precision", "other_kind_label_precision")
+_NAMES = (
+    "other_kind_share",
+    "chance_other_kind_share",
+    "mixed_label_precision",
+    "chance_mixed_label_precision",
+    "other_kind_label_precision",
+)
 _FEW = 100  # candidates a query, up to which their cosines are computed one by one
 
 
-def _labels_of_items(items: np.ndarray, labels: list[str]) -> csr_array | None:
-    """(G, labels) booleans, which labels each item has; None where no row has one.
+def _label_sets(items: np.ndarray, labels: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(G,) the number of each item's set of labels, and (S, S) booleans, which two sets have a label in common.
 
     Args:
         items: (N,) the item of each row.
         labels: N names, "" for none.
     """
-    labelled = np.array([label != "" for label in labels])
-    if not labelled.any():
-        return None
-    groups = numbered([label for label in labels if label])
-    shape = (int(items.max()) + 1, int(groups.max()) + 1)
-    return coo_array((np.ones(len(groups), dtype=bool), (items[labelled], groups)), shape=shape).tocsr()
+    of_item: list[set[str]] = [set() for _ in range(int(items.max()) + 1)]
+    for item, label in zip(items, labels, strict=True):
+        of_item[item] |= {label} - {""}
+    position: dict[frozenset[str], int] = {}
+    sets = np.array([position.setdefault(frozenset(found), len(position)) for found in of_item])
+    column = {label: number for number, label in enumerate(sorted(set(labels)))}
+    members = [(row, column[label]) for found, row in position.items() for label in found]
+    rows, columns = np.array(members, dtype=np.int64).reshape(-1, 2).T
+    has = csr_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(position), len(column)))
+    return sets, (has @ has.T).toarray()
 
 
 def _share(rows: np.ndarray, part: np.ndarray, whole: np.ndarray, count: int) -> np.ndarray:
@@ -121,6 +131,34 @@ def _share(rows: np.ndarray, part: np.ndarray, whole: np.ndarray, count: int) ->
         return hits / counted
 
 
+def _mean(values: np.ndarray) -> float:
+    """Of those that are not nan; nan of none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _kth_highest(scores: np.ndarray, k: int) -> np.ndarray:
+    """(block,) the k-th highest of each row, or the lowest of fewer."""
+    k = min(k, scores.shape[1])
+    return np.partition(scores, -k, axis=1)[:, -k]
+
+
+def _bound(scores: np.ndarray, k: int) -> np.ndarray:
+    """(block,) what the k-th highest score of each row is at least, in a fraction of the time that finding it takes.
+
+    It is the k-th highest of the maxima of groups of 16 scores each, which differs from it where two of the k highest
+    are in one group.
+    """
+    width = scores.shape[1] // 16
+    if width <= k:
+        return _kth_highest(scores, k)
+    best = scores[:, :width].copy()
+    for start in range(width, 16 * width, width):
+        np.maximum(best, scores[:, start : start + width], out=best)
+    return _kth_highest(best, k)
+
+
+@dataclass
 class _Gallery:
     """All distinct items, the images first, and what is known of each.
 
@@ -128,62 +166,71 @@ class _Gallery:
         vectors: (G, D) unit vectors, float64.
         is_caption: (G,) booleans.
         families: (G,) numbers.
-        labels: (G, labels) booleans, or None.
+        sets: (G,) numbers of the items' sets of labels.
+        shares: (S, S) booleans, which two sets have a label in common.
     """
 
-    def __init__(self, vectors: np.ndarray, is_caption: np.ndarray, families: np.ndarray, labels: csr_array | None):
-        self.vectors, self.is_caption, self.families, self.labels = vectors, is_caption, families, labels
-        self.rounded = vectors.astype(np.float32)
+    vectors: np.ndarray
+    is_caption: np.ndarray
+    families: np.ndarray
+    sets: np.ndarray
+    shares: np.ndarray
+
+    def __post_init__(self):
+        self.has_label = self.shares.diagonal()[self.sets]  # (G,)
+        self.rounded = self.vectors.astype(np.float32)
         # Twice what a float32 cosine of unit vectors may be off, D + 2 half units in the last place, and a little.
-        self.margin = TIE + (vectors.shape[1] + 4) * float(np.finfo(np.float32).eps)
+        self.margin = TIE + (self.vectors.shape[1] + 4) * float(np.finfo(np.float32).eps)
 
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def search(self, queries: slice, k: int) -> list[np.ndarray]:
-        """Each a (block,) value of each of these items as a query; those of _OF_KINDS, then those of _OF_LABELS."""
-        left = self.families[queries, None] != self.families  # (block, G)
-        size, count = np.count_nonzero(left, axis=1), len(left)
-        row, column = self._nearest(queries, left, k)
-        kinds = self.is_caption[queries]
-        of_other_kind = kinds[row] != self.is_caption[column]
-        captions_left = np.count_nonzero(left & self.is_caption, axis=1)
-        values = [
-            _share(row, of_other_kind, np.full(len(row), True), count),
-            np.where(kinds, size - captions_left, captions_left) / size,
-        ]
-        if self.labels is None:
-            return values
-        fits = (self.labels[queries] @ self.labels.T).toarray()  # one label or more in common
-        has_label = np.diff(self.labels.indptr) > 0  # (G,)
-        hits, counted = fits[row, column], has_label[queries][row] & has_label[column]
-        precision = _share(row, hits, counted, count)
-        with np.errstate(invalid="ignore"):
-            chance = np.count_nonzero(left & fits, axis=1) / np.count_nonzero(left & has_label, axis=1)
-        chance[np.isnan(precision)] = math.nan
-        return [*values, precision, chance, _share(row, hits, counted & of_other_kind, count)]
+    def _left(self, counted: np.ndarray) -> np.ndarray:
+        """(G,) how many of the items that are `counted`, (G,) booleans, are not of each item's own family."""
+        return np.count_nonzero(counted) - np.bincount(self.families, weights=counted)[self.families]
 
-    def _nearest(self, queries: slice, left: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column in `left` of the k nearest items of each query, and of those that tie with the last."""
-        scores = self.rounded[queries] @ self.rounded.T
-        scores[~left] = -np.inf
-        kth = np.partition(scores, -min(k, len(self)), axis=1)[:, -min(k, len(self)), None]
-        row, column = np.divmod(np.flatnonzero((scores >= kth - self.margin) & left), len(self))
+    def chance(self) -> tuple[np.ndarray, np.ndarray]:
+        """(G,), (G,): for each query, the shares of the other kind and of items with its label in its gallery."""
+        size, captions = self._left(np.ones(len(self), bool)), self._left(self.is_caption)
+        other_kind = np.where(self.is_caption, size - captions, captions) / size
+        shares = csr_array(self.shares)
+        in_family = csr_array((np.ones(len(self)), (self.families, self.sets)))  # (families, S) how many items
+        fit = (shares @ np.bincount(self.sets))[self.sets]
+        fit_in_family = shares[self.sets].multiply(in_family[self.families]).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            return other_kind, (fit - fit_in_family) / self._left(self.has_label)
+
+    def search(self, queries: slice, k: int) -> list[np.ndarray]:
+        """Each a (block,) value of each of these items as a query: the share of the other kind, both precisions."""
+        row, column = self._nearest(queries, k)
+        query = row + queries.start
+        of_other_kind = self.is_caption[query] != self.is_caption[column]
+        fits = self.shares[self.sets[query], self.sets[column]]
+        counted = self.has_label[query] & self.has_label[column]
+        shares = (of_other_kind, np.full(len(row), True)), (fits, counted), (fits, counted & of_other_kind)
+        return [_share(row, part, whole, queries.stop - queries.start) for part, whole in shares]
+
+    def _nearest(self, queries: slice, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(n,), (n,): query in the block and item, of the k nearest items of each and of those that tie with the last.
+
+        float32 says which items could be among them, float64 which are.
+        """
+        scores = self.rounded[queries] @ self.rounded.T  # (block, G)
+        scores[self.families[queries, None] == self.families] = -np.inf
+        candidates = scores >= _bound(scores, k)[:, None] - self.margin
+        row, column = np.divmod(np.flatnonzero(candidates), len(self))
+        left = self.families[queries][row] != self.families[column]  # the bound is -inf where fewer than k are left
+        row, column = row[left], column[left]
         vectors = self.vectors[queries]
         if len(row) < _FEW * len(vectors):
             cosines = np.einsum("nd,nd->n", vectors[row], self.vectors[column])
         else:  # a crowded space: the product of all is faster, and needs less memory
             cosines = (vectors @ self.vectors.T)[row, column]
-        order, start = np.lexsort((-cosines, row)), np.searchsorted(row, np.arange(len(vectors) + 1))
-        last = np.minimum(start[:-1] + k, start[1:]) - 1  # no query is without any: there are two families or more
-        near = cosines >= cosines[order][last][row] - TIE
+        place = np.arange(len(row)) - np.searchsorted(row, row)  # of each candidate among those of its query
+        exact = np.full((len(vectors), int(place.max()) + 1), -np.inf)
+        exact[row, place] = cosines
+        near = cosines >= _kth_highest(exact, k)[row] - TIE
         return row[near], column[near]
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of those that are not nan; nan of none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else math.nan
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
@@ -205,13 +252,16 @@ class MixedGallerySearch(EmbeddingMetric):
             np.concatenate([image[first_image], text[first_caption]]),
             np.repeat([False, True], [len(first_image), len(first_caption)]),
             np.concatenate([families[first_image], families[first_caption]]),
-            _labels_of_items(items, 2 * [label.strip() for label in labels]),
+            *_label_sets(items, 2 * [label.strip() for label in labels]),
         )
-        names = [f"{name}@{k}" for name in (_OF_KINDS if gallery.labels is None else _OF_KINDS + _OF_LABELS)]
+        names = [f"{name}@{k}" for name in (_NAMES if gallery.has_label.any() else _NAMES[:2])]
         if len(set(families)) < 2:
             logger.warning("mixed_gallery_search: all pairs share images or captions, all is nan.")
             return dict.fromkeys(names, math.nan)
-        queries = list(blocks(len(gallery.families), block_size))
-        found = [gallery.search(block, k) for block in tqdm(queries, desc="Searching", delay=2, leave=False)]
-        columns = [_mean(np.concatenate(values)) for values in zip(*found, strict=True)]
-        return dict(zip(names, columns, strict=True))
+        queries = tqdm(list(blocks(len(gallery), block_size)), desc="Searching", delay=2, leave=False)
+        found = [gallery.search(block, k) for block in queries]
+        share, precision, precision_of_other = (np.concatenate(values) for values in zip(*found, strict=True))
+        chance_share, chance_precision = gallery.chance()
+        chance_precision[np.isnan(precision)] = math.nan
+        values = [share, chance_share, precision, chance_precision, precision_of_other]
+        return {name: _mean(value) for name, value in zip(names, values[: len(names)], strict=True)}
