@@ -21,6 +21,7 @@ PAPERS = {
     "caption_rouge_l": ("lin2004rouge", "chen2015coco"),
     "caption_cider": ("vedantam2015cider",),
     "caption_meteor": ("lavie2007meteor", "bird2009natural"),
+    "mixed_gallery_search": GAP_PAPERS,
     "clip_score": ("hessel2021clipscore",),
 }
 NAMES = tuple(PAPERS)

@@ -31,13 +31,17 @@ def evaluate_embeddings(
 ) -> dict[str, float]:
     """All metrics of the pairs, flat, and `num_pairs`; recalls and V-measure as fractions.
 
-    The grouping metrics are left out where no pair has a label, and, since they take seconds, without `grouping`.
+    Where no pair has a label, the metrics of labels are left out; without `grouping`, grouping and search in a mixed
+    gallery are, which take seconds.
     """
     vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
     ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
     result = load_metric("modality_gap").compute(**vectors)
     result |= load_metric("cross_modal_retrieval").compute(**vectors, **ids, ks=ks)
-    if grouping and any(embeddings.labels):
+    if not grouping:
+        return result | {"num_pairs": float(len(embeddings))}
+    result |= load_metric("mixed_gallery_search").compute(**vectors, **ids, labels=embeddings.labels)
+    if any(embeddings.labels):
         result |= load_metric("cross_modal_grouping").compute(**vectors, **ids, labels=embeddings.labels)
     return result | {"num_pairs": float(len(embeddings))}
 

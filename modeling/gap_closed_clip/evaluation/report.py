@@ -31,7 +31,8 @@ from .figures import plot_cosine_histograms, plot_projection
 
 Metrics = Mapping[str, float]
 LIBRARIES = ("torch", "transformers", "timm", "datasets", "evaluate", "scikit-learn", "numpy")
-# Metric: (what the table calls it and which way is better, format of its value). `nmi` equals the V-measure.
+# Metric: (what the table calls it and which way is better, format of its value). `nmi` equals the V-measure, and of
+# the recalls that chance has the table shows the one that belongs to the mean of both directions.
 ROWS = {
     "modality_gap": ("modality gap ↓", "{:.3f}"),
     "debiased_modality_gap": ("debiased modality gap ↓", "{:.3f}"),
@@ -49,12 +50,25 @@ ROWS = {
     "image_to_text_recall@10": ("image to text R@10 ↑", "{:.1%}"),
     "image_to_text_median_rank": ("image to text median rank ↓", "{:.1f}"),
     "recall@10": ("R@10, mean of both directions ↑", "{:.1%}"),
+    "chance_recall@10": ("chance: R@10, mean of both", "{:.1%}"),
+    "other_kind_share@10": ("mixed gallery: other kind in nearest 10", "{:.1%}"),
+    "chance_other_kind_share@10": ("chance: other kind in nearest 10", "{:.1%}"),
+    "mixed_label_precision@10": ("mixed gallery: label precision ↑", "{:.1%}"),
+    "chance_mixed_label_precision@10": ("chance: label precision", "{:.1%}"),
+    "other_kind_label_precision@10": ("mixed gallery: label precision, other kind ↑", "{:.1%}"),
     "v_measure": ("V-measure ↑", "{:.1%}"),
     "ari": ("adjusted Rand index ↑", "{:.3f}"),
     "knn_accuracy_image_to_text": ("kNN, images to captions ↑", "{:.1%}"),
     "knn_accuracy_text_to_image": ("kNN, captions to images ↑", "{:.1%}"),
     "linear_probe_accuracy_image_to_text": ("linear probe, images to captions ↑", "{:.1%}"),
     "linear_probe_accuracy_text_to_image": ("linear probe, captions to images ↑", "{:.1%}"),
+    "majority_accuracy_image_to_text": ("majority label, images to captions", "{:.1%}"),
+    "majority_accuracy_text_to_image": ("majority label, captions to images", "{:.1%}"),
+    "knn_balanced_accuracy_image_to_text": ("balanced kNN, images to captions ↑", "{:.1%}"),
+    "knn_balanced_accuracy_text_to_image": ("balanced kNN, captions to images ↑", "{:.1%}"),
+    "linear_probe_balanced_accuracy_image_to_text": ("balanced linear probe, images to captions ↑", "{:.1%}"),
+    "linear_probe_balanced_accuracy_text_to_image": ("balanced linear probe, captions to images ↑", "{:.1%}"),
+    "chance_balanced_accuracy": ("chance: balanced accuracy", "{:.1%}"),
     "coco_bleu_1": ("BLEU-1 ↑", "{:.1%}"),
     "coco_bleu_2": ("BLEU-2 ↑", "{:.1%}"),
     "coco_bleu_3": ("BLEU-3 ↑", "{:.1%}"),

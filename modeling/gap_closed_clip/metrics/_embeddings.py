@@ -1,4 +1,4 @@
-"""What modality_gap, cross_modal_retrieval, cross_modal_grouping and clip_score have in common.
+"""What the metrics of embeddings have in common.
 
 No metric itself. `evaluate.load` copies a file that a metric imports as `from ._name import ...` along with it.
 """
@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 
 EMBEDDING = datasets.Sequence(datasets.Value("float32"))
@@ -86,7 +88,7 @@ class EmbeddingMetric(evaluate.Metric, ABC):
         super().add(**{name: column[0] for name, column in one_row.items()})
 
     def _with_defaults(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The columns with those that may be left out filled in: ids that no other row has, or empty lists."""
+        """The columns with those that may be left out filled in: ids that no other row has, empty labels or lists."""
         missing = [name for name in self._feature_names() if inputs.get(name) is None]
         if required := [name for name in missing if name not in self.optional_inputs]:
             raise ValueError(f"{self.name}: inputs are missing: {required}.")
@@ -96,7 +98,8 @@ class EmbeddingMetric(evaluate.Metric, ABC):
         # Sorted, the ids are in the order of the rows, also over several processes.
         own_ids = [f"process {self.process_id:06} row {row:012}" for row in range(start, start + count)]
         nothing: list[list] = [[] for _ in range(count)]
-        return inputs | {name: own_ids if self.features[name] == STRING else nothing for name in missing}
+        defaults = {"image_ids": own_ids, "caption_ids": own_ids, "labels": [""] * count}
+        return inputs | {name: defaults.get(name, nothing) for name in missing}
 
     def _as_arrays(self, inputs: dict[str, Any]) -> dict[str, Any] | None:
         """The inputs as `_compute` takes them; None where they are lists, or `evaluate` has to say what is wrong."""
@@ -208,3 +211,29 @@ def unit_pairs(image_embeds: np.ndarray | list, text_embeds: np.ndarray | list) 
     image, text = UnitRows(image_embeds, "image_embeds"), UnitRows(text_embeds, "text_embeds")
     require_one_space(image, text, "text_embeds")
     return image, text
+
+
+def numbered(names: list[str]) -> np.ndarray:
+    """(N,) position of each name among the sorted distinct ones."""
+    position = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([position[name] for name in names])
+
+
+def first_rows(numbers: np.ndarray) -> np.ndarray:
+    """The first row of each number from `numbered`, in the order of the numbers."""
+    return np.unique(numbers, return_index=True)[1]
+
+
+def families_of(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
+    """(N,) number of each row's family: the connected parts of the graph whose edges are the pairs.
+
+    The numbers follow those of the images, so neither families nor folds depend on the order of the rows.
+
+    Args:
+        images: (N,) each row's image, from `numbered`.
+        captions: (N,) each row's caption, likewise.
+    """
+    num_images = int(images.max()) + 1
+    size = num_images + int(captions.max()) + 1
+    edges = coo_array((np.ones(len(images)), (images, num_images + captions)), shape=(size, size))
+    return connected_components(edges, directed=False)[1][images]

@@ -3,19 +3,34 @@
 import logging
 import math
 import warnings
+from collections.abc import Callable
 
 import evaluate
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, v_measure_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    balanced_accuracy_score,
+    normalized_mutual_info_score,
+    v_measure_score,
+)
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
-from ._embeddings import ID_ARGUMENTS, PAIR_ARGUMENTS, RAISES, STRING, TIE, EmbeddingMetric, pair_info, unit_pairs
+from ._embeddings import (
+    ID_ARGUMENTS,
+    PAIR_ARGUMENTS,
+    RAISES,
+    STRING,
+    TIE,
+    EmbeddingMetric,
+    families_of,
+    numbered,
+    pair_info,
+    unit_pairs,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -29,6 +44,12 @@ Group-wise semantics of a space that two modalities share. Rows with an empty la
 - `knn_accuracy_A_to_B`: every distinct item of modality B takes the label of the majority of its 5 nearest items of
   modality A. Items as near as the fifth vote too; between equal votes the larger sum of cosines decides.
 - `linear_probe_accuracy_A_to_B`: logistic regression fitted on modality A, tested on modality B, 5-fold cross-fitted.
+- `majority_accuracy_A_to_B`: every item of modality B takes the label that is the most frequent one (the first by name
+  among equals) where the probe is fitted. What kNN and probe have to beat. Of labels that are equally frequent it
+  predicts the one that the tested fold has least of, so it can fall below 1 / number of labels.
+- `knn_balanced_accuracy_A_to_B`, `linear_probe_balanced_accuracy_A_to_B`: of the same predictions the mean over the
+  labels of the share of the label's items that are right (its recall), so that rare labels count as much as frequent
+  ones. `chance_balanced_accuracy`: 1 / number of labels, what guessing has, and predicting one label for all.
 
 kNN and probe never predict an item from its own *family*: pairs that share an image or a caption, directly or through
 other pairs. Otherwise the item's own partner would sit in the training set with the label asked for, and the figure
@@ -46,9 +67,10 @@ Args:
     block_size (`int`, defaults to 256): queries of the kNN scored at once.
 
 Returns:
-    dict of floats: v_measure, nmi, ari, knn_accuracy_image_to_text, knn_accuracy_text_to_image,
-    linear_probe_accuracy_image_to_text, linear_probe_accuracy_text_to_image. All are nan with fewer than two labels,
-    kNN and probe also with a single family; a logged warning says which.
+    dict of floats: v_measure, nmi, ari; knn_accuracy, linear_probe_accuracy, majority_accuracy, knn_balanced_accuracy
+    and linear_probe_balanced_accuracy, each with _image_to_text and _text_to_image after it; chance_balanced_accuracy.
+    All are nan with fewer than two labels, all but the first three also with a single family; a logged warning says
+    which.
 
 Raises:
     {RAISES}
@@ -69,34 +91,21 @@ Examples:
     ... )
     >>> {name: round(value, 4) for name, value in result.items()}  # doctest: +NORMALIZE_WHITESPACE
     {'v_measure': 1.0, 'nmi': 1.0, 'ari': 1.0, 'knn_accuracy_image_to_text': 1.0, 'knn_accuracy_text_to_image': 1.0,
-     'linear_probe_accuracy_image_to_text': 1.0, 'linear_probe_accuracy_text_to_image': 1.0}
+     'linear_probe_accuracy_image_to_text': 1.0, 'linear_probe_accuracy_text_to_image': 1.0,
+     'majority_accuracy_image_to_text': 0.0, 'majority_accuracy_text_to_image': 0.0,
+     'knn_balanced_accuracy_image_to_text': 1.0, 'knn_balanced_accuracy_text_to_image': 1.0,
+     'linear_probe_balanced_accuracy_image_to_text': 1.0, 'linear_probe_balanced_accuracy_text_to_image': 1.0,
+     'chance_balanced_accuracy': 0.5}
 """
 
 _CLUSTERING = ("v_measure", "nmi", "ari")
+_DIRECTIONS = ("image_to_text", "text_to_image")
 _ACROSS = (
-    "knn_accuracy_image_to_text",
-    "knn_accuracy_text_to_image",
-    "linear_probe_accuracy_image_to_text",
-    "linear_probe_accuracy_text_to_image",
+    *(f"{what}_accuracy_{way}" for what in ("knn", "linear_probe", "majority") for way in _DIRECTIONS),
+    *(f"{what}_balanced_accuracy_{way}" for what in ("knn", "linear_probe") for way in _DIRECTIONS),
+    "chance_balanced_accuracy",
 )
 _INVERSE_REGULARISATION = 32.0  # scikit-learn's C, for vectors scaled to a root mean square length of 1
-
-
-def _numbered(names: list[str]) -> np.ndarray:
-    """(N,) position of each name among the sorted distinct ones."""
-    position = {name: number for number, name in enumerate(sorted(set(names)))}
-    return np.array([position[name] for name in names])
-
-
-def _families(images: np.ndarray, captions: np.ndarray) -> np.ndarray:
-    """(N,) number of each row's family: the connected parts of the graph whose edges are the pairs.
-
-    The numbers follow those of the images, so neither families nor folds depend on the order of the rows.
-    """
-    num_images = int(images.max()) + 1
-    size = num_images + int(captions.max()) + 1
-    edges = coo_array((np.ones(len(images)), (images, num_images + captions)), shape=(size, size))
-    return connected_components(edges, directed=False)[1][images]
 
 
 def _folds(families: np.ndarray, num_folds: int) -> np.ndarray:
@@ -115,13 +124,13 @@ def _items(vectors: np.ndarray, ids: np.ndarray, labels: np.ndarray, families: n
     return vectors[rows], labels[rows], families[rows]
 
 
-def _knn_accuracy(fitted: tuple, tested: tuple, num_neighbors: int, block_size: int) -> float:
-    """Share of the tested items whose label wins the vote of their nearest fitted items from other families."""
+def _knn(fitted: tuple, tested: tuple, num_neighbors: int, block_size: int) -> np.ndarray:
+    """(T,) the label that wins the vote of each tested item's nearest fitted items from other families."""
     gallery, gallery_labels, gallery_families = fitted
-    queries, query_labels, query_families = tested
+    queries, _, query_families = tested
     k = min(num_neighbors, len(gallery))
     membership = np.eye(int(gallery_labels.max()) + 1)[gallery_labels]  # (G, labels)
-    correct = 0
+    predicted = []
     for start in range(0, len(queries), block_size):
         block = slice(start, start + block_size)
         scores = queries[block] @ gallery.T  # (block, G)
@@ -131,31 +140,57 @@ def _knn_accuracy(fitted: tuple, tested: tuple, num_neighbors: int, block_size: 
         # One vote each; all cosines together weigh less than half a vote, so they only decide between equal votes.
         cosines = np.where(near, scores, 0.0) / (4 * near.sum(axis=1, keepdims=True))
         votes = np.round((near + cosines) @ membership, 9)  # rounded: what is left equal goes to the first label
-        correct += int(np.sum(votes.argmax(axis=1) == query_labels[block]))
-    return correct / len(queries)
+        predicted.append(votes.argmax(axis=1))
+    return np.concatenate(predicted)
 
 
-def _probe_accuracy(fitted: tuple, tested: tuple, fold_of_family: np.ndarray) -> float:
-    """Share of the tested items that logistic regression gets right, fitted on the families of the other folds."""
+def _across_folds(
+    fitted: tuple,
+    tested: tuple,
+    fold_of_family: np.ndarray,
+    predict: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
+) -> np.ndarray:
+    """(T,) the label of each tested item, predicted from the fitted items of the families of the other folds.
+
+    Args:
+        predict: takes fitted vectors, their labels and tested vectors; returns the labels of these.
+    """
     train_vectors, train_labels, train_families = fitted
     test_vectors, test_labels, test_families = tested
-    correct = 0
+    predicted = np.empty_like(test_labels)
     for fold in range(int(fold_of_family.max()) + 1):
         train, test = fold_of_family[train_families] != fold, fold_of_family[test_families] == fold
-        x, y = train_vectors[train], train_labels[train]
-        if len(np.unique(y)) == 1:  # nothing to fit
-            correct += int(np.sum(test_labels[test] == y[0]))
-            continue
-        # Both modalities are moved and scaled by the same numbers, so that neither convergence nor regularisation
-        # depends on how crowded the space is. Each one's own mean must not be taken away: the offset between the
-        # modalities is what the probe has to bear.
-        mean = x.mean(axis=0)
-        scale = np.sqrt(np.mean(np.sum((x - mean) ** 2, axis=1))) or 1.0
-        # The matrices are small: on a busy machine threads that wait for one another take fifty times as long.
-        with threadpool_limits(1):
-            probe = LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=1000).fit((x - mean) / scale, y)
-        correct += int(np.sum(probe.predict((test_vectors[test] - mean) / scale) == test_labels[test]))
-    return correct / len(test_vectors)
+        predicted[test] = predict(train_vectors[train], train_labels[train], test_vectors[test])
+    return predicted
+
+
+def _majority(x: np.ndarray, y: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """The most frequent label of `y`, whatever is asked."""
+    return np.full(len(tested), np.bincount(y).argmax())
+
+
+def _probe(x: np.ndarray, y: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """The labels by logistic regression."""
+    if len(np.unique(y)) == 1:  # nothing to fit
+        return np.full(len(tested), y[0])
+    # Both modalities are moved and scaled by the same numbers, so that neither convergence nor regularisation
+    # depends on how crowded the space is. Each one's own mean must not be taken away: the offset between the
+    # modalities is what the probe has to bear.
+    mean = x.mean(axis=0)
+    scale = np.sqrt(np.mean(np.sum((x - mean) ** 2, axis=1))) or 1.0
+    # The matrices are small: on a busy machine threads that wait for one another take fifty times as long.
+    with threadpool_limits(1):
+        probe = LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=1000).fit((x - mean) / scale, y)
+    return probe.predict((tested - mean) / scale)
+
+
+def _accuracies(direction: str, truth: np.ndarray, predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    """Accuracy of each prediction, and balanced accuracy of all but the majority's, which is close to chance."""
+    result = {f"{name}_accuracy_{direction}": float(np.mean(labels == truth)) for name, labels in predictions.items()}
+    for name in predictions.keys() - {"majority"}:
+        balanced = balanced_accuracy_score(truth, predictions[name])
+        result[f"{name}_balanced_accuracy_{direction}"] = float(balanced)
+    return result
 
 
 def _cluster(image: np.ndarray, text: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, float]:
@@ -189,8 +224,8 @@ class CrossModalGrouping(EmbeddingMetric):
         block_size=256,
     ):
         image, text = unit_pairs(image_embeds, text_embeds)
-        images, captions = _numbered(image_ids), _numbered(caption_ids)
-        families = _families(images, captions)  # over all rows: those without a label link images and captions too
+        images, captions = numbered(image_ids), numbered(caption_ids)
+        families = families_of(images, captions)  # over all rows: those without a label link images and captions too
 
         names = [label.strip() for label in labels]
         keep = np.array([name != "" for name in names])
@@ -198,7 +233,7 @@ class CrossModalGrouping(EmbeddingMetric):
         if len(found) < 2:
             logger.warning("cross_modal_grouping needs two different labels or more, got %s: all is nan.", found)
             return dict.fromkeys(_CLUSTERING + _ACROSS, math.nan)
-        groups = _numbered([name for name in names if name])
+        groups = numbered([name for name in names if name])
         image, text, images, captions, families = (part[keep] for part in (image, text, images, captions, families))
         result = _cluster(image, text, groups, seed)
 
@@ -208,10 +243,13 @@ class CrossModalGrouping(EmbeddingMetric):
         families = np.unique(families, return_inverse=True)[1]
         fold_of_family = _folds(families, num_folds)
         image_items, text_items = _items(image, images, groups, families), _items(text, captions, groups, families)
-        accuracies = (
-            _knn_accuracy(image_items, text_items, num_neighbors, block_size),
-            _knn_accuracy(text_items, image_items, num_neighbors, block_size),
-            _probe_accuracy(image_items, text_items, fold_of_family),
-            _probe_accuracy(text_items, image_items, fold_of_family),
-        )
-        return result | dict(zip(_ACROSS, accuracies, strict=True))
+        directions = ((image_items, text_items), (text_items, image_items))
+        for direction, (fitted, tested) in zip(_DIRECTIONS, directions, strict=True):
+            predictions = {
+                "knn": _knn(fitted, tested, num_neighbors, block_size),
+                "linear_probe": _across_folds(fitted, tested, fold_of_family, _probe),
+                "majority": _across_folds(fitted, tested, fold_of_family, _majority),
+            }
+            result |= _accuracies(direction, tested[1], predictions)
+        result["chance_balanced_accuracy"] = 1 / len(found)
+        return {name: result[name] for name in (*_CLUSTERING, *_ACROSS)}

@@ -13,6 +13,8 @@ from ._embeddings import (
     EmbeddingMetric,
     UnitRows,
     blocks,
+    first_rows,
+    numbered,
     pair_info,
     unit_pairs,
 )
@@ -28,6 +30,9 @@ rounding cannot break a tie) ranks before it. A constant embedding gets the wors
 
 - `image_to_text_recall@k`: fraction (0..1) of the distinct images with a correct caption among the k nearest captions.
 - `text_to_image_recall@k`: fraction of the distinct captions with a correct image among the k nearest images.
+- `recall@k`: the mean of both.
+- `image_to_text_chance_recall@k`, `text_to_image_chance_recall@k`, `chance_recall@k`: what a ranking drawn at random
+  has on average: the mean over queries of 1 - C(G - P, k) / C(G, k), P correct items in a gallery of G.
 - `image_to_text_median_rank`, `text_to_image_median_rank`: median of the ranks, 1 is best.
 
 Every cosine is computed once, in float64, for both directions, in tiles: O(block_size * (block_size + D)) memory
@@ -42,8 +47,8 @@ Args:
     block_size (`int`, defaults to 1024): images, and captions, of a tile of cosines.
 
 Returns:
-    dict of floats: image_to_text_recall@k and text_to_image_recall@k for each k, image_to_text_median_rank and
-    text_to_image_median_rank.
+    dict of floats: for each k image_to_text_recall@k, text_to_image_recall@k and recall@k, each also with chance_
+    before recall; image_to_text_median_rank and text_to_image_median_rank.
 
 Raises:
     {RAISES}
@@ -59,20 +64,16 @@ Examples:
     ...     text_embeds=[[1.0, 0.1], [0.1, 1.0], [0.0, 1.0]],
     ...     image_ids=["a", "a", "b"],
     ...     caption_ids=["ring", "disc", "bar"],
-    ...     ks=[1, 2],
+    ...     ks=[1],
     ... )
     >>> {name: round(value, 4) for name, value in result.items()}  # doctest: +NORMALIZE_WHITESPACE
-    {'image_to_text_recall@1': 1.0, 'image_to_text_recall@2': 1.0, 'image_to_text_median_rank': 1.0,
-     'text_to_image_recall@1': 0.6667, 'text_to_image_recall@2': 1.0, 'text_to_image_median_rank': 1.0}
+    {'image_to_text_recall@1': 1.0, 'image_to_text_chance_recall@1': 0.5, 'image_to_text_median_rank': 1.0,
+     'text_to_image_recall@1': 0.6667, 'text_to_image_chance_recall@1': 0.5, 'text_to_image_median_rank': 1.0,
+     'recall@1': 0.8333, 'chance_recall@1': 0.5}
 """
 
 
-def _distinct(ids: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """First row of every distinct id, and for every row the position of its id among them."""
-    position: dict[str, int] = {}
-    inverse = np.array([position.setdefault(identifier, len(position)) for identifier in ids])
-    first = np.unique(inverse, return_index=True)[1]
-    return first, inverse
+_DIRECTIONS = ("image_to_text", "text_to_image")
 
 
 class _Items:
@@ -85,7 +86,8 @@ class _Items:
 
     def __init__(self, vectors: UnitRows, ids: list[str]):
         self.vectors = vectors
-        self.rows, self.of_row = _distinct(ids)
+        self.of_row = numbered(ids)
+        self.rows = first_rows(self.of_row)
         self.threshold = np.full(len(self.rows), -np.inf)  # the cosine from which on a wrong item is ahead
         self.ahead = np.zeros(len(self.rows), dtype=np.int64)  # wrong items ahead of the best correct one
 
@@ -96,13 +98,15 @@ class _Items:
         return self.vectors[self.rows[items]]
 
 
-def _rank(images: _Items, captions: _Items, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _rank(images: _Items, captions: _Items, pairs: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Ranks, from 1, of each image's best correct caption and of each caption's best correct image.
 
     The cosines of the pairs say first what a wrong item must reach to be ahead. Then one pass over all cosines, in
     float64 and tile by tile, counts for both directions.
+
+    Args:
+        pairs: (P, 2) the distinct pairs as numbers of an image and a caption, by image.
     """
-    pairs = np.unique(np.stack([images.of_row, captions.of_row], axis=1), axis=0)  # (P, 2), by image
     for block in blocks(len(pairs)):
         image, caption = pairs[block].T
         cosines = np.sum(images[image] * captions[caption], axis=1)
@@ -120,6 +124,14 @@ def _rank(images: _Items, captions: _Items, block_size: int) -> tuple[np.ndarray
     return 1 + images.ahead, 1 + captions.ahead
 
 
+def _chance_recall(num_correct: np.ndarray, size: int, k: int) -> float:
+    """The mean recall@k of random rankings of `size` items, `num_correct` of which are correct for each query."""
+    counts, queries = np.unique(num_correct, return_counts=True)
+    drawn = np.arange(min(k, size))
+    misses = np.prod(np.maximum(size - counts[:, None] - drawn, 0) / (size - drawn), axis=1)  # one draw after another
+    return float(1 - np.average(misses, weights=queries))
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CrossModalRetrieval(EmbeddingMetric):
     optional_inputs = ("image_ids", "caption_ids")
@@ -129,9 +141,15 @@ class CrossModalRetrieval(EmbeddingMetric):
 
     def _compute(self, image_embeds, text_embeds, image_ids, caption_ids, ks=(1, 5, 10), block_size=1024):
         image, text = unit_pairs(image_embeds, text_embeds)
-        both = _rank(_Items(image, image_ids), _Items(text, caption_ids), block_size)
+        images, captions = _Items(image, image_ids), _Items(text, caption_ids)
+        pairs = np.unique(np.stack([images.of_row, captions.of_row], axis=1), axis=0)
+        both = _rank(images, captions, pairs, block_size)
         result = {}
-        for name, ranks in zip(("image_to_text", "text_to_image"), both, strict=True):
+        for name, ranks, column, size in zip(_DIRECTIONS, both, pairs.T, (len(captions), len(images)), strict=True):
             result |= {f"{name}_recall@{k}": float(np.mean(ranks <= k)) for k in ks}
+            num_correct = np.bincount(column)
+            result |= {f"{name}_chance_recall@{k}": _chance_recall(num_correct, size, k) for k in ks}
             result[f"{name}_median_rank"] = float(np.median(ranks))
+        for name in (f"{what}@{k}" for what in ("recall", "chance_recall") for k in ks):
+            result[name] = sum(result[f"{direction}_{name}"] for direction in _DIRECTIONS) / 2
         return result
