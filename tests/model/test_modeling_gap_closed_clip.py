@@ -429,3 +429,25 @@ def test_saving_a_processor_leaves_it_as_it_was(tiny_processor, tmp_path):
     before = loaded.to_dict()
     loaded.save_pretrained(tmp_path / "again")
     assert loaded.to_dict() == before == type(tiny_processor).from_pretrained(tmp_path / "again").to_dict()
+
+
+def test_dropout_of_the_projections_is_of_training_alone_and_renames_no_weight():
+    plain = GapClosedClipModel(tiny_config(projection_hidden_dim=40))
+    dropped = GapClosedClipModel(tiny_config(projection_hidden_dim=40, projection_dropout=0.5))
+    assert list(dropped.state_dict()) == list(plain.state_dict())
+    assert {"visual_projection.0.weight", "visual_projection.2.weight"} <= set(plain.state_dict())
+    dropped.load_state_dict(plain.state_dict())
+    pooled = torch.randn(6, 48)
+    torch.testing.assert_close(
+        dropped.eval().text_projection(pooled), plain.eval().text_projection(pooled), rtol=0, atol=0
+    )
+    hidden = torch.nn.functional.gelu(dropped.text_projection[0](pooled))
+    kept = dropped.train().text_projection[1](dropped.text_projection[0](pooled))
+    torch.testing.assert_close(kept[kept != 0], 2 * hidden[kept != 0])
+    assert 0.2 < (kept == 0).float().mean() < 0.8
+
+
+@pytest.mark.parametrize("dropout, hidden", [(1.0, 40), (-0.1, 40), (0.1, None)])
+def test_a_dropout_that_cannot_be_is_refused(dropout, hidden):
+    with pytest.raises(ValueError, match="projection_dropout"):
+        tiny_config(projection_hidden_dim=hidden, projection_dropout=dropout)

@@ -44,6 +44,8 @@ class GapClosedClipConfig(PreTrainedConfig):
             Dimension D of the shared space.
         projection_hidden_dim (`int`, *optional*):
             Width of the hidden layer of the projections; `None` makes them linear, as in the paper.
+        projection_dropout (`float`, defaults to 0.0):
+            Dropout of the projections' hidden layer in training; only with a `projection_hidden_dim`.
         text_pooling (`str`, defaults to `"cls"`):
             What represents a text: `"cls"` (first token), `"mean"` (of the tokens that are not padding), or `"pooler"`
             (the tower's own pooler).
@@ -129,6 +131,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     text_config: PreTrainedConfig | dict | None = None
     projection_dim: int = 512
     projection_hidden_dim: int | None = None
+    projection_dropout: float | int = 0.0
     text_pooling: str = "cls"
     center_projections: bool = True
     centering_momentum: float = 0.1
@@ -167,6 +170,13 @@ class GapClosedClipConfig(PreTrainedConfig):
         if self.projection_dim < 1:
             raise ValueError(
                 f"projection_dim is {self.projection_dim}: it is a dimension, 1 or more (the paper uses 512)."
+            )
+        if not 0 <= self.projection_dropout < 1:
+            raise ValueError(f"projection_dropout is {self.projection_dropout}: use a number from 0 to below 1.")
+        if self.projection_dropout and self.projection_hidden_dim is None:
+            raise ValueError(
+                f"projection_dropout is {self.projection_dropout}, and the projections have no hidden layer to drop "
+                "from: set projection_hidden_dim, or leave projection_dropout out."
             )
         if self.text_pooling not in TEXT_POOLINGS:
             raise ValueError(f"text_pooling is {self.text_pooling!r}: use one of {', '.join(TEXT_POOLINGS)}.")

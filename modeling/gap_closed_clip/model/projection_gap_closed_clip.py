@@ -86,13 +86,15 @@ class Temperature(nn.Module):
 
 def projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
     """
-    The projection of one modality, (..., in_dim) -> (..., D): one linear layer, or two with a GELU between them where
-    the configuration gives a `projection_hidden_dim`.
+    The projection of one modality, (..., in_dim) -> (..., D): one linear layer, or two with a GELU (and a dropout)
+    between them where the configuration gives a `projection_hidden_dim`.
     """
     if config.projection_hidden_dim is None:
         return nn.Linear(in_dim, config.projection_dim)
     hidden_dim = config.projection_hidden_dim
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, config.projection_dim))
+    # GELU and dropout in one place: the weights' names count the places.
+    hidden = nn.Sequential(nn.GELU(), nn.Dropout(config.projection_dropout))
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), hidden, nn.Linear(hidden_dim, config.projection_dim))
 
 
 def centering(config: GapClosedClipConfig) -> nn.Module:
