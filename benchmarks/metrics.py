@@ -113,19 +113,19 @@ def plain_retrieval(image_embeds: np.ndarray, text_embeds: np.ndarray) -> Values
 def plain_mixed_search(image_embeds: np.ndarray, text_embeds: np.ndarray, labels: list[str]) -> Values:
     """From the whole matrix of cosines of all 2 N items, in float32."""
     items, n = unit(np.concatenate([image_embeds, text_embeds])), len(labels)
-    pair, is_text, groups = np.tile(np.arange(n), 2), np.repeat([False, True], n), np.tile(labels, 2)
+    is_text, groups, rows = np.repeat([False, True], n), np.tile(labels, 2), np.arange(2 * n)
     cosines = items @ items.T
-    cosines[np.arange(2 * n), np.arange(2 * n)] = cosines[np.arange(2 * n), np.roll(np.arange(2 * n), n)] = -np.inf
+    cosines[rows, rows] = cosines[rows, np.roll(rows, n)] = -np.inf
     nearest = np.argpartition(cosines, -10, axis=1)[:, -10:]
     other, fits = is_text[nearest] != is_text[:, None], groups[nearest] == groups[:, None]
     with np.errstate(invalid="ignore"):
         across = (other & fits).sum(axis=1) / other.sum(axis=1)
-    same_label = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    label, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
     return {
         "other_kind_share@10": other.mean(),
         "chance_other_kind_share@10": 0.5,
         "mixed_label_precision@10": fits.mean(),
-        "chance_mixed_label_precision@10": ((same_label[1][same_label[0]] - 2) / (2 * n - 2)).mean(),
+        "chance_mixed_label_precision@10": ((counts[label] - 2) / (2 * n - 2)).mean(),
         "other_kind_label_precision@10": np.nanmean(across),
     }
 

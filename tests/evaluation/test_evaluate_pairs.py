@@ -21,7 +21,7 @@ from .conftest import synthetic
 
 
 WAYS = ("image_to_text", "text_to_image")
-OF_LABELS = ("v_", "nmi", "ari", "knn_", "linear_probe_", "majority_", "chance_balanced_", "mixed_label_", "chance_mixed_",
+OF_LABELS = ("v_", "nmi", "ari", "knn_", "linear_", "majority_", "chance_balanced_", "mixed_", "chance_mixed_",
              "other_kind_label_")  # fmt: skip
 KEYS = {
     "modality_gap",

@@ -54,7 +54,7 @@ def test_chance_and_majority_stand_below_what_they_belong_to():
     table = metrics_table({"ours": evaluate_embeddings(synthetic())})
     names = [line.split("|")[1].strip() for line in table.splitlines()]
     above = {
-        "chance: R@10, mean of both": "R@10, mean of both ↑",
+        "chance: R@10, mean of both directions": "R@10, mean of both directions ↑",
         "chance: other kind in nearest 10": "mixed gallery: other kind in nearest 10",
         "chance: label precision": "mixed gallery: label precision ↑",
         "majority label, images to captions": "linear probe, captions to images ↑",
