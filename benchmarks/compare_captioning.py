@@ -192,7 +192,7 @@ def notes(comparison: Comparison, seeds: list[int], decoder: RunConfig, images: 
     training = decoder.training
     lines = [
         f"Encoders as in {Path(comparison.config).name}, CLIP (LT) and ours, trained on the training pairs of "
-        f"{decoder.data.source}; captions for the {images} images of its {comparison.split} split, looked at once.",
+        f"{decoder.data.title}; captions for the {images} images of its {comparison.split} split, looked at once.",
         f"Decoders as in configs/captioning.yaml on frozen encoders, all with {training['num_train_epochs']} epochs, "
         f"batch {training['per_device_train_batch_size']}, learning rate {training['learning_rate']:g}, captions cut "
         f"after {decoder.data.max_caption_tokens} tokens; greedy; seeds {', '.join(map(str, seeds))}; mean ± standard "
@@ -239,7 +239,7 @@ def compare() -> None:
                 runs[name, method].append(found)
         if seed == args.seeds[0]:
             draw(written, pairs, args.output / "captions.png")
-        path = args.report or RESULTS / f"captioning_{Path(config.data.source).name}.md"
+        path = args.report or RESULTS / f"captioning_{'_'.join(config.data.sources())}.md"
         done = args.seeds[: len(encoders["ours"])]
         write_report(  # after each seed, should the next one be interrupted
             path,

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 from comparison import CONFIGS, run_once, run_script, slug
 from measure import RESULTS, header, markdown_table, write_report
+from torch.utils.data import DataLoader
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import PairCollator, load_checked_pairs
 from gap_closed_clip.evaluation import evaluate_model, metrics_table
-from gap_closed_clip.training import RunConfig, add_adapters, build_model_and_processor, load_config
-from gap_closed_clip.training.recenter import recenter
+from gap_closed_clip.training import RunConfig, add_adapters, build_model_and_processor, load_config, recenter
 
 
 Metrics = dict[str, float]
@@ -115,7 +115,7 @@ def evaluate_base(config: RunConfig) -> dict[str, list[Metrics]]:
     found = {NONE: [evaluate_model(model, processor, held_out, **settings).metrics]}
     if model.config.center_projections:
         collator = PairCollator(processor, None, data.max_caption_tokens, data.window)
-        recenter(model, load_checked_pairs(data, "train"), collator, args.eval_batch_size, 0)
+        recenter(model, DataLoader(load_checked_pairs(data, "train"), args.eval_batch_size, collate_fn=collator))
         found[RECENTERED] = [evaluate_model(model, processor, held_out, **settings).metrics]
     return found
 
@@ -158,7 +158,7 @@ def table_of_rates(tried: dict[str, dict[float, Metrics]]) -> str:
 def notes(config: RunConfig, seeds: list[int], choice_epochs: float) -> str:
     training = config.training
     lines = [
-        f"One base model, {config.model.checkpoint}, fine-tuned on the training pairs of {config.data.source} and "
+        f"One base model, {config.model.checkpoint}, fine-tuned on the training pairs of {config.data.title} and "
         f"evaluated on its {training['final_split']} pairs, once, after the last epoch. `none`: the base as it is; "
         "`centered anew`: nothing but the running means of its projections replaced by those of the training pairs, "
         "as every fine-tuning does at its end.",
@@ -203,7 +203,7 @@ def parse() -> argparse.Namespace:
 def compare() -> None:
     args = parse()
     config = load_config([CONFIGS / "lora.yaml"], [f"model.checkpoint={args.base}", *args.overrides])
-    path = args.report or RESULTS / f"finetuning_{Path(config.data.source).name}.md"
+    path = args.report or RESULTS / f"finetuning_{'_'.join(config.data.sources())}.md"
     tried = {name: try_rates(name, config, args.choice_epochs, args.output) for name in args.methods}
     print(table_of_rates(tried), flush=True)
     runs = evaluate_base(config)

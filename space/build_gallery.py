@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gap_closed_clip.data import decode_image, load_pairs
+from gap_closed_clip.data import decode_image, load_pairs, window_of
 from gap_closed_clip.training import RunConfig, load_config
 
 
@@ -81,10 +81,10 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> int:
     for row in pairs.select(chosen):
         if row["image_id"] not in names:
             names[row["image_id"]] = f"{len(names):04d}.png"
-            image = decode_image(row["image"], window=config.data.window, name=row["image_id"])
+            image = decode_image(row["image"], window=window_of(row, config.data.window), name=row["image_id"])
             shrink(image, arguments.size).save(output / names[row["image_id"]], optimize=True)
         lines.append(json.dumps({"image": names[row["image_id"]], "caption": row["caption"]}, ensure_ascii=False))
-    about = {"source": Path(config.data.source).name, "split": arguments.split}  # never a path of this machine
+    about = {"source": ", ".join(config.data.sources()), "split": arguments.split}  # never a path of this machine
     (output / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
     (output / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return number
@@ -101,7 +101,7 @@ def main() -> int:
     files = list(arguments.output.iterdir())
     size = sum(file.stat().st_size for file in files)
     print(f"{number} pairs in {len(files)} files, {size / 1e6:.1f} MB: {arguments.output}")
-    if config.data.source != "phantoms":
+    if not config.data.only_phantoms:
         print(
             "WARNING: uploading this folder publishes these images and captions. Do it only if their licence allows "
             "that and they hold no patient's data (burned-in text and captions, too).",

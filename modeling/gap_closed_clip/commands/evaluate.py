@@ -86,7 +86,7 @@ def run(command: EvalCommand) -> None:
     comparison = Comparison(command.models, settings, config.data)
     table = comparison.run(config.described_data())
     number = f"{len(comparison.pairs)} pairs, " if isinstance(comparison.pairs, Dataset) else ""
-    print(f"\n{number}split '{settings.split}' of '{config.data.source}'\n\n{table}\n")
+    print(f"\n{number}split '{settings.split}' of {config.data.title}\n\n{table}\n")
     print(f"metrics.json, metrics.md and the figures are in {settings.output}")
 
 

@@ -4,8 +4,8 @@ from .arguments import DataArguments
 from .captions import CaptionCollator
 from .collator import PairCollator, count_truncated
 from .hashing import group_ids, normalize_caption, stable_hash
-from .images import Augmentation, cache_images, check_images, decode_image
-from .sampler import DistinctSampler, group_ids_of
+from .images import Augmentation, cache_images, check_images, decode_image, window_of
+from .sampler import DistinctSampler, OneSourceSampler, check_sizes_of_sources, group_ids_of
 from .sources import load_checked_pairs, load_pairs
 
 
@@ -14,9 +14,11 @@ __all__ = [
     "CaptionCollator",
     "DataArguments",
     "DistinctSampler",
+    "OneSourceSampler",
     "PairCollator",
     "cache_images",
     "check_images",
+    "check_sizes_of_sources",
     "count_truncated",
     "decode_image",
     "group_ids",
@@ -25,4 +27,5 @@ __all__ = [
     "load_pairs",
     "normalize_caption",
     "stable_hash",
+    "window_of",
 ]

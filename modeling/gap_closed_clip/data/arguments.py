@@ -2,10 +2,38 @@
 
 import os
 import re
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
+from ..messages import did_you_mean
 from .images import Augmentation
+
+
+# What an entry of a list of sources may set for itself; where it does not, the section's value holds.
+SOURCE_FIELDS = (
+    "source",
+    "license",
+    "subset",
+    "train_split",
+    "validation_split",
+    "test_split",
+    "image_column",
+    "caption_column",
+    "image_id_column",
+    "label_columns",
+    "image_root",
+    "max_pairs",
+    "on_missing",
+    "on_bad_image",
+    "fold_column",
+    "phantom_train_pairs",
+    "phantom_validation_pairs",
+    "phantom_test_pairs",
+    "phantom_size",
+    "phantom_seed",
+    "window_center",
+    "window_width",
+)
 
 
 def expand_path(path: str, field_name: str) -> str:
@@ -31,19 +59,22 @@ def expand_path(path: str, field_name: str) -> str:
 class DataArguments:
     """The source of image-caption pairs, its columns and splits, and how the training images are augmented.
 
-    The `help` of each field describes it.
+    The `help` of each field describes it. With a list of sources, `sources` gives each one's own arguments.
 
     Raises:
         ValueError: a value is out of its range; the message names the field.
     """
 
-    source: str = field(
+    source: str | list[dict[str, Any]] = field(
         default="phantoms",
         metadata={
             "help": "'phantoms' (drawn on the fly, no download); a folder in ROCO's layout "
             "({split}/radiology/images + captions.txt); a csv, tsv, jsonl or parquet file; a folder of those or of "
             "images with a metadata file; or a Hugging Face Hub id such as 'eltorio/ROCOv2-radiology'. "
-            "Environment variables are filled in: '$RADIOLOGY_DATA/medpix2'."
+            "Environment variables are filled in: '$RADIOLOGY_DATA/medpix2'. Or a list of sources, which are trained "
+            "on together: mappings with a source, a name (default: its last part) and those fields of this section "
+            "that are its own (license, subset, splits, columns, image_root, max_pairs, on_missing, on_bad_image, "
+            "fold_column, window, phantoms)."
         },
     )
     license: str | None = field(
@@ -53,10 +84,15 @@ class DataArguments:
         default=None, metadata={"help": "Configuration to load of a Hub data set that has several."}
     )
     train_split: str = field(default="train", metadata={"help": "What the source calls its training split."})
-    validation_split: str = field(
-        default="validation", metadata={"help": "What the source calls its validation split."}
+    validation_split: str | None = field(
+        default="validation",
+        metadata={
+            "help": "What the source calls its validation split; null: it has none, and is left out where others have."
+        },
     )
-    test_split: str = field(default="test", metadata={"help": "What the source calls its test split."})
+    test_split: str | None = field(
+        default="test", metadata={"help": "What the source calls its test split; null: it has none."}
+    )
 
     image_column: str = field(
         default="image", metadata={"help": "Column that holds images, image bytes or file paths."}
@@ -89,7 +125,9 @@ class DataArguments:
         metadata={"help": "Streaming: size of the buffer that the next training row is drawn from. 0: no shuffling."},
     )
     shuffle_seed: int = field(default=0, metadata={"help": "Streaming: seed of the shuffling."})
-    max_pairs: int | None = field(default=None, metadata={"help": "Use only the first so many pairs of a split."})
+    max_pairs: int | None = field(
+        default=None, metadata={"help": "Use only the first so many pairs of a split (of each source)."}
+    )
     on_missing: Literal["error", "skip"] = field(
         default="error",
         metadata={
@@ -140,6 +178,21 @@ class DataArguments:
         metadata={"help": "Mirror half of the images. Off by default: radiology captions name left and right."},
     )
 
+    feature_views: int = field(
+        default=3,
+        metadata={
+            "help": "A frozen image tower (model.freeze_vision) runs once over so many views of each training image, "
+            "the plain one and augmented ones, of which each batch draws one. 0: it runs in every step."
+        },
+    )
+    feature_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder where the features of frozen towers are kept for the next run. Default: "
+            "gap_closed_clip/features in HF_HOME (~/.cache/huggingface)."
+        },
+    )
+
     max_caption_tokens: int | None = field(
         default=None, metadata={"help": "Longer captions are truncated. Default: the longest input of the text tower."}
     )
@@ -172,6 +225,11 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} is {value}; it must be at least 1.")
+        if self.feature_views < 0:
+            raise ValueError(
+                f"data.feature_views is {self.feature_views}; it must be 0 (the image tower runs in every step) or "
+                "more."
+            )
         if self.shuffle_buffer < 0:
             raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it must be 0 (no shuffling) or more.")
         if self.folds is not None and self.folds < 2:
@@ -185,6 +243,9 @@ class DataArguments:
         if self.window_width is not None and self.window_width < 1:
             raise ValueError(f"data.window_width is {self.window_width}; it must be at least 1.")
         self.augmentation()  # checks its values now, before anything is loaded
+        if not isinstance(self.source, str):
+            self.source = _name_sources(self.source)
+            self.sources()  # checks each one's values
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -193,19 +254,111 @@ class DataArguments:
             return None
         return self.window_center, self.window_width
 
+    def sources(self) -> dict[str, "DataArguments"]:
+        """The arguments of each source by its name, each with a plain `source`. Without a list, there is one.
+
+        Raises:
+            ValueError: a value is out of its range; the message names the source.
+        """
+        if isinstance(self.source, str):
+            return {_last_part(self.source): self}
+        found = {}
+        for entry in self.source:
+            own = {key: value for key, value in entry.items() if key != "name"}
+            try:
+                found[entry["name"]] = replace(self, **own)
+            except ValueError as error:
+                raise ValueError(f"data.source, '{entry['name']}': {error}") from error
+        return found
+
+    def has_split(self, split: str) -> bool:
+        """Whether the source has the split "train", "validation" or "test", as far as the arguments say."""
+        if self.folds and split == "validation":
+            return True  # it is cut from the training split
+        return {"validation": self.validation_split, "test": self.test_split}.get(split, split) is not None
+
+    @property
+    def title(self) -> str:
+        """What messages call all the pairs: the source in quotes, or the names of several."""
+        if isinstance(self.source, str):
+            return f"'{self.source}'"
+        return ", ".join(f"'{name}'" for name in self.sources())
+
+    @property
+    def only_phantoms(self) -> bool:
+        """Whether all pairs are drawn ones, which are nobody's images."""
+        return all(own.source == "phantoms" for own in self.sources().values())
+
+    def split_names(self) -> list[str]:
+        """What the source calls the splits that it has."""
+        return [name for name in (self.train_split, self.validation_split, self.test_split) if name is not None]
+
     def split_name(self, split: str) -> str:
         """What the source calls the split "train", "validation" or "test".
 
         Raises:
-            ValueError: `split` is none of the three.
+            ValueError: `split` is none of the three, or the source has no such split.
         """
         names = {"train": self.train_split, "validation": self.validation_split, "test": self.test_split}
         if split not in names:
             raise ValueError(f"There is no split '{split}'; it must be one of {', '.join(names)}.")
-        return names[split]
+        name = names[split]
+        if name is None:
+            raise ValueError(f"{self.title} has no {split} split: data.{split}_split is null.")
+        return name
 
     def augmentation(self) -> Augmentation | None:
         """The augmentation of the training images; None if `augment` is off."""
         if not self.augment:
             return None
         return Augmentation(tuple(self.crop_scale), self.brightness, self.contrast, self.horizontal_flip)
+
+
+def _last_part(source: str) -> str:
+    """The name of a source: the last part of its path or id, without the ending of a table."""
+    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
+    return re.sub(r"(?<=.)\.(csv|tsv|json|jsonl|parquet)(\.gz)?$", "", name)
+
+
+def _name_sources(entries: Any) -> list[dict[str, Any]]:
+    """The entries of a list of sources, each with its name; a plain text stands for a source alone.
+
+    Raises:
+        ValueError: there is none, one is no mapping with a source, has an unknown field or a name that cannot be used,
+            or two have the same name.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(
+            f"data.source is {entries!r}; it must be a source, or a list of at least one: [{{source: a.csv}}, ...]."
+        )
+    named: dict[str, dict[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        entry = {"source": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
+            raise ValueError(
+                f"data.source[{number}] is {entry!r}; it must be a mapping, e.g. {{source: a.csv, name: ours}}."
+            )
+        name = entry.get("name", _last_part(entry["source"]))
+        _check_name(name, number)
+        if name in named:
+            raise ValueError(f"data.source has two sources of the name '{name}': give each a name of its own.")
+        _check_keys(entry, name)
+        named[name] = {"name": name, **entry}
+    return list(named.values())
+
+
+def _check_name(name: Any, number: int) -> None:
+    # A name stands before ids, as `name/id`, and before metrics, as `name_margin`; `mean_margin` is that of all.
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or name == "mean":
+        raise ValueError(
+            f"data.source[{number}].name is {name!r}; it must be of letters, digits, '_', '-' and '.', and not 'mean'."
+        )
+
+
+def _check_keys(entry: dict[str, Any], name: str) -> None:
+    for key in entry:
+        if key in ("name", *SOURCE_FIELDS):
+            continue
+        if key in {field.name for field in fields(DataArguments)}:
+            raise ValueError(f"data.source, '{name}': {key} is one for all sources: set data.{key}.")
+        raise ValueError(f"data.source, '{name}': unknown key {key!r}{did_you_mean(key, ('name', *SOURCE_FIELDS))}")

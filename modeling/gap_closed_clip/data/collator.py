@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .hashing import group_ids, stable_hash
-from .images import Augmentation, decode_image, name_of
+from .images import Augmentation, decode_image, name_of, window_of
 
 
 # A tokenizer that knows no longest input has a `model_max_length` of 10^30; any real one is below this.
@@ -45,20 +46,25 @@ class PairCollator:
         """Make a batch of B rows.
 
         Args:
-            rows: `image` (undecoded), `caption` and `image_id` of each pair; `pooled_text` (hidden,) if the text tower
-                is frozen and has run before (`training.precompute.pool_captions_once`).
+            rows: `image` (undecoded), `caption` and `image_id` of each pair; `window` where sources have different
+                ones. From `FeaturePairs`, where frozen towers have run before, `pooled_image` (hidden,) or
+                `pooled_text` (hidden,) or both, with `group_ids` (2,).
 
         Returns:
             `pixel_values` (B, 3, H, W) float32. `group_ids` (B, 2) int64, hashes of the image's id and of the caption
             regardless of case and white space: pairs that share either are not negatives of one another. `input_ids`,
-            `attention_mask` and `token_type_ids` (B, L) int64, or `pooled_text` (B, hidden) in their place.
+            `attention_mask` and `token_type_ids` (B, L) int64. Where a tower has run before, `pooled_image` or
+            `pooled_text` (B, hidden) float32 in the place of what it takes.
 
         Raises:
             ValueError: an image cannot be read.
         """
-        batch = self.images(rows)
+        if "pooled_image" in rows[0]:
+            batch = {name: _stack(rows, name) for name in ("pooled_image", "group_ids")}
+        else:
+            batch = self.images(rows)
         if "pooled_text" in rows[0]:
-            return batch | {"pooled_text": torch.tensor([row["pooled_text"] for row in rows])}
+            return batch | {"pooled_text": _stack(rows, "pooled_text")}
         return batch | self.tokenize([row["caption"] for row in rows])
 
     def images(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -67,7 +73,10 @@ class PairCollator:
         Raises:
             ValueError: an image cannot be read.
         """
-        images = [decode_image(row["image"], self._min_size(row), self.window, name=name_of(row)) for row in rows]
+        images = [
+            decode_image(row["image"], self._min_size(row), window_of(row, self.window), name=name_of(row))
+            for row in rows
+        ]
         ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(self.augmentation, images, rows, ids)
@@ -127,6 +136,11 @@ class PairCollator:
                 augmentation(image) if self._is_augmented(row) else image
                 for image, row in zip(images, rows, strict=True)
             ]
+
+
+def _stack(rows: list[dict[str, Any]], name: str) -> torch.Tensor:
+    """(B, ...): one field of the rows."""
+    return torch.from_numpy(np.stack([row[name] for row in rows]))
 
 
 def _target_side(processor: ProcessorMixin) -> int:

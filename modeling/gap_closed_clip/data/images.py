@@ -72,10 +72,25 @@ def decode_image(
         ) from error
 
 
+def stored_bytes(image: dict) -> bytes:
+    """The file of a row's `{"bytes", "path"}` as it is, undecoded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    return image["bytes"] if image.get("bytes") is not None else _read(image.get("path"), image.get("path") or "")
+
+
 def name_of(row: dict) -> str:
     """What error messages call the image of a row: its path if it has one, else its id."""
     image = row["image"]
     return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
+
+
+def window_of(row: dict, window: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The intensity window of a row's image: its source's own where sources have different ones, else `window`."""
+    own = row.get("window")
+    return window if own is None else tuple(own) or None
 
 
 def _read(path: str | None, name: str) -> bytes:
@@ -96,8 +111,8 @@ class Augmentation:
     """Random crop, brightness and contrast that suit radiology. Calling it with an RGB image gives the varied image.
 
     The crop keeps the image's aspect ratio up to `aspect_jitter`, so that the processor, which resizes it afterwards,
-    cuts as much off the longer side as it does at evaluation. Random numbers come from torch's global generator, so a
-    seed repeats them.
+    cuts as much off the longer side as it does at evaluation. Random numbers come from torch's global generator, or
+    from one that is handed over, so a seed repeats them.
 
     Args:
         crop_scale: smallest and largest share of the area that the crop keeps, drawn uniformly; (1, 1) for no crop.
@@ -125,8 +140,9 @@ class Augmentation:
         if self.aspect_jitter < 1:
             raise ValueError(f"aspect_jitter is {self.aspect_jitter}; it must be at least 1.")
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        draws = torch.rand(7).tolist()  # always as many, so that one setting does not shift the others' draws
+    def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Image.Image:
+        # Always as many draws, so that one setting does not shift the others'.
+        draws = torch.rand(7, generator=generator).tolist()
         image = image.crop(self._crop_box(image.size, *draws[:4]))
         brightness = 1 + self.brightness * (2 * draws[4] - 1)
         contrast = 1 + self.contrast * (2 * draws[5] - 1)

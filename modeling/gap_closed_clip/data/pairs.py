@@ -22,6 +22,12 @@ logger = getLogger(__name__)
 
 RAW_IMAGE = Image(decode=False)
 CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
+# Columns that `sources.py` adds: a source's own of these names are not kept.
+ADDED_COLUMNS = ("augment", "source", "window")
+
+
+class MissingSplitError(FileNotFoundError, ValueError):
+    """A source has no split of the name that it was asked for."""
 
 
 @dataclass
@@ -105,7 +111,8 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
             f"The column '{args.image_column}' of {source_name} holds {features[args.image_column]}; "
             "data.image_column must name a column of images, image bytes or file paths."
         )
-    taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS}
+    added = {name for name in ADDED_COLUMNS if not (args.folds and name == args.fold_column)}  # until folds are cut
+    taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS, *added}
     extras = [n for n, feature in features.items() if n not in taken and isinstance(feature, (Value, ClassLabel))]
     class_names = [features[n].names if isinstance(features[n], ClassLabel) else None for n in labels]
     return Columns(args.image_column, args.caption_column, image_id, labels, extras, class_names, root, source_name)

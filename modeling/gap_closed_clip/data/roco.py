@@ -12,7 +12,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from ..messages import suggest
-from .pairs import report_half_pairs
+from .pairs import MissingSplitError, report_half_pairs
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom")
@@ -44,7 +44,7 @@ def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
     root = folder / split / "radiology"
     if not root.is_dir():
         splits = sorted(path.name for path in folder.iterdir() if (path / "radiology").is_dir())
-        raise FileNotFoundError(
+        raise MissingSplitError(
             f"'{root}' does not exist. {suggest(split, splits, 'splits')} data.train_split, "
             "data.validation_split and data.test_split name them."
         )

@@ -1,5 +1,6 @@
 """An order of the pairs in which no two of a batch share an image or a caption, as far as that is possible."""
 
+from collections import Counter
 from collections.abc import Iterator
 from logging import getLogger
 
@@ -91,21 +92,30 @@ class DistinctSampler(Sampler[int]):
         if not self.drop_last:
             yield from last
 
+    def fill_up(self, order: list[int]) -> list[int]:
+        """More rows for the last batch of an order, if it is not full: the first ones of it that are distinct."""
+        size = len(order) % self.batch_size
+        last = order[len(order) - size :]
+        return self._take_distinct(order[: len(order) - size], self.batch_size - size, last) if size else []
+
     def _draw_last_batch(self, permutation: np.ndarray) -> list[int]:
         """The rows of the batch that is not full: the first distinct ones, then others if these are too few."""
-        size = len(self.images) % self.batch_size
+        return self._take_distinct(permutation.tolist(), len(self.images) % self.batch_size, [])
+
+    def _take_distinct(self, rows: list[int], number: int, beside: list[int]) -> list[int]:
+        """So many of `rows`: the first that share nothing with one another and those `beside`, then others."""
         batch: list[int] = []
         refused: list[int] = []
-        taken: set[int] = set()
-        for row in permutation.tolist():
-            if len(batch) == size:
+        taken = {key for row in beside for key in self._keys(row)}
+        for row in rows:
+            if len(batch) == number:
                 return batch
             if taken.isdisjoint(self._keys(row)):
                 batch.append(row)
                 taken.update(self._keys(row))
             else:
                 refused.append(row)
-        return batch + refused[: size - len(batch)]
+        return batch + refused[: number - len(batch)]
 
     def _keys(self, row: int) -> tuple[int, int]:
         """A row's image and caption as numbers that cannot be confused: images are >= 0, captions are < 0."""
@@ -167,6 +177,81 @@ class DistinctSampler(Sampler[int]):
                     return
         batches[home].append(row)
         taken[home].update(keys)
+
+
+class OneSourceSampler(Sampler[int]):
+    """Gives an order in which every batch is of one source, and holds distinct images and captions.
+
+    The pairs of each source are ordered by a `DistinctSampler` of its own; the batches of all sources come in random
+    order. Their order depends only on the seed and the epoch.
+
+    Args:
+        groups: hashes of the image and of the caption of each pair, from `group_ids_of`.
+        sources: name of each pair's source.
+        batch_size: as of `DistinctSampler`.
+        seed: fixes the order, together with the epoch.
+        drop_last: leave each source's last batch out if it is not full; else it is filled up with pairs of the source
+            that then come twice in the epoch, since a smaller one would shift all batches after it.
+
+    Raises:
+        ValueError: a source has fewer pairs than a batch; or as `DistinctSampler`.
+    """
+
+    def __init__(
+        self,
+        groups: list[tuple[int, int]],
+        sources: list[str],
+        batch_size: int,
+        seed: int = 0,
+        drop_last: bool = False,
+    ):
+        check_sizes_of_sources(sources, batch_size)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.epoch = 0
+        names = np.array(sources)
+        self.rows = [np.flatnonzero(names == name) for name in dict.fromkeys(sources)]
+        self.samplers = [
+            DistinctSampler([groups[row] for row in rows], batch_size, seed, drop_last) for rows in self.rows
+        ]
+
+    def __len__(self) -> int:
+        return sum(-(-len(sampler) // self.batch_size) for sampler in self.samplers) * self.batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+        for sampler in self.samplers:
+            sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        batches = []
+        for rows, sampler in zip(self.rows, self.samplers, strict=True):
+            order = list(sampler)
+            order += sampler.fill_up(order)
+            batches += [rows[order[i : i + self.batch_size]] for i in range(0, len(order), self.batch_size)]
+        for index in np.random.default_rng((self.seed, self.epoch)).permutation(len(batches)):
+            yield from batches[index].tolist()
+
+
+def check_sizes_of_sources(sources: list[str], batch_size: int) -> None:
+    """
+    Check that a batch of each source's pairs alone can be made.
+
+    Args:
+        sources: name of each pair's source.
+
+    Raises:
+        ValueError: a source has fewer pairs than a batch; with its name.
+    """
+    for name, number in Counter(sources).items():
+        if number < batch_size:
+            raise ValueError(
+                f"The source '{name}' has {number} training pairs, fewer than one batch of {batch_size}, and "
+                "training.mix_sources=false makes every batch of pairs of one source: lower the batch size, leave the "
+                "source out, or mix them (mix_sources=true)."
+            )
 
 
 def _renumber(values: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

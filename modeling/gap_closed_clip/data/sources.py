@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..messages import suggest
 from .arguments import DataArguments, expand_path
 from .hashing import stable_hash
 from .images import cache_images, check_images, decode_image
-from .pairs import to_pairs, to_streamed_pairs
+from .join import error_of_source, join_pairs, join_streams, name_source
+from .pairs import ADDED_COLUMNS, MissingSplitError, to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
 
 
@@ -29,33 +31,27 @@ FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"
 
 
 def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
-    """Load the pairs of one split from whatever source the arguments name.
+    """Load the pairs of one split from whatever source, or sources, the arguments name.
 
     Args:
-        args: the source, its columns, its folds, and whether it is streamed.
-        split: "train", "validation" or "test". With `args.folds` the first two are cut from the source's training
+        args: the sources, their columns, their folds, and whether they are streamed.
+        split: "train", "validation" or "test". With `args.folds` the first two are cut from each source's training
             split.
 
     Returns:
-        Canonical pairs: `image` (undecoded: `{"bytes", "path"}`), `caption`, `image_id`, `label` if the source has
-        one, the source's other scalar columns, and in validation and test `augment`, which is False. With
-        `args.streaming` it is an `IterableDataset`, and the training split is shuffled through a buffer.
+        Canonical pairs: `image` (undecoded: `{"bytes", "path"}`), `caption`, `image_id`, `label` if a source has one,
+        the sources' other scalar columns, and in validation and test `augment`, which is False. With a list of sources
+        also `source`, the name, which stands before the `image_id` as well (`name/id`), and `window` where the sources
+        have different ones; they come one after the other. With `args.streaming` it is an `IterableDataset`, the
+        training split is shuffled through a buffer, and of several sources a row of each comes in turn, without other
+        columns.
 
     Raises:
         FileNotFoundError: a file or folder is missing.
-        ValueError: a column is missing, a row is wrong, or an environment variable is not set.
-        ConnectionError: the source is a Hub id and the Hub cannot be reached.
+        ValueError: a column or a split is missing, a row is wrong, or an environment variable is not set.
+        ConnectionError: a source is a Hub id and the Hub cannot be reached.
     """
-    source_split = "train" if args.folds and split == "validation" else split
-    split_name = args.split_name(source_split)
-    pairs = _draw_phantoms(args, source_split) if args.source == "phantoms" else _read_source(args, split_name)
-    if args.folds and split != "test":
-        pairs = _take_fold(pairs, args, held_out=split == "validation")
-    if args.max_pairs is not None:
-        pairs = pairs.take(args.max_pairs) if isinstance(pairs, IterableDataset) else _first(pairs, args.max_pairs)
-    if split != "train":
-        pairs = _mark_as_not_augmented(pairs)
-    return _stream(pairs, args, shuffle=split == "train") if args.streaming else pairs
+    return _load_all(args, split, check=lambda pairs, own: pairs)
 
 
 def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) -> Dataset | IterableDataset:
@@ -72,18 +68,70 @@ def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) ->
         ValueError: an image is unreadable and `args.on_bad_image` is "error", or no image is readable at all.
         FileNotFoundError, ConnectionError: as `load_pairs`.
     """
-    pairs = load_pairs(args, split)
-    if isinstance(pairs, IterableDataset):
-        return pairs
-    if args.cache_images is not None:
-        return cache_images(pairs, args.cache_images, args.on_bad_image, args.window, num_workers)
-    return check_images(pairs, args.on_bad_image, args.window, num_workers)
+
+    def check(pairs: Dataset, own: DataArguments) -> Dataset:
+        if own.cache_images is not None:
+            return cache_images(pairs, own.cache_images, own.on_bad_image, own.window, num_workers)
+        return check_images(pairs, own.on_bad_image, own.window, num_workers)
+
+    return _load_all(args, split, check)
+
+
+Check = Callable[[Dataset, DataArguments], Dataset]
+
+
+def _load_all(args: DataArguments, split: str, check: Check) -> Dataset | IterableDataset:
+    """The pairs of the source, or of all in a list that have the split."""
+    if isinstance(args.source, str):
+        return _finish(_load_one(args, split), args, split, check)
+    sources = args.sources()
+    windows_differ = any(own.window != args.window for own in sources.values())
+    parts = []
+    for name, own in sources.items():
+        if not own.has_split(split):
+            continue
+        try:
+            window = list(own.window or ()) if windows_differ else None
+            pairs = name_source(_load_one(own, split), name, window, own.streaming)
+            parts.append(_finish(pairs, own, split, check))
+        except (OSError, ValueError) as error:
+            raise error_of_source(error, name, split) from error
+    if not parts:
+        raise ValueError(f"None of the sources {args.title} has a {split} split: data.{split}_split is null for each.")
+    return join_streams(parts) if args.streaming else join_pairs(parts)
+
+
+def _load_one(args: DataArguments, split: str) -> Dataset | IterableDataset:
+    """Canonical pairs of a plain source."""
+    source_split = "train" if args.folds and split == "validation" else split
+    split_name = args.split_name(source_split)
+    pairs = _draw_phantoms(args, source_split) if args.source == "phantoms" else _read_source(args, split_name)
+    if args.folds and split != "test":
+        pairs = _take_fold(pairs, args, held_out=split == "validation")
+    if args.folds and args.fold_column in ADDED_COLUMNS:
+        pairs = pairs.remove_columns(args.fold_column)
+    if args.max_pairs is not None:
+        pairs = pairs.take(args.max_pairs) if isinstance(pairs, IterableDataset) else _first(pairs, args.max_pairs)
+    return pairs
+
+
+def _finish(
+    pairs: Dataset | IterableDataset, args: DataArguments, split: str, check: Check
+) -> Dataset | IterableDataset:
+    """Mark what is held out, then stream the pairs or check them."""
+    if split != "train":
+        pairs = _mark_as_not_augmented(pairs)
+    if args.streaming:
+        return _stream(pairs, args, shuffle=split == "train")
+    assert isinstance(pairs, Dataset)  # nothing else is read without streaming
+    return check(pairs, args)
 
 
 def _mark_as_not_augmented(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """Mark held-out pairs for the collator, since a Trainer has one for training and evaluation."""
     if isinstance(pairs, IterableDataset):
-        return pairs.map(lambda row: {"augment": False})
+        features = pairs.features and Features(pairs.features | {"augment": Value("bool")})
+        return pairs.map(lambda row: {"augment": False}, features=features)
     return pairs.add_column("augment", [False] * len(pairs))
 
 
@@ -125,11 +173,12 @@ def _draw_phantoms(args: DataArguments, split: str) -> Dataset:
 
 def _read_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
     """Canonical pairs of a folder in ROCO's layout, another file or folder, or a Hub id; `split` is its own name."""
+    assert isinstance(args.source, str)  # one source
     source = expand_path(args.source, "source")
     path = Path(source)
     root = None if args.image_root is None else Path(expand_path(args.image_root, "image_root"))
     source_name = f"split '{split}' of '{args.source}'"
-    if path.is_dir() and is_roco(path, [args.train_split, args.validation_split, args.test_split]):
+    if path.is_dir() and is_roco(path, args.split_names()):
         rows = read_roco(path, split, args.on_missing)
         args = dataclasses.replace(args, image_column="image", caption_column="caption", image_id_column="image_id")
         return to_pairs(rows, args, source_name)
@@ -147,7 +196,7 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
     """Rows of a file, of a folder with a file for each split, or of any folder that `datasets.load_dataset` reads."""
     if path.is_file():
         return _load_files({"train": path}, split, args, source_name)
-    splits = {_without_slice(name) for name in (args.train_split, args.validation_split, args.test_split)}
+    splits = {_without_slice(name) for name in args.split_names()}
     files = {
         file.stem: file for file in sorted(path.iterdir()) if file.stem in splits and file.suffix in FILE_BUILDERS
     }
@@ -240,7 +289,7 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
     except DatasetGenerationError as error:
         raise ValueError(f"{source_name} cannot be read: {error.__cause__ or error}") from error
     if _without_slice(split) not in loaded:
-        raise ValueError(
+        raise MissingSplitError(
             f"'{args.source}' has no split '{split}'. {suggest(split, list(loaded), 'splits')} Name it with "
             "data.train_split, data.validation_split or data.test_split, or cut one from the training split with "
             "data.folds."

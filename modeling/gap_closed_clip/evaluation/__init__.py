@@ -1,5 +1,6 @@
 """Embeds a data set once, runs the metrics, draws the figures, compares models, writes the report."""
 
+from .by_source import MAIN_METRICS, mean_over_sources
 from .caption_figure import plot_captions
 from .captions import (
     Captions,
@@ -22,7 +23,7 @@ from .evaluate_pairs import (
     post_hoc_centering,
 )
 from .figures import plot_cosine_histograms, plot_projection
-from .report import metrics_table, read_metrics, write_metrics, write_report
+from .report import metrics_report, metrics_table, read_metrics, write_metrics, write_report
 
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Comparison",
     "ComparisonSettings",
     "Evaluation",
+    "MAIN_METRICS",
     "PairEmbeddings",
     "build_caption_metrics",
     "build_compute_metrics",
@@ -41,6 +43,8 @@ __all__ = [
     "evaluate_model",
     "generate_captions",
     "load_metric",
+    "mean_over_sources",
+    "metrics_report",
     "metrics_table",
     "modality_means",
     "nearest_captions",

@@ -1,7 +1,7 @@
 """Captions of a data set's images, written or found, and how they compare with the true ones."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..data import PairCollator
 from ..metrics._caption_tokens import tokenize
+from .by_source import flat_metrics, measure_sources, rows_by_source
 from .embed import (
     Columns,
     PairEmbeddings,
@@ -24,6 +25,7 @@ from .embed import (
     embed_pairs,
     evaluation_mode,
     first_rows,
+    no_columns,
 )
 from .evaluate_pairs import load_metric
 
@@ -42,14 +44,31 @@ class Captions:
         image_ids: N ids.
         captions: N captions, written or found.
         references: N lists of the image's own captions.
+        sources: N names of the images' sources; by default all "", the one and only source.
     """
 
     image_ids: list[str]
     captions: list[str]
     references: list[list[str]]
+    sources: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.sources = self.sources or [""] * len(self.image_ids)
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def by_source(self) -> dict[str, "Captions"]:
+        """Those of each named source's images, by its name."""
+        return {
+            name: Captions(*([values[row] for row in rows] for values in vars(self).values()))
+            for name, rows in rows_by_source(self.sources).items()
+        }
+
+
+def sources_of(columns: Columns) -> dict[str, str]:
+    """The source of each image by its id."""
+    return dict(zip(columns.image_ids, columns.sources, strict=True))
 
 
 def references_of(columns: Columns) -> dict[str, list[str]]:
@@ -114,15 +133,20 @@ def generate_captions(
     )
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
     written: dict[str, str] = {}
-    seen = Columns([], [], [])
+    seen = no_columns()
     with evaluation_mode(model), autocast:
         for ids, pixel_values in each_image(loader, seen, model.device, "Writing captions"):
             tokens = model.generate(pixel_values, **generate_kwargs)
             written.update(zip(ids, processor.batch_decode(tokens, skip_special_tokens=True), strict=True))
-    references = references_of(columns or seen)
+    references, sources = references_of(columns or seen), sources_of(columns or seen)
     if not written:
         raise ValueError("There is no pair to write a caption for: the data set or split is empty.")
-    return Captions(list(written), list(written.values()), [references[image_id] for image_id in written])
+    return Captions(
+        list(written),
+        list(written.values()),
+        [references[image_id] for image_id in written],
+        [sources[image_id] for image_id in written],
+    )
 
 
 def nearest_captions(embeddings: PairEmbeddings, train: PairEmbeddings, shift: np.ndarray | None = None) -> Captions:
@@ -140,9 +164,15 @@ def nearest_captions(embeddings: PairEmbeddings, train: PairEmbeddings, shift: n
         images = images + shift
         images /= np.linalg.norm(images, axis=1, keepdims=True)
     nearest = (images @ train.text_embeds.T).argmax(axis=1)
-    references = references_of(Columns(embeddings.image_ids, embeddings.captions, embeddings.labels))
+    columns = Columns(embeddings.image_ids, embeddings.captions, embeddings.labels, embeddings.sources)
+    references = references_of(columns)
     ids = [embeddings.image_ids[row] for row in rows]
-    return Captions(ids, [train.captions[row] for row in nearest], [references[image_id] for image_id in ids])
+    return Captions(
+        ids,
+        [train.captions[row] for row in nearest],
+        [references[image_id] for image_id in ids],
+        [embeddings.sources[row] for row in rows],
+    )
 
 
 def evaluate_captions(captions: Captions) -> dict[str, float]:
@@ -202,6 +232,20 @@ def score_captions(
 
 
 def evaluate_captioner(
+    model: PreTrainedModel, processor: ProcessorMixin, pairs: Dataset | IterableDataset, **settings
+) -> tuple[dict[str, float], Captions]:
+    """
+    Writes a caption for every image, and measures them: the metrics of texts and, with `score`, CLIPScore by the
+    captioner's own encoder, to be compared with other captioners on the same encoder only.
+
+    Args:
+        settings: of `captions_and_measure`.
+    """
+    captions, measure = captions_and_measure(model, processor, pairs, **settings)
+    return measure(captions), captions
+
+
+def captions_and_measure(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     pairs: Dataset | IterableDataset,
@@ -212,23 +256,26 @@ def evaluate_captioner(
     window: tuple[float, float] | None = None,
     score: bool = True,
     **generate_kwargs,
-) -> tuple[dict[str, float], Captions]:
+) -> tuple[Captions, Callable[[Captions], dict[str, float]]]:
     """
-    Writes a caption for every image, and measures them: the metrics of texts and, with `score`, CLIPScore by the
-    captioner's own encoder, to be compared with other captioners on the same encoder only.
+    Writes a caption for every image; returns them, and what gives the metrics of any of them.
 
     Args:
         max_length: tokens that the encoder takes of a caption; default: the tokenizer's own limit.
+        score: measure the CLIPScore by the captioner's own encoder, too.
         other arguments: of `generate_captions`.
     """
     settings: dict[str, Any] = {"num_workers": num_workers, "autocast_dtype": autocast_dtype, "window": window}
     captions = generate_captions(model, processor, pairs, batch_size, **settings, **generate_kwargs)
-    metrics = evaluate_captions(captions)
-    if score:
-        encoder = model.gap_closed_clip
-        images = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **settings).by_image()
-        metrics |= score_captions(encoder, processor, captions, images, max_length=max_length)
-    return metrics, captions
+    if not score:
+        return captions, evaluate_captions
+    encoder = model.gap_closed_clip
+    images = embed_pairs(encoder, processor, pairs, batch_size, max_length=max_length, **settings).by_image()
+
+    def measure(some: Captions) -> dict[str, float]:
+        return evaluate_captions(some) | score_captions(encoder, processor, some, images, max_length=max_length)
+
+    return captions, measure
 
 
 def build_caption_metrics(
@@ -236,10 +283,10 @@ def build_caption_metrics(
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """
     Makes the `compute_metrics` of a `Seq2SeqTrainer` with `predict_with_generate` that evaluates on these pairs, in
-    their order.
+    their order. Of several sources it gives each one's metrics, too, as `build_compute_metrics` does.
 
     Args:
-        pairs: rows of `image_id` and `caption`.
+        pairs: rows of `image_id`, `caption` and, with several sources, `source`.
         processor: a [`GapClosedClipProcessor`], which puts tokens together.
 
     Raises (when it is called):
@@ -249,6 +296,10 @@ def build_caption_metrics(
     references = references_of(columns)
     rows = list(first_rows(columns.image_ids))  # an image counts once, however many captions it has
     image_ids = [columns.image_ids[row] for row in rows]
+    sources = [columns.sources[row] for row in rows]
+
+    def measure(captions: Captions) -> dict[str, float]:
+        return measure_texts(captions.captions, captions.references)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         tokens = prediction.predictions
@@ -260,6 +311,8 @@ def build_caption_metrics(
         # the Trainer pads batches of different length
         tokens = np.where(tokens < 0, processor.tokenizer.pad_token_id, tokens)[rows]
         written = processor.batch_decode(tokens, skip_special_tokens=True)
-        return measure_texts(written, [references[image_id] for image_id in image_ids])
+        captions = Captions(image_ids, written, [references[image_id] for image_id in image_ids], sources)
+        metrics = measure(captions)
+        return flat_metrics(metrics, measure_sources(captions, metrics, measure))
 
     return compute_metrics

@@ -11,7 +11,7 @@ from ..data import DataArguments, load_checked_pairs
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from .captions import check_references, evaluate_captions, nearest_captions, score_captions
+from .captions import Captions, check_references, evaluate_captions, nearest_captions, score_captions
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_model import Evaluation, evaluate_model
 from .evaluate_pairs import evaluate_embeddings, modality_means, post_hoc_centering
@@ -119,7 +119,7 @@ class Comparison:
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
         if self.settings.centering:
             centered = post_hoc_centering(evaluation.embeddings, modality_means(train))
-            self.evaluations[f"{name}, centered"] = Evaluation(evaluate_embeddings(centered), centered)
+            self.evaluations[f"{name}, centered"] = Evaluation.of(centered, evaluate_embeddings)
         if self.settings.nearest_caption:
             self._add_nearest(name, model, processor, evaluation.embeddings, train)
 
@@ -147,12 +147,15 @@ class Comparison:
         embeddings: PairEmbeddings,
         train: PairEmbeddings,
     ) -> None:
-        captions = nearest_captions(embeddings, train)
-        metrics = evaluate_captions(captions)
-        if not self.settings.scorer:
-            limit = self.data.max_caption_tokens
-            metrics |= score_captions(encoder, processor, captions, embeddings.by_image(), max_length=limit)
-        self.evaluations[f"{name}, nearest caption"] = Evaluation(metrics, captions=captions)
+        images, limit = embeddings.by_image(), self.data.max_caption_tokens
+
+        def measure(captions: Captions) -> dict[str, float]:
+            metrics = evaluate_captions(captions)
+            if self.settings.scorer:
+                return metrics
+            return metrics | score_captions(encoder, processor, captions, images, max_length=limit)
+
+        self.evaluations[f"{name}, nearest caption"] = Evaluation.of(nearest_captions(embeddings, train), measure)
 
     def _score_all(self) -> None:
         """Adds the CLIPScore of all captions by one model."""
@@ -160,8 +163,11 @@ class Comparison:
         images = embed_pairs(scorer.to(self.device), processor, self.pairs, **self.embedding_settings).by_image()
         limit = self.data.max_caption_tokens
         for evaluation in self.evaluations.values():
-            if evaluation.captions is not None:
-                evaluation.metrics |= score_captions(scorer, processor, evaluation.captions, images, max_length=limit)
+            if evaluation.captions is None:
+                continue
+            evaluation.metrics |= score_captions(scorer, processor, evaluation.captions, images, max_length=limit)
+            for name, captions in evaluation.captions.by_source().items():
+                evaluation.by_source[name] |= score_captions(scorer, processor, captions, images, max_length=limit)
 
 
 __all__ = ["Comparison", "ComparisonSettings"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import PairCollator, normalize_caption
+from .by_source import rows_by_source
 
 
 @dataclass
@@ -26,6 +27,7 @@ class PairEmbeddings:
         image_ids: N ids of the images.
         captions: N captions.
         labels: N labels, "" where there is none.
+        sources: N names of the pairs' sources; by default all "", the one and only source.
 
     Raises:
         ValueError: the parts differ in length.
@@ -36,8 +38,10 @@ class PairEmbeddings:
     image_ids: list[str]
     captions: list[str]
     labels: list[str]
+    sources: list[str] = field(default_factory=list)
 
     def __post_init__(self):
+        self.sources = self.sources or [""] * len(self.image_ids)
         lengths = {name: len(part) for name, part in vars(self).items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"PairEmbeddings: the parts must have one row a pair each, got {lengths}.")
@@ -48,6 +52,15 @@ class PairEmbeddings:
     def by_image(self) -> dict[str, np.ndarray]:
         """The image embeddings (D,) by image id."""
         return dict(zip(self.image_ids, self.image_embeds, strict=True))
+
+    def by_source(self) -> dict[str, "PairEmbeddings"]:
+        """Those of each named source's pairs, by its name."""
+        return {name: self._select(rows) for name, rows in rows_by_source(self.sources).items()}
+
+    def _select(self, rows: np.ndarray) -> "PairEmbeddings":
+        lists = (self.image_ids, self.captions, self.labels, self.sources)
+        columns = ([values[row] for row in rows] for values in lists)
+        return PairEmbeddings(self.image_embeds[rows], self.text_embeds[rows], *columns)
 
     @property
     def caption_ids(self) -> list[str]:
@@ -70,8 +83,8 @@ def embed_pairs(
     Args:
         model: maps `pixel_values` alone to `.image_embeds` (B, D), and tokens alone to `.text_embeds` (B, D).
         processor: a `GapClosedClipProcessor`.
-        pairs: rows of `image`, `caption`, `image_id` and, if there are any, `label`. Of a streaming set every image is
-            decoded, as it comes, but only new ones are embedded.
+        pairs: rows of `image`, `caption`, `image_id` and, if there are any, `label` and `source`. Of a streaming set
+            every image is decoded, as it comes, but only new ones are embedded.
         batch_size: images, or captions, at once.
         num_workers: processes that decode the images.
         autocast_dtype: e.g. `torch.bfloat16` to compute in it where that is safe; default: the model's own dtype.
@@ -104,27 +117,32 @@ def embed_pairs(
     return PairEmbeddings(
         image_embeds=np.stack([image_embeds[image_id] for image_id in columns.image_ids]),
         text_embeds=np.stack([text_embeds[caption] for caption in columns.captions]),
-        image_ids=columns.image_ids,
-        captions=columns.captions,
-        labels=columns.labels,
+        **columns._asdict(),
     )
 
 
 class Columns(NamedTuple):
-    """What is known of N pairs besides their images; a missing label is ""."""
+    """What is known of N pairs besides their images; a missing label, or source, is ""."""
 
     image_ids: list[str]
     captions: list[str]
     labels: list[str]
+    sources: list[str]
+
+
+def no_columns() -> Columns:
+    """Those of no pairs, to be filled."""
+    return Columns([], [], [], [])
 
 
 def columns_of(pairs: Iterable[dict]) -> Columns:
     """Collects the columns of rows in their order. Of a `Dataset` no image is read."""
-    columns = Columns([], [], [])
+    columns = no_columns()
     for row in pairs.remove_columns("image") if isinstance(pairs, Dataset) else pairs:
         columns.image_ids.append(row["image_id"])
         columns.captions.append(row["caption"])
         columns.labels.append(row.get("label") or "")
+        columns.sources.append(row.get("source") or "")
     return columns
 
 
@@ -166,7 +184,7 @@ def each_image(
 def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str, np.ndarray], Columns]:
     """The embeddings (D,) float32 by image id, and the columns of the rows met on the way."""
     embeds: dict[str, np.ndarray] = {}
-    seen = Columns([], [], [])
+    seen = no_columns()
     for ids, pixel_values in each_image(loader, seen, model.device, "Embedding images"):
         embeds.update(zip(ids, model(pixel_values=pixel_values).image_embeds.float().cpu().numpy(), strict=True))
     return embeds, seen

@@ -1,11 +1,14 @@
 """One model on one set of pairs: an encoder by its embeddings, a captioner by the captions it writes."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from .captions import Captions, evaluate_captioner
+from .by_source import mean_over_sources, measure_sources
+from .captions import Captions, captions_and_measure
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_pairs import evaluate_embeddings
 
@@ -19,11 +22,27 @@ class Evaluation:
         metrics: flat, by name.
         embeddings: an encoder's, of the pairs.
         captions: a captioner's, or others that were measured, one for each distinct image.
+        by_source: {source: metrics of its own pairs, in a gallery of their own}; empty without named sources.
     """
 
     metrics: dict[str, float]
     embeddings: PairEmbeddings | None = None
     captions: Captions | None = None
+    by_source: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, found: PairEmbeddings | Captions, measure: Callable[[Any], dict[str, float]]) -> "Evaluation":
+        """Measures embeddings or captions, together and each source's apart."""
+        metrics = measure(found)
+        by_source = measure_sources(found, metrics, measure)
+        if isinstance(found, Captions):
+            return cls(metrics, captions=found, by_source=by_source)
+        return cls(metrics, embeddings=found, by_source=by_source)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The plain mean over the sources of a few metrics."""
+        return mean_over_sources(self.metrics, self.by_source)
 
     @property
     def size(self) -> str:
@@ -49,10 +68,8 @@ def evaluate_model(
         ValueError: there is no pair, or an image is unreadable; it is named.
     """
     if model.can_generate():
-        metrics, captions = evaluate_captioner(model, processor, pairs, **settings)
-        return Evaluation(metrics, captions=captions)
-    embeddings = embed_pairs(model, processor, pairs, **settings)
-    return Evaluation(evaluate_embeddings(embeddings), embeddings)
+        return Evaluation.of(*captions_and_measure(model, processor, pairs, **settings))
+    return Evaluation.of(embed_pairs(model, processor, pairs, **settings), evaluate_embeddings)
 
 
 __all__ = ["Evaluation", "evaluate_model"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import evaluate
@@ -9,6 +10,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from .by_source import flat_metrics, measure_sources
 from .embed import PairEmbeddings, columns_of
 
 
@@ -24,23 +26,37 @@ def load_metric(name: str, **kwargs) -> evaluate.Metric:
     return evaluate.load(str(METRICS_FOLDER / f"{name}.py"), **kwargs)
 
 
-def evaluate_embeddings(embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+def evaluate_embeddings(
+    embeddings: PairEmbeddings, ks: tuple[int, ...] = (1, 5, 10), grouping: bool = True
+) -> dict[str, float]:
     """All metrics of the pairs, flat, and `num_pairs`; recalls and V-measure as fractions.
 
-    Where no pair has a label, the metrics of labels are left out.
+    Where no pair has a label, the metrics of labels are left out; without `grouping`, grouping and search in a mixed
+    gallery are, which take seconds.
     """
     vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
     ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
     result = load_metric("modality_gap").compute(**vectors)
     result |= load_metric("cross_modal_retrieval").compute(**vectors, **ids, ks=ks)
+    if not grouping:
+        return result | {"num_pairs": float(len(embeddings))}
     result |= load_metric("mixed_gallery_search").compute(**vectors, **ids, labels=embeddings.labels)
     if any(embeddings.labels):
         result |= load_metric("cross_modal_grouping").compute(**vectors, **ids, labels=embeddings.labels)
     return result | {"num_pairs": float(len(embeddings))}
 
 
-def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPrediction], dict[str, float]]:
+def build_compute_metrics(
+    pairs: Dataset | IterableDataset, grouping: bool = True
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """Makes the `compute_metrics` of a `Trainer` that evaluates on these pairs, in their order.
+
+    It gives the metrics of all pairs; of several sources each one's own too, `<source>_<metric>`; and the mean over
+    the sources of a few, `mean_recall@10`, `mean_margin` and `mean_debiased_modality_gap`, whether there is one or
+    more.
+
+    Args:
+        grouping: as of `evaluate_embeddings`.
 
     Raises (when it is called):
         ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.
@@ -58,7 +74,9 @@ def build_compute_metrics(pairs: Dataset | IterableDataset) -> Callable[[EvalPre
         if rest and rest[0].ndim == 2:
             _check_order(columns.image_ids, rest[0][:, 0], "image_id")
             _check_order(embeddings.caption_ids, rest[0][:, 1], "caption")
-        return evaluate_embeddings(embeddings)
+        measure = partial(evaluate_embeddings, grouping=grouping)
+        metrics = measure(embeddings)
+        return flat_metrics(metrics, measure_sources(embeddings, metrics, measure))
 
     return compute_metrics
 

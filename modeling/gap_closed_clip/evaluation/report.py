@@ -22,6 +22,7 @@ from ..checkpoint import (
     PROJECTION_FIGURE,
     digest_of_weights,
 )
+from .by_source import mean_over_sources
 from .caption_figure import plot_captions
 from .captions import Captions
 from .evaluate_model import Evaluation
@@ -109,6 +110,28 @@ def metrics_table(results: Mapping[str, Metrics | Sequence[Metrics]]) -> str:
     return "\n".join(lines)
 
 
+def metrics_report(results: Mapping[str, Metrics], sources: Mapping[str, Mapping[str, Metrics]]) -> str:
+    """The table of all pairs; of several sources also each one's own and the means over them.
+
+    Of one model these are columns beside the first one, of several models they are tables with headings.
+
+    Args:
+        results: {model name: its metrics of all pairs}.
+        sources: {source: {model name: its metrics of the source's own pairs}}.
+    """
+    if len(sources) < 2:
+        return metrics_table(results)
+    means = {
+        model: mean_over_sources(metrics, {source: found[model] for source, found in sources.items()})
+        for model, metrics in results.items()
+    }
+    tables = {"all in one gallery": results, **sources, "mean of the sources": means}
+    if len(results) == 1:
+        (model,) = results
+        return metrics_table({title: found[model] for title, found in tables.items()})
+    return "\n\n".join(f"### {title}\n\n{metrics_table(found)}" for title, found in tables.items())
+
+
 def _cell(values: list[float], form: str) -> str:
     if any(math.isnan(value) for value in values):
         return "-"
@@ -123,18 +146,18 @@ def write_metrics(
     split: str,
     folders: Mapping[str, str | Path] | None = None,
     settings: Mapping[str, Any] | None = None,
+    sources: Mapping[str, Mapping[str, Metrics]] | None = None,
 ) -> None:
     """
-    Writes metrics.json whole or not at all: `results`, the `data` and `split` they were measured on, the `settings` of
-    the evaluation where they are not the models' own, `versions`, and the digests of the `weights` of those models
-    that are in `folders`. nan is written as null.
+    Writes metrics.json whole or not at all: `results`, the same of each of the `sources` ({source: {model name:
+    metrics}}), the `data` and `split` they were measured on, the `settings` of the evaluation where they are not the
+    models' own, `versions`, and the digests of the `weights` of those models that are in `folders`. nan is written as
+    null.
     """
     versions = {"gap_closed_clip": __version__, "python": platform.python_version()}
     content = {
-        "results": {
-            name: {metric: None if math.isnan(value) else value for metric, value in metrics.items()}
-            for name, metrics in results.items()
-        },
+        "results": _without_nan(results),
+        "sources": {source: _without_nan(found) for source, found in (sources or {}).items()},
         "data": dict(data),
         "split": split,
         "settings": dict(settings or {}),
@@ -147,6 +170,13 @@ def write_metrics(
     draft = path.with_name(path.name + ".tmp")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
+
+
+def _without_nan(results: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
+    return {
+        name: {metric: None if math.isnan(value) else value for metric, value in metrics.items()}
+        for name, metrics in results.items()
+    }
 
 
 def read_metrics(path: str | Path) -> dict[str, dict[str, float]]:
@@ -182,7 +212,7 @@ def write_report(
 ) -> str:
     """
     Writes metrics.json and metrics.md into the folder, projection.png and cosines.png of what embeddings there are,
-    captions.jsonl and captions.png of what captions; returns the table.
+    captions.jsonl and captions.png of what captions; returns the table, or the tables where there are several sources.
 
     Args:
         evaluations: {model name: what was found of it}, all on one set of pairs.
@@ -198,8 +228,10 @@ def write_report(
     metrics = {name: evaluation.metrics for name, evaluation in evaluations.items()}
     embeddings = {name: e.embeddings for name, e in evaluations.items() if e.embeddings is not None}
     captions = {name: e.captions for name, e in evaluations.items() if e.captions is not None}
-    write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings)
-    table = metrics_table(metrics)
+    names = dict.fromkeys(source for evaluation in evaluations.values() for source in evaluation.by_source)
+    sources = {source: {name: e.by_source.get(source, {}) for name, e in evaluations.items()} for source in names}
+    write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings, sources)
+    table = metrics_report(metrics, sources)
     (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
     if embeddings:
         plot_projection(embeddings, metrics, folder / PROJECTION_FIGURE)

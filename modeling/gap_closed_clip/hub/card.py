@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE
 from ..data import DataArguments
-from ..evaluation import metrics_table
+from ..evaluation import metrics_report
 from ..evaluation.report import ROWS
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig, Weight
 from ..training import RunConfig
@@ -135,37 +135,69 @@ def _metadata(
         pipeline_tag=None if adapter else "image-text-to-text" if is_captioner else "zero-shot-image-classification",
         license=license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
-        datasets=[config.data.source] if config and _is_hub_id(config.data.source) else None,
-        metrics=list(_headlines(evaluation)) or None,
+        datasets=_hub_sources(config.data) or None if config else None,
+        metrics=list(_headlines(evaluation["results"][evaluation["name"]])) or None if evaluation else None,
         model_name=repo_id.rpartition("/")[2],
         eval_results=_eval_results(evaluation) or None,
         widget=None if adapter else _widget(folder, repo_id, is_captioner),
     )
 
 
-def _headlines(evaluation: dict[str, Any] | None) -> dict[str, float]:
+def _hub_sources(data: DataArguments) -> list[str]:
+    """The sources that are data sets of the Hub."""
+    return list(dict.fromkeys(own.source for own in data.sources().values() if _is_hub_id(own.source)))
+
+
+def _public_sources(data: DataArguments, split: str) -> list[tuple[str, DataArguments]]:
+    """What the card calls each source that has the split, and its arguments."""
+    if isinstance(data.source, str):
+        return [(_public_name(data.source), data)]
+    return [(_label(name, own), own) for name, own in data.sources().items() if own.has_split(split)]
+
+
+def _label(name: str, own: DataArguments) -> str:
+    """A source of a list by its Hub id, or by its name: a path is nobody else's business."""
+    return own.source if isinstance(own.source, str) and _is_hub_id(own.source) else name
+
+
+def _headlines(measured: dict[str, float]) -> dict[str, float]:
     """Those of HEADLINES that were measured, with their values."""
-    measured = evaluation["results"][evaluation["name"]] if evaluation else {}
     return {metric: measured[metric] for metric in HEADLINES if metric in measured}
 
 
-def _eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
-    """The headlines in the form of the card's metadata."""
+def _measured_sources(evaluation: dict[str, Any] | None) -> list[tuple[str, str, DataArguments, dict[str, float]]]:
+    """Name, label and arguments of each source, and this model's headlines on its own pairs."""
     if evaluation is None:
         return []
-    return [_eval_result(metric, value, evaluation) for metric, value in _headlines(evaluation).items()]
+    data, model, apart = evaluation["data"], evaluation["name"], evaluation["sources"]
+    if isinstance(data.source, str):
+        headlines = _headlines(evaluation["results"][model])
+        return [(name, _public_name(data.source), own, headlines) for name, own in data.sources().items()]
+    return [
+        (name, _label(name, own), own, _headlines(apart[name].get(model, {})))
+        for name, own in data.sources().items()
+        if name in apart
+    ]
 
 
-def _eval_result(metric: str, value: float, evaluation: dict[str, Any]) -> EvalResult:
-    data = evaluation["data"]
+def _eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
+    """The headlines of each source in the form of the card's metadata."""
+    return [
+        _eval_result(metric, value, own, label, evaluation["split"])
+        for _, label, own, headlines in _measured_sources(evaluation)
+        for metric, value in headlines.items()
+    ]
+
+
+def _eval_result(metric: str, value: float, data: DataArguments, label: str, split: str) -> EvalResult:
     of_captions = metric in CAPTION_HEADLINES
     return EvalResult(
         task_type="image-text-to-text" if of_captions else "image-text-retrieval",
         task_name="Image captioning" if of_captions else "Image-text retrieval and alignment",
-        dataset_type=_public_name(data.source),
-        dataset_name="phantoms (drawn, not medical)" if data.source == "phantoms" else _public_name(data.source),
+        dataset_type=label,
+        dataset_name=f"{label} (drawn, not medical)" if data.source == "phantoms" else label,
         dataset_config=data.subset,
-        dataset_split=_public_split(data, evaluation["split"]),
+        dataset_split=_public_split(data, split),
         metric_type=metric,
         metric_name=ROWS[metric][0].rstrip(" ↑↓"),
         metric_value=value,
@@ -192,20 +224,21 @@ def _widget(folder: Path, repo_id: str, is_captioner: bool) -> list[dict[str, st
 def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
     """The newer form of the card's model-index: one file for each data set, and only for those of the Hub."""
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
-    if evaluation is None or not _headlines(evaluation) or not _is_hub_id(source := evaluation["data"].source):
-        return
-    entries = [
-        EvalResultEntry(
-            dataset_id=source,
-            task_id=metric.replace("@", "_at_"),
-            value=value,
-            notes=f"split {_public_split(evaluation['data'], evaluation['split'])}; {ROWS[metric][0].rstrip(' ↑↓')}",
-        )
-        for metric, value in _headlines(evaluation).items()
-    ]
-    (folder / EVAL_RESULTS).mkdir()
-    path = folder / EVAL_RESULTS / f"{source.rpartition('/')[2]}.yaml"
-    path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+    for name, _, own, headlines in _measured_sources(evaluation):
+        if not headlines or not _is_hub_id(own.source):
+            continue
+        entries = [
+            EvalResultEntry(
+                dataset_id=own.source,
+                task_id=metric.replace("@", "_at_"),
+                value=value,
+                notes=f"split {_public_split(own, evaluation['split'])}; {ROWS[metric][0].rstrip(' ↑↓')}",
+            )
+            for metric, value in headlines.items()
+        ]
+        path = folder / EVAL_RESULTS / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
 
 
 def _facts(
@@ -228,17 +261,18 @@ def _facts(
         "final_scale": _final_scale(folder),
         "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
-        "table": evaluation and metrics_table(evaluation["results"]),
+        "table": evaluation and metrics_report(evaluation["results"], evaluation["sources"]),
         "figures": [name for name in (*FIGURES, *_public_captions(evaluation)) if (folder / name).is_file()],
         "captioning": run and run["config"].captioning,
         "public_name": _public_name,
+        "public_sources": _public_sources,
         "public_split": _public_split,
     }
 
 
 def _public_captions(evaluation: dict[str, Any] | None) -> tuple[str, ...]:
     """The figure of captions, where it shows phantoms alone, which are nobody's images."""
-    return CAPTION_FILES[:1] if evaluation and evaluation["data"].source == "phantoms" else ()
+    return CAPTION_FILES[:1] if evaluation and evaluation["data"].only_phantoms else ()
 
 
 def public_config(config: RunConfig) -> str:
@@ -271,7 +305,7 @@ def _final_scale(folder: Path) -> float | None:
     return None
 
 
-def _is_hub_id(name: str | dict | None) -> bool:
+def _is_hub_id(name: str | dict | list | None) -> bool:
     """Whether this loads from the Hub. A folder wins, as it does where models and data are loaded."""
     if not isinstance(name, str) or name == "phantoms":
         return False

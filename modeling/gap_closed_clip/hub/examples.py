@@ -1,6 +1,7 @@
 """Images that are published with a model, to try it with on its page."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -21,11 +22,12 @@ def write_examples(folder: str | Path, data: DataArguments) -> None:
         folder: a model folder.
         data: what the model was trained on.
     """
-    if data.source != "phantoms":
+    if not data.only_phantoms:
         return
+    own = replace(next(iter(data.sources().values())), test_split="test")
     folder = Path(folder) / EXAMPLES
     folder.mkdir(exist_ok=True)
-    for row in load_pairs(data, "test"):
+    for row in load_pairs(own, "test"):
         path = folder / f"{row['modality'].replace(' ', '_')}.png"
         if not path.exists():
             Image.open(io.BytesIO(row["image"]["bytes"])).save(path)

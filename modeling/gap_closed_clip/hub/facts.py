@@ -40,8 +40,9 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """
-    The content of metrics.json without nan: `results`, the `name` of this model in them, `data`, `split`, `versions`,
-    and whether it is `stale`: measured on other weights than are in the folder now. None where there is no such file.
+    The content of metrics.json without nan: `results`, the same of each of the `sources`, the `name` of this model in
+    them, `data`, `split`, `versions`, and whether it is `stale`: measured on other weights than are in the folder now.
+    None where there is no such file.
 
     Raises:
         ValueError: it is no metrics file of this package, or holds several models and none of the folder's name.
@@ -50,15 +51,12 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        results = {
-            model: {metric: value for metric, value in metrics.items() if math.isfinite(value)}
-            for model, metrics in read_metrics(path).items()
-        }
+        results = _finite(read_metrics(path))
         content = json.loads(path.read_text(encoding="utf-8"))
         if absent := {"data", "split", "versions"} - set(content):
             raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with `gap-closed-clip eval`.")
         data, versions, weights = DataArguments(**content["data"]), dict(content["versions"]), content.get("weights")
-        data.source.strip()
+        sources = {source: _finite(found) for source, found in (content.get("sources") or {}).items()}
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{path} is not a metrics file of this package ({error}); write it anew with `gap-closed-clip eval`."
@@ -71,8 +69,22 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     measured_on = (weights or {}).get(name)
     stale = measured_on is not None and measured_on != digest_of_weights(folder)
     settings = content.get("settings") or content.get("how") or {}  # `how` in older files
-    found = {"results": results, "name": name, "data": data, "versions": versions, "settings": settings}
+    found = {
+        "results": results,
+        "sources": sources,
+        "name": name,
+        "data": data,
+        "versions": versions,
+        "settings": settings,
+    }
     return content | found | {"stale": stale}
+
+
+def _finite(results: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+    return {
+        model: {metric: value for metric, value in metrics.items() if value is not None and math.isfinite(value)}
+        for model, metrics in results.items()
+    }
 
 
 def read_adapter(folder: Path) -> dict[str, Any] | None:

@@ -136,7 +136,7 @@ def _publishable(files: dict[str, Path], folder: Path) -> tuple[dict[str, Path],
         remarks.append(
             f"{METRICS_FILE} and its figures were measured on other weights, and stay out: run `gap-closed-clip eval`."
         )
-    if set(CAPTION_FILES) & set(files) and not (evaluation and evaluation["data"].source == "phantoms"):
+    if set(CAPTION_FILES) & set(files) and not (evaluation and evaluation["data"].only_phantoms):
         files = _without(files, *CAPTION_FILES)
         remarks.append(
             f"{' and '.join(CAPTION_FILES)} show images and captions of the data, and stay out: whether everybody may "
@@ -199,7 +199,9 @@ def _check_examples(files: dict[str, Path]) -> None:
 def _local_paths(config: RunConfig) -> list[str]:
     """A remark on each path of this machine that the published configuration and the card name."""
     named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
-    named |= {"model.text": config.model.text, "data.source": config.data.source}
+    named |= {"model.text": config.model.text}
+    sources = config.data.sources().items()
+    named |= {"data.source" if len(sources) == 1 else f"data.source of '{name}'": own.source for name, own in sources}
     if config.captioning:
         named["captioning.decoder"] = config.captioning.decoder
     return [

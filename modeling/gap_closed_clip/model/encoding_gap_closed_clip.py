@@ -14,6 +14,7 @@ from .projection_gap_closed_clip import centering, projection
 from .towers_gap_closed_clip import (
     all_states,
     fixed_image_size,
+    frozen_batch_norms,
     longest_text,
     pool_text,
     run_fused_layers_as_modules,
@@ -57,17 +58,21 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return longest_text(self.config.text_config)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(
+        self, pixel_values: Tensor | None = None, pooled_image: Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
         """
         Projected image features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
 
         Args:
             pixel_values: (B, 3, height, width), as the processor makes them.
+            pooled_image: (B, hidden), the `pooler_output` of an earlier call of `vision_model`, instead of the pixels:
+                a frozen tower need not run again.
 
         Raises:
             ValueError: a height or width that the tower can't take.
         """
-        outputs = self._project_images(pixel_values, **kwargs)
+        outputs = self._project_images(pixel_values, pooled_image, **kwargs)
         outputs.pooler_output = self.visual_centering(outputs.pooler_output)
         return outputs
 
@@ -139,7 +144,10 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         )
 
     def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
-        """Switches the towers' gradients off (or on); a tower without trainable parameters also stays in eval mode."""
+        """
+        Switches the towers' gradients off (or on). A tower without trainable parameters also stays in eval mode, and
+        so does any BatchNorm whose own weight and bias have no gradient, beside adapters for one.
+        """
         self.vision_model.requires_grad_(not vision)
         self.text_model.requires_grad_(not text)
         self.train(self.training)
@@ -150,6 +158,9 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             # Dropout and batch statistics would put noise into features that can't adapt to it.
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
+            # So do those of a layer whose own weights stay as they are: an adapter would not be saved with them.
+            for layer in frozen_batch_norms(tower):
+                layer.eval()
         return self
 
     def get_input_embeddings(self) -> nn.Module:
@@ -159,9 +170,18 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self.text_model.set_input_embeddings(value)
 
     def _project_images(
-        self, pixel_values: Tensor, output_hidden_states: bool | int | Sequence[int] | None = None, **kwargs
+        self,
+        pixel_values: Tensor | None = None,
+        pooled_image: Tensor | None = None,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """`get_image_features` before the centering."""
+        if pooled_image is not None:
+            features = at_least_float32(self.visual_projection(pooled_image))
+            return BaseModelOutputWithPooling(pooler_output=features)
+        if pixel_values is None:
+            raise ValueError("There is no image to embed: give pixel_values, or pooled_image.")
         size = tuple(pixel_values.shape[-2:])
         if self.image_size is not None and size != self.image_size:
             raise ValueError(

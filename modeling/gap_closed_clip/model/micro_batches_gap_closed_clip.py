@@ -12,7 +12,8 @@ the activations of one micro-batch are in memory at a time. This is the method o
 2101.06983), here in a single autograd graph by means of `torch.utils.checkpoint`: DistributedDataParallel, FSDP and
 autocast need not know of it.
 
-Batch statistics inside a tower would be those of a micro-batch (BatchNorm; EVA and BERT have none).
+Batch statistics inside a tower would be those of a micro-batch: BatchNorm, which EVA and BERT don't have. Where it
+keeps its statistics (`freeze_batch_norm`, the default for published towers) the gradients are exact as well.
 """
 
 from collections.abc import Callable, Iterator

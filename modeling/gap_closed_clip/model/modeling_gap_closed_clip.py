@@ -143,6 +143,7 @@ class GapClosedClipModel(GapClosedClipTowers):
         position_ids: Tensor | None = None,
         group_ids: Tensor | None = None,
         pooled_text: Tensor | None = None,
+        pooled_image: Tensor | None = None,
         micro_batches: MicroBatches | None = None,
         return_loss: bool = True,
         output_attentions: bool | None = None,
@@ -157,7 +158,8 @@ class GapClosedClipModel(GapClosedClipTowers):
             input_ids, attention_mask, token_type_ids, position_ids: (C, length).
             group_ids: integers, (B,) or (B, G): pairs that agree in any column (one image, one caption) are not
                 negatives of one another.
-            pooled_text: (C, hidden), instead of `input_ids`; see `get_text_features`.
+            pooled_text, pooled_image: (C, hidden) and (B, hidden), instead of `input_ids` and `pixel_values`; see
+                `get_text_features` and `get_image_features`.
             micro_batches: one large batch in parts ([`MicroBatches`] of the inputs above), instead of all of them.
                 Same embeddings, loss and gradients; the activations are those of one part at a time.
             return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
@@ -171,12 +173,13 @@ class GapClosedClipModel(GapClosedClipTowers):
             micro_batches, group_ids = micro_batches.pop_group_ids()
             return self._output(*self._embed_micro_batches(micro_batches), group_ids, return_loss)
         has_text = input_ids is not None or pooled_text is not None
-        if pixel_values is None and not has_text:
+        has_images = pixel_values is not None or pooled_image is not None
+        if not has_images and not has_text:
             raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
         image_features = text_features = image_embeds = text_embeds = None
-        if pixel_values is not None:
+        if has_images:
             image_features = self.get_image_features(
-                pixel_values, output_hidden_states=output_hidden_states, return_dict=True
+                pixel_values, pooled_image, output_hidden_states=output_hidden_states, return_dict=True
             )
             image_embeds = unit_vectors(image_features.pooler_output)  # (B, D)
         if has_text:
@@ -212,11 +215,14 @@ class GapClosedClipModel(GapClosedClipTowers):
     def _embed_micro_batches(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, D) of the images and the texts of all micro-batches together."""
         names = micro_batches.batches[0].keys()
-        if "pixel_values" not in names or not {"input_ids", "pooled_text"} & names:
+        if not {"pixel_values", "pooled_image"} & names or not {"input_ids", "pooled_text"} & names:
             raise ValueError(f"micro_batches hold {', '.join(names)}: give both pixel_values and input_ids.")
 
-        def encode(pixel_values: Tensor, **text) -> tuple[Tensor, Tensor]:
-            return self._project_images(pixel_values).pooler_output, self._project_texts(**text).pooler_output
+        def encode(
+            pixel_values: Tensor | None = None, pooled_image: Tensor | None = None, **text
+        ) -> tuple[Tensor, Tensor]:
+            images, texts = self._project_images(pixel_values, pooled_image), self._project_texts(**text)
+            return images.pooler_output, texts.pooler_output
 
         image_features, text_features = encode_in_micro_batches(encode, micro_batches, self.logit_scale.device)
         # Centered by the mean of the whole batch, not of a part.

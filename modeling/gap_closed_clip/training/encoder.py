@@ -1,10 +1,10 @@
 """From the `model:` section of a configuration to an encoder and its processor: towers, tokenizer, checkpoint."""
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
@@ -26,6 +26,8 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
 from ..model.towers_gap_closed_clip import longest_text, not_loaded
 from .arguments import ModelArguments
+from .package_towers import package_folder
+from .release import release_towers
 
 
 logger = logging.get_logger(__name__)
@@ -81,8 +83,9 @@ def build_model_and_processor(
             "not belong together. Put the tower's own tokenizer into its folder."
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(text_config))
-    if args.freeze_vision or args.freeze_text:
-        model.freeze_towers(vision=args.freeze_vision, text=args.freeze_text)
+    if args.image_size is not None:
+        set_image_size(model, processor, args.image_size)
+    release_towers(model, args)
     return model, processor
 
 
@@ -126,6 +129,33 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {error}") from error
     return model, GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
+
+
+def set_image_size(model: GapClosedClipModel, processor: GapClosedClipProcessor, image_size: int) -> None:
+    """
+    Makes the processor give square images of `image_size` pixels a side.
+
+    Raises:
+        ValueError: the image tower does not take them.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():  # in eval mode: an image of zeros must not move batch statistics
+            model.eval().get_image_features(torch.zeros(1, 3, image_size, image_size, dtype=model.dtype))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"model.image_size is {image_size}, and the image tower takes no images of that size ({error}) Leave it "
+            "out, use another size, or a tower that takes any: a convolutional one, or one with "
+            "model_args={'dynamic_img_size': True}."
+        ) from error
+    finally:
+        model.train(training)
+    settings = processor.image_processor.to_dict()
+    square = {"height": image_size, "width": image_size}
+    size = {"shortest_edge": image_size} if "shortest_edge" in settings["size"] else square
+    processor.image_processor = type(processor.image_processor).from_dict(
+        {**settings, "size": size, "crop_size": square}
+    )
 
 
 def set_caption_length(
@@ -190,8 +220,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
 
 
 def pretrained_name(field: str, name: str) -> str:
-    """A Hub id as it is, or a folder, after a look at what can be missing or half-written in it."""
-    name = _package_folder(name)
+    """A Hub id as it is, or a folder (also one in a package), after a look at what can be missing or half-written."""
+    name = package_folder(name)
     if not is_local(name):
         return name
     folder = Path(name)
@@ -223,27 +253,12 @@ def _tokenizer(text: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _package_folder(name: str) -> str:
-    """`package:module/folder` is a folder inside an installed Python package, for weights from a package index."""
-    if not name.startswith("package:"):
-        return name
-    module, _, folder = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise ValueError(
-            f"{name}: there is no installed package {module}. Try: pip install {module.replace('_', '-')}"
-        )
-    path = Path(spec.submodule_search_locations[0]) / folder
-    if not path.is_dir():
-        raise ValueError(f"{name}: the package {module} has no folder {folder or '.'}.")
-    return str(path)
-
-
 __all__ = [
     "build_model_and_processor",
     "check_towers",
     "pretrained_name",
     "set_caption_length",
+    "set_image_size",
     "train_tokenizer",
     "with_config",
 ]

@@ -49,14 +49,17 @@ PEFT_NAMES = {
 }
 TOWERS = tuple(TOWER_CONFIGS)
 # Layers of one tower behind its name, of timm's transformers (EVA, EVA-02, ViT, BEiT, Swin) and of transformers' BERT
-# family. Nothing matches the patch embedding (`patch_embed.proj`) or a projection to the shared space.
+# family; of convolutional networks, which have no attention, the pointwise convolutions of EfficientNet, MobileNet and
+# ConvNeXt and the convolutions of ResNet. Nothing matches a depthwise convolution (peft can't merge an adapter into a
+# grouped one), the patch embedding (`patch_embed.proj`), the stem, or a projection to the shared space.
 LAYERS = {
     "attention": {
         "vision": r".*\.(attn|attn_pool)\.(qkv|q_proj|k_proj|v_proj|q|kv|proj)",
         "text": r".*\.attention\.(self\.(query|key|value)|output\.dense)",
     },
     "mlp": {
-        "vision": r".*\.mlp\.(fc1|fc1_g|fc1_x|fc2|w12|w3)",
+        "vision": r".*\.mlp\.(fc1|fc1_g|fc1_x|fc2|w12|w3)|.*\.(conv_pw|conv_pwl|conv_head)"
+        r"|.*\.se\.(conv_reduce|conv_expand)|.*\.layer\d+\.\d+\.conv[123]",
         "text": r".*\.layer\.\d+\.(intermediate|output)\.dense",
     },
 }
@@ -189,7 +192,7 @@ def add_adapters(model: GapClosedClipModel, lora: LoraArguments, base: str | Non
     peft_config = build_peft_config(lora, model)
     try:
         wrapped = get_peft_model(model, peft_config)
-    except ValueError as error:  # e.g. a number of features that its block size does not divide
+    except (TypeError, ValueError) as error:  # a kind of layer, or a number of features that its block size refuses
         raise ValueError(f"lora.method={lora.method!r} does not fit the layers: {error}") from error
     wrapped.peft_config["default"].base_model_name_or_path = base
     wrapped.peft_config["default"].revision = revision
@@ -261,19 +264,32 @@ def _check_pattern(pattern: str, lora: LoraArguments, model: GapClosedClipModel)
         if not isinstance(modules[name], ADAPTABLE):
             raise ValueError(
                 f"lora.layers={lora.layers!r} also matches {name} ({type(modules[name]).__name__}), which takes no "
-                "adapter: let it match linear layers only."
+                "adapter: let it match linear and convolutional layers only."
             )
     for tower in lora.towers:
         prefix = f"{tower}_model."
         if any(name.startswith(prefix) for name in matched):
             continue
-        linear = [n for n, module in modules.items() if n.startswith(prefix) and isinstance(module, nn.Linear)]
-        examples = list({name.rpartition(".")[2]: name for name in linear}.values())
-        hint = f"e.g. {', '.join(examples[:6])}" if examples else "there are none"
         raise ValueError(
-            f"lora.layers={lora.layers!r} matches no layer of the {tower} tower. Its linear layers: {hint}. Give a "
-            f"regular expression that matches such whole names, or leave {tower!r} out of lora.towers."
+            f"lora.layers={lora.layers!r} matches no layer of the {tower} tower. "
+            f"{_layers_instead(lora, tower, modules)} Give a regular expression that matches such whole names, or "
+            f"leave {tower!r} out of lora.towers."
         )
+
+
+def _layers_instead(lora: LoraArguments, tower: str, modules: dict[str, nn.Module]) -> str:
+    """What an error says of the layers that a tower has."""
+    inside = {name: module for name, module in modules.items() if name.startswith(f"{tower}_model.")}
+    linear = [name for name, module in inside.items() if isinstance(module, nn.Linear)]
+    convolutions = [n for n, module in inside.items() if isinstance(module, nn.Conv2d) and module.groups == 1]
+    examples = list({name.rpartition(".")[2]: name for name in linear or convolutions}.values())
+    listed = f"e.g. {', '.join(examples[:6])}." if examples else "there are none."
+    kind = "convolutional" if convolutions and not linear else "linear"
+    mlp = _pattern(dataclasses.replace(lora, layers="mlp", towers=[tower]))
+    hint = ""
+    if lora.layers == "attention" and any(re.fullmatch(mlp, name) for name in inside):
+        hint = "It has no attention: lora.layers=mlp, or all, adapts its other layers. "
+    return f"{hint}Its {kind} layers: {listed}"
 
 
 def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str]:
@@ -296,7 +312,7 @@ def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str
 
 def _feedforward(pattern: str, model: GapClosedClipModel) -> list[str]:
     """The names of those matching layers that are the last of an MLP."""
-    last = re.compile(r".*\.mlp\.(fc2|w3)|.*\.layer\.\d+\.output\.dense")
+    last = re.compile(r".*\.mlp\.(fc2|w3)|.*\.conv_pwl|.*\.layer\.\d+\.output\.dense")
     return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name) and last.fullmatch(name)]
 
 

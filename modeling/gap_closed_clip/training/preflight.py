@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datasets import Dataset, IterableDataset
 
 from ..checkpoint import check_writable
-from ..data import DataArguments, load_checked_pairs
+from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs
 from ..evaluation import check_references
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
@@ -129,12 +129,18 @@ def load_training_pairs(
         least: the smallest batch that can be trained on: 1 where pairs are not compared with one another.
 
     Raises:
-        ValueError: fewer pairs than one batch, a batch of fewer than `least`, streaming without `max_steps`.
+        ValueError: fewer pairs than one batch (of a source, where batches don't mix them), a batch of fewer than
+            `least`, streaming without `max_steps` or with unmixed batches.
     """
     if args.global_batch_size < least:
         raise ValueError(
             "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
             "more; contrastive learning wants as many as fit."
+        )
+    if data.streaming and not args.mix_sources and len(data.sources()) > 1:
+        raise ValueError(
+            "training.mix_sources is false and data.streaming is true: a stream takes a row of each source in turn, "
+            "so that batches mix them. Leave one of the two out."
         )
     pairs = load_checked_pairs(data, "train", args.dataloader_num_workers)
     if isinstance(pairs, IterableDataset):
@@ -145,9 +151,11 @@ def load_training_pairs(
         setting = "per_device_train_batch_size" if args.contrastive_batch_size is None else "contrastive_batch_size"
         devices = "one device" if args.world_size == 1 else f"{args.world_size} devices together"
         raise ValueError(
-            f"{data.source} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
+            f"{data.title} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
             f"({devices}): lower training.{setting}."
         )
+    if not args.mix_sources and "source" in pairs.column_names:
+        check_sizes_of_sources(pairs["source"], args.global_batch_size)
     return pairs
 
 

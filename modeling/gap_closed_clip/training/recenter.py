@@ -1,46 +1,85 @@
 """The exact centering of trained projections, in place of the running means of training."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from datasets import Dataset
 from datasets.utils import tqdm
-from torch.utils.data import DataLoader
+from torch import Tensor
+from transformers import TrainerCallback
 
-from ..data import PairCollator
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 
 
 @torch.no_grad()
-def recenter(
-    model: GapClosedClipModel, pairs: Dataset, collator: PairCollator, batch_size: int, num_workers: int
-) -> None:
+def recenter(model: GapClosedClipModel, batches: Iterable[dict[str, Tensor]]) -> None:
     """
-    Sets the running means of a trained model's centering to the exact ones of the training pairs as inference sees
-    them. A model without centering is left as it is.
+    Sets the running means of a model's centering to the exact ones of some pairs, the training pairs as a rule, as
+    inference sees them. A model without centering is left as it is, and its mode too.
 
     The running mean of training lags behind the weights and is that of augmented images; the exact one closes what gap
     that leaves. (As "precise" statistics do for BatchNorm: Wu and Johnson, arXiv 2105.07576, section 3.)
+
+    Args:
+        model: the encoder; under adapters `peft_model.get_base_model()`, of a captioner `captioner.gap_closed_clip`.
+        batches: inputs of `model`, both modalities in each, without augmentation: a `DataLoader` of the pairs with
+            `PairCollator(processor)`. Read once.
+
+    Raises:
+        ValueError: there is no batch.
     """
     if not model.config.center_projections:
         return
     training = model.training
     model.eval()
-    plain = PairCollator(collator.processor, None, collator.max_length, collator.window)
-    loader = DataLoader(pairs, batch_size, collate_fn=plain, num_workers=num_workers)
-    sums: dict[str, torch.Tensor | int] = {"image": 0, "text": 0}
-    for batch in tqdm(loader, desc="Centering"):
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        pixel_values = batch.pop("pixel_values")
-        batch.pop("group_ids")
-        sums["image"] += model.get_image_features(pixel_values).pooler_output.sum(0)
-        sums["text"] += model.get_text_features(**batch).pooler_output.sum(0)
+    image_sum = text_sum = None
+    count = 0
+    for batch in tqdm(batches, desc="Centering", leave=False):
+        inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items() if name != "group_ids"}
+        images = {name: inputs.pop(name) for name in ("pixel_values", "pooled_image") if name in inputs}
+        image, text = model.get_image_features(**images).pooler_output, model.get_text_features(**inputs).pooler_output
+        # In float64: float32 would lose digits over a million pairs.
+        image_sum = image.double().sum(0) + (0 if image_sum is None else image_sum)
+        text_sum = text.double().sum(0) + (0 if text_sum is None else text_sum)
+        count += len(image)
+    model.train(training)
+    if image_sum is None or text_sum is None:
+        raise ValueError("recenter: there is no batch to take the means of.")
     # Features come centered by the running mean: what is left of their mean is its error.
     # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
-    centerings: dict[str, Any] = {"image": model.visual_centering, "text": model.text_centering}
-    for name, centering in centerings.items():
-        centering.running_mean.add_(sums[name] / len(pairs))
-    model.train(training)
+    for module, total in ((model.visual_centering, image_sum), (model.text_centering, text_sum)):
+        centering: Any = module
+        centering.running_mean.add_((total / count).to(centering.running_mean.dtype))
 
 
-__all__ = ["recenter"]
+class RecenterCallback(TrainerCallback):
+    """
+    Has any `Trainer` recenter a [`GapClosedClipModel`] when training ends and, where that is asked for, before each
+    evaluation and each checkpoint: what is measured and what is kept is then what a finished run would be.
+
+    Args:
+        batches: of `recenter`; a `DataLoader`, since it is read more than once.
+        model: the encoder, where the Trainer trains something around it; default: what the Trainer trains.
+        at_evaluations: also before evaluations and checkpoints. Costs a pass through all pairs each time.
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[dict[str, Tensor]],
+        model: GapClosedClipModel | None = None,
+        at_evaluations: bool = True,
+    ):
+        self.batches, self.model, self.at_evaluations = batches, model, at_evaluations
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.at_evaluations and (control.should_evaluate or control.should_save):
+            recenter(self.model or model, self.batches)
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        self.on_step_end(args, state, control, model=model)
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        recenter(self.model or model, self.batches)
+
+
+__all__ = ["RecenterCallback", "recenter"]

@@ -1,17 +1,17 @@
-"""One run from a configuration to a model folder: preflight, build, fit, recenter, save, evaluate."""
+"""One run from a configuration to a model folder: preflight, build, fit, save, evaluate."""
 
 from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from transformers import Trainer, set_seed
+from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from ..evaluation import evaluate_model, write_report
 from .build import RunParts, build
 from .config import RunConfig
 from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
-from .recenter import recenter
+from .recenter import RecenterCallback
 
 
 def train(config: RunConfig) -> TrainingResult:
@@ -28,21 +28,14 @@ def train(config: RunConfig) -> TrainingResult:
     set_seed(inputs.args.seed)
     parts = build(config, inputs)
     trainer = fit(parts, inputs)
-    if parts.trains_encoder and not inputs.streaming:
-        recenter(
-            parts.encoder,
-            parts.train_pairs,
-            parts.pair_collator,
-            inputs.args.eval_batch_size,
-            inputs.args.dataloader_num_workers,
-        )
     result = save_model_folder(trainer, config, inputs.num_train_pairs)
     return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
 
 
 def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
     """
-    Trains; another run's results in the output folder are deleted at the last moment, if that was asked for.
+    Trains, and centers the projections exactly; another run's results in the output folder are deleted at the last
+    moment, if that was asked for.
 
     Returns:
         the Trainer, with the trained model.
@@ -55,11 +48,15 @@ def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
         model=parts.model,
         args=args,
         train_dataset=parts.train_pairs,
-        eval_dataset=inputs.eval_pairs,
+        eval_dataset=parts.eval_pairs,
         data_collator=parts.data_collator,
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
     )
+    if parts.trains_encoder and not inputs.streaming:
+        trainer.add_callback(RecenterCallback(parts.plain_batches(args), parts.encoder, parts.towers_have_run))
+    if args.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
     return trainer
 
@@ -93,7 +90,7 @@ def evaluate(trainer: Trainer, config: RunConfig, pairs: Dataset | IterableDatas
         folders={name: args.output_dir},
         pairs=pairs,
     )
-    print(f"\n{evaluation.size}, split '{args.final_split}' of '{config.data.source}'\n\n{table}\n")
+    print(f"\n{evaluation.size}, split '{args.final_split}' of {config.data.title}\n\n{table}\n")
     return evaluation.metrics
 
 

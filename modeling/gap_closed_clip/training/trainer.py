@@ -6,10 +6,11 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..data import DistinctSampler, group_ids_of
+from ..data import DistinctSampler, OneSourceSampler, group_ids_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
 from ..model.modeling_gap_closed_clip import GapClosedClipOutput
 from .gradients import describe_missing, without_gradient
+from .release import set_tower_learning_rate
 
 
 logger = logging.get_logger(__name__)
@@ -30,7 +31,7 @@ class TrainingProgressCallback(TrainerCallback):
 class _SamplerEpochCallback(TrainerCallback):
     """accelerate hands the epoch on to a sampler except where it has wrapped it thrice (resuming, many processes)."""
 
-    def __init__(self, sampler: DistinctSampler):
+    def __init__(self, sampler: DistinctSampler | OneSourceSampler):
         self.sampler = sampler
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -65,6 +66,14 @@ class CheckedTrainer(Trainer):
         elif missing:
             raise ValueError(describe_missing(missing))
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """As transformers', with `tower_learning_rate` of the arguments in parameter groups of its own."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.args.tower_learning_rate is not None:
+            set_tower_learning_rate(optimizer, self.model if model is None else model, self.args.tower_learning_rate)
+        return optimizer
+
     def get_decay_parameter_names(self, model) -> list[str]:
         # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
         return [name for name in super().get_decay_parameter_names(model) if model.get_parameter(name).ndim > 1]
@@ -84,7 +93,8 @@ class GapClosedClipTrainer(CheckedTrainer):
 
     - `contrastive_batch_size` of the arguments: any number of pairs compared in one step, encoded in micro-batches;
     - scheduled weights follow the training's progress ([`TrainingProgressCallback`]);
-    - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments);
+    - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments), and pairs
+      of different sources, if that is asked for (`mix_sources`);
     - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine and the mean cosine
       inside each modality, averaged over the logged steps, with a warning where the space collapses or scatters;
     - the first step fails where a trainable parameter gets no gradient, a dead adapter for one;
@@ -158,14 +168,20 @@ class GapClosedClipTrainer(CheckedTrainer):
         batch_size, drop_last = self.args.global_batch_size, self.args.dataloader_drop_last
         if isinstance(dataset, IterableDataset):
             return super()._get_train_sampler(train_dataset)
-        if not self.args.distinct_batches:
-            sampler = super()._get_train_sampler(train_dataset)
-            if drop_last and isinstance(sampler, RandomSampler):
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler: DistinctSampler | OneSourceSampler
+        if not self.args.mix_sources and "source" in dataset.column_names:
+            rows = range(len(dataset))
+            groups = group_ids_of(dataset) if self.args.distinct_batches else list(zip(rows, rows, strict=True))
+            sampler = OneSourceSampler(groups, dataset["source"], batch_size, seed=seed, drop_last=drop_last)
+        elif self.args.distinct_batches:
+            sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
+        else:
+            plain = super()._get_train_sampler(train_dataset)
+            if drop_last and isinstance(plain, RandomSampler):
                 # The DataLoader would leave out an incomplete micro-batch only.
                 return RandomSampler(dataset, num_samples=len(dataset) // batch_size * batch_size)
-            return sampler
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
+            return plain
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 

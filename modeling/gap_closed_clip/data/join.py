@@ -1,0 +1,107 @@
+"""Several sources to one set of pairs: ids and columns that go together."""
+
+from functools import partial
+
+import datasets
+from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
+
+from .pairs import RAW_IMAGE, MissingSplitError
+
+
+TEXT = Value("string")
+WINDOW = List(Value("float64"))
+# The columns of a stream of several sources: which others there are is only known once its rows have come.
+STREAMED = Features({"image": RAW_IMAGE, **dict.fromkeys(("caption", "image_id", "label", "source"), TEXT)})
+
+
+def name_source(
+    pairs: Dataset | IterableDataset, name: str, window: list[float] | None = None, streaming: bool = False
+) -> Dataset | IterableDataset:
+    """Canonical pairs of one source as a part of several: ids get the prefix `name/`, a column `source` has the name.
+
+    Args:
+        pairs: of the source, from `load_pairs`.
+        name: of the source.
+        window: centre and width of the source's intensity window, [] for the images' own, for a column `window`; None
+            where all sources have the same.
+        streaming: whether the pairs will be streamed; then no columns are kept but those that every source has.
+    """
+    if isinstance(pairs, IterableDataset):
+        features = Features(STREAMED | ({} if window is None else {"window": WINDOW}))
+        return pairs.map(partial(_name_row, name=name, window=window), features=features)
+    ids = [f"{name}/{image_id}" for image_id in pairs["image_id"]]
+    pairs = pairs.remove_columns("image_id").add_column("image_id", ids, feature=TEXT)
+    pairs = pairs.add_column("source", [name] * len(pairs), feature=TEXT)
+    if window is not None:
+        pairs = pairs.add_column("window", [window] * len(pairs), feature=WINDOW)
+    if streaming and "label" not in pairs.column_names:
+        pairs = pairs.add_column("label", [""] * len(pairs), feature=TEXT)
+    return pairs.select_columns([*STREAMED, *(["window"] * (window is not None))]) if streaming else pairs
+
+
+def _name_row(row: dict, name: str, window: list[float] | None) -> dict:
+    named = {"image_id": f"{name}/{row['image_id']}", "source": name, "label": row.get("label") or ""}
+    return named if window is None else named | {"window": window}
+
+
+def join_pairs(parts: list[Dataset]) -> Dataset:
+    """One set of the parts, one after the other.
+
+    A missing `label` is ""; what else a part lacks is None. A column that is not of one type in all becomes text.
+    """
+    names = list(dict.fromkeys(name for part in parts for name in part.column_names))
+    features = {name: _common_feature(name, parts) for name in names}
+    return datasets.concatenate_datasets([_with_features(part, features) for part in parts])
+
+
+def _common_feature(name: str, parts: list[Dataset]):
+    """The type of a column where all parts that have it agree, else text. One without values agrees with any."""
+    found = [part.features[name] for part in parts if name in part.column_names]
+    typed = [feature for feature in found if feature != Value("null")] or found
+    return typed[0] if all(feature == typed[0] for feature in typed) else TEXT
+
+
+def _with_features(part: Dataset, features: dict) -> Dataset:
+    """The part with all columns, in this order, of these types."""
+    for name, feature in features.items():
+        if name not in part.column_names:
+            part = part.add_column(name, ["" if name == "label" else None] * len(part), feature=feature)
+        elif part.features[name] != feature:
+            values = _as_text(part, name) if feature == TEXT else [None] * len(part)
+            part = part.remove_columns(name).add_column(name, values, feature=feature)
+    return part.select_columns(list(features))
+
+
+def _as_text(part: Dataset, name: str) -> list[str | None]:
+    """The values of a column as text; those of classes by their names (a class not given is None)."""
+    feature, values = part.features[name], part[name]
+    if isinstance(feature, ClassLabel):
+        return [None if value is None or value < 0 else feature.names[value] for value in values]
+    return [None if value is None else str(value) for value in values]
+
+
+def join_streams(parts: list[IterableDataset]) -> IterableDataset:
+    """One stream that takes a row of each part in turn until all have ended; every row comes once.
+
+    Raises:
+        ValueError: the installed version of `datasets` cannot do that.
+    """
+    try:
+        return datasets.interleave_datasets(parts, stopping_strategy="all_exhausted_without_replacement")
+    except ValueError as error:
+        if "stopping_strategy" not in str(error) and "not supported" not in str(error):
+            raise
+        raise ValueError(
+            f"data.streaming of several sources needs a newer version of datasets than {datasets.__version__}, which "
+            "takes every row once: pip install -U datasets, or leave streaming off."
+        ) from error
+
+
+def error_of_source(error: OSError | ValueError, name: str, split: str) -> OSError | ValueError:
+    """The error with the source's name, and with what to do where the source has no such split."""
+    kinds = (MissingSplitError, FileNotFoundError, ConnectionError, OSError, ValueError)
+    kind = next(kind for kind in kinds if isinstance(error, kind))
+    remedy = ""
+    if kind is MissingSplitError and split != "train":
+        remedy = f" If there is none, say so in the source's entry, {split}_split: null: it is then left out there."
+    return kind(f"data.source, '{name}': {error}{remedy}")
