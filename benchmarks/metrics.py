@@ -32,7 +32,7 @@ from measure import (
 )
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import adjusted_rand_score, v_measure_score
+from sklearn.metrics import adjusted_rand_score, balanced_accuracy_score, v_measure_score
 from sklearn.model_selection import GroupKFold
 
 from gap_closed_clip.evaluation import load_metric
@@ -67,7 +67,8 @@ class Case:
         image[:, 0] += 10
         if self.metric == "clip_score":
             return {"image_embeds": image, "caption_embeds": text, "reference_embeds": (image + text)[:, None]}
-        labels = {"labels": [f"group {group}" for group in groups]} if self.metric == "cross_modal_grouping" else {}
+        of_labels = self.metric in ("cross_modal_grouping", "mixed_gallery_search")
+        labels = {"labels": [f"group {group}" for group in groups]} if of_labels else {}
         return {"image_embeds": image, "text_embeds": text, **labels}
 
 
@@ -102,8 +103,31 @@ def plain_retrieval(image_embeds: np.ndarray, text_embeds: np.ndarray) -> Values
     for name, scores in (("image_to_text", cosines), ("text_to_image", cosines.T)):
         ranks = (scores >= scores.diagonal()[:, None]).sum(axis=1)
         values |= {f"{name}_recall@{k}": (ranks <= k).mean() for k in (1, 5, 10)}
+        values |= {f"{name}_chance_recall@{k}": min(1.0, k / len(ranks)) for k in (1, 5, 10)}  # one item is correct
         values[f"{name}_median_rank"] = np.median(ranks)
+    for name in (f"{what}@{k}" for what in ("recall", "chance_recall") for k in (1, 5, 10)):
+        values[name] = (values[f"image_to_text_{name}"] + values[f"text_to_image_{name}"]) / 2
     return values
+
+
+def plain_mixed_search(image_embeds: np.ndarray, text_embeds: np.ndarray, labels: list[str]) -> Values:
+    """From the whole matrix of cosines of all 2 N items, in float32."""
+    items, n = unit(np.concatenate([image_embeds, text_embeds])), len(labels)
+    is_text, groups, rows = np.repeat([False, True], n), np.tile(labels, 2), np.arange(2 * n)
+    cosines = items @ items.T
+    cosines[rows, rows] = cosines[rows, np.roll(rows, n)] = -np.inf
+    nearest = np.argpartition(cosines, -10, axis=1)[:, -10:]
+    other, fits = is_text[nearest] != is_text[:, None], groups[nearest] == groups[:, None]
+    with np.errstate(invalid="ignore"):
+        across = (other & fits).sum(axis=1) / other.sum(axis=1)
+    label, counts = np.unique(groups, return_inverse=True, return_counts=True)[1:]
+    return {
+        "other_kind_share@10": other.mean(),
+        "chance_other_kind_share@10": 0.5,
+        "mixed_label_precision@10": fits.mean(),
+        "chance_mixed_label_precision@10": ((counts[label] - 2) / (2 * n - 2)).mean(),
+        "other_kind_label_precision@10": np.nanmean(across),
+    }
 
 
 def plain_grouping(image_embeds: np.ndarray, text_embeds: np.ndarray, labels: list[str]) -> Values:
@@ -114,20 +138,27 @@ def plain_grouping(image_embeds: np.ndarray, text_embeds: np.ndarray, labels: li
     truth, rows = np.concatenate([groups, groups]), np.arange(len(groups))
     v_measure = v_measure_score(truth, clusters)
     values = {"v_measure": v_measure, "nmi": v_measure, "ari": adjusted_rand_score(truth, clusters)}
+    values["chance_balanced_accuracy"] = 1 / len(names)
     cosines = x @ y.T
     np.fill_diagonal(cosines, -np.inf)
     for name, fitted, tested, scores in (("image_to_text", x, y, cosines.T), ("text_to_image", y, x, cosines)):
         nearest = np.argpartition(scores, -5, axis=1)[:, -5:]
         votes = np.zeros((len(rows), len(names)))
         np.add.at(votes, (rows[:, None], groups[nearest]), 1 + np.take_along_axis(scores, nearest, axis=1) / 100)
-        values[f"knn_accuracy_{name}"] = (votes.argmax(axis=1) == groups).mean()
-        right = 0
+        predicted = {
+            "knn": votes.argmax(axis=1),
+            "linear_probe": np.zeros_like(groups),
+            "majority": np.zeros_like(groups),
+        }
         for train, test in GroupKFold(5).split(rows, groups=rows):
             mean = fitted[train].mean(axis=0)
             scale = np.sqrt(((fitted[train] - mean) ** 2).sum(axis=1).mean())
             probe = LogisticRegression(C=32.0, max_iter=1000).fit((fitted[train] - mean) / scale, groups[train])
-            right += (probe.predict((tested[test] - mean) / scale) == groups[test]).sum()
-        values[f"linear_probe_accuracy_{name}"] = right / len(rows)
+            predicted["linear_probe"][test] = probe.predict((tested[test] - mean) / scale)
+            predicted["majority"][test] = np.bincount(groups[train]).argmax()
+        values |= {f"{what}_accuracy_{name}": (found == groups).mean() for what, found in predicted.items()}
+        for what in ("knn", "linear_probe"):
+            values[f"{what}_balanced_accuracy_{name}"] = balanced_accuracy_score(groups, predicted[what])
     return values
 
 
@@ -151,6 +182,7 @@ PEERS: dict[str, Callable[..., Values]] = {
     "clip_score": plain_clip_score,
     "cross_modal_retrieval": plain_retrieval,
     "cross_modal_grouping": plain_grouping,
+    "mixed_gallery_search": plain_mixed_search,
 }
 
 
@@ -256,7 +288,7 @@ def notes(args: argparse.Namespace) -> str:
         "`arrays`: `compute` of float32 arrays. `lists`: Python lists, there before, given to `add_batch`, then "
         "`compute()`.",
         "`plain`: the same by hand on arrays, with numpy, and scikit-learn for the grouping; retrieval and the "
-        "grouping's neighbours by a matrix of N x N float32 cosines.",
+        "grouping's neighbours by a matrix of N x N float32 cosines, the mixed gallery by one of 2N x 2N.",
         f"`peak MB` (10^6 bytes): {memory_words('cpu')}. The inputs are not in it. "
         "`process MB`: with the inputs, Python and its libraries.",
         "`difference`: the largest of a value from that of `arrays`.",

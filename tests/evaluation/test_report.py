@@ -42,9 +42,26 @@ def test_several_runs_are_mean_and_standard_deviation():
 
 
 def test_every_metric_has_a_row():
-    """All but nmi, which equals the V-measure."""
+    """All but nmi, which equals the V-measure; chance and the mean of both directions at 10 alone."""
     metrics = evaluate_embeddings(synthetic())
-    assert len(metrics_table({"ours": metrics}).splitlines()) == 2 + len(metrics) - 1
+    left_out = {"nmi", "recall@1", "recall@5", "chance_recall@1", "chance_recall@5"}
+    left_out |= {f"{way}_chance_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)}
+    assert len(metrics_table({"ours": metrics}).splitlines()) == 2 + len(metrics.keys() - left_out)
+
+
+def test_chance_and_majority_stand_below_what_they_belong_to():
+    """And show no direction that would be better."""
+    table = metrics_table({"ours": evaluate_embeddings(synthetic())})
+    names = [line.split("|")[1].strip() for line in table.splitlines()]
+    above = {
+        "chance: R@10, mean of both directions": "R@10, mean of both directions ↑",
+        "chance: other kind in nearest 10": "mixed gallery: other kind in nearest 10",
+        "chance: label precision": "mixed gallery: label precision ↑",
+        "majority label, images to captions": "linear probe, captions to images ↑",
+        "chance: balanced accuracy": "balanced linear probe, captions to images ↑",
+    }
+    assert {name: names[names.index(name) - 1] for name in above} == above
+    assert [name for name in names if name.startswith("chance")] == [name for name in above if "chance" in name]
 
 
 def test_metrics_file_round_trip(tmp_path):

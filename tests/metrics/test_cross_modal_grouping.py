@@ -14,6 +14,8 @@ from .conftest import dot, random_pairs, unit_lists
 
 KNN = ("knn_accuracy_image_to_text", "knn_accuracy_text_to_image")
 PROBE = ("linear_probe_accuracy_image_to_text", "linear_probe_accuracy_text_to_image")
+MAJORITY = ("majority_accuracy_image_to_text", "majority_accuracy_text_to_image")
+BALANCED = tuple(name.replace("accuracy", "balanced_accuracy") for name in (*KNN, *PROBE))
 
 
 def compute(load, image, text, labels, image_ids=None, caption_ids=None, **kwargs):
@@ -72,9 +74,10 @@ def items_of(vectors, ids, labels, families):
     return list(items.values())
 
 
-def naive_knn(fitted, tested, k) -> float:
-    correct = 0
-    for query, label, family in tested:
+def naive_knn(fitted, tested, k) -> list[str]:
+    """The label that each tested item gets."""
+    winners = []
+    for query, _, family in tested:
         others = [(dot(query, vector), other) for vector, other, its_family in fitted if its_family != family]
         kth = sorted((cosine for cosine, _ in others), reverse=True)[:k][-1]
         votes, cosines = Counter(), Counter()
@@ -82,22 +85,44 @@ def naive_knn(fitted, tested, k) -> float:
             if cosine >= kth - 1e-9:
                 votes[other] += 1
                 cosines[other] += cosine
-        winner = min(votes, key=lambda name: (-votes[name], -round(cosines[name], 9), name))
-        correct += winner == label
-    return correct / len(tested)
+        winners.append(min(votes, key=lambda name: (-votes[name], -round(cosines[name], 9), name)))
+    return winners
 
 
-def naive_probe(fitted, tested) -> float:
-    """Leave one family out."""
-    correct = 0
+def naive_probe(fitted, tested) -> list[str]:
+    """The label that each tested item gets; leave one family out."""
+    predicted = {}
     for family in sorted({item[2] for item in tested}):
         x = np.array([vector for vector, _, its_family in fitted if its_family != family])
         y = [label for _, label, its_family in fitted if its_family != family]
         rms = math.sqrt(sum(sum(v * v for v in row) for row in x - x.mean(axis=0)) / len(x))
         probe = LogisticRegression(C=32.0, max_iter=1000).fit(x / rms, y)
-        for vector, label, its_family in tested:
-            correct += its_family == family and probe.predict([np.array(vector) / rms])[0] == label
-    return correct / len(tested)
+        for row, (vector, _, its_family) in enumerate(tested):
+            if its_family == family:
+                predicted[row] = probe.predict([np.array(vector) / rms])[0]
+    return [predicted[row] for row in range(len(tested))]
+
+
+def naive_majority(fitted, tested) -> list[str]:
+    """The most frequent label of the other families' items, the first by name among equals."""
+    predicted = []
+    for _, _, family in tested:
+        counts = Counter(label for _, label, its_family in fitted if its_family != family)
+        predicted.append(min(counts, key=lambda label: (-counts[label], label)))
+    return predicted
+
+
+def accuracy(tested, predicted) -> float:
+    return sum(label == guess for (_, label, _), guess in zip(tested, predicted, strict=True)) / len(tested)
+
+
+def balanced_accuracy(tested, predicted) -> float:
+    """Mean recall of the labels."""
+    recalls = []
+    for label in {item[1] for item in tested}:
+        guesses = [guess for (_, other, _), guess in zip(tested, predicted, strict=True) if other == label]
+        recalls.append(guesses.count(label) / len(guesses))
+    return sum(recalls) / len(recalls)
 
 
 def naive_v_measure(truth, clusters) -> float:
@@ -134,11 +159,45 @@ def test_neighbours_and_probe_equal_the_loops(load, num_neighbors):
     images, texts = items_of(image, image_ids, labels, families), items_of(text, caption_ids, labels, families)
     kwargs = {"num_neighbors": num_neighbors, "num_folds": 1000, "block_size": 7}
     result = compute(load, image, text, labels, image_ids, caption_ids, **kwargs)
-    assert result["knn_accuracy_image_to_text"] == pytest.approx(naive_knn(images, texts, num_neighbors))
-    assert result["knn_accuracy_text_to_image"] == pytest.approx(naive_knn(texts, images, num_neighbors))
-    assert result["linear_probe_accuracy_image_to_text"] == pytest.approx(naive_probe(images, texts))
-    assert result["linear_probe_accuracy_text_to_image"] == pytest.approx(naive_probe(texts, images))
-    assert all(0.2 < result[name] < 1 for name in (*KNN, *PROBE))  # the test tells something
+    for direction, fitted, tested in (("image_to_text", images, texts), ("text_to_image", texts, images)):
+        guesses = {"knn": naive_knn(fitted, tested, num_neighbors), "linear_probe": naive_probe(fitted, tested)}
+        for name, predicted in guesses.items():
+            assert result[f"{name}_accuracy_{direction}"] == pytest.approx(accuracy(tested, predicted))
+            balanced = balanced_accuracy(tested, predicted)
+            assert result[f"{name}_balanced_accuracy_{direction}"] == pytest.approx(balanced)
+            assert abs(balanced - accuracy(tested, predicted)) > 1e-4  # the test tells something
+        majority = accuracy(tested, naive_majority(fitted, tested))
+        assert result[f"majority_accuracy_{direction}"] == pytest.approx(majority)
+    assert all(0.2 < result[name] < 1 for name in (*KNN, *PROBE, *BALANCED))  # the test tells something
+    assert all(0 < result[name] < 1 for name in MAJORITY)
+    assert result["chance_balanced_accuracy"] == pytest.approx(1 / 3)
+
+
+def test_a_probe_that_only_knows_the_majority_is_seen_as_such(load):
+    """Eight of ten pairs are CT, and the embeddings know nothing: 80% are right, and half of each label on average."""
+    constant = np.ones((10, 3), np.float32)
+    result = compute(load, constant, constant, [*["CT"] * 4, "MR", *["CT"] * 4, "MR"])
+    for name in (*KNN, *PROBE, *MAJORITY):
+        assert result[name] == pytest.approx(0.8)
+    for name in (*BALANCED, "chance_balanced_accuracy"):
+        assert result[name] == pytest.approx(0.5)
+
+
+def test_the_majority_is_that_of_the_other_folds(load):
+    """Two folds, of captions p and q: each is told of the other's label alone, b or a."""
+    image, text = random_pairs(5, 3)
+    result = compute(load, image, text, [*"bbbaa"], caption_ids=[*"pppqq"], num_folds=2)
+    assert [result[name] for name in MAJORITY] == [0, 0]
+
+
+def test_of_equally_frequent_labels_the_first_is_the_majority(load):
+    """Two folds, of captions p and of q and r.
+
+    The captions q (a) and r (b) say a of p's three images, which are b; p says b of q's image and of r's two.
+    """
+    image, text = random_pairs(6, 3)
+    result = compute(load, image, text, [*"bbbabb"], caption_ids=[*"pppqrr"], num_folds=2)
+    assert result["majority_accuracy_text_to_image"] == pytest.approx(2 / 6)
 
 
 def test_clusters_equal_the_entropies(load):
@@ -255,7 +314,7 @@ def test_fewer_than_two_labels_is_nan_and_said(load, labels, caplog):
     image, text = random_pairs(3, 2)
     with caplog.at_level(logging.WARNING):
         result = compute(load, image, text, labels)
-    assert len(result) == 7 and all(math.isnan(value) for value in result.values())
+    assert len(result) == 14 and all(math.isnan(value) for value in result.values())
     assert "two different labels or more, got " + str(sorted({*labels} - {""})) in caplog.text
 
 
@@ -269,13 +328,15 @@ def test_a_single_family_leaves_the_clusters(load, caplog):
     with caplog.at_level(logging.WARNING):
         result = compute(load, image, text, labels, caption_ids=["c"] * 8)
     assert not math.isnan(result["v_measure"])
-    assert all(math.isnan(result[name]) for name in (*KNN, *PROBE))
+    assert all(math.isnan(result[name]) for name in (*KNN, *PROBE, *MAJORITY, *BALANCED, "chance_balanced_accuracy"))
     assert "all pairs share images or captions" in caplog.text
 
 
 def test_a_fold_with_one_label_to_fit_predicts_it(load):
     result = compute(load, [[1.0, 0.1], [0.1, 1.0]], [[1.0, 0.2], [0.2, 1.0]], ["a", "b"])
-    assert [result[name] for name in (*KNN, *PROBE)] == [0, 0, 0, 0]  # each is told of the other label only
+    assert {result[name] for name in (*KNN, *PROBE, *MAJORITY, *BALANCED)} == {
+        0
+    }  # each is told of the other label only
 
 
 def test_constant_embeddings(load):

@@ -1,5 +1,7 @@
 """Ranks against loops over every query and every item."""
 
+import itertools
+import math
 import statistics
 
 import numpy as np
@@ -9,7 +11,7 @@ from .conftest import dot, random_pairs, traced_peak, unit_lists
 
 
 def reference(image, text, image_ids, caption_ids, ks=(1, 5, 10)) -> dict[str, float]:
-    """Recall and median rank from their definition, with ties against the model."""
+    """Recall, its chance and median rank from their definition, with ties against the model."""
     images, captions = {}, {}
     for identifier, row in zip(image_ids, unit_lists(image), strict=True):
         images.setdefault(identifier, row)
@@ -22,14 +24,19 @@ def reference(image, text, image_ids, caption_ids, ks=(1, 5, 10)) -> dict[str, f
         "text_to_image": (captions, images, {(caption, image) for image, caption in pairs}),
     }
     for name, (queries, gallery, correct) in directions.items():
-        ranks = []
+        ranks, chances = [], {k: [] for k in ks}
         for query, vector in queries.items():
             cosines = {item: dot(vector, other) for item, other in gallery.items()}
             best = max(cosines[item] for item in gallery if (query, item) in correct)
             wrong = [item for item in gallery if (query, item) not in correct]
             ranks.append(1 + sum(cosines[item] >= best - 1e-9 for item in wrong))
+            for k in ks:
+                chances[k].append(1 - math.comb(len(wrong), k) / math.comb(len(gallery), k) if k < len(gallery) else 1)
         result |= {f"{name}_recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in ks}
+        result |= {f"{name}_chance_recall@{k}": statistics.mean(chances[k]) for k in ks}
         result[f"{name}_median_rank"] = statistics.median(ranks)
+    for what in (f"{what}@{k}" for what in ("recall", "chance_recall") for k in ks):
+        result[what] = (result[f"image_to_text_{what}"] + result[f"text_to_image_{what}"]) / 2
     return result
 
 
@@ -66,16 +73,49 @@ def test_several_captions_an_image_and_images_a_caption(load, block_size):
 
 
 def test_each_correct_item_counts_and_does_not_stand_in_the_way_of_another(load):
-    """Image a has three captions, all nearer to it than the caption of b is: rank 1, not 2 or 3."""
+    """Image a has three captions, all nearer to it than the caption of b is: rank 1, not 2 or 3.
+
+    Drawn at random, the first of the four captions is one of a's three times in four, b's once in four.
+    """
     image = [[1, 0], [1, 0], [1, 0], [0, 1]]
     text = [[1, 0.3], [1, 0.2], [1, 0.1], [0, 1]]
     result = compute(load, image, text, ["a", "a", "a", "b"], ["p", "q", "r", "s"], ks=(1,))
     assert result == {
         "image_to_text_recall@1": 1,
+        "image_to_text_chance_recall@1": (3 / 4 + 1 / 4) / 2,
         "image_to_text_median_rank": 1,
         "text_to_image_recall@1": 1,
+        "text_to_image_chance_recall@1": 1 / 2,
         "text_to_image_median_rank": 1,
+        "recall@1": 1,
+        "chance_recall@1": 1 / 2,
     }
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 9])
+def test_chance_is_the_mean_over_all_rankings(load, k):
+    """Image a with three of five captions, b with two of them, one of which is a's as well, c with another."""
+    pairs = [("a", "p"), ("a", "q"), ("a", "r"), ("b", "r"), ("b", "s"), ("c", "t")]
+    image, text = random_pairs(6, 4)
+    result = compute(load, image, text, *(list(column) for column in zip(*pairs, strict=True)), ks=(k,))
+    found = {"image_to_text": [], "text_to_image": []}
+    for query in "abc":
+        for ranking in itertools.permutations("pqrst"):
+            found["image_to_text"].append(any((query, item) in pairs for item in ranking[:k]))
+    for query in "pqrst":
+        for ranking in itertools.permutations("abc"):
+            found["text_to_image"].append(any((item, query) in pairs for item in ranking[:k]))
+    for direction, hits in found.items():
+        assert result[f"{direction}_chance_recall@{k}"] == pytest.approx(statistics.mean(map(int, hits)), abs=1e-12)
+
+
+def test_random_embeddings_have_the_recall_of_chance(load):
+    """300 captions of 100 images, which know nothing of one another; three standard deviations."""
+    image, text = np.random.default_rng(0).normal(size=(2, 300, 50)).astype(np.float32)
+    result = compute(load, image, text, numbered("i", np.arange(300) % 100), numbered("c", range(300)))
+    for name in ("recall@1", "recall@5", "recall@10"):
+        chance = result[f"chance_{name}"]
+        assert abs(result[name] - chance) < 3 * math.sqrt(chance * (1 - chance) / 200)
 
 
 def test_written_out(load):
@@ -93,6 +133,9 @@ def test_written_out(load):
             "text_to_image_recall@1": 1 / 3,
             "text_to_image_recall@2": 2 / 3,
             "text_to_image_median_rank": 2,
+            "recall@1": 1 / 3,
+            "recall@2": 5 / 6,
+            **{f"{way}chance_recall@{k}": k / 3 for way in ("", "image_to_text_", "text_to_image_") for k in (1, 2)},
         }
     )
 

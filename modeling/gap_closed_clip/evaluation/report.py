@@ -50,7 +50,7 @@ ROWS = {
     "image_to_text_recall@10": ("image to text R@10 ↑", "{:.1%}"),
     "image_to_text_median_rank": ("image to text median rank ↓", "{:.1f}"),
     "recall@10": ("R@10, mean of both directions ↑", "{:.1%}"),
-    "chance_recall@10": ("chance: R@10, mean of both", "{:.1%}"),
+    "chance_recall@10": ("chance: R@10, mean of both directions", "{:.1%}"),
     "other_kind_share@10": ("mixed gallery: other kind in nearest 10", "{:.1%}"),
     "chance_other_kind_share@10": ("chance: other kind in nearest 10", "{:.1%}"),
     "mixed_label_precision@10": ("mixed gallery: label precision ↑", "{:.1%}"),
