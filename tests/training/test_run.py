@@ -206,11 +206,11 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
         (["per_device_train_batch_size=1"], "per_device_train_batch_size is 1: a pair needs other pairs"),
         (
             ["per_device_train_batch_size=32"],
-            r"phantoms has 24 training pairs, fewer than one batch of 32 \(one device\): lower training.per_",
+            r"phantoms' has 24 training pairs, fewer than one batch of 32 \(one device\): lower training.per_",
         ),
         (
             ["per_device_train_batch_size=8", "contrastive_batch_size=32"],
-            "phantoms has 24 training pairs, fewer than one batch of 32 .*: lower training.contrastive_batch_size",
+            "phantoms' has 24 training pairs, fewer than one batch of 32 .*: lower training.contrastive_batch_size",
         ),
         (
             ["per_device_train_batch_size=8", "contrastive_batch_size=20"],
