@@ -55,7 +55,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if absent := {"data", "split", "versions"} - set(content):
             raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with `gap-closed-clip eval`.")
-        data, versions, weights = DataArguments(**content["data"]), dict(content["versions"]), content.get("weights")
+        data, versions, weights = _data(content["data"], path), dict(content["versions"]), content.get("weights")
         sources = {source: _finite(found) for source, found in (content.get("sources") or {}).items()}
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
@@ -78,6 +78,13 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
         "settings": settings,
     }
     return content | found | {"stale": stale}
+
+
+def _data(section: dict[str, Any], path: Path) -> DataArguments:
+    try:
+        return DataArguments(**section)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Write it anew with `gap-closed-clip eval`.") from error
 
 
 def _finite(results: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
