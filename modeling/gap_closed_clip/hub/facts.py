@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _data(section: dict[str, Any], path: Path) -> DataArguments:
         raise ValueError(f"{path}: {error} Write it anew with `gap-closed-clip eval`.") from error
 
 
-def _finite(results: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+def _finite(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
     return {
         model: {metric: value for metric, value in metrics.items() if value is not None and math.isfinite(value)}
         for model, metrics in results.items()
