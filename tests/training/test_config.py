@@ -1,5 +1,6 @@
 """Files and overrides to a checked configuration, and what is said of a wrong one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -313,3 +314,11 @@ def test_nonsense_in_a_list_of_sources(word, message):
 def test_captioners_have_no_batches_of_one_source():
     with pytest.raises(ValueError, match="training.mix_sources is for encoders alone"):
         load_config(["captioning"], ["checkpoint=x", "mix_sources=false"])
+
+
+def test_the_list_of_the_page_is_read(write):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL) if "source:" in block]
+    loaded = load_config([write(text)])
+    assert list(loaded.data.sources()) == ["medpix2", "vqamed2019", "mine", "ROCOv2-radiology"]
+    assert loaded.data.sources()["mine"].caption_column == "report" and loaded.training == {"mix_sources": True}
