@@ -75,15 +75,15 @@ def test_columns_of_different_types_become_text():
         ),
     )
     second = Dataset.from_dict(
-        rows | {"age": ["old", None], "side": [3, None], "empty": ["full", ""]},
-        features=Features(common | {"age": text, "side": Value("int64"), "empty": text}),
+        rows | {"age": ["old", None], "side": [3, None], "empty": [5, None]},
+        features=Features(common | {"age": text, "side": Value("int64"), "empty": Value("int64")}),
     )
     third = Dataset.from_dict(rows | {"kind": ["US", None]}, features=Features(common | {"kind": text}))
     joined = join_pairs([first, second, third])
     assert joined["age"] == ["52", None, "old", None, None, None]
     assert joined["side"] == [1, 2, 3, None, None, None]  # one type, which is kept
     assert joined["kind"] == ["MR", None, None, None, "US", None]
-    assert joined["empty"] == [None, None, "full", "", None, None]
+    assert joined["empty"] == [None, None, 5, None, None, None]
     assert joined.features["side"] == Value("int64") and joined[5]["image"] == {"bytes": b"x", "path": None}
 
 

@@ -381,7 +381,9 @@ def test_batches_of_one_source(tmp_path, size, distinct):
     names = [{source_of[row] for row in batch} for batch in batches]
     assert [sorted(map(sorted, names[start : start + 3])) for start in (0, 3)] == [[["a"], ["b"], ["b"]]] * 2
     assert not distinct or all(is_distinct(batch) for batch in batches)
-    training.args.mix_sources = True
+    training.train_dataset, whole = training.train_dataset.remove_columns("source"), training.train_dataset
+    assert len(training.get_train_dataloader()) == 3 * BATCH // size  # one plain source: nothing to keep apart
+    training.train_dataset, training.args.mix_sources = whole, True
     mixed = [{sources[row] for row in batch} for batch in training.get_train_dataloader().batch_sampler]
     assert {"a", "b"} in mixed
 
