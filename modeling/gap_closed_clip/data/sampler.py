@@ -27,7 +27,7 @@ def sources_of(pairs: Dataset) -> list[str]:
     """The name of each pair's source; none where there is no list of sources."""
     try:
         return list(pairs["source"])
-    except KeyError:
+    except (KeyError, ValueError):  # which of them, depends on the version of `datasets`
         return []
 
 
