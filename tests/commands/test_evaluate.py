@@ -57,6 +57,26 @@ def test_models_of_one_name_are_told_apart(evaluate, models, tmp_path):
     assert " outputs/demo " in out and " other/demo " in out
 
 
+def test_several_sources(evaluate, models, tmp_path):
+    """Tables of all and of each; the pairs of a source are those that it has by itself."""
+    sources = "[{name: a, source: phantoms}, {name: b, source: phantoms, phantom_seed: 1, phantom_test_pairs: 9}]"
+    words = (f"data.source={sources}", "num_workers=0", "output=report")
+    code, out, err = evaluate(*models, *words)
+    assert code == 0, err
+    assert "21 pairs, split 'test' of 'a', 'b'" in out
+    headings = [line for line in out.splitlines() if line.startswith("###")]
+    assert headings == ["### all in one gallery", "### a", "### b", "### mean of the sources"]
+    together = json.loads((tmp_path / "report" / "metrics.json").read_text())
+    assert [source["name"] for source in together["data"]["source"]] == ["a", "b"]
+    code, out, err = evaluate(models[1], "data.phantom_seed=1", "data.phantom_test_pairs=9", *words[1:])
+    assert code == 0, err
+    alone = read_metrics(tmp_path / "report" / "metrics.json")["demo"]
+    found = together["sources"]["b"]["demo"]
+    assert found == pytest.approx(
+        {name: found[name] if found[name] is None else v for name, v in alone.items()}, abs=1e-5
+    )
+
+
 def test_real_pairs(evaluate, models, radiology_data):
     words = ("split=validation", "data.source=$RADIOLOGY_DATA/medpix2", "data.label_columns=[location_category]")
     code, out, err = evaluate(models[0], *words, "num_workers=0", "output=report")

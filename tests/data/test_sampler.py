@@ -11,7 +11,7 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 
-from gap_closed_clip.data import DistinctSampler, group_ids, group_ids_of
+from gap_closed_clip.data import DistinctSampler, OneSourceSampler, group_ids, group_ids_of
 
 
 def teaching_file(number: int, seed: int = 0) -> list[tuple[int, int]]:
@@ -213,3 +213,43 @@ def test_nothing_to_sample():
         distinct_batches([], 4)
     with pytest.raises(ValueError, match="batches of 0"):
         distinct_batches([(0, 0)], 0)
+
+
+# Batches of one source
+
+
+def three_sources(number: int = 1500) -> tuple[list[tuple[int, int]], list[str]]:
+    """Pairs of three sources in random order; sources share captions."""
+    names = np.random.default_rng(0).choice(["a", "b", "c"], number, p=[0.5, 0.3, 0.2]).tolist()
+    return teaching_file(number), names
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_every_batch_is_of_one_source(drop_last):
+    groups, sources = three_sources()
+    sampler = OneSourceSampler(groups, sources, 16, seed=1, drop_last=drop_last)
+    sizes = Counter(sources)
+    orders, orders_of_sources = [], []
+    for epoch in range(4):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        batches = [order[start : start + 16] for start in range(0, len(order), 16)]
+        assert len(order) == len(sampler) and {len(batch) for batch in batches} == {16}
+        assert all(len({sources[row] for row in batch}) == 1 for batch in batches)
+        assert all(shared(groups, batch) == 0 for batch in batches)
+        assert all(len(set(batch)) == 16 for batch in batches)
+        rounded = {name: size // 16 if drop_last else -(-size // 16) for name, size in sizes.items()}
+        assert Counter(sources[batch[0]] for batch in batches) == rounded
+        assert drop_last or set(order) == set(range(1500))
+        orders.append(order)
+        orders_of_sources.append([sources[batch[0]] for batch in batches])
+    assert len({tuple(order) for order in orders}) == 4 and len({tuple(order) for order in orders_of_sources}) == 4
+    again = OneSourceSampler(groups, sources, 16, seed=1, drop_last=drop_last)
+    again.set_epoch(2)
+    assert list(again) == orders[2]
+    assert list(OneSourceSampler(groups, sources, 16, seed=2, drop_last=drop_last)) != orders[0]
+
+
+def test_a_source_smaller_than_a_batch_is_named():
+    with pytest.raises(ValueError, match="source 'b' has 3 training pairs, fewer than one batch of 4"):
+        OneSourceSampler([(i, i) for i in range(9)], ["a"] * 6 + ["b"] * 3, 4)

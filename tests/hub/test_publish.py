@@ -146,6 +146,13 @@ def test_paths_of_the_machine_are_pointed_out(online, model_folder, tmp_path):
     )
 
 
+def test_paths_of_each_source_are_pointed_out(online, model_folder, tmp_path):
+    sources = f"data.source=[{{name: ours, source: {tmp_path}/pairs}}, owner/pairs, $DATA/other]"
+    load_config([], ["model.vision=a/b", "model.text=c/d", sources]).save(model_folder / "train_config.yaml")
+    (remark,) = publish(model_folder, "tester/demo", dry_run=True, license="mit").remarks
+    assert remark.startswith(f"Everybody will read the path {tmp_path}/pairs: it is data.source of 'ours' in train_c")
+
+
 def test_the_card_of_the_folder_is_kept_where_asked(online, model_folder):
     with pytest.raises(FileNotFoundError, match="has no README.md to keep"):
         publish(model_folder, "tester/demo", keep_card=True)

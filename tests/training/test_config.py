@@ -1,5 +1,6 @@
 """Files and overrides to a checked configuration, and what is said of a wrong one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -263,3 +264,61 @@ def test_another_source_leaves_the_license_of_the_first_behind(tmp_path):
     assert load_config([first], ["data.source=b.csv"]).data.license is None
     assert load_config([first], ["data.license=mit", "data.source=b.csv"]).data.license == "mit"
     assert load_config([first], ["data.max_pairs=3"]).data.license == "cc0"
+
+
+# --- lists of sources
+
+
+SOURCES = [{"name": "a", "source": "x/a.csv", "license": "cc0", "label_columns": ["kind"]}, {"source": "owner/b"}]
+
+
+def test_a_list_of_sources_is_read_and_saved(write, tmp_path):
+    loaded = load_config([write(yaml.safe_dump({"data": {"source": SOURCES, "label_columns": ["other"]}}))])
+    named = [SOURCES[0], {"name": "b", "source": "owner/b"}]
+    assert loaded.data.source == named and loaded.described_data()["source"] == named
+    loaded.save(tmp_path / "saved.yaml")
+    again = load_config([tmp_path / "saved.yaml"])
+    assert again == loaded and again.data.sources()["a"].label_columns == ["kind"]
+    assert DataArguments(**loaded.described_data()) == loaded.data
+
+
+def test_a_list_of_sources_on_the_command_line(write):
+    words = ["data.source=[{name: a, source: x.csv, validation_split: null}, $ROOT/b]", "mix_sources=false"]
+    loaded = load_config([write("data: {source: y.csv, license: cc0}")], words)
+    assert loaded.data.source == [
+        {"name": "a", "source": "x.csv", "validation_split": None},
+        {"name": "b", "source": "$ROOT/b"},
+    ]
+    assert loaded.data.license is None  # it was that of another source
+    assert loaded.training["mix_sources"] is False
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.source=3", r"data.source is 3 \(int\); it has to be str | list"),
+        ("data.source={name: a}", "data.source is .*dict"),
+        ("data.source=[]", "a list of at least one"),
+        ("data.source=[{name: a, source: b, max_pairs: many}]", "entry 0 of data.source: data.max_pairs is 'many'"),
+        ("data.source=[b, {source: a, label_columns: 3}]", "entry 1 of data.source: data.label_columns is 3"),
+        ("data.source=[{source: [a]}]", r"data.source\[0\] is .* it must be a mapping"),
+        ("data.source=[{source: a, licence: cc0}]", "'a': unknown key 'licence': did you mean 'license'?"),
+        ("data.source=[{source: a, on_missing: maybe}]", "entry 0 of data.source: data.on_missing is 'maybe'"),
+    ],
+)
+def test_nonsense_in_a_list_of_sources(word, message):
+    with pytest.raises(ValueError, match=message):
+        load_config([], [word])
+
+
+def test_captioners_have_no_batches_of_one_source():
+    with pytest.raises(ValueError, match="training.mix_sources is for encoders alone"):
+        load_config(["captioning"], ["checkpoint=x", "mix_sources=false"])
+
+
+def test_the_list_of_the_page_is_read(write):
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (text,) = [block for block in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL) if "source:" in block]
+    loaded = load_config([write(text)])
+    assert list(loaded.data.sources()) == ["medpix2", "vqamed2019", "mine", "ROCOv2-radiology"]
+    assert loaded.data.sources()["mine"].caption_column == "report" and loaded.training == {"mix_sources": True}

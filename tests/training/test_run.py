@@ -206,17 +206,31 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
         (["per_device_train_batch_size=1"], "per_device_train_batch_size is 1: a pair needs other pairs"),
         (
             ["per_device_train_batch_size=32"],
-            r"phantoms has 24 training pairs, fewer than one batch of 32 \(one device\): lower training.per_",
+            r"phantoms' has 24 training pairs, fewer than one batch of 32 \(one device\): lower training.per_",
         ),
         (
             ["per_device_train_batch_size=8", "contrastive_batch_size=32"],
-            "phantoms has 24 training pairs, fewer than one batch of 32 .*: lower training.contrastive_batch_size",
+            "phantoms' has 24 training pairs, fewer than one batch of 32 .*: lower training.contrastive_batch_size",
         ),
         (
             ["per_device_train_batch_size=8", "contrastive_batch_size=20"],
             "contrastive_batch_size is 20: it has to be a multiple of the 8 pairs",
         ),
         (["data.streaming=true", "max_steps=-1"], "data.streaming has no known length: set training.max_steps"),
+        (
+            ["data.source=[{name: a, source: phantoms}, {name: b, source: phantoms, phantom_train_pairs: 7}]"]
+            + ["per_device_train_batch_size=8", "mix_sources=false"],
+            "The source 'b' has 7 training pairs, fewer than one batch of 8, and training.mix_sources=false",
+        ),
+        (
+            ["data.source=[{name: a, source: phantoms}, {name: b, source: phantoms}]", "data.streaming=true"]
+            + ["mix_sources=false", "max_steps=2"],
+            "mix_sources is false and data.streaming is true",
+        ),
+        (
+            ["data.source=[{name: a, source: phantoms}, {name: b, source: phantoms}]", "data.validation_split=null"],
+            r"None of the sources 'a', 'b' has a validation split.*needed because of training",
+        ),
         (["max_caption_tokens=97"], "max_caption_tokens is 97, but the text tower takes 96 tokens at most"),
         (
             ["vision=null", "source=nowhere"],

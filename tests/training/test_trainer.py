@@ -361,6 +361,33 @@ def test_distinct_batches_can_be_switched_off(tmp_path):
     assert not all(is_distinct(batch) for epoch in epochs for batch in epoch)
 
 
+@pytest.mark.parametrize(("size", "distinct"), [(BATCH, True), (BATCH, False), (4, True)])
+def test_batches_of_one_source(tmp_path, size, distinct):
+    """Encoded at once or in parts; sources take turns by chance. Without `mix_sources=false` they are mixed."""
+    arguments = {"mix_sources": False, "per_device_train_batch_size": size, "distinct_batches": distinct}
+    if size < BATCH:
+        arguments["contrastive_batch_size"] = BATCH
+    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=6, dataloader_num_workers=0, **arguments)
+    # No image and no caption is in "a" twice, and none more than twice in "b", which has two batches.
+    sources = ["a" if row in (0, 3, 4, 5, 6, 8, 12, 19, 20) else "b" for row in range(26)]
+    training.train_dataset = training.train_dataset.add_column("source", sources)
+    pairs = zip(training.train_dataset["image_id"], training.train_dataset["caption"], strict=True)
+    source_of = dict(zip(pairs, sources, strict=True))
+    spy = training.data_collator = Spy(training.data_collator)
+    training.train()
+    rows = [row for batch in spy.batches for row in batch]
+    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    assert training.state.global_step == len(batches) == 6  # 9 + 17 pairs make 1 + 2 batches an epoch
+    names = [{source_of[row] for row in batch} for batch in batches]
+    assert [sorted(map(sorted, names[start : start + 3])) for start in (0, 3)] == [[["a"], ["b"], ["b"]]] * 2
+    assert not distinct or all(is_distinct(batch) for batch in batches)
+    training.train_dataset, whole = training.train_dataset.remove_columns("source"), training.train_dataset
+    assert len(training.get_train_dataloader()) == 3 * BATCH // size  # one plain source: nothing to keep apart
+    training.train_dataset, training.args.mix_sources = whole, True
+    mixed = [{sources[row] for row in batch} for batch in training.get_train_dataloader().batch_sampler]
+    assert {"a", "b"} in mixed
+
+
 # --- micro-batches (that they make the steps of one batch: test_distributed.py)
 
 

@@ -23,6 +23,14 @@ def group_ids_of(pairs: Dataset) -> list[tuple[int, int]]:
     return [group_ids(*row) for row in zip(pairs["image_id"], pairs["caption"], strict=True)]
 
 
+def sources_of(pairs: Dataset) -> list[str]:
+    """The name of each pair's source; none where there is no list of sources."""
+    try:
+        return list(pairs["source"])
+    except (KeyError, ValueError):  # which of them, depends on the version of `datasets`
+        return []
+
+
 class DistinctSampler(Sampler[int]):
     """Gives an order of the pairs in each epoch; the batches cut from it hold distinct images and captions.
 

@@ -27,6 +27,7 @@ from .roco import is_roco, read_roco
 logger = getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
+Check = Callable[[Dataset, DataArguments], Dataset]
 FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -75,9 +76,6 @@ def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) ->
         return check_images(pairs, own.on_bad_image, own.window, num_workers)
 
     return _load_all(args, split, check)
-
-
-Check = Callable[[Dataset, DataArguments], Dataset]
 
 
 def _load_all(args: DataArguments, split: str, check: Check) -> Dataset | IterableDataset:

@@ -49,10 +49,10 @@ def mean_over_sources(
 
 def _with_recall(metrics: Metrics) -> Metrics:
     """With `recall@10`, the mean of both directions, where the metric itself does not tell it."""
-    directions = [metrics.get(f"{direction}_recall@10") for direction in ("image_to_text", "text_to_image")]
-    if "recall@10" in metrics or None in directions:
+    directions = [f"{direction}_recall@10" for direction in ("image_to_text", "text_to_image")]
+    if "recall@10" in metrics or not all(name in metrics for name in directions):
         return metrics
-    return {**metrics, "recall@10": float(np.mean(directions))}
+    return {**metrics, "recall@10": float(np.mean([metrics[name] for name in directions]))}
 
 
 def flat_metrics(metrics: Metrics, by_source: Mapping[str, Metrics]) -> dict[str, float]:

@@ -145,7 +145,8 @@ def _metadata(
 
 def _hub_sources(data: DataArguments) -> list[str]:
     """The sources that are data sets of the Hub."""
-    return list(dict.fromkeys(own.source for own in data.sources().values() if _is_hub_id(own.source)))
+    names = (str(own.source) for own in data.sources().values())
+    return list(dict.fromkeys(name for name in names if _is_hub_id(name)))
 
 
 def _public_sources(data: DataArguments, split: str) -> list[tuple[str, DataArguments]]:
@@ -157,7 +158,7 @@ def _public_sources(data: DataArguments, split: str) -> list[tuple[str, DataArgu
 
 def _label(name: str, own: DataArguments) -> str:
     """A source of a list by its Hub id, or by its name: a path is nobody else's business."""
-    return own.source if isinstance(own.source, str) and _is_hub_id(own.source) else name
+    return str(own.source) if _is_hub_id(own.source) else name
 
 
 def _headlines(measured: dict[str, float]) -> dict[str, float]:
@@ -165,10 +166,8 @@ def _headlines(measured: dict[str, float]) -> dict[str, float]:
     return {metric: measured[metric] for metric in HEADLINES if metric in measured}
 
 
-def _measured_sources(evaluation: dict[str, Any] | None) -> list[tuple[str, str, DataArguments, dict[str, float]]]:
+def _measured_sources(evaluation: dict[str, Any]) -> list[tuple[str, str, DataArguments, dict[str, float]]]:
     """Name, label and arguments of each source, and this model's headlines on its own pairs."""
-    if evaluation is None:
-        return []
     data, model, apart = evaluation["data"], evaluation["name"], evaluation["sources"]
     if isinstance(data.source, str):
         headlines = _headlines(evaluation["results"][model])
@@ -182,6 +181,8 @@ def _measured_sources(evaluation: dict[str, Any] | None) -> list[tuple[str, str,
 
 def _eval_results(evaluation: dict[str, Any] | None) -> list[EvalResult]:
     """The headlines of each source in the form of the card's metadata."""
+    if evaluation is None:
+        return []
     return [
         _eval_result(metric, value, own, label, evaluation["split"])
         for _, label, own, headlines in _measured_sources(evaluation)
@@ -224,6 +225,8 @@ def _widget(folder: Path, repo_id: str, is_captioner: bool) -> list[dict[str, st
 def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None:
     """The newer form of the card's model-index: one file for each data set, and only for those of the Hub."""
     shutil.rmtree(folder / EVAL_RESULTS, ignore_errors=True)
+    if evaluation is None:
+        return
     for name, _, own, headlines in _measured_sources(evaluation):
         if not headlines or not _is_hub_id(own.source):
             continue

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if absent := {"data", "split", "versions"} - set(content):
             raise ValueError(f"{path} has no {', '.join(sorted(absent))}: write it anew with `gap-closed-clip eval`.")
-        data, versions, weights = DataArguments(**content["data"]), dict(content["versions"]), content.get("weights")
+        data, versions, weights = _data(content["data"], path), dict(content["versions"]), content.get("weights")
         sources = {source: _finite(found) for source, found in (content.get("sources") or {}).items()}
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
@@ -80,7 +81,14 @@ def read_evaluation(folder: Path) -> dict[str, Any] | None:
     return content | found | {"stale": stale}
 
 
-def _finite(results: dict[str, dict[str, float | None]]) -> dict[str, dict[str, float]]:
+def _data(section: dict[str, Any], path: Path) -> DataArguments:
+    try:
+        return DataArguments(**section)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} Write it anew with `gap-closed-clip eval`.") from error
+
+
+def _finite(results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
     return {
         model: {metric: value for metric, value in metrics.items() if value is not None and math.isfinite(value)}
         for model, metrics in results.items()

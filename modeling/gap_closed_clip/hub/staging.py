@@ -201,7 +201,9 @@ def _local_paths(config: RunConfig) -> list[str]:
     named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
     named |= {"model.text": config.model.text}
     sources = config.data.sources().items()
-    named |= {"data.source" if len(sources) == 1 else f"data.source of '{name}'": own.source for name, own in sources}
+    named |= {
+        "data.source" if len(sources) == 1 else f"data.source of '{name}'": str(own.source) for name, own in sources
+    }
     if config.captioning:
         named["captioning.decoder"] = config.captioning.decoder
     return [

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datasets import Dataset, IterableDataset
 
 from ..checkpoint import check_writable
-from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs
+from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, sources_of
 from ..evaluation import check_references
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
@@ -154,8 +154,8 @@ def load_training_pairs(
             f"{data.title} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
             f"({devices}): lower training.{setting}."
         )
-    if not args.mix_sources and "source" in pairs.column_names:
-        check_sizes_of_sources(pairs["source"], args.global_batch_size)
+    if not args.mix_sources:
+        check_sizes_of_sources(sources_of(pairs), args.global_batch_size)
     return pairs
 
 

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
-from ..data import DistinctSampler, OneSourceSampler, group_ids_of
+from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
 from ..model.modeling_gap_closed_clip import GapClosedClipOutput
 from .gradients import describe_missing, without_gradient
@@ -170,10 +170,11 @@ class GapClosedClipTrainer(CheckedTrainer):
             return super()._get_train_sampler(train_dataset)
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         sampler: DistinctSampler | OneSourceSampler
-        if not self.args.mix_sources and "source" in dataset.column_names:
+        sources = [] if self.args.mix_sources else sources_of(dataset)
+        if sources:
             rows = range(len(dataset))
             groups = group_ids_of(dataset) if self.args.distinct_batches else list(zip(rows, rows, strict=True))
-            sampler = OneSourceSampler(groups, dataset["source"], batch_size, seed=seed, drop_last=drop_last)
+            sampler = OneSourceSampler(groups, sources, batch_size, seed=seed, drop_last=drop_last)
         elif self.args.distinct_batches:
             sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
         else:
