@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -68,6 +69,101 @@ def test_all_layers_are_the_linear_ones_and_never_the_patch_embedding_or_a_proje
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "projection" not in n}
     add_adapters(model, LoraArguments(layers="all"), "somewhere", None)
     assert {name for name, module in model.named_modules() if hasattr(module, "lora_A")} == linear
+
+
+# --- convolutional towers
+
+
+MOBILENET = "mobilenetv3_small_050"
+
+
+def make_convolutional(architecture: str = MOBILENET) -> GapClosedClipModel:
+    """With the usual initial weights and statistics that are not those of a new layer."""
+    torch.manual_seed(0)
+    vision = {"model_type": "timm_wrapper", "architecture": architecture}
+    model = GapClosedClipModel(tiny_config(vision_config=vision, center_projections=True))
+    with torch.no_grad():
+        for module in model.vision_model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+        model.train().vision_model(torch.randn(8, 3, 64, 64))
+    return model.eval()
+
+
+def convolutional_inputs(n: int) -> dict[str, torch.Tensor]:
+    return {**tiny_inputs(n), "pixel_values": torch.randn(n, 3, 64, 64, generator=torch.Generator().manual_seed(n))}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        ("tf_efficientnet_lite0", {"conv_pw", "conv_pwl", "conv_head"}),
+        (MOBILENET, {"conv_pw", "conv_pwl", "se.conv_reduce", "se.conv_expand", "conv_head"}),
+        ("resnet18", {"conv1", "conv2"}),
+        ("resnet26", {"conv1", "conv2", "conv3"}),
+        ("convnext_atto", {"mlp.fc1", "mlp.fc2"}),
+    ],
+)
+def test_layers_of_a_convolutional_tower(architecture, expected):
+    with torch.device("meta"):
+        model = make_model(architecture, vision_config={"model_type": "timm_wrapper", "architecture": architecture})
+    for layers in ("mlp", "all"):
+        pattern = build_peft_config(LoraArguments(layers=layers), model).target_modules
+        matched = [n for n, _ in model.named_modules() if n.startswith("vision") and re.fullmatch(pattern, n)]
+        assert {re.sub(r".*\.\d+\.|.*timm_model\.", "", name) for name in matched} == expected
+        assert all(model.get_submodule(name).groups == 1 for name in matched)
+        assert not any(name.endswith("timm_model.conv1") for name in matched)  # the stem
+
+
+def test_a_tower_without_attention_says_so():
+    with pytest.raises(ValueError, match="It has no attention: lora.layers=mlp, or all, adapts its other"):
+        add_adapters(make_convolutional(), LoraArguments(), "somewhere", None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_on_convolutions(method):
+    # OFT's rank is a number of blocks: 8 of 8 channels would leave nothing to rotate.
+    lora = LoraArguments(method=method, layers="all", **({"rank": 4} if method == "oft" else {}))
+    if method == "vera":
+        with pytest.raises(ValueError, match="lora.method='vera' does not fit the layers: Target module Conv2d"):
+            add_adapters(make_convolutional(), lora, "somewhere", None)
+        return
+    model = add_adapters(make_convolutional(), lora, "somewhere", None)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running_" in name and "bn" in name}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(3):
+        model.train()
+        optimizer.zero_grad()
+        model(**convolutional_inputs(6)).loss.backward()
+        if step == 0:
+            assert without_gradient(model) == []
+        optimizer.step()
+    assert [n for n, p in model.named_parameters() if p.requires_grad and not p.grad.any()] == []
+    # They are no part of the adapter, which would meet others where it is loaded.
+    assert before and all(torch.equal(buffer, model.get_buffer(name)) for name, buffer in before.items())
+    model.eval()
+    with torch.no_grad():
+        expected = model(**convolutional_inputs(4)).image_embeds
+        merged = model.merge_and_unload()(**convolutional_inputs(4)).image_embeds
+    torch.testing.assert_close(merged, expected, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_convolutions_loads(tmp_path):
+    make_convolutional().save_pretrained(tmp_path / "base")
+    model = add_adapters(make_convolutional(), LoraArguments(layers="all"), str(tmp_path / "base"), None)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    model.train()(**convolutional_inputs(6))
+    model.eval().save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(GapClosedClipModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    with torch.no_grad():
+        expected = model(**convolutional_inputs(4)).image_embeds
+        torch.testing.assert_close(loaded.eval()(**convolutional_inputs(4)).image_embeds, expected, rtol=0, atol=1e-6)
+
+
+# --- the configuration, and what trains
 
 
 def test_the_configuration_is_a_plain_one():

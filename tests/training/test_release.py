@@ -1,6 +1,7 @@
 """What trains inside the towers: blocks, batch statistics, learning rates; and the image size of a second stage."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import timm
 import torch
 from conftest import CAPTIONS, tiny_inputs
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_run import NO_MORE, TINY
 from torch import nn
 from transformers import AutoModel, DistilBertConfig
@@ -280,3 +281,17 @@ def test_a_second_stage_from_frozen_towers(mobilenet, tmp_path):
         "height": 32,
         "width": 32,
     }
+
+
+def test_resuming_keeps_both_learning_rates(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    words = ["eval_strategy=no", "final_split=none", "max_steps=4", "tower_learning_rate=1e-4", "learning_rate=1e-2"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(load_config([tmp_path / "tiny.yaml"], [*words, f"output_dir={whole}"]))
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    again = [*words, f"output_dir={resumed}", f"resume_from_checkpoint={resumed / 'checkpoint-2'}"]
+    train(load_config([tmp_path / "tiny.yaml"], again))
+    weights = [load_file(folder / "model.safetensors") for folder in (whole, resumed)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    state = torch.load(resumed / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    assert sorted({group["initial_lr"] for group in state["param_groups"]}) == [1e-4, 1e-2]

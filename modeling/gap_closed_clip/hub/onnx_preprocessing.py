@@ -96,8 +96,14 @@ def example_size(processor: GapClosedClipProcessor) -> tuple[int, int]:
 
 
 def size_step(model: GapClosedClipModel) -> tuple[int, int] | None:
-    """Of an image tower that takes any size, what height and width must be multiples of; None of others."""
+    """
+    Of an image tower that can be exported for any size, what height and width must be multiples of; None of others.
+    """
     if model.image_size is not None:
+        return None
+    if any(type(module).__name__.endswith("2dSame") for module in model.vision_model.modules()):
+        # TensorFlow's padding depends on the size that a layer meets: as a formula of the image's size it grows with
+        # every layer, and torch takes many minutes over it.
         return None
     patch_embed = getattr(model.vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
     if patch_embed is None or getattr(patch_embed, "dynamic_img_pad", False):

@@ -1,6 +1,7 @@
 """What trains inside the towers: all, nothing or the last blocks, whether batch statistics move, and at which rate."""
 
 import re
+from typing import Any
 
 from timm.models import group_parameters
 from torch import nn
@@ -36,7 +37,7 @@ def release_towers(model: GapClosedClipTowers, args: ModelArguments) -> None:
     model.train(model.training)
 
 
-def image_blocks(timm_model: nn.Module) -> list[list[nn.Parameter]]:
+def image_blocks(timm_model: Any) -> list[list[nn.Parameter]]:
     """
     The parameters of each block, by timm's own groups from the input to the output. What comes before the first block
     is left out (stem, patch and position embeddings); what comes after the last one, a norm or a last convolution,
@@ -108,7 +109,7 @@ def set_tower_learning_rate(optimizer: Optimizer, model: nn.Module, learning_rat
         )
 
 
-def _in_blocks(names: list[str], matcher) -> bool:
+def _in_blocks(names: list[str], matcher: Any) -> bool:
     """Whether a group of parameters is a block of timm's matcher, and not what comes before or after the blocks."""
     if not isinstance(matcher, dict):
         return True

