@@ -16,8 +16,9 @@ from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.data import Augmentation, PairCollator, decode_image
 from gap_closed_clip.data.features import FeaturePairs, FeatureStore
 from gap_closed_clip.data.phantoms import make_phantoms
-from gap_closed_clip.training import RecenterCallback, fast_tower, precompute, recenter
-from gap_closed_clip.training.fast_tower import FastTower
+from gap_closed_clip.evaluation import fast_tower
+from gap_closed_clip.evaluation.fast_tower import FastTower
+from gap_closed_clip.training import RecenterCallback, precompute, recenter
 from gap_closed_clip.training.precompute import FeatureSettings, embed_pairs_once
 
 

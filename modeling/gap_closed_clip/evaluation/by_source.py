@@ -43,16 +43,8 @@ def mean_over_sources(
         by_source: {source: its metrics}.
         names: of the metrics.
     """
-    parts = [_with_recall(part) for part in (by_source.values() if by_source else [metrics])]
+    parts = list(by_source.values()) if by_source else [metrics]
     return {name: float(np.mean([part[name] for part in parts])) for name in names if all(name in p for p in parts)}
-
-
-def _with_recall(metrics: Metrics) -> Metrics:
-    """With `recall@10`, the mean of both directions, where the metric itself does not tell it."""
-    directions = [f"{direction}_recall@10" for direction in ("image_to_text", "text_to_image")]
-    if "recall@10" in metrics or not all(name in metrics for name in directions):
-        return metrics
-    return {**metrics, "recall@10": float(np.mean([metrics[name] for name in directions]))}
 
 
 def flat_metrics(metrics: Metrics, by_source: Mapping[str, Metrics]) -> dict[str, float]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import PairCollator, normalize_caption
 from .by_source import rows_by_source
+from .fast_tower import channels_last
 
 
 @dataclass
@@ -108,7 +109,7 @@ def embed_pairs(
         pin_memory=model.device.type == "cuda",
     )
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
-    with evaluation_mode(model), autocast:
+    with evaluation_mode(model), channels_last(model), autocast:
         image_embeds, seen = _embed_images(model, loader)
         columns = columns or seen
         if not columns.captions:

@@ -22,9 +22,9 @@ from ..data import PairCollator, decode_image
 from ..data.features import DTYPE, FeaturePairs, FeatureStore, StoredFeatures, digest
 from ..data.images import Augmentation, name_of, stored_bytes, window_of
 from ..evaluation.embed import embed_captions, evaluation_mode
+from ..evaluation.fast_tower import FastTower
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
-from .fast_tower import FastTower
 
 
 logger = logging.get_logger(__name__)

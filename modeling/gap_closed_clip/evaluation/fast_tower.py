@@ -1,7 +1,8 @@
-"""A frozen tower in the memory layout and precision in which this machine runs it fastest."""
+"""Towers in the memory layout and precision in which a machine runs them fastest."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,26 @@ Pool = Callable[[Any, dict[str, Any]], Tensor]
 
 LARGEST_DISTANCE = 1e-2  # cosine distance to the features in float32 that a faster way may have
 TRIAL_ITEMS, TRIAL_RUNS = 16, 2
+
+
+def has_spatial_convolutions(module: nn.Module) -> bool:
+    """Whether there are convolutions that gain by channels last; a patch embedding alone is none."""
+    return any(
+        isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) and m.kernel_size != m.stride for m in module.modules()
+    )
+
+
+@contextmanager
+def channels_last(module: nn.Module) -> Iterator[None]:
+    """Convolutions run in channels last inside, which is faster; the results are the same up to rounding."""
+    if not has_spatial_convolutions(module):
+        yield
+        return
+    module.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        module.to(memory_format=torch.contiguous_format)
 
 
 class Way(NamedTuple):
@@ -41,8 +62,8 @@ class FastTower:
     def __init__(self, tower: nn.Module, pool: Pool, inputs: dict[str, Tensor]):
         self.tower, self.pool = tower, pool
         layouts = [torch.contiguous_format]
-        if any(isinstance(module, nn.Conv2d) and module.kernel_size != module.stride for module in tower.modules()):
-            layouts.append(torch.channels_last)  # a patch embedding alone gains nothing by it
+        if has_spatial_convolutions(tower):
+            layouts.append(torch.channels_last)
         trial = {name: value[:TRIAL_ITEMS] for name, value in inputs.items()}
         self.way, self.distance = Way(layouts[0], None), 0.0
         exact, best = self._timed(trial, self.way)
@@ -85,4 +106,4 @@ class FastTower:
         return features, min(seconds)
 
 
-__all__ = ["FastTower"]
+__all__ = ["FastTower", "channels_last", "has_spatial_convolutions"]
