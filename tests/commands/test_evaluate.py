@@ -61,7 +61,7 @@ def test_several_sources(evaluate, models, tmp_path):
     """Tables of all and of each; the pairs of a source are those that it has by itself."""
     sources = "[{name: a, source: phantoms}, {name: b, source: phantoms, phantom_seed: 1, phantom_test_pairs: 9}]"
     words = (f"data.source={sources}", "num_workers=0", "output=report")
-    code, out, err = evaluate(*models, *words)
+    code, out, err = evaluate(*models, *words, "centering=true")
     assert code == 0, err
     assert "21 pairs, split 'test' of 'a', 'b'" in out
     headings = [line for line in out.splitlines() if line.startswith("###")]
@@ -72,6 +72,7 @@ def test_several_sources(evaluate, models, tmp_path):
     assert code == 0, err
     alone = read_metrics(tmp_path / "report" / "metrics.json")["demo"]
     found = together["sources"]["b"]["demo"]
+    assert together["sources"]["b"]["demo, centered"]["margin"] != found["margin"]
     assert found == pytest.approx(
         {name: found[name] if found[name] is None else v for name, v in alone.items()}, abs=1e-5
     )

@@ -81,7 +81,7 @@ def test_a_list_of_one_reads_like_one(folder):
 
 
 def test_several_phantoms_are_phantoms(folder, tmp_path):
-    two = [{**DRAWN, "phantom_test_pairs": 30, "phantom_size": 40}, {"name": "more", "source": "phantoms"}]
+    two = [{**DRAWN, "phantom_test_pairs": 30, "phantom_size": 40}, {**DRAWN, "name": "more"}]
     text = render(folder, *words(*two))
     assert "They are not medical images" in section(text, "Training data") and "do not use it on medical" in text
     write_examples(tmp_path, DataArguments(source=two))
