@@ -1,5 +1,7 @@
 """What comparisons of trainings share: a training that is run only once, figures of several runs, errors in a line."""
 
+import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,11 +9,26 @@ from pathlib import Path
 
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_checked_pairs
-from gap_closed_clip.evaluation import embed_pairs, plot_cosine_histograms, plot_projection, read_metrics
+from gap_closed_clip.evaluation import (
+    embed_pairs,
+    metrics_table,
+    plot_cosine_histograms,
+    plot_projection,
+    read_metrics,
+)
+from gap_closed_clip.evaluation.by_source import mean_over_sources
 from gap_closed_clip.training import RunConfig, load_config, train
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+# The objectives: for each the configuration files that it needs over the first, and words.
+METHODS: dict[str, tuple[list[Path], list[str]]] = {
+    "CLIP (LT)": ([CONFIGS / "clip_lt.yaml"], []),
+    "CLIP (FT)": ([CONFIGS / "clip_ft.yaml"], []),
+    "CLIP, centered": ([CONFIGS / "clip_lt.yaml"], ["center_projections=true"]),
+    "papers' form": ([CONFIGS / "paper_objective.yaml"], []),
+    "ours": ([], []),
+}
 
 
 def run_script(script: Callable[[], None]) -> int:
@@ -41,6 +58,40 @@ def run_once(config: RunConfig, folder: Path) -> dict[str, float]:
         train(config)
     (metrics,) = read_metrics(folder / "metrics.json").values()
     return metrics
+
+
+def read_sources(folder: Path) -> dict[str, dict[str, float]]:
+    """{source: metrics of its own pairs} of a finished run; empty where the pairs come from one source."""
+    sources = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["sources"]
+    return {
+        source: {metric: math.nan if value is None else value for metric, value in metrics.items()}
+        for source, results in sources.items()
+        for metrics in results.values()
+    }
+
+
+def report_of_runs(
+    runs: dict[str, list[dict[str, float]]], by_source: dict[str, dict[str, list[dict[str, float]]]]
+) -> str:
+    """
+    Tables of several runs of several methods, mean ± standard deviation: of all pairs and, where these come from several
+    sources, of the mean over the sources and of each.
+
+    Args:
+        runs: {method: metrics of each run}.
+        by_source: {source: {method: metrics of each run}}.
+    """
+    if len(by_source) < 2:
+        return metrics_table(runs)
+    means = {
+        method: [
+            mean_over_sources(metrics, {source: found[method][number] for source, found in by_source.items()})
+            for number, metrics in enumerate(found_of_method)
+        ]
+        for method, found_of_method in runs.items()
+    }
+    tables = {"Mean of the sources": means, **by_source, "All in one gallery": runs}
+    return "\n\n".join(f"## {title}\n\n{metrics_table(found)}" for title, found in tables.items())
 
 
 def is_done(config: RunConfig, folder: Path) -> bool:

@@ -159,6 +159,13 @@ def test_all_views_are_drawn_and_a_batch_always_draws_the_same(pairs, stored, va
     np.testing.assert_array_equal(varied.plain()[3]["pooled_image"], values[3, 0])
 
 
+def test_selected_pairs_keep_their_features(pairs, stored, values):
+    some = FeaturePairs(pairs, stored, stored).select([6, 1])
+    assert len(some) == 2 and some["caption"][:] == [pairs[6]["caption"], pairs[1]["caption"]]
+    np.testing.assert_array_equal(some[0]["pooled_image"], values[6, 0])
+    assert tuple(some[1]["group_ids"]) == group_ids(pairs[1]["image_id"], pairs[1]["caption"])
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_gives_every_pair_once(pairs, stored, values, num_workers):
     loader = DataLoader(FeaturePairs(pairs, stored, stored), batch_size=3, num_workers=num_workers, collate_fn=list)

@@ -209,6 +209,15 @@ class FeaturePairs(torch.utils.data.Dataset):
         columns = ["image_id", "caption"] if images is not None else pairs.column_names
         self._rest = None if images is not None and texts is not None else pairs.select_columns(columns)
 
+    def select(self, indices: Sequence[int] | np.ndarray) -> "FeaturePairs":
+        """Some of the pairs, in this order."""
+        positions = np.asarray(indices, dtype=np.int64)
+        parts = [
+            None if part is None else StoredFeatures(part.store, part.rows[positions])
+            for part in (self.images, self.texts)
+        ]
+        return FeaturePairs(self.pairs.select(positions), *parts, varied=self.varied)
+
     def plain(self) -> "FeaturePairs":
         """The same pairs with the plain view of every image."""
         return FeaturePairs(self.pairs, self.images, self.texts)

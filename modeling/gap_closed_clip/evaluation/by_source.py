@@ -8,7 +8,15 @@ import numpy as np
 
 Metrics = Mapping[str, float]
 # Metrics of which a mean over the sources is told.
-MAIN_METRICS = ("recall@10", "margin", "debiased_modality_gap", "rouge_l", "cider_d")
+MAIN_METRICS = (
+    "recall@10",
+    "margin",
+    "debiased_modality_gap",
+    "true_pair_cosine",
+    "random_pair_cosine",
+    "rouge_l",
+    "cider_d",
+)
 
 
 def rows_by_source(sources: Sequence[str]) -> dict[str, np.ndarray]:
