@@ -240,7 +240,17 @@ def test_the_image_size_of_a_convolutional_tower(mobilenet):
     pixels = processor(images=image, return_tensors="pt").pixel_values
     assert pixels.shape == (1, 3, 96, 96) and model.get_image_features(pixels).pooler_output.shape[0] == 1
     assert list(processor.image_processor.image_mean) == [0.5] * 3
-    assert model.training is False or model.vision_model.training
+    assert model.image_size is None
+
+
+def test_trying_an_image_size_moves_nothing():
+    config = {"center_projections": True}
+    model, _ = build_model_and_processor(
+        ModelArguments(vision=MOBILENET, text=TEXT, image_size=96, config=config), CAPTIONS
+    )
+    counts = {name: buffer for name, buffer in model.named_buffers() if "num_batches_tracked" in name}
+    assert len(counts) > 10 and not any(counts.values())
+    assert model.training and model.vision_model.training
 
 
 def test_the_image_size_of_a_tower_that_takes_one_size_alone():

@@ -152,7 +152,7 @@ def set_image_size(model: GapClosedClipModel, processor: GapClosedClipProcessor,
         model.train(training)
     settings = processor.image_processor.to_dict()
     square = {"height": image_size, "width": image_size}
-    size = {"shortest_edge": image_size} if "shortest_edge" in settings["size"] else square
+    size = {"shortest_edge": image_size} if settings["size"].get("shortest_edge") else square
     processor.image_processor = type(processor.image_processor).from_dict(
         {**settings, "size": size, "crop_size": square}
     )
