@@ -3,12 +3,13 @@
     python benchmarks/choose_budgets.py configs/radiology_small.yaml
     python benchmarks/choose_budgets.py configs/radiology_small.yaml --methods ours --folds 2
 
-Every objective of compare_objectives.py (and other balances of ours) is trained with every budget of the grid: number of
-epochs, learning rate, dropout of the projections. Training cases alone are used: the pairs of a case, or of an image,
-stay in one fold, and no validation or test split is looked at. What is compared is R@10, the mean of both directions,
-averaged over the sources and the folds. The best budget of each method is written to benchmarks/budgets/NAME.yaml,
-which compare_objectives.py takes, and the table to benchmarks/results/. Trials that were made are not made again: a
-grid that was stopped goes on where it was, and several processes can each take some of the methods.
+Every objective of compare_objectives.py (and other balances of ours) is trained with every budget of the grid: number
+of epochs, learning rate, dropout of the projections. Training cases alone are used: the pairs of a case, or of an
+image, stay in one fold, and no validation or test split is looked at. What is compared is R@10, the mean of both
+directions, averaged over the sources and the folds. The best budget of each method is written to
+benchmarks/budgets/NAME.yaml, which compare_objectives.py takes, and the table to benchmarks/results/. Trials that were
+made are not made again: a grid that was stopped goes on where it was, and several processes can each take some of the
+methods.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from comparison import METHODS, run_script
+from comparison import BUDGETS, METHODS, run_script
 from measure import RESULTS, header, markdown_table, write_report
 from torch.utils.data import DataLoader
 from transformers import set_seed
@@ -40,7 +41,6 @@ from gap_closed_clip.training.build import RunParts, build
 from gap_closed_clip.training.preflight import preflight
 
 
-BUDGETS = Path(__file__).parent / "budgets"
 GRID = {
     "num_train_epochs": [6, 12, 24],
     "learning_rate": [1e-3, 3e-3],
@@ -121,8 +121,8 @@ def prepare(config: RunConfig, folder: str) -> tuple[RunParts, Any]:
 def cases(pairs: FeaturePairs) -> list[str]:
     """
     What has to stay in one fold: the rows of a case or, without one, of an image. Images of MedPix outside of MedPix
-    2.0 (ids that end in synpic and a number) name no case, but those of a case are numbered one after the other: blocks
-    of `BLOCK` numbers stay together.
+    2.0 (ids that end in synpic and a number) name no case, but those of a case are numbered one after the other:
+    blocks of `BLOCK` numbers stay together.
     """
     names = pairs.pairs.column_names
     case_ids = pairs["case_id"] if "case_id" in names else [None] * len(pairs)
