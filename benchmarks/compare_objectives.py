@@ -6,9 +6,10 @@
     python benchmarks/compare_objectives.py configs/demo.yaml --folds 3 --seeds 0
 
 All objectives have the same budget, that of the configuration and the further words, or each its own with --budgets, a
-file that choose_budgets.py left in benchmarks/budgets/. With --folds the training split is cross-validated (by data.fold_column), and no other split
-is looked at. A run that has finished is not repeated with the same settings: a comparison that was stopped goes on
-where it was, and several processes can each take some of the seeds. Further words are overrides, as for train.py.
+file that choose_budgets.py left in benchmarks/budgets/. With --folds the training split is cross-validated (by
+data.fold_column), and no other split is looked at. A run that has finished is not repeated with the same settings: a
+comparison that was stopped goes on where it was, and several processes can each take some of the seeds. Further words
+are overrides, as for train.py.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from comparison import METHODS, draw, read_sources, report_of_runs, run_once, run_script, slug
+from comparison import BUDGETS, METHODS, draw, read_sources, report_of_runs, run_once, run_script, slug
 
 from gap_closed_clip.training import load_config
 
@@ -26,10 +27,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", help="a configuration file of train.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=["CLIP (LT)", "CLIP (FT)", "papers' form", "ours"]
-    )
-    parser.add_argument("--budgets", type=Path, help="{method: {field: value}}, over all else")
+    default = ["CLIP (LT)", "CLIP (FT)", "papers' form", "ours"]
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=default)
+    parser.add_argument("--budgets", help="a file in benchmarks/budgets/: {method: {field: value}}, over all else")
     parser.add_argument("--folds", type=int, help="cross-validate over the training split")
     parser.add_argument("--output", type=Path, help="default: outputs/compare-NAME")
     return parser.parse_intermixed_args()
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
 def compare() -> None:
     args = parse()
     output = args.output or Path("outputs") / f"compare-{Path(args.config).stem}"
-    budgets = {} if args.budgets is None else yaml.safe_load(args.budgets.read_text(encoding="utf-8"))
+    budgets = {} if args.budgets is None else yaml.safe_load((BUDGETS / args.budgets).read_text(encoding="utf-8"))
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in args.methods}
     by_source: dict[str, dict[str, list[dict[str, float]]]] = {}
     folders: dict[str, Path] = {}

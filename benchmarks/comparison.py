@@ -21,6 +21,7 @@ from gap_closed_clip.training import RunConfig, load_config, train
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+BUDGETS = Path(__file__).parent / "budgets"
 # The objectives: for each the configuration files that it needs over the first, and words.
 METHODS: dict[str, tuple[list[Path], list[str]]] = {
     "CLIP (LT)": ([CONFIGS / "clip_lt.yaml"], []),
@@ -74,8 +75,8 @@ def report_of_runs(
     runs: dict[str, list[dict[str, float]]], by_source: dict[str, dict[str, list[dict[str, float]]]]
 ) -> str:
     """
-    Tables of several runs of several methods, mean ± standard deviation: of all pairs and, where these come from several
-    sources, of the mean over the sources and of each.
+    Tables of several runs of several methods, mean ± standard deviation: of all pairs and, where these come from
+    several sources, of the mean over the sources and of each.
 
     Args:
         runs: {method: metrics of each run}.
