@@ -227,10 +227,25 @@ def test_a_bare_key_that_two_sections_have(monkeypatch):
 
 
 def test_checkpoint_and_towers_exclude_each_other(write):
+    both = "model: {checkpoint: outputs/demo, vision: outputs/tower}"
     with pytest.raises(ValueError, match="model.checkpoint is 'outputs/demo' and model.vision is set too"):
-        load_config([write(BASE)], ["checkpoint=outputs/demo"])
+        load_config([write(both)])
+    for words in (["checkpoint=outputs/demo", "vision=a"], ["vision=a", "checkpoint=outputs/demo"]):
+        with pytest.raises(ValueError, match="model.checkpoint is 'outputs/demo' and model.vision is set too"):
+            load_config([write(BASE)], words)
     loaded = load_config([write(BASE)], ["checkpoint=outputs/demo", "vision=null", "text=null"])
     assert loaded.model.checkpoint == "outputs/demo"
+
+
+def test_a_checkpoint_given_later_takes_the_place_of_the_towers(write):
+    second = "model: {checkpoint: outputs/demo}"
+    for loaded in (
+        load_config([write(BASE)], ["checkpoint=outputs/demo"]),
+        load_config([write(BASE), write(second, "second.yaml")]),
+    ):
+        assert (loaded.model.checkpoint, loaded.model.vision, loaded.model.text) == ("outputs/demo", None, None)
+        assert loaded.model.config == load_config([write(BASE)]).model.config
+    assert load_config([write(BASE)], ["checkpoint=null"]).model.vision is not None
 
 
 def test_save_and_load_round_trip(write, tmp_path):

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 SECTIONS = ("model", "data", "training", "lora", "captioning")
 # Sections that change what is trained by being there, even empty.
 OPTIONAL = {"lora": LoraArguments, "captioning": CaptioningArguments}
+# Fields that belong to the value of another one.
+DISPLACED = {
+    ("data", "source"): ("license",),
+    ("model", "checkpoint"): ("vision", "text", "keep_vision_projection"),
+}
 # What GapClosedClipConfig itself adds to PreTrainedConfig, the towers and what the section `captioning` says aside:
 # these are set under `model:`.
 CONFIG_FIELDS = {
@@ -163,7 +168,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
-    are YAML. Another `data.source`, one or a list, leaves `data.license` behind, which was that of the first one.
+    are YAML. What comes later leaves behind what belonged to an earlier value alone (`DISPLACED`): another
+    `data.source` the license of the first, a `model.checkpoint` the towers, of which it brings its own.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -175,18 +181,16 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     for file in files:
         for section, values in _read_yaml(find_config(file)).items():
             given.add(section)
-            if section == "data" and "source" in values:
-                sections["data"].pop("license", None)  # it was that of another source
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
-                sections[section][key] = value
+                _displace(sections, section, key, value, values)
+            sections[section].update(values)
     for override in overrides:
         section, (key, *inner), value = _parse_override(override)
         if inner:
             value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         _check_field(section, key, value, "the command line")
-        if (section, key) == ("data", "source") and not any("license=" in other for other in overrides):
-            sections["data"].pop("license", None)
+        _displace(sections, section, key, value, [_parse_override(other)[1][0] for other in overrides])
         sections[section][key] = value
         given.add(section)
     model = dict(sections["model"])
@@ -199,6 +203,14 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
         training=sections["training"],
         **{name: arguments(**sections[name]) for name, arguments in OPTIONAL.items() if name in given},
     )
+
+
+def _displace(sections: dict[str, dict[str, Any]], section: str, key: str, value: Any, given: Collection[str]) -> None:
+    """Removes what belonged to the earlier value of a field, but for the keys that are `given` together with it."""
+    if value is not None:
+        for other in DISPLACED.get((section, key), ()):
+            if other not in given:
+                sections[section].pop(other, None)
 
 
 def fields_of(section: str) -> dict[str, Any]:
