@@ -73,7 +73,7 @@ class FastTower:
             distance = (1 - torch.cosine_similarity(features, exact, dim=-1)).max().item()
             if seconds < best and distance <= LARGEST_DISTANCE:
                 best, fastest, self.distance = seconds, way, max(distance, 0.0)
-        self._set(fastest)
+        self.use(fastest)
 
     def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
         """Features (n, C) of inputs of n rows."""
@@ -90,13 +90,13 @@ class FastTower:
         """Gives the weights the layout that they are saved in."""
         self.tower.to(memory_format=torch.contiguous_format)
 
-    def _set(self, way: Way) -> None:
+    def use(self, way: Way) -> None:
         self.way = way
         self.tower.to(memory_format=way.layout)
 
     def _timed(self, inputs: dict[str, Tensor], way: Way) -> tuple[Tensor, float]:
         """Features (n, C) float32 on the CPU, and the seconds of the fastest of a few runs after a first one."""
-        self._set(way)
+        self.use(way)
         features = self(inputs).float().cpu()
         seconds = []
         for _ in range(TRIAL_RUNS):
