@@ -19,7 +19,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +62,14 @@ class Trial:
 
     Args:
         method: name of the objective.
+        objective: the fields of the model's configuration that were set for it.
         budget: values of the grid's fields.
         fold: that was held out.
         metrics: means over the sources.
     """
 
     method: str
+    objective: dict[str, Any]
     budget: dict[str, float]
     fold: int
     metrics: dict[str, float]
@@ -86,7 +88,7 @@ def main() -> None:
         for budget, name, fold in itertools.product(budgets, args.methods, range(args.folds)):
             files, words = methods[name]
             objective = load_config([args.config, *files], [*args.overrides, *words])
-            trial = Trial(name, budget, fold, {})
+            trial = Trial(name, objective.model.config, budget, fold, {})
             if any(same(trial, other) for other in read(log)):
                 continue
             trial.metrics = try_budget(objective, parts, inputs, folds, trial, folder)
@@ -190,7 +192,8 @@ def read(log: Path) -> Iterator[Trial]:
 
 
 def same(trial: Trial, other: Trial) -> bool:
-    return (trial.method, trial.budget, trial.fold) == (other.method, other.budget, other.fold)
+    """Whether two trials differ in nothing but what they gave."""
+    return replace(trial, metrics={}) == replace(other, metrics={})
 
 
 def describe(budget: dict[str, float]) -> str:

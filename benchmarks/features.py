@@ -79,9 +79,8 @@ def main() -> None:
         collator = PairCollator(processor, config.data.augmentation(), config.data.max_caption_tokens)
         bare = bare_tower(model, settings)
         embedded = [embedding_speed(pairs, model, collator, settings, Path(folder)) for _ in range(settings.repeats)]
-        features = embed_pairs_once(
-            pairs, model, collator, feature_settings(settings, Path(folder) / "kept"), vary=True
-        )
+        kept = feature_settings(settings, Path(folder) / "kept")
+        features = embed_pairs_once(pairs, model, collator, kept, vary=True)
         on_features = training_speed(model, features, collator, settings, Path(folder), epochs=20)
         through_tower = training_speed(model, pairs, collator, settings, Path(folder), epochs=1)
         memory = in_fresh_process(cached_memory, settings.cached_pairs, str(Path(folder) / "made-up"))
@@ -177,16 +176,10 @@ def cached_memory(number: int, folder: str) -> dict[str, int]:
             with store.writing():
                 values = random.standard_normal((len(items), store.views, store.width), dtype=np.float32)
                 store.append(items, values)
-    Dataset(
-        pa.table(
-            {
-                "image_id": [f"images/{index:08d}.jpg" for index in range(number)],
-                "caption": [
-                    f"Axial CT of patient {index} with a finding that nobody else has." for index in range(number)
-                ],
-            }
-        )
-    ).save_to_disk(f"{folder}/pairs")
+    captions = [f"Axial CT of patient {index} with a finding that nobody else has." for index in range(number)]
+    table = pa.table({"image_id": [f"images/{index:08d}.jpg" for index in range(number)], "caption": captions})
+    Dataset(table).save_to_disk(f"{folder}/pairs")
+    del captions, table
     del stores
     pairs = Dataset.load_from_disk(f"{folder}/pairs")
     with PeakMemory("cpu") as memory:
@@ -213,8 +206,8 @@ def stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def describe(found: dict[str, int], number: int) -> str:
     return (
         f"{number:,} made-up cached pairs ({VIEWS} views of {WIDTHS[0]} features and a caption of {WIDTHS[1]}, "
-        f"{found['disk'] / 1e9:.2f} GB on the disk): an epoch of batches of {BATCH} took {found['memory'] / 1e9:.2f} GB "
-        f"of memory at most and {found['seconds']} s."
+        f"{found['disk'] / 1e9:.2f} GB on the disk): an epoch of batches of {BATCH} took {found['memory'] / 1e9:.2f} "
+        f"GB of memory at most and {found['seconds']} s."
     )
 
 
