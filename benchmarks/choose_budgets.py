@@ -202,7 +202,9 @@ def describe(budget: dict[str, float]) -> str:
 
 
 def report(trials: list[Trial], args: argparse.Namespace) -> None:
-    """Write the table of all budgets, and the best one of each method."""
+    """Write the table of all budgets, and the best one of each method, as it is configured now."""
+    latest = {trial.method: trial.objective for trial in trials}
+    trials = [trial for trial in trials if trial.objective == latest[trial.method]]
     methods = list(dict.fromkeys(trial.method for trial in trials))
     found: dict[str, dict[str, list[dict[str, float]]]] = {}
     budgets: dict[str, dict[str, float]] = {}

@@ -1,0 +1,105 @@
+"""The second stage: what releasing the towers adds to heads on frozen ones, CLIP's and ours, in points and minutes.
+
+    python benchmarks/compare_release.py
+    python benchmarks/compare_release.py --ways whole --seeds 0 --methods ours num_train_epochs=1
+
+For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
+see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: as a whole, the
+last four blocks of the image tower, or adapters in both. Heads and what is left of each stage are evaluated on the same
+pairs. A run that has finished is not repeated with the same settings. Further words are overrides of the second stage.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+from comparison import BUDGETS, CONFIGS, METHODS, is_done, read_sources, run_once, run_script, slug
+from measure import RESULTS, header, markdown_table, write_report
+
+from gap_closed_clip.evaluation import read_metrics
+from gap_closed_clip.evaluation.by_source import mean_over_sources
+from gap_closed_clip.training import RunConfig, load_config
+
+
+FIRST, SECOND = CONFIGS / "radiology_small.yaml", CONFIGS / "radiology_release.yaml"
+HEADS = "heads alone"
+WAYS: dict[str, list[str]] = {
+    "whole": [],
+    "last blocks": ["freeze_vision=true", "train_vision_blocks=4", "freeze_text=true"],
+    "adapters": ["lora.rank=8", "lora.layers=all", "lora.merge=true", "tower_learning_rate=null"],
+}
+COLUMNS = {
+    "recall@10": ("R@10", "{:.1%}"),
+    "margin": ("margin", "{:.3f}"),
+    "debiased_modality_gap": ("debiased gap", "{:.3f}"),
+    "true_pair_cosine": ("true pairs", "{:.3f}"),
+    "random_pair_cosine": ("random pairs", "{:.3f}"),
+}
+
+
+def main() -> None:
+    args = parse()
+    budgets = yaml.safe_load((BUDGETS / f"{FIRST.stem}.yaml").read_text(encoding="utf-8"))
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for seed in args.seeds:
+        for method in args.methods:
+            files, words = METHODS[method]
+            budget = [f"{field}={value}" for field, value in budgets[method].items()]
+            heads = args.output / f"{slug(method)}-seed{seed}-heads"
+            first = load_config([FIRST, *files], [*words, *budget, f"training.seed={seed}"])
+            found.setdefault((method, HEADS), []).append(measured(first, heads))
+            for way in args.ways:
+                given = [*words, f"checkpoint={heads}", f"training.seed={seed}", *WAYS[way], *args.overrides]
+                second = load_config([FIRST, SECOND, *files], given)
+                folder = args.output / f"{slug(method)}-seed{seed}-{slug(way)}"
+                found.setdefault((method, way), []).append(measured(second, folder))
+                print(f"{method}, seed {seed}, {way}: {found[method, way][-1]}", flush=True)
+    report(found, args.output)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["CLIP (LT)", "ours"])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=[*WAYS])
+    parser.add_argument("--output", type=Path, default=Path("outputs/compare-release"))
+    return parser.parse_intermixed_args()
+
+
+def measured(config: RunConfig, folder: Path) -> dict[str, float]:
+    """The means over the sources of a run, and the minutes that it took, evaluation included."""
+    clock = folder / "minutes.json"
+    settings = {**config.training, "output_dir": str(folder), "overwrite_output_dir": True}
+    if not is_done(RunConfig(config.model, config.data, settings, config.lora), folder):
+        start = time.perf_counter()
+        run_once(config, folder)
+        clock.write_text(json.dumps((time.perf_counter() - start) / 60), encoding="utf-8")
+    (metrics,) = read_metrics(folder / "metrics.json").values()
+    minutes = json.loads(clock.read_text(encoding="utf-8")) if clock.is_file() else float("nan")
+    return {**mean_over_sources(metrics, read_sources(folder), tuple(COLUMNS)), "minutes": minutes}
+
+
+def report(found: dict[tuple[str, str], list[dict[str, float]]], output: Path) -> None:
+    rows = []
+    for (method, way), runs in found.items():
+        cells = [_cell([run[name] for run in runs], form) for name, (_, form) in COLUMNS.items()]
+        minutes = float(np.median([run["minutes"] for run in runs]))
+        rows.append([f"{method}, {way}", str(len(runs)), *cells, f"{minutes:.1f}"])
+    columns = ["mean of the sources", "seeds", *(title for title, _ in COLUMNS.values()), "minutes"]
+    table = markdown_table(columns, rows)
+    write_report(RESULTS / "release_radiology.md", header("Releasing the towers", "cpu"), table)
+    print(table)
+
+
+def _cell(values: list[float], form: str) -> str:
+    spread = f" ± {form.format(np.std(values, ddof=1))}" if len(values) > 1 else ""
+    return form.format(np.mean(values)) + spread
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))
