@@ -451,3 +451,10 @@ def test_dropout_of_the_projections_is_of_training_alone_and_renames_no_weight()
 def test_a_dropout_that_cannot_be_is_refused(dropout, hidden):
     with pytest.raises(ValueError, match="projection_dropout"):
         tiny_config(projection_hidden_dim=hidden, projection_dropout=dropout)
+
+
+def test_a_model_does_not_tell_where_its_towers_lay_nor_the_classes_of_a_head_that_is_gone(towers):
+    folder, _, _ = towers
+    model = GapClosedClipModel.from_vision_text_pretrained(str(folder / "vision"), str(folder / "text"))
+    assert str(folder) not in model.config.to_json_string()
+    assert model.config.vision_config.to_dict()["label_names"] == []

@@ -30,10 +30,10 @@ class GapClosedClipConfig(PreTrainedConfig):
     2602.20046). A weight is a number or a schedule over the fraction of training: `[[0.2, 1.0], [0.7, 0.0]]` is 1
     until 20% of training, falls linearly to 0 at 70% and stays there.
 
-    The defaults are those that served best on real radiology pairs in cross-validation (docs/results.md): strong
-    alignment of projections that are centered, and no uniformity term, which centering makes superfluous. The papers'
-    own form is `align_weight=1, uniformity_weight=1, center_projections=False`, plain CLIP `align_weight=0,
-    uniformity_weight=0, center_projections=False`.
+    The defaults are constant weights that served well on real radiology pairs in cross-validation (docs/results.md):
+    strong alignment of projections that are centered, and a third of it in uniformity. The papers' own form is
+    `align_weight=1, uniformity_weight=1, center_projections=False`, plain CLIP `align_weight=0, uniformity_weight=0,
+    center_projections=False`.
 
     Args:
         vision_config (`TimmWrapperConfig` or `dict`, *optional*):
@@ -60,7 +60,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             Cap of the scale itself (not of its log).
         learnable_temperature (`bool`, defaults to `True`):
             Whether the temperature is trained: CLIP (LT); `False` is CLIP (FT).
-        contrastive_weight, align_weight, uniformity_weight (`float` or `list`, default to 1.0, 3.0, 0.0):
+        contrastive_weight, align_weight, uniformity_weight (`float` or `list`, default to 1.0, 3.0, 1.0):
             Weights of the three terms, constant or scheduled.
         mask_groups (`bool`, defaults to `True`):
             Whether pairs that share an image or a caption (`group_ids` of `forward`) are kept out of one another's
@@ -140,7 +140,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     learnable_temperature: bool = True
     contrastive_weight: Any = 1.0
     align_weight: Any = 3.0
-    uniformity_weight: Any = 0.0
+    uniformity_weight: Any = 1.0
     mask_groups: bool = True
     initializer_range: float = 0.02
     hypothesis_template: str = "Medical image of {}."

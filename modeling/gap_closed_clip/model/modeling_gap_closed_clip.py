@@ -19,7 +19,7 @@ from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .outputs_gap_closed_clip import GapClosedClipOutput
 from .projection_gap_closed_clip import Temperature
 from .saving_gap_closed_clip import describe_code
-from .towers_gap_closed_clip import load_image_tower, load_tower, pretrained_head
+from .towers_gap_closed_clip import forget_origin, load_image_tower, load_tower, pretrained_head
 
 
 logger = logging.get_logger(__name__)
@@ -93,6 +93,7 @@ class GapClosedClipModel(GapClosedClipTowers):
                     f"keep_vision_projection: the head of {vision_model_name_or_path} is linear, to {head_dim} "
                     f"dimensions; leave projection_dim (now {projection_dim}) and projection_hidden_dim out."
                 )
+        forget_origin(vision_model.config, text_model.config)
         # Copies: a new composite config resets the attention implementation of the parts it is given.
         parts = {"vision_config": copy.deepcopy(vision_model.config), "text_config": copy.deepcopy(text_model.config)}
         config = GapClosedClipConfig(**parts, **config_kwargs)

@@ -147,6 +147,17 @@ def load_image_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> Pr
     return model
 
 
+def forget_origin(vision_config: PreTrainedConfig, text_config: PreTrainedConfig) -> None:
+    """
+    Takes out of towers' configurations what is of no use in a model: the folder that they came from, which tells of
+    somebody's disk, and the names of the classes of a head that is not there. Hub ids stay.
+    """
+    for config in (vision_config, text_config):
+        if os.path.isdir(config.name_or_path):
+            config.name_or_path = ""
+    vision_config.id2label, vision_config.label2id = {}, {}
+
+
 def pickled_weights(name_or_path: str, revision: str | None = None) -> str | None:
     """
     The name of a file of pickled weights in a folder or on the Hub, where there are no others.
@@ -218,6 +229,7 @@ __all__ = [
     "batch_norms",
     "first_position",
     "fixed_image_size",
+    "forget_origin",
     "frozen_batch_norms",
     "load_image_tower",
     "load_tower",
