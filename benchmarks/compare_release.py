@@ -5,7 +5,7 @@
 
 For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
 see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: as a whole, the
-last four blocks of the image tower, or adapters in both. Heads and what each way leaves are evaluated on the same pairs.
+last four blocks of the image tower, or adapters in both. All are evaluated on the same pairs.
 A run that has finished is not repeated with the same settings. Further words are overrides of the second stage.
 """
 
