@@ -232,7 +232,7 @@ def report(trials: list[Trial], args: argparse.Namespace) -> None:
     ]
     stem = Path(args.config).stem
     BUDGETS.mkdir(exist_ok=True)
-    content = {method: budgets[best[method]] for method in methods}
+    content = {method: dict(budgets[best[method]]) for method in methods}  # copies: YAML would name what is shared
     (BUDGETS / f"{stem}.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     columns = ["method", "its best budget", "R@10", "margin", "debiased gap", "random pairs"]
     write_report(
