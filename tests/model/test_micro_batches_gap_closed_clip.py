@@ -126,13 +126,17 @@ def test_only_features_are_kept_for_the_backward_pass():
     assert sum(kept.values()) > 10 * sizes[1]
 
 
-def test_micro_batches_of_pooled_text_at_inference():
+@pytest.mark.parametrize("pooled_image", [False, True])
+def test_micro_batches_of_pooled_features_at_inference(pooled_image):
     model, inputs = noisy_model().eval(), tiny_inputs(BATCH)
     text = {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
     with torch.no_grad():
         expected = model(**inputs)
         pooled = model.encode_text(**text).pooler_output
-        inputs = {"pixel_values": inputs["pixel_values"], "pooled_text": pooled}
+        images = {"pixel_values": inputs["pixel_values"]}
+        if pooled_image:
+            images = {"pooled_image": model.vision_model(inputs["pixel_values"]).pooler_output}
+        inputs = {**images, "pooled_text": pooled}
         output = model(micro_batches=MicroBatches.split(inputs, MICRO_BATCH))
     for name in ("loss", "image_embeds", "text_embeds", "logits_per_image"):
         torch.testing.assert_close(output[name], expected[name], rtol=1e-5, atol=1e-5)

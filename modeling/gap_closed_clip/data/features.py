@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import getLogger
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,8 @@ from huggingface_hub.constants import HF_HOME
 from .hashing import stable_hash
 from .sampler import group_ids_of
 
+
+logger = getLogger(__name__)
 
 DIGEST_SIZE = 16  # bytes
 DTYPE = np.dtype(np.float16)
@@ -99,7 +102,7 @@ class FeatureStore:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            print(f"Another process is filling {self.folder}; waiting for it.", flush=True)
+            logger.warning("Another process is filling %s; waiting for it.", self.folder)
             lock.acquire()
         try:
             self._refresh()

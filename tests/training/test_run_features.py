@@ -1,0 +1,84 @@
+"""train() with frozen towers, which run once: the best epoch, early stopping, resuming, a second run."""
+
+import json
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_run import TINY
+
+from gap_closed_clip.checkpoint import load_checkpoint
+from gap_closed_clip.data import PairCollator, load_pairs
+from gap_closed_clip.training import load_config, precompute, train
+
+
+FROZEN = ["freeze_vision=true", "freeze_text=true", "projection_hidden_dim=24", "eval_grouping=false"]
+
+
+@pytest.fixture
+def configure(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def configured(folder="run", *words):
+        given = [f"output_dir={tmp_path / folder}", f"data.feature_cache={tmp_path / 'features'}", *FROZEN, *words]
+        return load_config([tmp_path / "tiny.yaml"], given)
+
+    return configured
+
+
+def history_of(folder, step):
+    state = json.loads((folder / f"checkpoint-{step}" / "trainer_state.json").read_text())
+    return {entry["step"]: entry for entry in state["log_history"] if "eval_mean_recall@10" in entry}, state
+
+
+def test_training_reads_no_image_and_leaves_a_whole_model(configure, tmp_path, monkeypatch):
+    train(configure("first"))
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("an image was decoded for the tower again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(precompute, "decode_image", refuse)  # a second run, of another objective and order
+        patch.setattr(PairCollator, "images", refuse)
+        train(configure("second", "align_weight=1.0", "data_seed=3", "final_split=none"))
+    model, processor = load_checkpoint(tmp_path / "second")
+    pairs = load_pairs(configure().data, "validation")
+    outputs = model(**PairCollator(processor)([pairs[0], pairs[1]]))
+    assert outputs.loss.isfinite() and outputs.image_embeds.shape == (2, 16)
+
+
+def test_the_best_epoch_is_kept_and_training_stops_where_recall_does_not_rise(configure, tmp_path):
+    best = ["save_strategy=best", "load_best_model_at_end=true", "metric_for_best_model=mean_recall@10"]
+    words = [*best, "early_stopping_patience=2", "eval_steps=1", "max_steps=40", "learning_rate=0.0", "save_steps=1"]
+    result = train(configure("run", *words, "final_split=validation"))
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")  # nothing is learned: the first evaluation is the best
+    assert checkpoint.name == "checkpoint-1"
+    entries, state = history_of(tmp_path / "run", 1)
+    assert state["best_metric"] == pytest.approx(entries[1]["eval_mean_recall@10"])
+    assert result.metrics["recall@10"] == pytest.approx(state["best_metric"], abs=0.11)  # pixels, not float16 features
+    events = json.loads((checkpoint / "trainer_state.json").read_text())
+    assert events["max_steps"] == 40 and not (tmp_path / "run" / "checkpoint-40").exists()
+
+
+def test_a_resumed_run_is_an_unbroken_one(configure, tmp_path):
+    train(configure("whole"))
+    train(configure("parts"))
+    parts = tmp_path / "parts"
+    for name in ("config.json", "model.safetensors"):
+        (parts / name).unlink()
+    for step in (4, 6):
+        for path in sorted((parts / f"checkpoint-{step}").rglob("*"), reverse=True):
+            path.unlink() if path.is_file() else path.rmdir()
+        (parts / f"checkpoint-{step}").rmdir()
+    train(configure("parts", "resume_from_checkpoint=true"))
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
+    for name, values in whole.items():
+        torch.testing.assert_close(resumed[name], values, rtol=0, atol=0)
+
+
+def test_features_that_are_off_run_the_image_tower_in_every_step(configure, tmp_path, caplog):
+    with caplog.at_level(logging.ERROR):
+        train(configure("run", "data.feature_views=0", "final_split=none", "eval_strategy=no"))
+    kinds = [json.loads(path.read_text())["kind"] for path in (tmp_path / "features").glob("*/description.json")]
+    assert kinds == ["text"]
