@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gap_closed_clip.checkpoint import load_checkpoint
+from gap_closed_clip.commands import keep_freed_memory
 from gap_closed_clip.data import load_checked_pairs
 from gap_closed_clip.evaluation import (
     embed_pairs,
@@ -35,6 +36,7 @@ METHODS: dict[str, tuple[list[Path], list[str]]] = {
 def run_script(script: Callable[[], None]) -> int:
     """Run a script, and give its exit code: 0, 1 after an error in a line, or 130 if it was interrupted."""
     name = Path(sys.argv[0]).name
+    keep_freed_memory()  # as the command does
     try:
         script()
     except KeyboardInterrupt:

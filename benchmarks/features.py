@@ -28,6 +28,7 @@ from measure import RESULTS, PeakMemory, clock, device_slug, header, in_fresh_pr
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
+from gap_closed_clip.commands import keep_freed_memory
 from gap_closed_clip.data import DistinctSampler, PairCollator, decode_image, group_ids_of
 from gap_closed_clip.data.features import FeaturePairs, FeatureStore, StoredFeatures, digest
 from gap_closed_clip.data.phantoms import make_phantoms
@@ -71,6 +72,7 @@ def parse() -> Settings:
 def main() -> None:
     settings = parse()
     logging.set_verbosity_error()
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory() as folder:
         pairs = jpeg_pairs(settings.images, Path(folder) / "images")
         config = load_config([CONFIGS / "radiology_small.yaml"])

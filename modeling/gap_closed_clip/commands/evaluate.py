@@ -36,7 +36,7 @@ from ..checkpoint import CONFIG_FILE, check_model_name, check_writable, is_local
 from ..evaluation import Comparison, ComparisonSettings
 from ..messages import suggest
 from ..training import RunConfig, fields_of, load_config
-from . import CommandParser
+from . import CommandParser, keep_freed_memory
 
 
 @dataclass
@@ -83,6 +83,7 @@ def run(command: EvalCommand) -> None:
     """
     settings, config = command.settings, command.config
     check_writable(settings.output, "output")
+    keep_freed_memory()
     comparison = Comparison(command.models, settings, config.data)
     table = comparison.run(config.described_data())
     number = f"{len(comparison.pairs)} pairs, " if isinstance(comparison.pairs, Dataset) else ""

@@ -21,7 +21,7 @@ from pathlib import Path
 from ..checkpoint import is_adapter, is_local
 from ..hub import check_access, publish, write_card, write_examples
 from ..training import RunConfig, last_complete_checkpoint, load_config, train
-from . import CommandParser
+from . import CommandParser, keep_freed_memory
 
 
 DEFAULT_CONFIG = "demo.yaml"
@@ -47,6 +47,7 @@ def run(config: RunConfig) -> None:
         ValueError, OSError: as `train` and `publish`.
     """
     repo_id = _repository(config)
+    keep_freed_memory()
     train(config)
     args = config.training_arguments()
     if args.process_index != 0:
