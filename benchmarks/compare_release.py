@@ -1,7 +1,7 @@
 """The second stage: what releasing the towers adds to heads on frozen ones, CLIP's and ours, in points and minutes.
 
     python benchmarks/compare_release.py
-    python benchmarks/compare_release.py --ways whole --seeds 0 --methods ours num_train_epochs=1
+    python benchmarks/compare_release.py num_train_epochs=1 --ways whole --seeds 0 --methods ours
 
 For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
 see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: as a whole, the
