@@ -179,6 +179,18 @@ def test_a_change_of_image_tower_or_transform_never_meets_old_features(
     assert number_embedded(pairs, collator) == 60
 
 
+def test_a_saved_model_finds_the_features_of_its_towers(pairs, tiny_processor, model, settings, tmp_path, monkeypatch):
+    collator = PairCollator(tiny_processor, Augmentation())
+    embed_pairs_once(pairs, model, collator, settings, vary=True)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = GapClosedClipModel.from_pretrained(tmp_path / "saved")
+    loaded.freeze_towers(vision=True, text=True)
+    counts = images_run(loaded, monkeypatch)
+    monkeypatch.setattr(loaded, "encode_text", lambda **inputs: pytest.fail("a caption was embedded again"))
+    embed_pairs_once(pairs, loaded, collator, settings, vary=True)
+    assert counts == []
+
+
 def test_captions_are_known_by_their_tokens(pairs, tiny_processor, model, settings, monkeypatch):
     counts = []
     encode = model.encode_text

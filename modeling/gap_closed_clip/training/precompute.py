@@ -32,6 +32,11 @@ Item = TypeVar("Item")
 
 # What computes the pixels and the features; another version of one may compute others.
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "pillow")
+# What a tower's configuration says of its origin and of a head that is not there, and its features do not depend on.
+UNIMPORTANT = (
+    *("_name_or_path", "architectures", "dtype", "transformers_version"),
+    *("id2label", "label2id", "label_names", "num_classes", "num_labels"),
+)
 
 
 @dataclass
@@ -272,7 +277,7 @@ def _description(kind: str, tower: Any, device: torch.device) -> dict[str, Any]:
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
         "kind": kind,
-        "config": tower.config.to_dict(),
+        "config": {name: value for name, value in tower.config.to_dict().items() if name not in UNIMPORTANT},
         "weights": weights.hexdigest(),
         "device": device.type,
         "libraries": {library: version(library) for library in LIBRARIES},
