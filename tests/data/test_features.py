@@ -70,6 +70,16 @@ def test_a_killed_run_loses_only_what_it_was_writing(store, tmp_path, values, to
     np.testing.assert_array_equal(everything(reopened(tmp_path), ITEMS), values)
 
 
+def test_digests_whose_features_were_lost_do_not_come_back(store, tmp_path, values):
+    path = store.folder / "features.bin"
+    path.write_bytes(path.read_bytes()[: 4 * values[0].nbytes])  # two of six items are lost
+    again = reopened(tmp_path)
+    with again.writing():
+        again.append(ITEMS[6:7], values[6:7])
+    path.write_bytes(path.read_bytes() + values[7].tobytes())  # the next was killed before it wrote its digest
+    assert reopened(tmp_path).missing(ITEMS) == [4, 5, 7]
+
+
 def test_a_full_disk_keeps_what_was_there(store, tmp_path, values, monkeypatch):
     def fail(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
