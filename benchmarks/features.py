@@ -175,7 +175,7 @@ def cached_memory(number: int, folder: str) -> dict[str, int]:
     for start in range(0, number, PAIRS_AT_A_TIME):
         items = [digest(index.to_bytes(8, "little")) for index in range(start, min(start + PAIRS_AT_A_TIME, number))]
         for store in stores:
-            with store.writing():
+            with store.writing(items):
                 values = random.standard_normal((len(items), store.views, store.width), dtype=np.float32)
                 store.append(items, values)
     captions = [f"Axial CT of patient {index} with a finding that nobody else has." for index in range(number)]

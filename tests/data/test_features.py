@@ -25,7 +25,7 @@ def values():
 @pytest.fixture
 def store(tmp_path, values):
     store = FeatureStore(tmp_path, {"tower": "one"}, VIEWS, WIDTH)
-    with store.writing():
+    with store.writing(ITEMS):
         store.append(ITEMS[:3], values[:3])
         store.append(ITEMS[3:6], values[3:6])
     return store
@@ -65,7 +65,7 @@ def test_a_killed_run_loses_only_what_it_was_writing(store, tmp_path, values, to
     again = reopened(tmp_path)
     kept = 5 if torn.startswith("digest before") else 6
     assert len(again) == kept
-    with again.writing():
+    with again.writing(ITEMS):
         again.append(ITEMS[kept:], values[kept:])
     np.testing.assert_array_equal(everything(reopened(tmp_path), ITEMS), values)
 
@@ -74,7 +74,7 @@ def test_digests_whose_features_were_lost_do_not_come_back(store, tmp_path, valu
     path = store.folder / "features.bin"
     path.write_bytes(path.read_bytes()[: 4 * values[0].nbytes])  # two of six items are lost
     again = reopened(tmp_path)
-    with again.writing():
+    with again.writing(ITEMS):
         again.append(ITEMS[6:7], values[6:7])
     path.write_bytes(path.read_bytes() + values[7].tobytes())  # the next was killed before it wrote its digest
     assert reopened(tmp_path).missing(ITEMS) == [4, 5, 7]
@@ -84,28 +84,53 @@ def test_a_full_disk_keeps_what_was_there(store, tmp_path, values, monkeypatch):
     def fail(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"), store.writing():
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"), store.writing(ITEMS):
         patch.setattr(features_module.os, "fsync", fail)
         store.append(ITEMS[6:], values[6:])
     again = reopened(tmp_path)
     np.testing.assert_array_equal(everything(again, ITEMS[:6]), values[:6])
-    with again.writing():
+    with again.writing(ITEMS):
         again.append(ITEMS[6:], values[6:])
     np.testing.assert_array_equal(everything(reopened(tmp_path), ITEMS), values)
 
 
 def test_a_second_writer_finds_what_the_first_has_written(store, tmp_path, values):
     other = reopened(tmp_path)
-    with store.writing():
+    with store.writing(ITEMS):
         store.append(ITEMS[6:], values[6:])
     assert other.missing(ITEMS) == [6, 7]
-    with other.writing():
-        assert other.missing(ITEMS) == []
+    with other.writing(ITEMS) as missing:
+        assert missing == []
+
+
+def test_equal_digests_in_a_damaged_file_do_not_move_rows(store, tmp_path, values):
+    path = store.folder / "digests.bin"
+    path.write_bytes(ITEMS[0] + 4 * bytes(16) + ITEMS[5])
+    again = reopened(tmp_path)
+    with again.writing(ITEMS) as missing:
+        again.append([ITEMS[index] for index in missing], values[missing])
+    np.testing.assert_array_equal(everything(reopened(tmp_path), ITEMS), values)
+
+
+def test_damaged_features_are_named_while_reading(store):
+    path = store.folder / "features.bin"
+    path.write_bytes(b"\xff" * len(path.read_bytes()))
+    with pytest.raises(OSError, match="features.bin is damaged. Delete the folder"):
+        store.read(np.array([0]), np.array([0]))
+
+
+def test_a_complete_store_need_not_be_writable(store, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(features_module, "FileLock", refuse)
+    with store.writing(ITEMS[:6]) as missing:
+        assert missing == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
 def test_what_float16_cannot_hold_is_refused(store, value):
-    with store.writing(), pytest.raises(ValueError, match="data.feature_views=0"):
+    with store.writing(ITEMS), pytest.raises(ValueError, match="data.feature_views=0"):
         store.append(ITEMS[6:7], np.full((1, VIEWS, WIDTH), value, dtype=np.float32))
     assert len(store) == 6
 
@@ -135,7 +160,7 @@ def pairs():
 
 @pytest.fixture
 def stored(store, values):
-    with store.writing():
+    with store.writing(ITEMS):
         store.append(ITEMS[6:], values[6:])
     return StoredFeatures(store, store.rows(ITEMS))
 

@@ -10,7 +10,7 @@ from test_run import TINY
 
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import PairCollator, load_pairs
-from gap_closed_clip.training import load_config, precompute, train
+from gap_closed_clip.training import GapClosedTrainingArguments, load_config, precompute, train
 
 
 FROZEN = ["freeze_vision=true", "freeze_text=true", "projection_hidden_dim=24", "eval_grouping=false"]
@@ -77,8 +77,48 @@ def test_a_resumed_run_is_an_unbroken_one(configure, tmp_path):
         torch.testing.assert_close(resumed[name], values, rtol=0, atol=0)
 
 
-def test_features_that_are_off_run_the_image_tower_in_every_step(configure, tmp_path, caplog):
+def test_features_that_are_off_run_the_towers_in_every_step(configure, tmp_path, caplog):
     with caplog.at_level(logging.ERROR):
         train(configure("run", "data.feature_views=0", "final_split=none", "eval_strategy=no"))
-    kinds = [json.loads(path.read_text())["kind"] for path in (tmp_path / "features").glob("*/description.json")]
-    assert kinds == ["text"]
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_model_folder_does_not_tell_where_the_features_are(configure, tmp_path):
+    train(configure("run"))
+    told = [
+        path.name for path in (tmp_path / "run").glob("*.*") if str(tmp_path / "features") in path.read_text("latin-1")
+    ]
+    assert told == []
+
+
+BEST = ["save_strategy=best", "load_best_model_at_end=true", "eval_steps=1", "max_steps=3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["early_stopping_patience=1"], "metric_for_best_model=.*load_best_model_at_end=true"),
+        (
+            ["early_stopping_patience=1", *BEST, "metric_for_best_model=loss", "eval_strategy=no"],
+            "eval_strategy=epoch",
+        ),
+        ([*BEST, "metric_for_best_model=mean_recal@10"], "no 'mean_recal@10': did you mean 'mean_recall@10'"),
+        ([*BEST, "metric_for_best_model=v_measure"], "no 'v_measure'"),  # eval_grouping is off
+    ],
+)
+def test_what_cannot_choose_the_best_model_is_said_before_anything_is_deleted(configure, tmp_path, words, message):
+    train(configure("run", "final_split=none", "eval_strategy=no"))
+    before = sorted((tmp_path / "run").iterdir())
+    with pytest.raises(ValueError, match=message):
+        train(configure("run", "overwrite_output_dir=true", *words))
+    assert sorted((tmp_path / "run").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("metric", "greater"),
+    [("mean_debiased_modality_gap", False), ("medpix2_text_to_image_median_rank", False), ("eval_loss", False),
+     ("mean_recall@10", True), ("eval_margin", True), ("v_measure", True)],
+)  # fmt: skip
+def test_which_way_is_better_is_that_of_the_reports(tmp_path, metric, greater):
+    args = GapClosedTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=metric, use_cpu=True)
+    assert args.greater_is_better is greater

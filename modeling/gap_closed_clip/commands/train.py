@@ -73,7 +73,12 @@ def after_interrupt(config: RunConfig) -> str:
     """Where training can go on after Ctrl-C."""
     checkpoint = last_complete_checkpoint(config.output_dir)
     if checkpoint is None:
-        return f"{config.output_dir} holds no complete checkpoint to go on from; training.save_strategy asks for them."
+        kept = config.model.freeze_vision or config.model.freeze_text
+        features = " Features of frozen towers that were embedded are kept." if kept else ""
+        return (
+            f"{config.output_dir} holds no complete checkpoint to go on from; training.save_strategy asks for them."
+            f"{features}"
+        )
     return f"{checkpoint} is complete: the same command with resume_from_checkpoint=true goes on from there."
 
 

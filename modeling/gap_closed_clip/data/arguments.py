@@ -36,6 +36,9 @@ SOURCE_FIELDS = (
 )
 
 
+MOST_VIEWS = 64  # of an image; they go through the tower together
+
+
 def expand_path(path: str, field_name: str) -> str:
     """Replace `$VARIABLE`, `${VARIABLE}` and `~` in a path by what they stand for.
 
@@ -182,7 +185,8 @@ class DataArguments:
         default=3,
         metadata={
             "help": "A frozen image tower (model.freeze_vision) runs once over so many views of each training image, "
-            "the plain one and augmented ones, of which each batch draws one. 0: it runs in every step."
+            "the plain one and augmented ones, of which each batch draws one; a frozen text tower over each caption. "
+            "0: frozen towers run in every step."
         },
     )
     feature_cache: str | None = field(
@@ -225,10 +229,10 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"data.{name} is {value}; it must be at least 1.")
-        if self.feature_views < 0:
+        if not 0 <= self.feature_views <= MOST_VIEWS:
             raise ValueError(
-                f"data.feature_views is {self.feature_views}; it must be 0 (the image tower runs in every step) or "
-                "more."
+                f"data.feature_views is {self.feature_views}; it must be from 0 (frozen towers run in every step) to "
+                f"{MOST_VIEWS}."
             )
         if self.shuffle_buffer < 0:
             raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it must be 0 (no shuffling) or more.")

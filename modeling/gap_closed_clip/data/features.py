@@ -63,20 +63,25 @@ class FeatureStore:
         self.folder = Path(folder) / digest(described.encode()).hex()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "description.json").write_text(described + "\n", encoding="utf-8")
+            if not (self.folder / "description.json").exists():  # a complete store may be read-only
+                (self.folder / "description.json").write_text(described + "\n", encoding="utf-8")
         except OSError as error:
-            raise OSError(
-                f"The features of frozen towers can't be kept in {folder} ({error.strerror}). Name another folder "
-                "with data.feature_cache, or set data.feature_views=0 to run the towers in every step."
-            ) from error
+            raise self._unwritable(error) from error
         self._features, self._digests = self.folder / "features.bin", self.folder / "digests.bin"
         self._record = views * width * DTYPE.itemsize  # bytes of an item
+        self._number = 0  # of items in the files
         self._row_of: dict[bytes, int] = {}
         self._reader: tuple[int, BinaryIO] | None = None  # process id, file
         self._refresh()
 
+    def _unwritable(self, error: OSError) -> OSError:
+        return OSError(
+            f"The features of frozen towers can't be kept in {self.folder} ({error.strerror}). Name another folder "
+            "with data.feature_cache, or set data.feature_views=0 to run the towers in every step."
+        )
+
     def __len__(self) -> int:
-        return len(self._row_of)
+        return self._number
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker of a DataLoader reads by rows; it needs neither the open file nor the digests.
@@ -96,17 +101,33 @@ class FeatureStore:
         return np.fromiter((self._row_of[item] for item in digests), dtype=np.int64, count=len(digests))
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Lets one process at a time append; the others wait, and then find what it has written."""
+    def writing(self, digests: Sequence[bytes]) -> Iterator[list[int]]:
+        """Lets one process at a time append; the others wait, and then find what it has written.
+
+        Args:
+            digests: of the items that are wanted. If all are there, nothing is locked and nothing has to be writable.
+
+        Yields:
+            The positions of those that are missing.
+
+        Raises:
+            OSError: the folder can't be written to.
+        """
+        missing = self.missing(digests)
+        if not missing:
+            yield missing
+            return
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             logger.warning("Another process is filling %s; waiting for it.", self.folder)
             lock.acquire()
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
             self._refresh()
-            yield
+            yield self.missing(digests)
         finally:
             lock.release()
 
@@ -128,10 +149,11 @@ class FeatureStore:
                 "A frozen tower gave features that are NaN, infinite or above 65504, which can't be kept as float16. "
                 "Set data.feature_views=0 to run the towers in every step."
             )
-        number = len(self)
+        number = self._number
         _write_at(self._features, number * self._record, records.tobytes())
         _write_at(self._digests, number * DIGEST_SIZE, b"".join(digests))
         self._row_of.update(zip(digests, range(number, number + len(digests)), strict=True))
+        self._number = number + len(digests)
 
     def read(self, rows: np.ndarray, views: np.ndarray) -> np.ndarray:
         """(n, C) float32: one view of each of n items.
@@ -139,6 +161,9 @@ class FeatureStore:
         Args:
             rows: (n,) rows of the items.
             views: (n,) which view of each, from 0.
+
+        Raises:
+            OSError: the file is gone, truncated or damaged.
         """
         size = self.width * DTYPE.itemsize
         buffer = bytearray(len(rows) * size)
@@ -148,20 +173,27 @@ class FeatureStore:
             file.seek(row * self._record + view * size)
             if file.readinto(target[index * size : (index + 1) * size]) != size:  # type: ignore[attr-defined]
                 raise OSError(f"{self._features} has been truncated since this run began. Start the run again.")
-        return np.frombuffer(buffer, DTYPE).reshape(len(rows), self.width).astype(np.float32)
+        features = np.frombuffer(buffer, DTYPE).reshape(len(rows), self.width)
+        if not np.isfinite(features).all():
+            raise OSError(f"{self._features} is damaged. Delete the folder {self.folder} and start the run again.")
+        return features.astype(np.float32)
 
     def _open(self) -> BinaryIO:
         """The file, opened by this process: a forked one would share the place where it reads."""
         if self._reader is None or self._reader[0] != os.getpid():
-            self._reader = os.getpid(), open(self._features, "rb", buffering=0)
+            try:
+                self._reader = os.getpid(), open(self._features, "rb", buffering=0)
+            except FileNotFoundError as error:
+                gone = f"{self._features} has been deleted since this run began. Start the run again."
+                raise OSError(gone) from error
         return self._reader[1]
 
     def _refresh(self) -> None:
         """Looks which items are there."""
         digests = self._digests.read_bytes() if self._digests.is_file() else b""
         size = self._features.stat().st_size if self._features.is_file() else 0
-        number = min(len(digests) // DIGEST_SIZE, size // self._record)
-        self._row_of = {digests[row * DIGEST_SIZE : (row + 1) * DIGEST_SIZE]: row for row in range(number)}
+        self._number = min(len(digests) // DIGEST_SIZE, size // self._record)
+        self._row_of = {digests[row * DIGEST_SIZE : (row + 1) * DIGEST_SIZE]: row for row in range(self._number)}
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:
@@ -215,11 +247,11 @@ class FeaturePairs(torch.utils.data.Dataset):
     def select(self, indices: Sequence[int] | np.ndarray) -> "FeaturePairs":
         """Some of the pairs, in this order."""
         positions = np.asarray(indices, dtype=np.int64)
-        parts = [
-            None if part is None else StoredFeatures(part.store, part.rows[positions])
-            for part in (self.images, self.texts)
-        ]
-        return FeaturePairs(self.pairs.select(positions), *parts, varied=self.varied)
+
+        def some(features: StoredFeatures | None) -> StoredFeatures | None:
+            return None if features is None else StoredFeatures(features.store, features.rows[positions])
+
+        return FeaturePairs(self.pairs.select(positions), some(self.images), some(self.texts), self.varied)
 
     def plain(self) -> "FeaturePairs":
         """The same pairs with the plain view of every image."""

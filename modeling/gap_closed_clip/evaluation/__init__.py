@@ -19,6 +19,7 @@ from .evaluate_pairs import (
     build_compute_metrics,
     evaluate_embeddings,
     load_metric,
+    metric_names,
     modality_means,
     post_hoc_centering,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "evaluate_model",
     "generate_captions",
     "load_metric",
+    "metric_names",
     "mean_over_sources",
     "metrics_report",
     "metrics_table",

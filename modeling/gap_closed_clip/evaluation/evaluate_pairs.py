@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
 from .by_source import flat_metrics, measure_sources
-from .embed import PairEmbeddings, columns_of
+from .embed import Columns, PairEmbeddings, columns_of
 
 
 METRICS_FOLDER = Path(__file__).parent.parent / "metrics"
@@ -79,6 +79,21 @@ def build_compute_metrics(
         return flat_metrics(metrics, measure_sources(embeddings, metrics, measure))
 
     return compute_metrics
+
+
+def metric_names(pairs: Dataset, grouping: bool = True) -> list[str]:
+    """The names of what `build_compute_metrics` of these pairs will give, found with made-up embeddings of a few."""
+    columns = columns_of(pairs)
+    few = [index for source in dict.fromkeys(columns.sources) for index in _first_of(columns, source)]
+    embeddings = np.random.default_rng(0).standard_normal((2, len(few), 4), dtype=np.float32)
+    made_up = EvalPrediction(predictions=tuple(embeddings), label_ids=None)
+    return list(build_compute_metrics(pairs.select(few), grouping)(made_up))
+
+
+def _first_of(columns: Columns, source: str, number: int = 4) -> list[int]:
+    """The first rows of a source, those with a label before those without."""
+    rows = [index for index, other in enumerate(columns.sources) if other == source]
+    return sorted(rows, key=lambda index: not columns.labels[index])[:number]
 
 
 def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:

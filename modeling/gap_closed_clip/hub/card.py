@@ -283,6 +283,7 @@ def public_config(config: RunConfig) -> str:
     sections = config.to_dict()
     private = ("hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
     sections["training"] = {name: value for name, value in sections["training"].items() if name not in private}
+    sections["data"].pop("feature_cache", None)
     return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
 
 

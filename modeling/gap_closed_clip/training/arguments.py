@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import BertConfig, Seq2SeqTrainingArguments, TimmWrapperConfig
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
+from ..evaluation.report import ROWS
 from ..messages import did_you_mean
 
 
@@ -92,8 +93,8 @@ class ModelArguments:
                     f"model.train_{name}_blocks is {blocks}: all of the tower trains already. Set "
                     f"model.freeze_{name}=true, and the last {blocks} train all the same."
                 )
-        if self.image_size is not None and self.image_size < 1:
-            raise ValueError(f"model.image_size is {self.image_size}: it is a number of pixels, e.g. 160.")
+        if self.image_size is not None and self.image_size < 16:
+            raise ValueError(f"model.image_size is {self.image_size}: it is a number of pixels, 16 or more, e.g. 160.")
 
     def trains_tower(self, name: str) -> bool:
         """Whether "vision" or "text" trains, as a whole or in its last blocks."""
@@ -141,6 +142,14 @@ def _check_architecture(architecture: str | None) -> None:
     if not timm.is_model(architecture):
         near = did_you_mean(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
         raise ValueError(f"model.vision.architecture: timm {timm.__version__} has no {architecture!r}{near}")
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric of the evaluations is better the lower it is: a loss, or one whose row in reports says so."""
+    if metric.endswith("loss"):
+        return True
+    named = [name for name in ROWS if metric == name or metric.endswith(f"_{name}")]
+    return bool(named) and "↓" in ROWS[max(named, key=len)][0]
 
 
 @dataclass
@@ -224,7 +233,25 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
                 f"training.tower_learning_rate is {self.tower_learning_rate}: use a number above 0. To keep towers as "
                 "they are, set model.freeze_vision and model.freeze_text."
             )
+        if self.early_stopping_patience is not None:
+            self._check_early_stopping()
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # transformers takes everything but a loss for better the greater it is.
+            self.greater_is_better = not lower_is_better(self.metric_for_best_model)
         super().__post_init__()
+
+    def _check_early_stopping(self) -> None:
+        missing = {
+            "metric_for_best_model=mean_recall@10, or another": self.metric_for_best_model is None,
+            "load_best_model_at_end=true": not self.load_best_model_at_end,
+            "eval_strategy=epoch or steps": self.eval_strategy == "no",
+        }
+        absent = "; ".join(name for name, is_missing in missing.items() if is_missing)
+        if absent:
+            raise ValueError(
+                f"training.early_stopping_patience is {self.early_stopping_patience}, which stops where the best "
+                f"evaluation lies so far back, and keeps that one: set {absent}."
+            )
 
     @property
     def global_batch_size(self) -> int:

@@ -141,7 +141,9 @@ class RunConfig:
 
     def described_data(self) -> dict[str, Any]:
         """What a report says of the pairs: the source, and those fields of the data section that were changed."""
-        return {"source": self.data.source, **_changed(self.data)}
+        described = {"source": self.data.source, **_changed(self.data)}
+        described.pop("feature_cache", None)  # a folder of this machine
+        return described
 
     def training_arguments(self) -> GapClosedTrainingArguments:
         """The `training:` section as an object; making it starts devices and processes."""
@@ -156,9 +158,13 @@ class RunConfig:
         return sections | {name: _changed(arguments) for name, arguments in given.items()}
 
     def save(self, path: str | Path) -> None:
-        """Writes a YAML file that `load_config` reads back, without `hub_token`: it goes where the model goes."""
+        """
+        Writes a YAML file that `load_config` reads back, without `hub_token` and `feature_cache`: it goes where the
+        model goes.
+        """
         content = self.to_dict()
         content["training"].pop("hub_token", None)
+        content["data"].pop("feature_cache", None)
         Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 

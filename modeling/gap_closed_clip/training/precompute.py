@@ -32,9 +32,10 @@ Item = TypeVar("Item")
 
 # What computes the pixels and the features; another version of one may compute others.
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "pillow")
-# What a tower's configuration says of its origin and of a head that is not there, and its features do not depend on.
+# What configurations of towers and image processors say of their origin, of their code and of a head that is not
+# there: features do not depend on it.
 UNIMPORTANT = (
-    *("_name_or_path", "architectures", "dtype", "transformers_version"),
+    *("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version"),
     *("id2label", "label2id", "label_names", "num_classes", "num_labels"),
 )
 
@@ -84,7 +85,9 @@ def embed_pairs_once(
         ValueError: an image cannot be read; features that can't be kept.
     """
     images = texts = None
-    if settings.views and is_frozen(model.vision_model):
+    if not settings.views:
+        return pairs
+    if is_frozen(model.vision_model):
         augmentation = collator.augmentation if vary else None
         images = _image_features(pairs, model, collator, settings, augmentation)
     if is_frozen(model.text_model):
@@ -104,21 +107,19 @@ def _image_features(
     tower = model.vision_model
     description = {
         **_description("image", tower, settings.device),
-        "image_processor": collator.processor.image_processor.to_dict(),
+        "image_processor": _important(collator.processor.image_processor.to_dict()),
         "augmentation": None if augmentation is None else asdict(augmentation),
     }
     views = 1 if augmentation is None else settings.views
     store = FeatureStore(settings.folder, description, views, tower.timm_model.head_hidden_size)
     images = pairs.select_columns([name for name in ("image", "image_id", "window") if name in pairs.column_names])
     digests = [_image_digest(row, collator) for row in images]
-    with store.writing():
-        missing = store.missing(digests)
+    with store.writing(digests) as missing:
         if missing:
-            views_of = _ViewCollator(collator, augmentation, views, digests)
             loader = DataLoader(
                 images.select(missing).add_column("position", missing),  # type: ignore[arg-type]
                 batch_size=max(settings.batch_size // views, 1),
-                collate_fn=views_of,
+                collate_fn=_ViewCollator(collator, augmentation, views, digests),
                 num_workers=settings.num_workers,
             )
             title = f"Embedding {len(missing)} images" + (f" in {views} views" if views > 1 else "")
@@ -138,8 +139,7 @@ def _text_features(
     captions = sorted(set(pairs["caption"]), key=lambda caption: (len(caption), caption))
     # Of the tokens and not the caption: what the tokenizer makes of a caption, and where it is cut, counts as well.
     digests = [digest(tokens.tobytes()) for tokens in _each_tokens(captions, collator)]
-    with store.writing():
-        missing = store.missing(digests)
+    with store.writing(digests) as missing:
         size = settings.batch_size
         parts = [missing[start : start + size] for start in range(0, len(missing), size)]
         batches = ((part, collator.tokenize([captions[index] for index in part])) for part in parts)
@@ -196,7 +196,8 @@ def _fill(
             except OSError as error:
                 raise OSError(
                     f"{title}: {error.strerror} ({store.folder}) after {progress.n} of {number}. Those are kept, and "
-                    "the same command goes on from there: make room, or name another folder with data.feature_cache."
+                    "the same command goes on from there: make room (or let the folder be written to), or name "
+                    "another one with data.feature_cache."
                 ) from error
             progress.update(len(positions))
     if fast is not None:
@@ -277,11 +278,15 @@ def _description(kind: str, tower: Any, device: torch.device) -> dict[str, Any]:
         weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
         "kind": kind,
-        "config": {name: value for name, value in tower.config.to_dict().items() if name not in UNIMPORTANT},
+        "config": _important(tower.config.to_dict()),
         "weights": weights.hexdigest(),
         "device": device.type,
         "libraries": {library: version(library) for library in LIBRARIES},
     }
+
+
+def _important(configuration: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in configuration.items() if name not in UNIMPORTANT}
 
 
 def embed_captions_once(

@@ -7,7 +7,8 @@ from datasets import Dataset, IterableDataset
 
 from ..checkpoint import check_writable
 from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, sources_of
-from ..evaluation import check_references
+from ..evaluation import check_references, metric_names
+from ..messages import did_you_mean
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
 from .encoder import check_towers
@@ -78,9 +79,29 @@ def preflight(config: RunConfig) -> RunInputs:
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
     inputs = RunInputs(args, checkpoint, train_pairs, held_out)
+    if captioning is None:
+        check_best_metric(inputs)
     if captioning is not None:
         check_captions(inputs, embedded_before=captioning.train_on == "text")
     return inputs
+
+
+def check_best_metric(inputs: RunInputs) -> None:
+    """
+    Checks that the evaluations during training will have the metric that chooses the best model. (Those of a stream
+    are not known before.)
+
+    Raises:
+        ValueError: they will not; with the nearest name.
+    """
+    args, pairs = inputs.args, inputs.eval_pairs
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if name == "loss" or not isinstance(pairs, Dataset):
+        return
+    known = metric_names(pairs, args.eval_grouping)
+    if name not in known:
+        hint = did_you_mean(name, known, otherwise=".")
+        raise ValueError(f"training.metric_for_best_model: the evaluations have no {name!r}{hint}")
 
 
 def check_captions(inputs: RunInputs, embedded_before: bool) -> None:

@@ -8,6 +8,7 @@ from datasets.utils import tqdm
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..evaluation.embed import evaluation_mode
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 
 
@@ -30,26 +31,24 @@ def recenter(model: GapClosedClipModel, batches: Iterable[dict[str, Tensor]]) ->
     """
     if not model.config.center_projections:
         return
-    training = model.training
-    model.eval()
-    image_sum = text_sum = None
+    sums: list[Tensor | float] = [0.0, 0.0]  # of images, of texts
     count = 0
-    for batch in tqdm(batches, desc="Centering", leave=False):
-        inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items() if name != "group_ids"}
-        images = {name: inputs.pop(name) for name in ("pixel_values", "pooled_image") if name in inputs}
-        image, text = model.get_image_features(**images).pooler_output, model.get_text_features(**inputs).pooler_output
-        # In float64: float32 would lose digits over a million pairs.
-        image_sum = image.double().sum(0) + (0 if image_sum is None else image_sum)
-        text_sum = text.double().sum(0) + (0 if text_sum is None else text_sum)
-        count += len(image)
-    model.train(training)
-    if image_sum is None or text_sum is None:
+    with evaluation_mode(model):
+        for batch in tqdm(batches, desc="Centering", leave=False):
+            inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
+            inputs.pop("group_ids", None)
+            images = {name: inputs.pop(name) for name in ("pixel_values", "pooled_image") if name in inputs}
+            features = model.get_image_features(**images), model.get_text_features(**inputs)
+            # In float64: float32 would lose digits over a million pairs.
+            sums = [total + part.pooler_output.double().sum(0) for total, part in zip(sums, features, strict=True)]
+            count += len(features[0].pooler_output)
+    if not count:
         raise ValueError("recenter: there is no batch to take the means of.")
     # Features come centered by the running mean: what is left of their mean is its error.
     # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
-    for module, total in ((model.visual_centering, image_sum), (model.text_centering, text_sum)):
-        centering: Any = module
-        centering.running_mean.add_((total / count).to(centering.running_mean.dtype))
+    modules: tuple[Any, Any] = (model.visual_centering, model.text_centering)
+    for centering, total in zip(modules, sums, strict=True):
+        centering.running_mean.add_((torch.as_tensor(total) / count).to(centering.running_mean))
 
 
 class RecenterCallback(TrainerCallback):
