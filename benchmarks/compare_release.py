@@ -4,8 +4,8 @@
     python benchmarks/compare_release.py num_train_epochs=1 --ways "image tower" --seeds 0 --methods ours
 
 For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
-see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: both, the image
-tower, the last four blocks of it, or adapters in both. All are evaluated on the same pairs.
+see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: the image tower,
+the last four blocks of it, both towers, or adapters in both. All are evaluated on the same pairs.
 A run that has finished is not repeated with the same settings. Further words are overrides of the second stage.
 """
 
@@ -28,10 +28,10 @@ from gap_closed_clip.training import RunConfig, load_config
 FIRST, SECOND = CONFIGS / "radiology_small.yaml", CONFIGS / "radiology_release.yaml"
 HEADS = "heads alone"
 WAYS: dict[str, list[str]] = {
-    "both towers": [],
-    "image tower": ["freeze_text=true"],
-    "last blocks": ["freeze_vision=true", "train_vision_blocks=4", "freeze_text=true"],
-    "adapters": ["lora.rank=8", "lora.layers=all", "lora.merge=true", "tower_learning_rate=null"],
+    "image tower": [],
+    "last blocks": ["freeze_vision=true", "train_vision_blocks=4"],
+    "both towers": ["freeze_text=false"],
+    "adapters": ["freeze_text=false", "lora.rank=8", "lora.layers=all", "lora.merge=true", "tower_learning_rate=null"],
 }
 COLUMNS = {
     "recall@10": ("R@10", "{:.1%}"),
