@@ -30,7 +30,7 @@ from .conftest import synthetic
 
 
 SOURCES = ["b", "a", "b", "b", "a", "a", "a", "a"]  # of the fixture's pairs; image 0 and 1 come twice
-MEANS = ("recall@10", "margin", "debiased_modality_gap")
+MEANS = ("recall@10", "margin", "debiased_modality_gap", "true_pair_cosine", "random_pair_cosine")
 
 
 @pytest.fixture
