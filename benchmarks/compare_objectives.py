@@ -27,8 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("config", help="a configuration file of train.py")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    default = ["CLIP (LT)", "CLIP (FT)", "papers' form", "ours"]
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=default)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[*METHODS])
     parser.add_argument("--budgets", help="a file in benchmarks/budgets/: {method: {field: value}}, over all else")
     parser.add_argument("--folds", type=int, help="cross-validate over the training split")
     parser.add_argument("--output", type=Path, help="default: outputs/compare-NAME")

@@ -81,7 +81,7 @@ def preflight(config: RunConfig) -> RunInputs:
     inputs = RunInputs(args, checkpoint, train_pairs, held_out)
     if captioning is None:
         check_best_metric(inputs)
-    if captioning is not None:
+    else:
         check_captions(inputs, embedded_before=captioning.train_on == "text")
     return inputs
 

@@ -54,7 +54,7 @@ def recenter(model: GapClosedClipModel, batches: Iterable[dict[str, Tensor]]) ->
 class RecenterCallback(TrainerCallback):
     """
     Has any `Trainer` recenter a [`GapClosedClipModel`] when training ends and, where that is asked for, before each
-    evaluation and each checkpoint: what is measured and what is kept is then what a finished run would be.
+    evaluation and each checkpoint: what is measured and what is kept is then centered as a finished run would be.
 
     Args:
         batches: of `recenter`; a `DataLoader`, since it is read more than once.
