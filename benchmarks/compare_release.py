@@ -5,7 +5,7 @@
 
 For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
 see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: the image tower,
-the last four blocks of it, both towers, or adapters in both. All are evaluated on the same pairs.
+the last four blocks of it, adapters in it, or both towers. All are evaluated on the same pairs.
 A run that has finished is not repeated with the same settings. Further words are overrides of the second stage.
 """
 
@@ -31,7 +31,7 @@ WAYS: dict[str, list[str]] = {
     "image tower": [],
     "last blocks": ["freeze_vision=true", "train_vision_blocks=4"],
     "both towers": ["freeze_text=false"],
-    "adapters": ["freeze_text=false", "lora.rank=8", "lora.layers=all", "lora.merge=true", "tower_learning_rate=null"],
+    "adapters": ["lora.towers=[vision]", "lora.rank=8", "lora.layers=all", "lora.merge=true", "tower_learning_rate=null"],
 }
 COLUMNS = {
     "recall@10": ("R@10", "{:.1%}"),
