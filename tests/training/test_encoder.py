@@ -12,7 +12,7 @@ from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, RobertaConfig
 
-from gap_closed_clip.model.towers_gap_closed_clip import longest_text
+from gap_closed_clip.model.tower_kinds_gap_closed_clip import longest_text
 from gap_closed_clip.training import ModelArguments, build_model_and_processor
 from gap_closed_clip.training.encoder import check_towers, train_tokenizer
 

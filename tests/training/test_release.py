@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_run import NO_MORE, TINY
 from torch import nn
-from transformers import AutoModel, DistilBertConfig
+from transformers import AutoModel, DistilBertConfig, TimmWrapperConfig
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
@@ -72,9 +72,10 @@ def statistics(model: GapClosedClipModel) -> dict[str, torch.Tensor]:
 )
 def test_blocks_of_an_image_tower(architecture, number, last):
     with torch.device("meta"):
-        model = timm.create_model(architecture, num_classes=0)
+        tower = AutoModel.from_config(TimmWrapperConfig(architecture=architecture))
+    model = tower.timm_model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    blocks = [[names[id(parameter)] for parameter in block] for block in image_blocks(model)]
+    blocks = [[names[id(parameter)] for parameter in block] for block in image_blocks(tower)]
     assert len(blocks) == number
     expected = {name for name in names.values() if any(name.startswith(f"{part}.") for part in last)}
     assert set(blocks[-1]) == expected and len(blocks[-1]) == len(expected)
@@ -131,9 +132,12 @@ def test_blocks_that_are_not_there(mobilenet, settings, message):
 
 
 def test_a_text_tower_of_another_family():
-    model = AutoModel.from_config(DistilBertConfig(dim=48, n_heads=3, n_layers=1, hidden_dim=64, vocab_size=50))
-    with pytest.raises(ValueError, match="DistilBertModel has no encoder.layer"):
-        text_blocks(model)
+    model = AutoModel.from_config(DistilBertConfig(dim=48, n_heads=3, n_layers=2, hidden_dim=64, vocab_size=50))
+    blocks = text_blocks(model)
+    assert [len(block) for block in blocks] == [16, 16]
+    assert {id(p) for p in blocks[1]} == {id(p) for p in model.transformer.layer[1].parameters()}
+    with pytest.raises(ValueError, match="model.train_text_blocks: LSTM has no list of layers"):
+        text_blocks(torch.nn.LSTM(4, 4))
 
 
 # --- batch statistics

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..model.losses_gap_closed_clip import unit_vectors
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.towers_gap_closed_clip import longest_text
+from ..model.tower_kinds_gap_closed_clip import longest_text
 from .onnx_check import CHECK, Difference, OnnxMismatch, check_onnx, import_onnxruntime
 from .onnx_preprocessing import (
     PREPROCESSING,

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.tower_kinds_gap_closed_clip import patch_size
 
 
 VISION_MODEL, TEXT_MODEL = "vision_model.onnx", "text_model.onnx"
@@ -86,7 +87,8 @@ def example_size(processor: GapClosedClipProcessor) -> tuple[int, int]:
         ValueError: they have no fixed size.
     """
     settings = processor.image_processor.to_dict()
-    size = settings["crop_size"] if settings["do_center_crop"] else settings["size"] if settings["do_resize"] else {}
+    crops = settings.get("do_center_crop")
+    size = settings["crop_size"] if crops else settings["size"] if settings["do_resize"] else {}
     if not size.get("height") or not size.get("width"):
         raise ValueError(
             "The image processor's images have no fixed size: set do_center_crop and crop_size, or do_resize and a "
@@ -105,10 +107,7 @@ def size_step(model: GapClosedClipModel) -> tuple[int, int] | None:
         # TensorFlow's padding depends on the size that a layer meets: as a formula of the image's size it grows with
         # every layer, and torch takes many minutes over it.
         return None
-    patch_embed = getattr(model.vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
-    if patch_embed is None or getattr(patch_embed, "dynamic_img_pad", False):
-        return (1, 1)
-    return tuple(patch_embed.patch_size)
+    return patch_size(model.vision_model) or (1, 1)
 
 
 def tokenizer_of(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Tokenizer:

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from .caption_outputs_gap_closed_clip import CACHE, takes_past_key_values, with_memory_cache
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .decoder_gap_closed_clip import one_for_each, open_prompts
-from .towers_gap_closed_clip import first_position, longest_text
+from .tower_kinds_gap_closed_clip import first_position, longest_text
 
 
 MAX_NEW_TOKENS = 64  # of a new captioner; captions of radiology are longer than the library's 20 tokens

@@ -33,6 +33,7 @@ from .losses_gap_closed_clip import unit_vectors
 from .modeling_gap_closed_clip import GapClosedClipModel
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
 from .saving_gap_closed_clip import describe_code
+from .tower_kinds_gap_closed_clip import token_width
 
 
 logger = logging.get_logger(__name__)
@@ -75,7 +76,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         self.decoder = AutoModelForCausalLM.from_config(decoder_config) if decoder is None else decoder
         config.decoder_config = self.decoder.config
         config.pad_token_id = self.decoder.config.pad_token_id  # where Seq2SeqTrainer looks for it
-        self.memory = CaptionMemory(config, self.gap_closed_clip.vision_model.timm_model.num_features)
+        self.memory = CaptionMemory(config, token_width(self.gap_closed_clip.vision_model))
         self.post_init()
         # Inside a captioner the encoder's list must not apply: weights of the decoder that find no place are reported.
         self._keys_to_ignore_on_load_unexpected -= set(GapClosedClipModel._keys_to_ignore_on_load_unexpected)

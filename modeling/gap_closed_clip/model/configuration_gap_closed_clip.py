@@ -9,7 +9,8 @@ from transformers import AutoConfig, PreTrainedConfig
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
 Weight = float | list[list[float]]
 
-TEXT_POOLINGS = ("cls", "mean", "pooler")
+MODALITIES = ("image", "text")
+POOLINGS = ("cls", "mean", "pooler")
 # What a captioner's decoder attends to. The embedding alone is what text and images have in common.
 DECODER_MEMORIES = ("patches_and_embedding", "embedding")
 # The fields that only a captioner uses, beside its decoder's configuration.
@@ -37,18 +38,25 @@ class GapClosedClipConfig(PreTrainedConfig):
 
     Args:
         vision_config (`TimmWrapperConfig` or `dict`, *optional*):
-            The image tower. The default is timm's `eva02_base_patch16_clip_224` (86 M parameters).
+            The image tower, timm's or one of transformers'. The default is timm's `eva02_base_patch16_clip_224` (86 M
+            parameters).
         text_config (`PreTrainedConfig` or `dict`, *optional*):
-            The text tower, of the BERT family. The default is BERT-base.
+            The text tower, an encoder of transformers. The default is BERT-base.
         projection_dim (`int`, defaults to 512):
             Dimension D of the shared space.
-        projection_hidden_dim (`int`, *optional*):
-            Width of the hidden layer of the projections; `None` makes them linear, as in the paper.
+        projection_hidden_dim (`int` or `dict`, *optional*):
+            Width of the hidden layer of the projections; `None` makes them linear, as in the paper. A mapping gives
+            each modality its own: `{"image": None, "text": 640}`.
+        projection_bias (`bool`, defaults to `True`):
+            Whether the layers of the projections have biases. Those of published CLIPs have none.
         projection_dropout (`float`, defaults to 0.0):
             Dropout of the projections' hidden layer in training; only with a `projection_hidden_dim`.
+        image_pooling (`str`, defaults to `"pooler"`):
+            What represents an image: `"pooler"` (what the tower gives itself, as timm's do), `"cls"` (first token) or
+            `"mean"` (of the patches); the last two for transformers' towers.
         text_pooling (`str`, defaults to `"cls"`):
             What represents a text: `"cls"` (first token), `"mean"` (of the tokens that are not padding), or `"pooler"`
-            (the tower's own pooler).
+            (the tower's own pooler; of a CLIP's text tower the end of the text).
         center_projections (`bool`, defaults to `True`):
             Whether each modality's projections are centered by their mean before they are normalised: in training the
             mean of the global batch, at inference running statistics saved with the model.
@@ -60,6 +68,9 @@ class GapClosedClipConfig(PreTrainedConfig):
             Cap of the scale itself (not of its log).
         learnable_temperature (`bool`, defaults to `True`):
             Whether the temperature is trained: CLIP (LT); `False` is CLIP (FT).
+        logit_bias (`float`, defaults to 0.0):
+            Added to the logits. SigLIP's probabilities, `sigmoid(logits_per_image)`, need it; it has no part in the
+            loss, whose softmax it would not change.
         contrastive_weight, align_weight, uniformity_weight (`float` or `list`, default to 1.0, 3.0, 1.0):
             Weights of the three terms, constant or scheduled.
         mask_groups (`bool`, defaults to `True`):
@@ -130,14 +141,17 @@ class GapClosedClipConfig(PreTrainedConfig):
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
     projection_dim: int = 512
-    projection_hidden_dim: int | None = None
+    projection_hidden_dim: int | dict[str, int | None] | None = None
+    projection_bias: bool = True
     projection_dropout: float | int = 0.0
+    image_pooling: str = "pooler"
     text_pooling: str = "cls"
     center_projections: bool = True
     centering_momentum: float = 0.1
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     max_logit_scale: float | int = 100.0
     learnable_temperature: bool = True
+    logit_bias: float | int = 0.0
     contrastive_weight: Any = 1.0
     align_weight: Any = 3.0
     uniformity_weight: Any = 1.0
@@ -178,8 +192,14 @@ class GapClosedClipConfig(PreTrainedConfig):
                 f"projection_dropout is {self.projection_dropout}, and the projections have no hidden layer to drop "
                 "from: set projection_hidden_dim, or leave projection_dropout out."
             )
-        if self.text_pooling not in TEXT_POOLINGS:
-            raise ValueError(f"text_pooling is {self.text_pooling!r}: use one of {', '.join(TEXT_POOLINGS)}.")
+        hidden_dims = self.projection_hidden_dim
+        if isinstance(hidden_dims, dict) and not set(hidden_dims) <= set(MODALITIES):
+            raise ValueError(f"projection_hidden_dim has {list(hidden_dims)}: its keys are {', '.join(MODALITIES)}.")
+        for name in ("image_pooling", "text_pooling"):
+            if getattr(self, name) not in POOLINGS:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: use one of {', '.join(POOLINGS)}.")
+        if not math.isfinite(self.logit_bias):
+            raise ValueError(f"logit_bias is {self.logit_bias}: use a finite number.")
         if not 0 < self.centering_momentum <= 1:
             raise ValueError(f"centering_momentum is {self.centering_momentum}: use a number above 0, at most 1.")
         if self.max_logit_scale <= 0 or self.logit_scale_init_value > math.log(self.max_logit_scale) + 1e-6:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
@@ -11,15 +11,22 @@ from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import at_least_float32
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
 from .projection_gap_closed_clip import centering, projection
-from .towers_gap_closed_clip import (
-    all_states,
+from .tower_kinds_gap_closed_clip import (
+    arguments_for_size,
+    build_tower,
+    check_poolings,
+    drop_unused_parts,
+    fill_to_full_length,
     fixed_image_size,
-    frozen_batch_norms,
+    image_width,
     longest_text,
+    pool_image,
     pool_text,
-    run_fused_layers_as_modules,
-    select_states,
+    takes,
+    text_width,
+    unused_parameters,
 )
+from .towers_gap_closed_clip import all_states, frozen_batch_norms, run_fused_layers_as_modules, select_states
 
 
 class GapClosedClipTowers(GapClosedClipPreTrainedModel):
@@ -38,17 +45,17 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         text_model: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        self.vision_model = AutoModel.from_config(config.vision_config) if vision_model is None else vision_model
-        self.text_model = AutoModel.from_config(config.text_config) if text_model is None else text_model
+        self.vision_model = build_tower(config.vision_config) if vision_model is None else vision_model
+        self.text_model = build_tower(config.text_config) if text_model is None else text_model
         # The objects that the towers' own layers look their attention up in, also where the towers were given.
         config.vision_config, config.text_config = self.vision_model.config, self.text_model.config
-        if config.text_pooling != "pooler":
-            # An unused pooler has parameters without gradient, which DistributedDataParallel refuses.
-            self.text_model.pooler = None
+        check_poolings(config, self.vision_model, self.text_model)
+        drop_unused_parts(self.vision_model, config.image_pooling)
+        drop_unused_parts(self.text_model, config.text_pooling)
         run_fused_layers_as_modules(self.vision_model)
         self.image_size = fixed_image_size(self.vision_model)  # (height, width), or None where any size will do
-        self.visual_projection = projection(self.vision_model.timm_model.head_hidden_size, config)
-        self.text_projection = projection(self.text_model.config.hidden_size, config)
+        self.visual_projection = projection(image_width(self.vision_model), config, "image")
+        self.text_projection = projection(text_width(config.text_config), config, "text")
         self.visual_centering = centering(config)
         self.text_centering = centering(config)
 
@@ -102,6 +109,37 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         outputs.pooler_output = self.text_centering(outputs.pooler_output)
         return outputs
 
+    def encode_image(
+        self, pixel_values: Tensor, output_hidden_states: bool | int | Sequence[int] | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """
+        The image tower alone: its tokens or map and, as `pooler_output`, what represents an image, (B, hidden).
+
+        Args:
+            pixel_values: (B, 3, height, width), as the processor makes them.
+            output_hidden_states: indices instead of True leave None in the place of the other states.
+
+        Raises:
+            ValueError: a height or width that the tower can't take.
+        """
+        size = tuple(pixel_values.shape[-2:])
+        if self.image_size is not None and size != self.image_size:
+            raise ValueError(
+                f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "
+                f"{self.image_size[1]}: set the image processor's crop_size and size, or the tower's "
+                "model_args={'dynamic_img_size': True}."
+            )
+        # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
+        if output_hidden_states is not None:
+            kwargs["output_hidden_states"] = all_states(output_hidden_states)
+        kwargs |= arguments_for_size(self.vision_model, size)
+        outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=pool_image(outputs, self.config.vision_config, self.config.image_pooling),
+            hidden_states=select_states(outputs.hidden_states, output_hidden_states),
+        )
+
     def encode_text(
         self,
         input_ids: Tensor,
@@ -129,12 +167,15 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             )
         # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        if not takes(self.text_model, "token_type_ids"):
+            kwargs.pop("token_type_ids", None)  # tokenizers and collators make them for every tower
         if output_hidden_states is not None:
             kwargs["output_hidden_states"] = all_states(output_hidden_states)
         if hasattr(self.config.text_config, "use_cache"):
             # An encoder keeps no cache. Its configuration asks for one all the same, of which transformers warns under
             # checkpointing, and torch.compile has no place for a warning in its graph.
             kwargs["use_cache"] = False
+        input_ids, attention_mask = fill_to_full_length(self.config.text_config, input_ids, attention_mask)
         outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -150,6 +191,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         """
         self.vision_model.requires_grad_(not vision)
         self.text_model.requires_grad_(not text)
+        for parameter in unused_parameters(self.vision_model):
+            parameter.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "GapClosedClipTowers":
@@ -182,21 +225,9 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             return BaseModelOutputWithPooling(pooler_output=features)
         if pixel_values is None:
             raise ValueError("There is no image to embed: give pixel_values, or pooled_image.")
-        size = tuple(pixel_values.shape[-2:])
-        if self.image_size is not None and size != self.image_size:
-            raise ValueError(
-                f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "
-                f"{self.image_size[1]}: set the image processor's crop_size and size, or the tower's "
-                "model_args={'dynamic_img_size': True}."
-            )
-        outputs = self.vision_model(
-            pixel_values, output_hidden_states=all_states(output_hidden_states), return_dict=True, **kwargs
-        )
-        return BaseModelOutputWithPooling(
-            last_hidden_state=outputs.last_hidden_state,
-            pooler_output=at_least_float32(self.visual_projection(outputs.pooler_output)),
-            hidden_states=select_states(outputs.hidden_states, output_hidden_states),
-        )
+        outputs = self.encode_image(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
+        outputs.pooler_output = at_least_float32(self.visual_projection(outputs.pooler_output))
+        return outputs
 
     def _project_texts(
         self,
@@ -216,8 +247,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return outputs
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
-        # transformers looks for its own layers only; the timm tower has a switch of its own.
-        self.vision_model._set_gradient_checkpointing(enable)
+        # transformers looks for its own layers only; a timm tower has a switch of its own.
+        self.vision_model._set_gradient_checkpointing(enable, *args, **kwargs)
         self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""[`GapClosedClipModel`]: a timm image tower and a BERT text tower in one space, with the loss that closes the gap."""
+"""[`GapClosedClipModel`]: an image tower and a text tower in one space, with the loss that closes the gap."""
 
 import copy
 import os
@@ -19,7 +19,8 @@ from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .outputs_gap_closed_clip import GapClosedClipOutput
 from .projection_gap_closed_clip import Temperature
 from .saving_gap_closed_clip import describe_code
-from .towers_gap_closed_clip import forget_origin, load_image_tower, load_tower, pretrained_head
+from .tower_kinds_gap_closed_clip import default_text_pooling
+from .towers_gap_closed_clip import forget_origin, load_tower, pretrained_head
 
 
 logger = logging.get_logger(__name__)
@@ -67,22 +68,37 @@ class GapClosedClipModel(GapClosedClipTowers):
         Starts from published towers, by Hub id or folder. A tower given as a configuration starts from scratch.
 
         Args:
-            vision_model_name_or_path: a timm image model, e.g. `timm/eva_giant_patch14_clip_224.laion400m`, or a
-                `TimmWrapperConfig`.
-            text_model_name_or_path: a BERT-family encoder, e.g. `google-bert/bert-base-uncased`, or its configuration.
+            vision_model_name_or_path: a timm image model, e.g. `timm/eva_giant_patch14_clip_224.laion400m`, one of
+                transformers, e.g. `facebook/dinov2-base` or the image half of `openai/clip-vit-base-patch32`, or its
+                configuration.
+            text_model_name_or_path: an encoder, e.g. `google-bert/bert-base-uncased` or the text half of a CLIP, or
+                its configuration.
             keep_vision_projection: start the image projection from the checkpoint's own CLIP head; `projection_dim` is
                 then the head's (1024 for EVA-CLIP-g) and the projections are linear.
             vision_kwargs, text_kwargs: handed to the towers' `from_pretrained` (`dtype`, `revision`, `model_args`,
                 ...).
-            config_kwargs: fields of [`GapClosedClipConfig`].
+            config_kwargs: fields of [`GapClosedClipConfig`]. By default `image_pooling` and `text_pooling` are what
+                the towers were trained with, where they tell.
 
         Raises:
             OSError: a tower that can't be found or downloaded.
-            ValueError: an image tower that is not timm's, or `keep_vision_projection` where there is no fitting head.
+            ValueError: a model that is no such tower, a pooling that it doesn't have, or `keep_vision_projection`
+                where there is no fitting head.
         """
         vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
-        vision_model = load_image_tower(vision_model_name_or_path, vision_kwargs)
-        text_model = load_tower(text_model_name_or_path, text_kwargs)
+        vision_model, vision_pooler = load_tower(vision_model_name_or_path, vision_kwargs, "vision_model")
+        text_model, text_pooler = load_tower(text_model_name_or_path, text_kwargs, "text_model")
+        config_kwargs.setdefault("image_pooling", "pooler" if vision_pooler else "cls")
+        config_kwargs.setdefault("text_pooling", default_text_pooling(text_model.config))
+        for modality, name, has_pooler in (
+            ("image", vision_model_name_or_path, vision_pooler),
+            ("text", text_model_name_or_path, text_pooler),
+        ):
+            if config_kwargs[f"{modality}_pooling"] == "pooler" and not has_pooler:
+                raise ValueError(
+                    f"{modality}_pooling is 'pooler', and {name} has no weights of one, so that it would start at "
+                    "random: use 'cls' or 'mean'."
+                )
         head = None
         if keep_vision_projection:
             head = pretrained_head(vision_model_name_or_path, vision_kwargs.get("revision"))
@@ -256,7 +272,9 @@ class GapClosedClipModel(GapClosedClipTowers):
         if self.training and losses and len(image_embeds) >= TILED_FROM:
             return losses  # without the N x N matrix, which the loss does without
         with torch.autocast(text_embeds.device.type, enabled=False):
-            logits = self.temperature().to(text_embeds) * image_embeds @ text_embeds.T  # (B, C)
+            logits = (
+                self.temperature().to(text_embeds) * image_embeds @ text_embeds.T + self.config.logit_bias
+            )  # (B, C)
         return {**losses, "logits_per_image": logits, "logits_per_text": logits.T}
 
     def _are_pairs(self, image_embeds: Tensor, text_embeds: Tensor) -> bool:

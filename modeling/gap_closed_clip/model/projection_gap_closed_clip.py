@@ -84,17 +84,21 @@ class Temperature(nn.Module):
         return at_least_float32(logit_scale - excess).exp()
 
 
-def projection(in_dim: int, config: GapClosedClipConfig) -> nn.Module:
+def projection(in_dim: int, config: GapClosedClipConfig, modality: str) -> nn.Module:
     """
-    The projection of one modality, (..., in_dim) -> (..., D): one linear layer, or two with a GELU (and a dropout)
-    between them where the configuration gives a `projection_hidden_dim`.
+    The projection of one modality ("image" or "text"), (..., in_dim) -> (..., D): one linear layer, or two with a GELU
+    (and a dropout) between them where the configuration gives a `projection_hidden_dim`.
     """
-    if config.projection_hidden_dim is None:
-        return nn.Linear(in_dim, config.projection_dim)
-    hidden_dim = config.projection_hidden_dim
+    hidden_dim, bias = config.projection_hidden_dim, config.projection_bias
+    if isinstance(hidden_dim, dict):
+        hidden_dim = hidden_dim.get(modality)
+    if hidden_dim is None:
+        return nn.Linear(in_dim, config.projection_dim, bias=bias)
     # GELU and dropout in one place: the weights' names count the places.
     hidden = nn.Sequential(nn.GELU(), nn.Dropout(config.projection_dropout))
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), hidden, nn.Linear(hidden_dim, config.projection_dim))
+    return nn.Sequential(
+        nn.Linear(in_dim, hidden_dim, bias=bias), hidden, nn.Linear(hidden_dim, config.projection_dim, bias=bias)
+    )
 
 
 def centering(config: GapClosedClipConfig) -> nn.Module:

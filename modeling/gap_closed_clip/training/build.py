@@ -19,7 +19,7 @@ from ..evaluation.fast_tower import has_spatial_convolutions
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.towers_gap_closed_clip import longest_text
+from ..model.tower_kinds_gap_closed_clip import longest_text
 from .arguments import GapClosedTrainingArguments
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments, build_captioner, mean_shift

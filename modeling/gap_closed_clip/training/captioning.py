@@ -13,7 +13,7 @@ from ..evaluation import embed_pairs, modality_means
 from ..model.captioning_gap_closed_clip import MAX_NEW_TOKENS, GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.towers_gap_closed_clip import longest_text
+from ..model.tower_kinds_gap_closed_clip import longest_text
 from .arguments import ModelArguments, check_tower
 from .encoder import build_model_and_processor, pretrained_name, set_image_size, with_config
 from .release import release_towers

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoTokenizer,
+    BaseImageProcessor,
     BertTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,7 +26,8 @@ from ..data import DataArguments, count_truncated
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
-from ..model.towers_gap_closed_clip import longest_text, not_loaded
+from ..model.tower_kinds_gap_closed_clip import is_timm, longest_text
+from ..model.towers_gap_closed_clip import not_loaded
 from .arguments import ModelArguments
 from .package_towers import package_folder
 from .release import release_towers
@@ -128,7 +131,22 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
         raise OSError(f"{named}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {error}") from error
-    return model, GapClosedClipProcessor(image_processor_for(model.vision_model), tokenizer)
+    if tokenizer.pad_token_id is not None:
+        model.config.text_config.pad_token_id = tokenizer.pad_token_id  # a tower that pads by itself has to agree
+    return model, GapClosedClipProcessor(_image_processor(model.vision_model, vision), tokenizer)
+
+
+def _image_processor(vision_model: PreTrainedModel, name: str | PreTrainedConfig) -> BaseImageProcessor:
+    """The image processor that fits a tower: of a model of transformers its own."""
+    if is_timm(vision_model):
+        return image_processor_for(vision_model)
+    try:
+        return AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model.vision={name!r} has no image processor: put its preprocessor_config.json there, which says the "
+            "size, mean and standard deviation that it was trained with."
+        ) from error
 
 
 def set_image_size(model: GapClosedClipModel, processor: GapClosedClipProcessor, image_size: int) -> None:
@@ -153,9 +171,8 @@ def set_image_size(model: GapClosedClipModel, processor: GapClosedClipProcessor,
     settings = processor.image_processor.to_dict()
     square = {"height": image_size, "width": image_size}
     size = {"shortest_edge": image_size} if settings["size"].get("shortest_edge") else square
-    processor.image_processor = type(processor.image_processor).from_dict(
-        {**settings, "size": size, "crop_size": square}
-    )
+    crop = {"crop_size": square} if settings.get("do_center_crop") else {}
+    processor.image_processor = type(processor.image_processor).from_dict({**settings, "size": size, **crop})
 
 
 def set_caption_length(

@@ -48,19 +48,30 @@ PEFT_NAMES = {
     "dropout": ("lora_dropout", "vera_dropout", "module_dropout"),
 }
 TOWERS = tuple(TOWER_CONFIGS)
-# Layers of one tower behind its name, of timm's transformers (EVA, EVA-02, ViT, BEiT, Swin) and of transformers' BERT
-# family; of convolutional networks, which have no attention, the pointwise convolutions of EfficientNet, MobileNet and
-# ConvNeXt and the convolutions of ResNet. Nothing matches a depthwise convolution (peft can't merge an adapter into a
-# grouped one), the patch embedding (`patch_embed.proj`), the stem, or a projection to the shared space.
+# Layers of one tower behind its name, of timm's transformers (EVA, EVA-02, ViT, BEiT, Swin) and those of transformers
+# (BERT and its family, ViT, DINOv2, CLIP, SigLIP, ModernBERT, ...); of convolutional networks, which lack attention,
+# the pointwise convolutions of EfficientNet, MobileNet and ConvNeXt and the convolutions of ResNet. Nothing matches a
+# depthwise convolution (peft can't merge an adapter into a grouped one), the patch embedding (`patch_embed.proj`), the
+# stem, SigLIP's attention pooling (torch's own attention reads its weights past an adapter), or a projection to the
+# shared space.
+_ATTENTION = (
+    r".*\.(?:layers?|blocks)\.\d+\.(?:self_attn|attention|attn)\.(?:self\.|attention\.|attn\.)?"
+    r"(?:query|key|value|[qkvo]|[qkvo]_proj|out_proj|output\.dense|[qkv]_lin|out_lin|Wqkv|Wo)"
+)
+_MLP = (
+    r".*\.(?:layers?|blocks)\.\d+\.(?:(?:intermediate|output)\.dense|ffn\.lin[12]"
+    r"|mlp\.(?:fc[12]|Wi|Wo|up_proj|gate_proj|down_proj|weights_in|weights_out))"
+)
 LAYERS = {
     "attention": {
-        "vision": r".*\.(attn|attn_pool)\.(qkv|q_proj|k_proj|v_proj|q|kv|proj)",
-        "text": r".*\.attention\.(self\.(query|key|value)|output\.dense)",
+        "vision": r".*\.(?:attn|attn_pool)\.(?:qkv|q_proj|k_proj|v_proj|q|kv|proj)|" + _ATTENTION,
+        "text": _ATTENTION,
     },
     "mlp": {
-        "vision": r".*\.mlp\.(fc1|fc1_g|fc1_x|fc2|w12|w3)|.*\.(conv_pw|conv_pwl|conv_head)"
-        r"|.*\.se\.(conv_reduce|conv_expand)|.*\.layer\d+\.\d+\.conv[123]",
-        "text": r".*\.layer\.\d+\.(intermediate|output)\.dense",
+        "vision": r".*\.mlp\.(?:fc1|fc1_g|fc1_x|fc2|w12|w3)|.*\.(?:conv_pw|conv_pwl|conv_head|pwconv[12])"
+        r"|.*\.se\.(?:conv_reduce|conv_expand)|.*\.layer\d+\.\d+\.conv[123]"
+        r"|.*\.stages\.\d+\.layers\.\d+\.layer\.\d+\.convolution|" + _MLP,
+        "text": _MLP,
     },
 }
 LAYERS["all"] = {tower: "|".join(kind[tower] for kind in LAYERS.values()) for tower in TOWERS}
@@ -312,7 +323,9 @@ def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str
 
 def _feedforward(pattern: str, model: GapClosedClipModel) -> list[str]:
     """The names of those matching layers that are the last of an MLP."""
-    last = re.compile(r".*\.mlp\.(fc2|w3)|.*\.conv_pwl|.*\.layer\.\d+\.output\.dense")
+    last = re.compile(
+        r".*\.mlp\.(fc2|w3|Wo|down_proj|weights_out)|.*\.(conv_pwl|pwconv2)|.*\.ffn\.lin2|.*\.layers?\.\d+\.output\.dense"
+    )
     return [name for name, _ in model.named_modules() if re.fullmatch(pattern, name) and last.fullmatch(name)]
 
 

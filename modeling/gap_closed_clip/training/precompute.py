@@ -25,6 +25,7 @@ from ..evaluation.embed import embed_captions, evaluation_mode
 from ..evaluation.fast_tower import FastTower
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.tower_kinds_gap_closed_clip import image_width, text_width
 
 
 logger = logging.get_logger(__name__)
@@ -104,6 +105,9 @@ def _image_features(
     settings: FeatureSettings,
     augmentation: Augmentation | None,
 ) -> StoredFeatures:
+    def pool_images(_, inputs: dict[str, Tensor]) -> Tensor:
+        return model.encode_image(**inputs).pooler_output
+
     tower = model.vision_model
     description = {
         **_description("image", tower, settings.device),
@@ -111,7 +115,9 @@ def _image_features(
         "augmentation": None if augmentation is None else asdict(augmentation),
     }
     views = 1 if augmentation is None else settings.views
-    store = FeatureStore(settings.folder, description, views, tower.timm_model.head_hidden_size)
+    if model.config.image_pooling != "pooler":
+        description["pooling"] = model.config.image_pooling
+    store = FeatureStore(settings.folder, description, views, image_width(tower))
     images = pairs.select_columns([name for name in ("image", "image_id", "window") if name in pairs.column_names])
     digests = [_image_digest(row, collator) for row in images]
     with store.writing(digests) as missing:
@@ -124,7 +130,7 @@ def _image_features(
             )
             title = f"Embedding {len(missing)} images" + (f" in {views} views" if views > 1 else "")
             batches = ((part, {"pixel_values": pixel_values}) for part, pixel_values in _prefetched(loader))
-            _fill(store, tower, _pool_images, digests, batches, len(missing), title, settings)
+            _fill(store, tower, pool_images, digests, batches, len(missing), title, settings)
     return StoredFeatures(store, store.rows(digests))
 
 
@@ -135,7 +141,7 @@ def _text_features(
         return model.encode_text(**tokens).pooler_output
 
     description = _description("text", model.text_model, settings.device) | {"pooling": model.config.text_pooling}
-    store = FeatureStore(settings.folder, description, 1, model.text_model.config.hidden_size)
+    store = FeatureStore(settings.folder, description, 1, text_width(model.config.text_config))
     captions = sorted(set(pairs["caption"]), key=lambda caption: (len(caption), caption))
     # Of the tokens and not the caption: what the tokenizer makes of a caption, and where it is cut, counts as well.
     digests = [digest(tokens.tobytes()) for tokens in _each_tokens(captions, collator)]
@@ -155,10 +161,6 @@ def _each_tokens(captions: Sequence[str], collator: PairCollator, batch_size: in
         kept = tokens["attention_mask"].bool()
         for row in range(len(kept)):
             yield torch.stack([tokens["input_ids"][row, kept[row]], tokens["token_type_ids"][row, kept[row]]]).numpy()
-
-
-def _pool_images(tower: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    return tower(**inputs).pooler_output
 
 
 def _fill(

@@ -6,8 +6,10 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from ..model.encoding_gap_closed_clip import GapClosedClipTowers
+from ..model.tower_kinds_gap_closed_clip import is_timm, unused_parameters
 from ..model.towers_gap_closed_clip import batch_norms
 from .arguments import ModelArguments
 
@@ -27,8 +29,10 @@ def release_towers(model: GapClosedClipTowers, args: ModelArguments) -> None:
     """
     model.vision_model.requires_grad_(not args.freeze_vision)
     model.text_model.requires_grad_(not args.freeze_text)
+    for parameter in unused_parameters(model.vision_model):
+        parameter.requires_grad_(False)
     if args.train_vision_blocks is not None:
-        _train_last("train_vision_blocks", args.train_vision_blocks, image_blocks(model.vision_model.timm_model))
+        _train_last("train_vision_blocks", args.train_vision_blocks, image_blocks(model.vision_model))
     if args.train_text_blocks is not None:
         _train_last("train_text_blocks", args.train_text_blocks, text_blocks(model.text_model))
     if args.freeze_batch_norm and (args.checkpoint is not None or isinstance(args.vision, str)):
@@ -37,15 +41,18 @@ def release_towers(model: GapClosedClipTowers, args: ModelArguments) -> None:
     model.train(model.training)
 
 
-def image_blocks(timm_model: Any) -> list[list[nn.Parameter]]:
+def image_blocks(vision_model: PreTrainedModel) -> list[list[nn.Parameter]]:
     """
-    The parameters of each block, by timm's own groups from the input to the output. What comes before the first block
-    is left out (stem, patch and position embeddings); what comes after the last one, a norm or a last convolution,
-    belongs to it.
+    The parameters of each block: by timm's own groups from the input to the output, or of transformers' layers. What
+    comes before the first block is left out (stem, patch and position embeddings); what comes after the last one, a
+    norm, a last convolution or a pooler, belongs to it.
 
     Raises:
-        ValueError: timm knows no groups of this model.
+        ValueError: timm knows no groups of this model, or it has no list of layers.
     """
+    if not is_timm(vision_model):
+        return _blocks_of_layers("train_vision_blocks", vision_model)
+    timm_model: Any = vision_model.timm_model
     try:
         matcher = timm_model.group_matcher(coarse=False)
     except (AssertionError, AttributeError, NotImplementedError) as error:
@@ -60,23 +67,14 @@ def image_blocks(timm_model: Any) -> list[list[nn.Parameter]]:
     return [[parameters[name] for name in names] for names in blocks]
 
 
-def text_blocks(text_model: nn.Module) -> list[list[nn.Parameter]]:
+def text_blocks(text_model: PreTrainedModel) -> list[list[nn.Parameter]]:
     """
-    The parameters of each layer of a BERT; those of the pooler, where it is used, belong to the last one.
+    The parameters of each layer; those behind the last one, a norm or a pooler where it is used, belong to it.
 
     Raises:
-        ValueError: a tower without `encoder.layer`.
+        ValueError: a tower without a list of layers.
     """
-    layers = getattr(getattr(text_model, "encoder", None), "layer", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise ValueError(
-            f"model.train_text_blocks: {type(text_model).__name__} has no encoder.layer, as towers of the BERT family "
-            "do. Train it as a whole, or by adapters (section lora)."
-        )
-    blocks = [list(layer.parameters()) for layer in layers]
-    pooler = getattr(text_model, "pooler", None)
-    blocks[-1].extend([] if pooler is None else pooler.parameters())
-    return blocks
+    return _blocks_of_layers("train_text_blocks", text_model)
 
 
 def set_tower_learning_rate(optimizer: Optimizer, model: nn.Module, learning_rate: float) -> None:
@@ -107,6 +105,29 @@ def set_tower_learning_rate(optimizer: Optimizer, model: nn.Module, learning_rat
             f"training.tower_learning_rate is {learning_rate}, and no weight of a tower is trained: leave it out, or "
             "release a tower (model.freeze_vision=false). (FSDP has to keep the parameters' own names.)"
         )
+
+
+def _blocks_of_layers(field: str, tower: PreTrainedModel) -> list[list[nn.Parameter]]:
+    """The parameters of each layer of a transformers model, which keeps them in `layer`, `layers` or `stages`."""
+    found = [
+        (name, module)
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.ModuleList) and name.split(".")[-1] in ("layer", "layers", "stages")
+    ]
+    if not found:
+        raise ValueError(
+            f"model.{field}: {type(tower).__name__} has no list of layers. Train it as a whole, or by adapters "
+            "(section lora)."
+        )
+    name, layers = min(found, key=lambda item: item[0].count("."))  # the outermost
+    blocks = [list(layer.parameters()) for layer in layers]
+    behind = False
+    for other, parameter in tower.named_parameters():
+        if other.startswith(f"{name}."):
+            behind = True
+        elif behind:
+            blocks[-1].append(parameter)
+    return blocks
 
 
 def _in_blocks(names: list[str], matcher: Any) -> bool:

@@ -1,0 +1,166 @@
+"""Any CLIP to a [`GapClosedClipModel`] and its processor, with the same embeddings."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import cached_file
+
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from ..model.tower_kinds_gap_closed_clip import image_width, text_width
+from ..model.towers_gap_closed_clip import forget_origin
+from .open_clip import is_open_clip, open_clip_parts
+from .parts import ClipParts, Reference
+from .transformers_clip import transformers_parts
+
+
+# Largest difference of a coordinate of a unit vector from what the source library gives.
+TOLERANCE = 1e-4
+Layers = list[tuple[Tensor, Tensor | None]]
+
+
+def from_clip(
+    name: str | Path, revision: str | None = None, allow_pickle: bool = False, **config_kwargs
+) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    """
+    Takes over a CLIP of transformers (CLIP, SigLIP, ChineseCLIP, a VisionTextDualEncoder, ...) or of open_clip
+    (BiomedCLIP, ...): towers, projections, temperature, image processor and tokenizer, in float32. Until it is
+    trained, its embeddings are those of the source; a CLIP of transformers is asked for one pair, to make sure.
+
+    Args:
+        name: a folder or a Hub id.
+        revision: of a Hub id.
+        allow_pickle: whether pickled weights may be read, by `torch.load(weights_only=True)`, where there are no
+            others.
+        config_kwargs: fields of [`GapClosedClipConfig`], e.g. the weights of the objective. The centering is there by
+            default and does nothing before training, or `gap-closed-clip center`, sets it.
+
+    Raises:
+        OSError: it can't be found.
+        ValueError: it is no CLIP, a part of it is missing or can't be expressed, or pickled weights without a yes.
+    """
+    name = str(name)
+    if is_transformers_clip(name, revision):
+        parts = transformers_parts(name, revision, allow_pickle)
+    elif is_open_clip(name, revision):
+        parts = open_clip_parts(name, revision, allow_pickle)
+    else:
+        parts = transformers_parts(name, revision, allow_pickle)  # says what it is instead
+    try:
+        model, processor = assemble(parts, **config_kwargs)
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"{name} can't be taken over: {error}") from error
+    if parts.reference is not None:
+        _compare(name, model, processor, parts.reference)
+    return model, processor
+
+
+def is_foreign(name: str | Path, revision: str | None = None) -> bool:
+    """Whether a folder or a Hub id holds a CLIP of another library, or of transformers, and none of ours."""
+    return is_transformers_clip(name, revision) or (
+        _config(name, revision) is None and is_open_clip(str(name), revision)
+    )
+
+
+def is_transformers_clip(name: str | Path, revision: str | None = None) -> bool:
+    """Whether a configuration describes a model of transformers with an image and a text tower."""
+    config = _config(name, revision) or {}
+    # Older configurations leave what is at its default out; the name of their type tells as much.
+    towers = {"vision_config", "text_config"} <= set(config) or str(config.get("model_type")) in ("clip", "siglip")
+    return towers and config.get("model_type") != GapClosedClipConfig.model_type
+
+
+def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+    """
+    A model and its processor of a CLIP's parts.
+
+    Args:
+        config_kwargs: fields of [`GapClosedClipConfig`] beside those that the parts give.
+
+    Raises:
+        ValueError: projections of more than two layers, or of different widths.
+    """
+    layers = {
+        "image": parts.image_projection or _identity(image_width(parts.vision_model)),
+        "text": parts.text_projection or _identity(text_width(parts.text_model.config)),
+    }
+    forget_origin(parts.vision_model.config, parts.text_model.config)
+    config = GapClosedClipConfig(
+        vision_config=parts.vision_model.config,
+        text_config=parts.text_model.config,
+        **{**_space(layers), "image_pooling": parts.image_pooling, "text_pooling": parts.text_pooling},
+        logit_scale_init_value=parts.logit_scale,
+        max_logit_scale=max(100.0, math.exp(parts.logit_scale)),
+        logit_bias=parts.logit_bias,
+        **config_kwargs,
+    )
+    model = GapClosedClipModel(config, vision_model=parts.vision_model, text_model=parts.text_model)
+    for name, projection in (("image", model.visual_projection), ("text", model.text_projection)):
+        linear = [module for module in projection.modules() if isinstance(module, nn.Linear)]
+        for module, (weight, bias) in zip(linear, layers[name], strict=True):
+            state = {"weight": weight}
+            if config.projection_bias:
+                state["bias"] = torch.zeros(len(weight)) if bias is None else bias
+            module.load_state_dict(state)
+    return model.eval(), GapClosedClipProcessor(parts.image_processor, parts.tokenizer)
+
+
+def _space(layers: dict[str, Layers]) -> dict[str, Any]:
+    """The fields of the configuration that say what the projections are."""
+    if too_long := [name for name, linear in layers.items() if len(linear) > 2]:
+        raise ValueError(f"The {too_long[0]} projection has more than two layers, which can't be taken over.")
+    widths = {name: len(linear[-1][0]) for name, linear in layers.items()}
+    if widths["image"] != widths["text"]:
+        raise ValueError(f"Images are projected to {widths['image']} dimensions and texts to {widths['text']}.")
+    hidden = {name: len(linear[0][0]) if len(linear) == 2 else None for name, linear in layers.items()}
+    return {
+        "projection_dim": widths["image"],
+        "projection_hidden_dim": hidden if hidden["image"] != hidden["text"] else hidden["image"],
+        "projection_bias": any(bias is not None for linear in layers.values() for _, bias in linear),
+    }
+
+
+def _identity(width: int) -> Layers:
+    """The projection of a model that has none, as SigLIP: a linear layer that gives what it takes, and can train."""
+    return [(torch.eye(width), None)]
+
+
+@torch.no_grad()
+def _compare(name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor, expected: Reference) -> None:
+    """Holds the model's embeddings of one pair against those of the source library."""
+    inputs = processor(images=expected.image, text=[expected.text], return_tensors="pt")
+    outputs = model(**inputs)
+    for modality in ("image", "text"):
+        found = getattr(outputs, f"{modality}_embeds")
+        difference = (found - getattr(expected, f"{modality}_embeds")).abs().max().item()
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{name} can't be taken over: its {modality} embeddings would differ by {difference:.2g} from those "
+                "that transformers gives."
+            )
+
+
+def _config(name: str | Path, revision: str | None) -> dict[str, Any] | None:
+    """config.json of a folder or a Hub id; None where there is none, or it can't be read."""
+    path = Path(name) / "config.json"
+    if not Path(name).is_dir():
+        try:
+            found = cached_file(str(name), "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            return None
+        if found is None:
+            return None
+        path = Path(found)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, dict) else None
+
+
+__all__ = ["assemble", "from_clip", "is_foreign", "is_transformers_clip"]

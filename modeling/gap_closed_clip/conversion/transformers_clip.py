@@ -1,0 +1,146 @@
+"""CLIPs of transformers (CLIP, SigLIP, ChineseCLIP, MetaCLIP 2, a VisionTextDualEncoder, ...) to their parts."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text
+from ..model.towers_gap_closed_clip import not_loaded, pickled_weights
+from .parts import ClipParts, Reference
+
+
+# In these a text is represented by its first token, and the text tower's pooler is left out.
+FIRST_TOKEN = ("chinese_clip",)
+
+
+def transformers_parts(name: str, revision: str | None = None, allow_pickle: bool = False) -> ClipParts:
+    """
+    The parts of a whole model that transformers loads by `AutoModel`, in float32.
+
+    Args:
+        name: a folder or a Hub id.
+        revision: of a Hub id.
+        allow_pickle: whether pickled weights may be read, by `torch.load(weights_only=True)`, where there are no
+            others.
+
+    Raises:
+        OSError: it can't be found.
+        ValueError: a model that has not both towers, weights that are pickled or missing, or no image processor or
+            tokenizer.
+    """
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    kind = config.model_type
+    for half, sub_config in (("image", "vision_config"), ("text", "text_config")):
+        if not hasattr(config, sub_config):
+            raise ValueError(
+                f"{name} is a {kind} model, which has no {half} tower of its own, so it is no CLIP. As one tower of a "
+                "new model: GapClosedClipModel.from_vision_text_pretrained, or model.vision=... model.text=..."
+            )
+    source = load_source(name, revision, allow_pickle)
+    missing = [part for part in ("vision_model", "text_model", "logit_scale") if not hasattr(source, part)]
+    if missing:
+        raise ValueError(f"{name} is a {kind} model, which can't be taken over: it has no {', '.join(missing)}.")
+    image_processor, tokenizer = load_processor(name, revision)
+    source.text_model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(source.text_model.config))
+    reference = embed_by_source(source, image_processor, tokenizer)
+    return ClipParts(
+        vision_model=source.vision_model,
+        text_model=source.text_model,
+        image_projection=_layers(getattr(source, "visual_projection", None)),
+        text_projection=_layers(getattr(source, "text_projection", None)),
+        logit_scale=float(source.logit_scale),
+        logit_bias=float(getattr(source, "logit_bias", 0.0)),
+        image_pooling="pooler",
+        text_pooling="cls" if kind in FIRST_TOKEN else "pooler",
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        reference=reference,
+    )
+
+
+def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrainedModel:
+    """
+    The whole model, in float32.
+
+    Raises:
+        OSError: it can't be found.
+        ValueError: its weights are pickled and not to be read, or some are missing.
+    """
+    settings = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+    try:
+        model, info = AutoModel.from_pretrained(name, use_safetensors=True, **settings)
+    except OSError as error:
+        pickled = pickled_weights(name, revision)
+        if pickled is None:
+            raise not_loaded(name, error) from error
+        if not allow_pickle:
+            raise ValueError(
+                f"{name} has pickled weights alone ({pickled}). They are read only where you say so: allow_pickle=true "
+                "(by torch.load with weights_only=True, which runs no code of theirs)."
+            ) from error
+        model, info = AutoModel.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}.")
+    return model.eval()
+
+
+def load_processor(name: str, revision: str | None) -> tuple[BaseImageProcessor, PreTrainedTokenizerBase]:
+    """
+    The image processor and the tokenizer of a folder or a Hub id.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    try:
+        image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{name} has no image processor: put its preprocessor_config.json there (image size, mean, standard "
+            "deviation)."
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, TypeError) as error:
+        tokenizer = None
+        reason: Exception | None = error
+    else:
+        reason = None
+    # Where the files are missing, the library makes up a tokenizer of the special tokens alone.
+    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise ValueError(f"{name} has no tokenizer: put its tokenizer.json (or vocab files) there.") from reason
+    return image_processor, tokenizer
+
+
+@torch.no_grad()
+def embed_by_source(
+    source: PreTrainedModel, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase
+) -> Reference:
+    """What the library's own model makes of an image and a text, by its own preprocessing."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    text = "Chest radiograph with a small effusion."
+    text_config = source.text_model.config
+    padding = "max_length" if text_config.model_type in FULL_LENGTH else "do_not_pad"
+    tokens = tokenizer([text], padding=padding, max_length=longest_text(text_config), return_tensors="pt")
+    pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
+    features = source.get_image_features(pixel_values=pixel_values), source.get_text_features(**tokens)
+    image_embeds, text_embeds = (
+        nn.functional.normalize(part if isinstance(part, Tensor) else part.pooler_output, dim=-1) for part in features
+    )
+    return Reference(image, text, image_embeds, text_embeds)
+
+
+def _layers(projection: nn.Module | None) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight and bias of a projection, which is linear in all of these models; empty where there is none."""
+    if projection is None:
+        return []
+    if not isinstance(projection, nn.Linear):
+        raise ValueError(f"A projection of type {type(projection).__name__} can't be taken over: it has to be linear.")
+    return [(projection.weight.detach(), None if projection.bias is None else projection.bias.detach())]
+
+
+__all__ = ["embed_by_source", "load_processor", "load_source", "transformers_parts"]

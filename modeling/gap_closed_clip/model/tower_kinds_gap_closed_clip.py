@@ -1,0 +1,226 @@
+"""
+What the model has to know of a tower, be it timm's or one of transformers': its class, the sizes that it takes and
+gives, what represents an image or a text in it, and which of its weights have no part in that.
+"""
+
+import inspect
+from typing import Any
+
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+TIMM = "timm_wrapper"
+# RoBERTa and its kin number positions from behind their padding id.
+POSITIONS_AFTER_PADDING = (
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+# The text halves of CLIPs. In the first the end-of-text token stands for the text, in the second the last position,
+# which only a text of full length has learned to use: SigLIP was trained on padded texts and without a mask.
+END_OF_TEXT = ("clip_text_model", "metaclip_2_text_model")
+FULL_LENGTH = ("siglip_text_model", "siglip2_text_model")
+
+
+def build_tower(config: PreTrainedConfig, **kwargs) -> PreTrainedModel:
+    """
+    A tower with new weights; `kwargs` are those of `from_config` (`dtype`, ...).
+
+    `AutoModel` doesn't know every half of a CLIP; those have their class's name from their configuration's.
+    """
+    if type(config) in AutoModel._model_mapping or not (found := _tower_class(config)):
+        return AutoModel.from_config(config, **kwargs)
+    return found._from_config(config, **kwargs)
+
+
+def image_width(vision_model: PreTrainedModel) -> int:
+    """Features of an image's pooled representation."""
+    if is_timm(vision_model):
+        return vision_model.timm_model.head_hidden_size
+    return token_width(vision_model)
+
+
+def token_width(vision_model: PreTrainedModel) -> int:
+    """Features of one of an image's tokens, or of one place of a convolutional network's last map."""
+    if is_timm(vision_model):
+        return vision_model.timm_model.num_features
+    widths = getattr(vision_model.config, "hidden_sizes", None)  # of the stages of a convolutional network
+    return widths[-1] if widths else vision_model.config.hidden_size
+
+
+def text_width(text_config: PreTrainedConfig) -> int:
+    """Features of a text's pooled representation."""
+    return getattr(text_config, "projection_size", None) or text_config.hidden_size
+
+
+def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
+    """(height, width) where a timm model takes no other size, else None: those of transformers interpolate."""
+    if not is_timm(vision_model):
+        return None
+    patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
+    if patch_embed is None or not getattr(patch_embed, "strict_img_size", False):
+        return None
+    if patch_embed.num_patches == 0:
+        raise ValueError(
+            f"The image tower's img_size {patch_embed.img_size} is less than one patch {patch_embed.patch_size}."
+        )
+    return tuple(patch_embed.img_size)
+
+
+def patch_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
+    """What height and width of an image have to be multiples of; None where there are no patches."""
+    if is_timm(vision_model):
+        patch_embed = getattr(vision_model.timm_model, "patch_embed", None)
+        if patch_embed is None or getattr(patch_embed, "dynamic_img_pad", False):
+            return None
+        return tuple(patch_embed.patch_size)
+    size = getattr(vision_model.config, "patch_size", None)
+    return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+
+
+def arguments_for_size(vision_model: PreTrainedModel, size: tuple[int, int]) -> dict[str, Any]:
+    """What a tower has to be told for images of a (height, width): to interpolate, where they aren't of its own."""
+    if is_timm(vision_model) or not takes(vision_model, "interpolate_pos_encoding"):
+        return {}
+    own = getattr(vision_model.config, "image_size", None)
+    own = (own, own) if isinstance(own, int) else own
+    return {} if own is None or tuple(own) == size else {"interpolate_pos_encoding": True}
+
+
+def pool_image(outputs: ModelOutput, vision_config: PreTrainedConfig, pooling: str) -> Tensor:
+    """(B, hidden) of an image tower's outputs; `pooling` as in `config.image_pooling`."""
+    if pooling == "pooler":
+        return outputs.pooler_output.flatten(1)  # a ResNet gives (B, hidden, 1, 1)
+    tokens = outputs.last_hidden_state
+    if tokens.ndim == 4:
+        raise ValueError(f"image_pooling is {pooling!r}, and a convolutional tower has no tokens: use 'pooler'.")
+    if pooling == "cls":
+        return tokens[:, 0]
+    return tokens[:, 1 + (getattr(vision_config, "num_register_tokens", None) or 0) :].mean(1)
+
+
+def pool_text(outputs: ModelOutput, attention_mask: Tensor | None, pooling: str) -> Tensor:
+    """(B, hidden) of a text tower's outputs for (B, length) tokens; `pooling` as in `config.text_pooling`."""
+    hidden = outputs.last_hidden_state  # (B, length, hidden)
+    if pooling == "pooler":
+        return outputs.pooler_output
+    if pooling == "cls":
+        return hidden[:, 0]
+    if attention_mask is None:
+        return hidden.mean(1)
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def default_text_pooling(text_config: PreTrainedConfig) -> str:
+    """What represents a text where nothing is said: of a CLIP's half its pooler, of others the first token."""
+    return "pooler" if text_config.model_type in END_OF_TEXT + FULL_LENGTH else "cls"
+
+
+def check_poolings(config: Any, vision_model: PreTrainedModel, text_model: PreTrainedModel) -> None:
+    """
+    Args:
+        config: a `GapClosedClipConfig`.
+
+    Raises:
+        ValueError: a pooling that a tower doesn't have, or that says nothing of a text.
+    """
+    if is_timm(vision_model) and config.image_pooling != "pooler":
+        raise ValueError(
+            f"image_pooling is {config.image_pooling!r}: a timm model pools by itself. Leave it out, and say how in "
+            "the tower's model_args={'global_pool': ...}."
+        )
+    kind = config.text_config.model_type
+    if kind in END_OF_TEXT and config.text_pooling != "pooler":
+        raise ValueError(
+            f"text_pooling is {config.text_pooling!r}: in a {kind} no token but the last has read the whole text. Use "
+            "text_pooling='pooler', the end of the text."
+        )
+    if config.text_pooling == "pooler" and kind not in END_OF_TEXT + FULL_LENGTH and not hasattr(text_model, "pooler"):
+        raise ValueError(f"text_pooling is 'pooler', and a {kind} has none: use 'cls' or 'mean'.")
+
+
+def first_position(text_config: PreTrainedConfig) -> int:
+    """The position of a text's first token: 0, or behind the padding id where a tower does as RoBERTa does."""
+    return text_config.pad_token_id + 1 if text_config.model_type in POSITIONS_AFTER_PADDING else 0
+
+
+def longest_text(text_config: PreTrainedConfig) -> int:
+    """Tokens that a text tower takes."""
+    return text_config.max_position_embeddings - first_position(text_config)
+
+
+def fill_to_full_length(
+    text_config: PreTrainedConfig, input_ids: Tensor, attention_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """
+    The tokens (B, length) as the tower was trained on them: those of SigLIP padded to the longest text, with no mask.
+    """
+    if text_config.model_type not in FULL_LENGTH:
+        return input_ids, attention_mask
+    if attention_mask is not None:
+        input_ids = input_ids.masked_fill(attention_mask == 0, text_config.pad_token_id)
+    missing = longest_text(text_config) - input_ids.shape[1]
+    return nn.functional.pad(input_ids, (0, missing), value=text_config.pad_token_id), None
+
+
+def takes(model: nn.Module, argument: str) -> bool:
+    """Whether a tower's `forward` names an argument."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def is_timm(model: PreTrainedModel) -> bool:
+    return model.config.model_type == TIMM
+
+
+def drop_unused_parts(model: PreTrainedModel, pooling: str) -> None:
+    """
+    Takes a transformers model's pooler out where it isn't used, and lets a token for masked images stay as it is: a
+    parameter without gradient is refused by DistributedDataParallel.
+    """
+    if pooling != "pooler" and getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    for parameter in unused_parameters(model):
+        parameter.requires_grad_(False)
+
+
+def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that no image moves: the token that stands for hidden patches in pretraining (DINOv2, BEiT)."""
+    return [parameter for name, parameter in model.named_parameters() if name.split(".")[-1] == "mask_token"]
+
+
+def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """Of a `SiglipTextConfig`, transformers' `SiglipTextModel`."""
+    return getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+
+
+__all__ = [
+    "TIMM",
+    "arguments_for_size",
+    "build_tower",
+    "check_poolings",
+    "default_text_pooling",
+    "drop_unused_parts",
+    "fill_to_full_length",
+    "first_position",
+    "fixed_image_size",
+    "image_width",
+    "is_timm",
+    "longest_text",
+    "patch_size",
+    "pool_image",
+    "pool_text",
+    "takes",
+    "text_width",
+    "token_width",
+    "unused_parameters",
+]
