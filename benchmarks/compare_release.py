@@ -31,7 +31,13 @@ WAYS: dict[str, list[str]] = {
     "image tower": [],
     "last blocks": ["freeze_vision=true", "train_vision_blocks=4"],
     "both towers": ["freeze_text=false"],
-    "adapters": ["lora.towers=[vision]", "lora.rank=8", "lora.layers=all", "lora.merge=true", "tower_learning_rate=null"],
+    "adapters": [
+        "lora.towers=[vision]",
+        "lora.rank=8",
+        "lora.layers=all",
+        "lora.merge=true",
+        "tower_learning_rate=null",
+    ],
 }
 COLUMNS = {
     "recall@10": ("R@10", "{:.1%}"),
