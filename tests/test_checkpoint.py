@@ -66,8 +66,13 @@ def test_half_written_config(folder):
 
 def test_another_kind_of_model(folder):
     config = json.loads((folder / "config.json").read_text())
+    bert = {**config["text_config"], "model_type": "bert"}
+    (folder / "config.json").write_text(json.dumps(bert))
+    with pytest.raises(ValueError, match="demo holds a model of type 'bert', not 'gap_closed_clip'"):
+        load_checkpoint(folder)
+    # With towers of its own it would be a CLIP to take over, which these weights are not.
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "clip"}))
-    with pytest.raises(ValueError, match="demo holds a model of type 'clip', not 'gap_closed_clip'"):
+    with pytest.raises(ValueError, match="demo: the weights do not fit config.json"):
         load_checkpoint(folder)
 
 

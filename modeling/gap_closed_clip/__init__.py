@@ -8,6 +8,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .conversion import from_clip
 from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .model.configuration_gap_closed_clip import GapClosedClipConfig
 from .model.losses_gap_closed_clip import gap_closed_loss
@@ -33,5 +34,6 @@ __all__ = [
     "GapClosedClipProcessor",
     "ImageTextRetrievalPipeline",
     "MicroBatches",
+    "from_clip",
     "gap_closed_loss",
 ]

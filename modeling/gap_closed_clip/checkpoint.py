@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
+from .conversion import from_clip, is_foreign
 from .messages import nearest
 from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .model.configuration_gap_closed_clip import GapClosedClipConfig
@@ -39,12 +40,15 @@ AGAIN = "Save it again (`gap-closed-clip train`, or model.save_pretrained and pr
 def check_model_name(name_or_path: str | Path) -> None:
     """Checks a folder as `check_checkpoint` does; a Hub id, whether it is not the name of a folder with a typo in it.
 
+    The folder of a CLIP of transformers or open_clip will do, too: `load_checkpoint` takes it over.
+
     Raises:
         FileNotFoundError, ValueError: as `check_checkpoint`; also for `outputs/demoo` beside a folder `outputs/demo`.
     """
     path = Path(name_or_path)
     if is_local(name_or_path):
-        check_checkpoint(path)
+        if not is_foreign(path):
+            check_checkpoint(path)
     elif len(path.parts) > 1 and (hint := _similar_folder(path)):
         raise FileNotFoundError(f"There is no folder {path}.{hint}")
 
@@ -70,12 +74,14 @@ def check_checkpoint(folder: str | Path) -> None:
 
 
 def load_checkpoint(
-    name_or_path: str | Path, revision: str | None = None
+    name_or_path: str | Path, revision: str | None = None, allow_pickle: bool = False
 ) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    """Loads model and processor of a folder or of a Hub id. An adapter is loaded on its base model and merged into it.
+    """Loads model and processor of a folder or of a Hub id. An adapter is loaded on its base model and merged into it;
+    a CLIP of transformers or open_clip is taken over as `conversion.from_clip` does.
 
     Args:
         revision: of a Hub id.
+        allow_pickle: as of `conversion.from_clip`; our own models have no pickled weights.
 
     Raises:
         FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
@@ -84,6 +90,8 @@ def load_checkpoint(
     """
     name_or_path = str(name_or_path)
     check_model_name(name_or_path)
+    if is_foreign(name_or_path, revision):
+        return from_clip(name_or_path, revision, allow_pickle)
     with _explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
@@ -114,7 +122,7 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
         FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
     """
     check_model_name(name_or_path)
-    if is_adapter(name_or_path, revision):
+    if is_foreign(name_or_path, revision) or is_adapter(name_or_path, revision):
         return False
     with _explained_errors(str(name_or_path), revision):
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
@@ -249,7 +257,10 @@ def _check_model(folder: Path) -> None:
         raise FileNotFoundError(f"{folder} is no model folder: config.json is missing.{hint}")
     found = _read_json(folder / "config.json").get("model_type")
     if found != MODEL_TYPE:
-        raise ValueError(f"{folder} holds a model of type {found!r}, not {MODEL_TYPE!r}: give a GapClosedClipModel's.")
+        raise ValueError(
+            f"{folder} holds a model of type {found!r}, not {MODEL_TYPE!r}: give the folder of a GapClosedClipModel, "
+            "or of a CLIP with an image and a text tower."
+        )
     for name in _weight_files(folder):
         _check_weights(folder / name)
 

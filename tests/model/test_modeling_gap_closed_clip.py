@@ -393,7 +393,7 @@ def test_other_timm_models_and_towers_from_scratch(towers):
 def test_from_vision_text_pretrained_refuses_what_does_not_fit(towers):
     folder = towers[0]
     vision, text = str(folder / "vision"), str(folder / "text")
-    with pytest.raises(ValueError, match="has to be a timm model"):
+    with pytest.raises(ValueError, match="is a bert model, which takes no images"):
         GapClosedClipModel.from_vision_text_pretrained(text, text)
     with pytest.raises(ValueError, match="leave projection_dim"):
         GapClosedClipModel.from_vision_text_pretrained(vision, text, keep_vision_projection=True, projection_dim=8)

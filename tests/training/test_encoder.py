@@ -276,8 +276,8 @@ def test_text_towers_of_the_wrong_kind(copied):
         build(vision=VISION, text=str(copied / "text"))
 
 
-def test_an_image_tower_that_is_not_timms(towers):
-    with pytest.raises(ValueError, match="has to be a timm model"):
+def test_an_image_tower_that_takes_no_images(towers):
+    with pytest.raises(ValueError, match="text is a bert model, which takes no images: name another tower"):
         build(vision=str(towers / "text"), text=TEXT)
 
 

@@ -1,5 +1,7 @@
 """CLIPs of transformers (CLIP, SigLIP, ChineseCLIP, MetaCLIP 2, a VisionTextDualEncoder, ...) to their parts."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from PIL import Image
@@ -32,7 +34,10 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
         ValueError: a model that has not both towers, weights that are pickled or missing, or no image processor or
             tokenizer.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise not_loaded(name, error) from error
     kind = config.model_type
     for half, sub_config in (("image", "vision_config"), ("text", "text_config")):
         if not hasattr(config, sub_config):
@@ -40,10 +45,12 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
                 f"{name} is a {kind} model, which has no {half} tower of its own, so it is no CLIP. As one tower of a "
                 "new model: GapClosedClipModel.from_vision_text_pretrained, or model.vision=... model.text=..."
             )
-    source = load_source(name, revision, allow_pickle)
-    missing = [part for part in ("vision_model", "text_model", "logit_scale") if not hasattr(source, part)]
+    with torch.device("meta"):  # before its weights are downloaded
+        blank = AutoModel.from_config(config)
+    missing = [part for part in ("vision_model", "text_model", "logit_scale") if not hasattr(blank, part)]
     if missing:
         raise ValueError(f"{name} is a {kind} model, which can't be taken over: it has no {', '.join(missing)}.")
+    source = load_source(name, revision, allow_pickle)
     image_processor, tokenizer = load_processor(name, revision)
     source.text_model.config.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(source.text_model.config))
@@ -53,8 +60,8 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
         text_model=source.text_model,
         image_projection=_layers(getattr(source, "visual_projection", None)),
         text_projection=_layers(getattr(source, "text_projection", None)),
-        logit_scale=float(source.logit_scale),
-        logit_bias=float(getattr(source, "logit_bias", 0.0)),
+        logit_scale=source.logit_scale.item(),
+        logit_bias=source.logit_bias.item() if hasattr(source, "logit_bias") else 0.0,
         image_pooling="pooler",
         text_pooling="cls" if kind in FIRST_TOKEN else "pooler",
         image_processor=image_processor,
@@ -71,7 +78,7 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
         OSError: it can't be found.
         ValueError: its weights are pickled and not to be read, or some are missing.
     """
-    settings = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+    settings: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
     try:
         model, info = AutoModel.from_pretrained(name, use_safetensors=True, **settings)
     except OSError as error:
@@ -80,10 +87,12 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
             raise not_loaded(name, error) from error
         if not allow_pickle:
             raise ValueError(
-                f"{name} has pickled weights alone ({pickled}). They are read only where you say so: allow_pickle=true "
-                "(by torch.load with weights_only=True, which runs no code of theirs)."
+                f"{name} has pickled weights alone ({pickled}). They are read only where you say so, with "
+                "allow_pickle=true (by torch.load with weights_only=True, which runs no code of theirs)."
             ) from error
         model, info = AutoModel.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
+    except RuntimeError as error:  # shapes
+        raise ValueError(f"{name}: the weights do not fit config.json. {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}.")
     return model.eval()
@@ -125,7 +134,11 @@ def embed_by_source(
     text = "Chest radiograph with a small effusion."
     text_config = source.text_model.config
     padding = "max_length" if text_config.model_type in FULL_LENGTH else "do_not_pad"
-    tokens = tokenizer([text], padding=padding, max_length=longest_text(text_config), return_tensors="pt")
+    tokens = tokenizer(
+        [text], padding=padding, truncation=True, max_length=longest_text(text_config), return_tensors="pt"
+    )
+    if text_config.model_type in FULL_LENGTH:
+        tokens = {"input_ids": tokens["input_ids"]}  # they were trained without a mask
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
     features = source.get_image_features(pixel_values=pixel_values), source.get_text_features(**tokens)
     image_embeds, text_embeds = (

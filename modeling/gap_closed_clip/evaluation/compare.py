@@ -33,6 +33,7 @@ class ComparisonSettings:
         nearest_caption: add, for each model, the training caption nearest to each image.
         num_beams: beams of a caption; 0 for what the captioner was trained with.
         scorer: folder or Hub id of the model that gives all captions their CLIPScore; empty for each captioner's own.
+        allow_pickle: read pickled weights of a CLIP of another library, by torch.load's weights_only.
 
     Raises:
         ValueError: a number out of its range.
@@ -47,6 +48,7 @@ class ComparisonSettings:
     nearest_caption: bool = False
     num_beams: int = 0
     scorer: str = ""
+    allow_pickle: bool = False
 
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("num_workers", 0), ("num_beams", 0)):
@@ -96,7 +98,7 @@ class Comparison:
                     check_references(self.pairs, self.settings.split)
                 self._add_captioner(name, *load_captioner(path))
             else:
-                self._add_encoder(name, *load_checkpoint(path))
+                self._add_encoder(name, *load_checkpoint(path, allow_pickle=self.settings.allow_pickle))
         writes_captions = any(evaluation.captions is not None for evaluation in self.evaluations.values())
         if self.settings.scorer and writes_captions:
             self._score_all()
@@ -159,7 +161,7 @@ class Comparison:
 
     def _score_all(self) -> None:
         """Adds the CLIPScore of all captions by one model."""
-        scorer, processor = load_checkpoint(self.settings.scorer)
+        scorer, processor = load_checkpoint(self.settings.scorer, allow_pickle=self.settings.allow_pickle)
         images = embed_pairs(scorer.to(self.device), processor, self.pairs, **self.embedding_settings).by_image()
         limit = self.data.max_caption_tokens
         for evaluation in self.evaluations.values():

@@ -15,7 +15,7 @@ from .tower_kinds_gap_closed_clip import (
     arguments_for_size,
     build_tower,
     check_poolings,
-    drop_unused_parts,
+    drop_unused_pooler,
     fill_to_full_length,
     fixed_image_size,
     image_width,
@@ -50,8 +50,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         # The objects that the towers' own layers look their attention up in, also where the towers were given.
         config.vision_config, config.text_config = self.vision_model.config, self.text_model.config
         check_poolings(config, self.vision_model, self.text_model)
-        drop_unused_parts(self.vision_model, config.image_pooling)
-        drop_unused_parts(self.text_model, config.text_pooling)
+        drop_unused_pooler(self.vision_model, config.image_pooling)
+        drop_unused_pooler(self.text_model, config.text_pooling)
         run_fused_layers_as_modules(self.vision_model)
         self.image_size = fixed_image_size(self.vision_model)  # (height, width), or None where any size will do
         self.visual_projection = projection(image_width(self.vision_model), config, "image")
@@ -191,12 +191,13 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         """
         self.vision_model.requires_grad_(not vision)
         self.text_model.requires_grad_(not text)
-        for parameter in unused_parameters(self.vision_model):
-            parameter.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "GapClosedClipTowers":
         super().train(mode)
+        for parameter in unused_parameters(self.vision_model):
+            # Here, because from_pretrained makes every parameter require a gradient and calls eval() afterwards.
+            parameter.requires_grad_(False)
         for tower in (self.vision_model, self.text_model):
             # Dropout and batch statistics would put noise into features that can't adapt to it.
             if not any(parameter.requires_grad for parameter in tower.parameters()):

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -117,6 +118,28 @@ class GapClosedClipModel(GapClosedClipTowers):
         if head is not None:
             model.visual_projection.load_state_dict(head)
         return model
+
+    @classmethod
+    def from_clip(
+        cls, name_or_path: str | os.PathLike, revision: str | None = None, allow_pickle: bool = False, **config_kwargs
+    ) -> "GapClosedClipModel":
+        """
+        Starts from a whole CLIP of transformers (CLIP, SigLIP, ChineseCLIP, a VisionTextDualEncoder, ...) or open_clip
+        (BiomedCLIP, ...). Before it is trained, its embeddings are those of the source.
+
+        Args:
+            name_or_path: folder or Hub id.
+            revision: of a Hub id.
+            allow_pickle: whether pickled weights may be read, by `torch.load(weights_only=True)`.
+            config_kwargs: fields of [`GapClosedClipConfig`], e.g. the weights of the objective.
+
+        Raises:
+            ImportError: the package is not installed; a model folder's own code is not enough.
+            OSError, ValueError: as `gap_closed_clip.from_clip`, which gives the processor as well.
+        """
+        # Not an import statement: the code beside the weights runs without the package, and transformers looks for
+        # what it imports.
+        return import_module("gap_closed_clip").from_clip(name_or_path, revision, allow_pickle, **config_kwargs)[0]
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """

@@ -145,8 +145,9 @@ def check_poolings(config: Any, vision_model: PreTrainedModel, text_model: PreTr
             f"text_pooling is {config.text_pooling!r}: in a {kind} no token but the last has read the whole text. Use "
             "text_pooling='pooler', the end of the text."
         )
-    if config.text_pooling == "pooler" and kind not in END_OF_TEXT + FULL_LENGTH and not hasattr(text_model, "pooler"):
-        raise ValueError(f"text_pooling is 'pooler', and a {kind} has none: use 'cls' or 'mean'.")
+    pools_by_itself = kind in END_OF_TEXT + FULL_LENGTH or getattr(text_model, "pooler", None) is not None
+    if config.text_pooling == "pooler" and not pools_by_itself:
+        raise ValueError(f"text_pooling is 'pooler', and the {kind} has none: use 'cls' or 'mean'.")
 
 
 def first_position(text_config: PreTrainedConfig) -> int:
@@ -182,15 +183,10 @@ def is_timm(model: PreTrainedModel) -> bool:
     return model.config.model_type == TIMM
 
 
-def drop_unused_parts(model: PreTrainedModel, pooling: str) -> None:
-    """
-    Takes a transformers model's pooler out where it isn't used, and lets a token for masked images stay as it is: a
-    parameter without gradient is refused by DistributedDataParallel.
-    """
+def drop_unused_pooler(model: PreTrainedModel, pooling: str) -> None:
+    """Takes a pooler out where it isn't used: DistributedDataParallel refuses parameters without gradient."""
     if pooling != "pooler" and getattr(model, "pooler", None) is not None:
         model.pooler = None
-    for parameter in unused_parameters(model):
-        parameter.requires_grad_(False)
 
 
 def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -209,7 +205,7 @@ __all__ = [
     "build_tower",
     "check_poolings",
     "default_text_pooling",
-    "drop_unused_parts",
+    "drop_unused_pooler",
     "fill_to_full_length",
     "first_position",
     "fixed_image_size",

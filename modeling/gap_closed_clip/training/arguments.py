@@ -24,7 +24,15 @@ class ModelArguments:
     checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Hub id or folder of a trained GapClosedClipModel to go on from; vision and text stay empty."
+            "help": "Hub id or folder of a trained GapClosedClipModel to go on from, or of a CLIP of transformers or "
+            "open_clip (BiomedCLIP, SigLIP, ...), which is taken over; vision and text stay empty."
+        },
+    )
+    allow_pickle: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the weights of such a CLIP although they are pickled, by torch.load's weights_only, which "
+            "runs no code of theirs."
         },
     )
     vision: str | dict | None = field(

@@ -93,7 +93,7 @@ def build_model_and_processor(
 
 
 def _load_checkpoint(checkpoint: str, args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
-    model, processor = load_checkpoint(checkpoint)
+    model, processor = load_checkpoint(checkpoint, allow_pickle=args.allow_pickle)
     if args.config:
         model = with_config(model, args.config, checkpoint)
     # from_pretrained gives every parameter a gradient; DistributedDataParallel would wait for that of a fixed scale.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..checkpoint import BASE, is_adapter, is_local
+from ..conversion import is_foreign
 from ..messages import did_you_mean
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
@@ -254,7 +255,7 @@ class AdapterBase:
     @staticmethod
     def _is_whole_model(args: ModelArguments) -> bool:
         """Whether the checkpoint in `args` gives the same embeddings as the base, and peft can load it."""
-        if args.checkpoint is None or is_adapter(args.checkpoint):
+        if args.checkpoint is None or is_foreign(args.checkpoint) or is_adapter(args.checkpoint):
             return False
         config = GapClosedClipConfig.from_pretrained(args.checkpoint)
         changed = {name for name, value in args.config.items() if getattr(config, name) != value}

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from ..model.encoding_gap_closed_clip import GapClosedClipTowers
-from ..model.tower_kinds_gap_closed_clip import is_timm, unused_parameters
+from ..model.tower_kinds_gap_closed_clip import is_timm
 from ..model.towers_gap_closed_clip import batch_norms
 from .arguments import ModelArguments
 
@@ -29,8 +29,6 @@ def release_towers(model: GapClosedClipTowers, args: ModelArguments) -> None:
     """
     model.vision_model.requires_grad_(not args.freeze_vision)
     model.text_model.requires_grad_(not args.freeze_text)
-    for parameter in unused_parameters(model.vision_model):
-        parameter.requires_grad_(False)
     if args.train_vision_blocks is not None:
         _train_last("train_vision_blocks", args.train_vision_blocks, image_blocks(model.vision_model))
     if args.train_text_blocks is not None:

@@ -1,11 +1,13 @@
 """Any CLIP to a [`GapClosedClipModel`] and its processor, with the same embeddings."""
 
+import copy
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
@@ -45,12 +47,10 @@ def from_clip(
         ValueError: it is no CLIP, a part of it is missing or can't be expressed, or pickled weights without a yes.
     """
     name = str(name)
-    if is_transformers_clip(name, revision):
-        parts = transformers_parts(name, revision, allow_pickle)
-    elif is_open_clip(name, revision):
+    if _config(name, revision) is None and is_open_clip(name, revision):
         parts = open_clip_parts(name, revision, allow_pickle)
     else:
-        parts = transformers_parts(name, revision, allow_pickle)  # says what it is instead
+        parts = transformers_parts(name, revision, allow_pickle)
     try:
         model, processor = assemble(parts, **config_kwargs)
     except RuntimeError as error:  # shapes
@@ -62,17 +62,8 @@ def from_clip(
 
 def is_foreign(name: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a CLIP of another library, or of transformers, and none of ours."""
-    return is_transformers_clip(name, revision) or (
-        _config(name, revision) is None and is_open_clip(str(name), revision)
-    )
-
-
-def is_transformers_clip(name: str | Path, revision: str | None = None) -> bool:
-    """Whether a configuration describes a model of transformers with an image and a text tower."""
-    config = _config(name, revision) or {}
-    # Older configurations leave what is at its default out; the name of their type tells as much.
-    towers = {"vision_config", "text_config"} <= set(config) or str(config.get("model_type")) in ("clip", "siglip")
-    return towers and config.get("model_type") != GapClosedClipConfig.model_type
+    config = _config(name, revision)
+    return _has_both_towers(config) if config else is_open_clip(str(name), revision)
 
 
 def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
@@ -91,8 +82,9 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
     }
     forget_origin(parts.vision_model.config, parts.text_model.config)
     config = GapClosedClipConfig(
-        vision_config=parts.vision_model.config,
-        text_config=parts.text_model.config,
+        # Copies: a new composite config resets the attention implementation of the parts it is given.
+        vision_config=copy.deepcopy(parts.vision_model.config),
+        text_config=copy.deepcopy(parts.text_model.config),
         **{**_space(layers), "image_pooling": parts.image_pooling, "text_pooling": parts.text_pooling},
         logit_scale_init_value=parts.logit_scale,
         max_logit_scale=max(100.0, math.exp(parts.logit_scale)),
@@ -133,7 +125,7 @@ def _identity(width: int) -> Layers:
 @torch.no_grad()
 def _compare(name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor, expected: Reference) -> None:
     """Holds the model's embeddings of one pair against those of the source library."""
-    inputs = processor(images=expected.image, text=[expected.text], return_tensors="pt")
+    inputs = processor(images=expected.image, text=[expected.text], truncation=True, return_tensors="pt")
     outputs = model(**inputs)
     for modality in ("image", "text"):
         found = getattr(outputs, f"{modality}_embeds")
@@ -145,13 +137,22 @@ def _compare(name: str, model: GapClosedClipModel, processor: GapClosedClipProce
             )
 
 
+def _has_both_towers(config: dict[str, Any]) -> bool:
+    """Whether a configuration of transformers describes a model with an image and a text tower, other than ours."""
+    # Older configurations leave out what is at its default; the name of their type tells as much.
+    towers = {"vision_config", "text_config"} <= set(config) or config.get("model_type") in ("clip", "siglip")
+    return towers and config.get("model_type") != GapClosedClipConfig.model_type
+
+
 def _config(name: str | Path, revision: str | None) -> dict[str, Any] | None:
     """config.json of a folder or a Hub id; None where there is none, or it can't be read."""
     path = Path(name) / "config.json"
     if not Path(name).is_dir():
         try:
-            found = cached_file(str(name), "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
-        except OSError:
+            found = cached_file(
+                str(name), "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
+            )
+        except (OSError, HFValidationError):  # out of reach, or no Hub id, as open_clip's hf-hub:owner/name
             return None
         if found is None:
             return None
@@ -163,4 +164,4 @@ def _config(name: str | Path, revision: str | None) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-__all__ = ["assemble", "from_clip", "is_foreign", "is_transformers_clip"]
+__all__ = ["assemble", "from_clip", "is_foreign"]

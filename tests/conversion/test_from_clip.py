@@ -1,0 +1,250 @@
+"""CLIPs of transformers as models of ours: what they embed, how they are saved, loaded, adapted and refused."""
+
+import shutil
+
+import pytest
+import torch
+from conftest import CAPTIONS
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, BertConfig, BertModel, LlavaConfig
+
+from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, from_clip
+from gap_closed_clip.checkpoint import is_captioner, load_checkpoint
+from gap_closed_clip.conversion import is_foreign, transformers_clip
+from gap_closed_clip.training import LoraArguments, ModelArguments, build_model_and_processor
+from gap_closed_clip.training.gradients import without_gradient
+from gap_closed_clip.training.lora import add_adapters
+
+from .clip_models import (
+    KINDS,
+    SIDE,
+    TEXT,
+    TEXT_LENGTH,
+    VISION,
+    dinov2_xlm_roberta,
+    embed_by_transformers,
+    photo,
+    save_source,
+    vit_bert,
+)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def source(request, tmp_path_factory):
+    return save_source(request.param, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return save_source("CLIP", tmp_path_factory.mktemp("clip"))
+
+
+def embed(model, processor):
+    """Image, texts, and their logits by one of our models, through its own processor."""
+    inputs = processor(images=photo(), text=CAPTIONS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        outputs = model.eval()(**inputs, return_loss=False)
+    return outputs.image_embeds, outputs.text_embeds, outputs.logits_per_image
+
+
+def batch(model, processor, n: int = 4):
+    torch.manual_seed(1)
+    tokens = processor.tokenizer(CAPTIONS[:n], padding=True, truncation=True, return_tensors="pt")
+    return {"pixel_values": torch.randn(n, 3, SIDE, SIDE), **tokens}
+
+
+def test_nothing_is_lost(source, tmp_path):
+    expected = embed_by_transformers(source, photo(), CAPTIONS)
+    model, processor = from_clip(source)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    loaded = GapClosedClipModel.from_pretrained(tmp_path), GapClosedClipProcessor.from_pretrained(tmp_path)
+    for found in (embed(model, processor), embed(*loaded)):
+        for part, whole in zip(found, expected, strict=True):
+            torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+    # Longer texts are cut where the tower ends.
+    assert loaded[1].tokenizer.model_max_length == TEXT_LENGTH == model.max_text_length
+
+
+def test_the_temperature_and_the_bias_are_taken_over(tmp_path):
+    model, _ = from_clip(save_source("SigLIP", tmp_path))
+    assert model.temperature().item() == pytest.approx(115.58, abs=0.01)  # exp(4.75), above CLIP's cap of 100
+    assert model.train().temperature().item() == pytest.approx(115.58, abs=0.01)
+    assert model.config.logit_bias == -12.5
+
+
+def test_fields_of_the_configuration(clip):
+    model = GapClosedClipModel.from_clip(clip, align_weight=2.0, learnable_temperature=False)
+    assert (model.config.align_weight, model.config.learnable_temperature) == (2.0, False)
+    assert model.config.center_projections and not model.visual_centering.running_mean.any()
+    assert not model.config.vision_config.name_or_path and str(clip) not in model.config.to_json_string()
+
+
+def test_all_of_it_trains(source):
+    model, processor = from_clip(source)
+    model.train()
+    model(**batch(model, processor)).loss.backward()
+    assert without_gradient(model) == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(source):
+    model, processor = from_clip(source)
+    inputs, gradients = batch(model, processor), []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        torch.manual_seed(0)
+        model.train()(**inputs).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("layers", ["attention", "mlp", "all"])
+def test_every_adapter_trains_and_merges_exactly(source, layers):
+    model, processor = from_clip(source)
+    wrapped = add_adapters(model, LoraArguments(layers=layers), None, None).train()
+    wrapped(**batch(model, processor)).loss.backward()
+    assert without_gradient(wrapped) == []
+    adapted = {name.split(".lora_A")[0] for name, _ in wrapped.named_parameters() if ".lora_A" in name}
+    per_block = {"attention": 4, "mlp": 2, "all": 6}[layers]
+    in_blocks = [name for name in adapted if ".head." not in name]  # SigLIP's pooling has an MLP of its own
+    assert len(in_blocks) == per_block * 4  # two blocks in either tower
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.1)
+    before = embed(wrapped, processor)
+    after = embed(wrapped.merge_and_unload(), processor)
+    for part, whole in zip(after, before, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_other_image_sizes_are_interpolated(clip):
+    model, processor = from_clip(clip)
+    with torch.no_grad():
+        larger = model(pixel_values=torch.randn(1, 3, 64, 48)).image_embeds
+        source = AutoModel.from_pretrained(clip)
+        torch.manual_seed(3)
+        pixels = torch.randn(1, 3, 64, 48)
+        expected = source.get_image_features(pixel_values=pixels, interpolate_pos_encoding=True).pooler_output
+        found = model(pixel_values=pixels).image_embeds
+    assert larger.shape == (1, 16)
+    torch.testing.assert_close(found, torch.nn.functional.normalize(expected, dim=-1), rtol=1e-5, atol=1e-6)
+
+
+# --- as a checkpoint, and its halves as towers
+
+
+def test_it_loads_as_a_checkpoint(clip):
+    model, processor = load_checkpoint(clip)
+    torch.testing.assert_close(embed(model, processor), embed_by_transformers(clip, photo(), CAPTIONS))
+    assert is_foreign(clip) and not is_captioner(clip)
+
+
+def test_training_starts_from_it(clip):
+    args = ModelArguments(checkpoint=str(clip), freeze_vision=True, train_vision_blocks=1, freeze_text=True)
+    args.config = {"align_weight": 1.0, "projection_dim": 16}
+    model, _ = build_model_and_processor(args, [])
+    trained = {name for name, parameter in model.vision_model.named_parameters() if parameter.requires_grad}
+    assert trained and all(name.startswith(("encoder.layers.1.", "post_layernorm.")) for name in trained)
+
+
+def test_the_halves_of_a_clip_are_towers(clip):
+    model, processor = build_model_and_processor(ModelArguments(vision=str(clip), text=str(clip)), [])
+    assert (model.config.image_pooling, model.config.text_pooling) == ("pooler", "pooler")
+    source = AutoModel.from_pretrained(clip).eval()
+    inputs = processor(images=photo(), text=CAPTIONS, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        image = model.eval().encode_image(inputs["pixel_values"]).pooler_output
+        text = model.encode_text(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        expected = source.vision_model(inputs["pixel_values"]).pooler_output
+        expected_text = source.text_model(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+    torch.testing.assert_close(image, expected)
+    torch.testing.assert_close(text, expected_text)
+
+
+def test_the_first_token_of_a_causal_tower_says_nothing(clip):
+    with pytest.raises(ValueError, match="text_pooling is 'cls': in a clip_text_model no token but the last"):
+        GapClosedClipModel.from_vision_text_pretrained(str(clip), str(clip), text_pooling="cls")
+
+
+def test_a_pooler_without_weights_is_not_used(tmp_path):
+    dual, _ = vit_bert()
+    weights = {name: value for name, value in dual.vision_model.state_dict().items() if "pooler" not in name}
+    dual.vision_model.save_pretrained(tmp_path, state_dict=weights)
+    model = GapClosedClipModel.from_vision_text_pretrained(str(tmp_path), BertConfig(**TEXT))
+    assert model.config.image_pooling == "cls" and model.vision_model.pooler is None
+    with pytest.raises(ValueError, match="image_pooling is 'pooler', and .* has no weights of one"):
+        GapClosedClipModel.from_vision_text_pretrained(str(tmp_path), BertConfig(**TEXT), image_pooling="pooler")
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_pooling_of_image_tokens(pooling):
+    dual, _ = dinov2_xlm_roberta()
+    model = GapClosedClipModel.from_vision_text_pretrained(
+        dual.vision_model.config, BertConfig(**TEXT), image_pooling=pooling
+    ).eval()
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        tokens = model.vision_model(pixels).last_hidden_state
+        expected = tokens[:, 0] if pooling == "cls" else tokens[:, 1:].sum(1) / 4  # four patches
+        torch.testing.assert_close(model.encode_image(pixels).pooler_output, expected)
+
+
+# --- what can't be taken over
+
+
+def test_a_model_of_text_alone(tmp_path):
+    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a bert model, which has no image tower of its own, so it is no CLIP"):
+        from_clip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("preprocessor_config.json", "has no image processor: put its preprocessor_config.json there"),
+        ("tokenizer.json", "has no tokenizer: put its tokenizer.json"),
+        ("model.safetensors", "could not be loaded. Is it a folder"),
+    ],
+)
+def test_a_missing_file(clip, tmp_path, missing, message):
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    (tmp_path / missing).unlink()
+    with pytest.raises((OSError, ValueError), match=message):
+        from_clip(tmp_path)
+
+
+def test_missing_weights(clip, tmp_path):
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    weights = load_file(clip / "model.safetensors")
+    save_file({n: w for n, w in weights.items() if "visual_projection" not in n}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="lacks 1 weights of a CLIPModel, the first: visual_projection.weight"):
+        from_clip(tmp_path)
+
+
+def test_pickled_weights_need_a_yes(clip, tmp_path):
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    weights = load_file(clip / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(weights, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="has pickled weights alone .*allow_pickle=true"):
+        from_clip(tmp_path)
+    expected = embed_by_transformers(clip, photo(), CAPTIONS)
+    torch.testing.assert_close(embed(*load_checkpoint(tmp_path, allow_pickle=True)), expected)
+
+
+def test_a_model_that_would_embed_otherwise_is_refused(clip, monkeypatch):
+    monkeypatch.setattr(transformers_clip, "_layers", lambda projection: [(-projection.weight.detach(), None)])
+    with pytest.raises(ValueError, match="can't be taken over: its image embeddings would differ by"):
+        from_clip(clip)
+
+
+def test_another_model_with_two_towers(tmp_path):
+    LlavaConfig(vision_config={**VISION, "model_type": "clip_vision_model"}).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a llava model, which can't be taken over: it has no vision_model"):
+        from_clip(tmp_path)
