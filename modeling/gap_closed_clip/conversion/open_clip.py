@@ -31,6 +31,7 @@ MODEL_FIELDS = (
     "custom_text",
     "init_logit_scale",
     "init_logit_bias",
+    "nonscalar_logit_scale",
 )
 
 
@@ -136,7 +137,7 @@ def _read_config(name: str, revision: str | None) -> dict[str, Any]:
         raise ValueError(f"{path} is incomplete: model_cfg lacks {', '.join(sorted(missing))}.")
     if "multimodal_cfg" in fields:
         raise ValueError(f"{path} describes a CoCa model (multimodal_cfg), which is not a CLIP and not taken over.")
-    check_fields("model_cfg", fields, MODEL_FIELDS, {"nonscalar_logit_scale": False})
+    check_fields("model_cfg", fields, MODEL_FIELDS, {})
     return config
 
 
