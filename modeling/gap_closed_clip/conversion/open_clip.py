@@ -131,8 +131,8 @@ def _read_config(name: str, revision: str | None) -> dict[str, Any]:
             config = json.load(file)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    fields = config.get("model_cfg") if isinstance(config, dict) else None
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(fields or {})
+    fields = (config.get("model_cfg") if isinstance(config, dict) else None) or {}
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(fields)
     if missing:
         raise ValueError(f"{path} is incomplete: model_cfg lacks {', '.join(sorted(missing))}.")
     if "multimodal_cfg" in fields:
