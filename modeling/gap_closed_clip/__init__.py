@@ -2,6 +2,7 @@
 
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageTextToText,
     AutoModelForZeroShotImageClassification,
@@ -11,6 +12,7 @@ from transformers import (
 from .conversion import from_clip
 from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .model.configuration_gap_closed_clip import GapClosedClipConfig
+from .model.image_processing_gap_closed_clip import GapClosedClipImageProcessor
 from .model.losses_gap_closed_clip import gap_closed_loss
 from .model.micro_batches_gap_closed_clip import MicroBatches
 from .model.modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
@@ -19,6 +21,7 @@ from .model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
 AutoConfig.register("gap_closed_clip", GapClosedClipConfig)
+AutoImageProcessor.register(GapClosedClipConfig, image_processor_classes={"pil": GapClosedClipImageProcessor})
 AutoModel.register(GapClosedClipConfig, GapClosedClipModel)
 AutoModelForImageTextToText.register(GapClosedClipConfig, GapClosedClipForConditionalGeneration)
 AutoModelForZeroShotImageClassification.register(GapClosedClipConfig, GapClosedClipModel)
@@ -29,6 +32,7 @@ __version__ = "0.2.0.dev0"
 __all__ = [
     "GapClosedClipConfig",
     "GapClosedClipForConditionalGeneration",
+    "GapClosedClipImageProcessor",
     "GapClosedClipModel",
     "GapClosedClipOutput",
     "GapClosedClipProcessor",

@@ -31,6 +31,7 @@ MODEL_FIELDS = (
     "custom_text",
     "init_logit_scale",
     "init_logit_bias",
+    "nonscalar_logit_scale",
 )
 
 
@@ -130,13 +131,13 @@ def _read_config(name: str, revision: str | None) -> dict[str, Any]:
             config = json.load(file)
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    fields = config.get("model_cfg") if isinstance(config, dict) else None
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(fields or {})
+    fields = (config.get("model_cfg") if isinstance(config, dict) else None) or {}
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(fields)
     if missing:
         raise ValueError(f"{path} is incomplete: model_cfg lacks {', '.join(sorted(missing))}.")
     if "multimodal_cfg" in fields:
         raise ValueError(f"{path} describes a CoCa model (multimodal_cfg), which is not a CLIP and not taken over.")
-    check_fields("model_cfg", fields, MODEL_FIELDS, {"nonscalar_logit_scale": False})
+    check_fields("model_cfg", fields, MODEL_FIELDS, {})
     return config
 
 

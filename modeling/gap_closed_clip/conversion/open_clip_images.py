@@ -143,7 +143,7 @@ def _timm_tower(fields: dict[str, Any], weights: Weights) -> tuple[PreTrainedMod
     trunk = take(weights, "trunk.")
     model = _timm_model(fields["timm_model_name"], pool, trunk)
     projection = take_layers(weights, ("head.proj", "head.mlp.fc1", "head.mlp.fc2"))
-    if weights or (added and not projection and added != "none"):
+    if weights or len(projection) != {"linear": 1, "mlp": 2}.get(added, 0):
         raise ValueError(f"{SECTION}.timm_proj is {added!r}, which does not fit the weights of visual.head.")
     classifier = model.timm_model.pretrained_cfg.get("classifier")
     if not added and isinstance(classifier, str):  # timm's own classifier is the projection

@@ -96,7 +96,7 @@ def text_tower(
         return _hugging_face_tower(fields, weights)
     check_fields(SECTION, fields, (*OF_TRANSFORMER, *OF_TOKENIZER, *OF_HUGGING_FACE), FIXED)
     if fields.get("no_causal_mask"):
-        return _siglip_tower(fields, weights, embed_dim, quick_gelu)
+        return _siglip_tower(fields, weights, embed_dim, quick_gelu, tokenizer)
     return _clip_tower(fields, weights, quick_gelu, tokenizer)
 
 
@@ -124,7 +124,7 @@ def _clip_tower(
 
 
 def _siglip_tower(
-    fields: dict[str, Any], weights: Weights, embed_dim: int, quick_gelu: bool
+    fields: dict[str, Any], weights: Weights, embed_dim: int, quick_gelu: bool, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[PreTrainedModel, Layers, str]:
     """A tower without a causal mask, whose last token, padding included, represents the text: as SigLIP's."""
     pool = fields.get("pool_type", "argmax")
@@ -138,7 +138,8 @@ def _siglip_tower(
     # SigLIP's projection is part of the tower in transformers, its head.
     weight, bias = (_own_projection(weights) or [(torch.eye(width), None)])[0]
     head = {"head.weight": weight, "head.bias": torch.zeros(len(weight)) if bias is None else bias}
-    config = SiglipTextConfig(**settings, projection_size=len(weight))
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = SiglipTextConfig(**settings, **ids, projection_size=len(weight))
     if len(weight) != embed_dim:
         raise ValueError(f"model_cfg.embed_dim is {embed_dim}, but texts are projected to {len(weight)} dimensions.")
     model = SiglipTextModel(config).eval()
@@ -205,8 +206,8 @@ def _hugging_face_config(name: str, weights: Weights) -> PreTrainedConfig:
                 f"name that in open_clip_config.json. The library says: {str(error).strip().splitlines()[0]}"
             ) from error
     logger.warning(
-        f"{SECTION}.hf_model_name: the configuration of {name!r} is out of reach. By their shapes, the weights are of a "
-        f"BERT of {config.num_hidden_layers} layers and width {config.hidden_size}: it is taken to have "
+        f"{SECTION}.hf_model_name: the configuration of {name!r} is out of reach. By their shapes, the weights are "
+        f"of a BERT of {config.num_hidden_layers} layers and width {config.hidden_size}: it is taken to have "
         f"{config.num_attention_heads} heads and GELU, as those of that width have."
     )
     return config

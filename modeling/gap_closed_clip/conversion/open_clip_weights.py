@@ -77,7 +77,7 @@ def take_matrix(weights: Weights, name: str) -> Layers:
 
 def renamed(weights: Weights, names: dict[str, str]) -> Weights:
     """The weights of a tower by transformers' names; `names` are of what stands outside the blocks."""
-    result = {}
+    result: Weights = {}
     for name, value in weights.items():
         if name.startswith(BLOCKS):
             layer, _, rest = name.removeprefix(BLOCKS).partition(".")
