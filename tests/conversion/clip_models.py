@@ -109,9 +109,7 @@ def save_source(kind: str, folder: Path) -> Path:
             if parameter.ndim > 1:
                 parameter.normal_(std=0.15)
             elif name in ("logit_scale", "logit_bias"):  # the scale is exp(4.75) = 116, above our cap
-                parameter.fill_(
-                    {"logit_scale": 4.75, "logit_bias": -12.5}[name]
-                )
+                parameter.fill_({"logit_scale": 4.75, "logit_bias": -12.5}[name])
     model.save_pretrained(folder)
     image_processor.save_pretrained(folder)
     TOKENIZER.save_pretrained(folder)

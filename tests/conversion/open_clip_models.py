@@ -96,7 +96,7 @@ def clip_tokenizer() -> CLIPTokenizer:
 def save_model(kind: str, folder: Path, safe: bool = True, hidden_size: int = 48) -> Path:
     """A model of KINDS in `folder`/model, saved by open_clip; the towers' own configurations lie beside it."""
     config = copy.deepcopy(KINDS[kind])
-    config["embed_dim"] = 64 if kind == "SigLIP" else 48
+    config["embed_dim"] = 96 if kind == "SigLIP" else 48  # which is also the width of its image tower
     bert = {"vocab_size": 400, "hidden_size": hidden_size, "num_hidden_layers": 2, "num_attention_heads": 12}
     bert |= {"intermediate_size": 64, "max_position_embeddings": 48}
     BertConfig(**bert).save_pretrained(folder / "bert")

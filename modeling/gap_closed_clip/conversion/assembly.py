@@ -52,7 +52,7 @@ def from_clip(
     else:
         parts = transformers_parts(name, revision, allow_pickle)
     try:
-        model, processor = assemble(parts, **config_kwargs)
+        model, processor = assemble(parts, **{"taken_over_from": _public_name(name, parts), **config_kwargs})
     except RuntimeError as error:  # shapes
         raise ValueError(f"{name} can't be taken over: {error}") from error
     if parts.reference is not None:
@@ -100,6 +100,14 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
                 state["bias"] = torch.zeros(len(weight)) if bias is None else bias
             module.load_state_dict(state)
     return model.eval(), GapClosedClipProcessor(parts.image_processor, parts.tokenizer)
+
+
+def _public_name(name: str, parts: ClipParts) -> str:
+    """A Hub id; of a folder, which tells of somebody's disk, what kind of model it holds."""
+    if not Path(name.removeprefix("local-dir:")).is_dir():
+        return name.removeprefix("hf-hub:")
+    kinds = (parts.vision_model.config, parts.text_model.config)
+    return " + ".join(getattr(kind, "architecture", None) or kind.model_type for kind in kinds)
 
 
 def _space(layers: dict[str, Layers]) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class GapClosedClipConfig(PreTrainedConfig):
             negatives.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the projections' initial weights.
+        taken_over_from (`str`, *optional*):
+            The CLIP that `from_clip` took over: its Hub id, or its type where it was a folder.
         hypothesis_template (`str`, defaults to `"Medical image of {}."`):
             The sentence that zero-shot classification puts a label into: to be handed to the pipeline as its
             `hypothesis_template`, whose default says that every image is a photo.
@@ -157,6 +159,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     uniformity_weight: Any = 1.0
     mask_groups: bool = True
     initializer_range: float = 0.02
+    taken_over_from: str | None = None
     hypothesis_template: str = "Medical image of {}."
     decoder_config: PreTrainedConfig | dict | None = None
     decoder_memory: str = "patches_and_embedding"
