@@ -81,6 +81,43 @@ class GapClosedClipOtherOptionsTest(GapClosedClipModelTest):
         )
 
 
+class ClipTowersTester(GapClosedClipTester):
+    """The towers of transformers' own CLIP, or of another of its models, inside ours."""
+
+    input_names = DualEncoderTester.input_names
+
+    def get_config(self) -> GapClosedClipConfig:
+        sizes = {"hidden_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 3, "intermediate_size": 64}
+        tokens = {"vocab_size": 200, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+        images = {"image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE}
+        kinds = {"vision": "clip_vision_model", "text": "clip_text_model", **self.options}
+        return tiny_config(
+            vision_config={"model_type": kinds["vision"], **sizes, **images},
+            text_config={"model_type": kinds["text"], **sizes, **tokens, "pad_token_id": 0},
+            text_pooling="pooler" if kinds["text"].startswith(("clip", "siglip")) else "mean",
+            projection_bias=False,
+        )
+
+    def image_states(self) -> list[tuple[int, ...]]:
+        tokens = PATCHES_A_SIDE**2 + (not self.get_config().vision_config.model_type.startswith("siglip"))
+        return [(self.batch_size, tokens, 48)] * (LAYERS + 1)
+
+
+class GapClosedClipOfClipTowersTest(DualEncoderTestsMixin, ModelTesterMixin, unittest.TestCase):
+    """CLIP's two halves."""
+
+    all_model_classes = (GapClosedClipModel,)
+    additional_model_inputs = ["input_ids"]
+    towers: dict[str, str] = {}
+
+    def setUp(self):
+        self.model_tester = ClipTowersTester(**self.towers)
+
+
+class GapClosedClipOfDinov2AndModernBertTest(GapClosedClipOfClipTowersTest):
+    towers = {"vision": "dinov2", "text": "modernbert"}
+
+
 class CLIPTester(DualEncoderTester):
     def get_config(self) -> CLIPConfig:
         sizes = {"hidden_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 3, "intermediate_size": 64}

@@ -25,6 +25,8 @@ FILES = ("conformance_models.py", "conformance_captioners.py", "conformance_proc
 SUITES = [
     Suite("GapClosedClipModelTest", "`GapClosedClipModel`, its configuration", "CLIPModelTest"),
     Suite("GapClosedClipOtherOptionsTest", "the same, other options", "CLIPModelTest"),
+    Suite("GapClosedClipOfClipTowersTest", "the same, of CLIP's own towers", "CLIPModelTest"),
+    Suite("GapClosedClipOfDinov2AndModernBertTest", "the same, of DINOv2 and ModernBERT", "CLIPModelTest"),
     Suite("CLIPModelTest", "`CLIPModel` (reference)"),
     Suite(
         "GapClosedClipCaptionerTest",

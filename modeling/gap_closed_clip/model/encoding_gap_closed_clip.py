@@ -118,6 +118,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         Args:
             pixel_values: (B, 3, height, width), as the processor makes them.
             output_hidden_states: indices instead of True leave None in the place of the other states.
+            kwargs: what else the tower takes (`output_attentions`, ...).
 
         Raises:
             ValueError: a height or width that the tower can't take.
@@ -130,6 +131,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
                 "model_args={'dynamic_img_size': True}."
             )
         # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         if output_hidden_states is not None:
             kwargs["output_hidden_states"] = all_states(output_hidden_states)
         kwargs |= arguments_for_size(self.vision_model, size)
@@ -138,6 +140,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=pool_image(outputs, self.config.vision_config, self.config.image_pooling),
             hidden_states=select_states(outputs.hidden_states, output_hidden_states),
+            attentions=outputs.get("attentions"),
         )
 
     def encode_text(

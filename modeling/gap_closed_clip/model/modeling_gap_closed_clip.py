@@ -20,7 +20,7 @@ from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .outputs_gap_closed_clip import GapClosedClipOutput
 from .projection_gap_closed_clip import Temperature
 from .saving_gap_closed_clip import describe_code
-from .tower_kinds_gap_closed_clip import default_text_pooling
+from .tower_kinds_gap_closed_clip import default_text_pooling, is_timm
 from .towers_gap_closed_clip import forget_origin, load_tower, pretrained_head
 
 
@@ -203,7 +203,7 @@ class GapClosedClipModel(GapClosedClipTowers):
             micro_batches: one large batch in parts ([`MicroBatches`] of the inputs above), instead of all of them.
                 Same embeddings, loss and gradients; the activations are those of one part at a time.
             return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
-            output_attentions: of the text tower; timm's towers have none to give.
+            output_attentions: of the towers; timm's have none to give.
             output_hidden_states: of both towers; indices instead of True leave None in the place of the other states.
 
         Raises:
@@ -219,7 +219,11 @@ class GapClosedClipModel(GapClosedClipTowers):
         image_features = text_features = image_embeds = text_embeds = None
         if has_images:
             image_features = self.get_image_features(
-                pixel_values, pooled_image, output_hidden_states=output_hidden_states, return_dict=True
+                pixel_values,
+                pooled_image,
+                output_attentions=None if is_timm(self.vision_model) else output_attentions,
+                output_hidden_states=output_hidden_states,
+                return_dict=True,
             )
             image_embeds = unit_vectors(image_features.pooler_output)  # (B, D)
         if has_text:
