@@ -30,6 +30,7 @@ from .open_clip_models import (  # noqa: E402
 
 
 WEIGHTS = "open_clip_model.safetensors"
+EMBEDDING = "token_embedding.weight"
 TOWERS = {
     "ViT-B-32": ("CLIPVisionModel", "CLIPTextModel"),
     "ViT, custom text": ("CLIPVisionModel", "CLIPTextModel"),
@@ -103,6 +104,17 @@ def test_temperature_towers_and_context_length_are_those_of_open_clip(reference)
     assert names <= set(TOWERS.values())
     assert parts.tokenizer.model_max_length == text_fields["context_length"]
     assert not parts.vision_model.training and not parts.text_model.training
+
+
+def test_the_end_of_a_text_is_the_tokenizers(vit, tmp_path):
+    """The highest id marks it, of which CLIP's vocabulary has the end of a text; another vocabulary has others."""
+    parts = open_clip_parts(vit)
+    assert parts.text_model.config.eos_token_id == parts.tokenizer.eos_token_id == 49407
+    folder = copied(vit, tmp_path, text_cfg={"vocab_size": 49500})
+    reweighted(folder, lambda weights: weights.update({EMBEDDING: torch.cat([weights[EMBEDDING]] * 2)[:49500]}))
+    other, tokens = open_clip_parts(folder).text_model, torch.tensor([[49406, 320, 49450, 49407]])
+    outputs = other(tokens)
+    assert torch.equal(outputs.pooler_output, outputs.last_hidden_state[:, 2])  # as open_clip's argmax
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
