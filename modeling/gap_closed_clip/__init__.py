@@ -21,7 +21,9 @@ from .model.processing_gap_closed_clip import GapClosedClipProcessor
 
 
 AutoConfig.register("gap_closed_clip", GapClosedClipConfig)
-AutoImageProcessor.register(GapClosedClipConfig, image_processor_classes={"pil": GapClosedClipImageProcessor})
+AutoImageProcessor.register(
+    GapClosedClipConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), GapClosedClipImageProcessor)
+)
 AutoModel.register(GapClosedClipConfig, GapClosedClipModel)
 AutoModelForImageTextToText.register(GapClosedClipConfig, GapClosedClipForConditionalGeneration)
 AutoModelForZeroShotImageClassification.register(GapClosedClipConfig, GapClosedClipModel)
