@@ -34,6 +34,16 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         if isinstance(module, Temperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
+    def initialize_weights(self) -> None:
+        """
+        As in transformers, the towers first and by themselves. A model from outside the library has modules without
+        weights of their own passed over, and CLIP draws its weights from the modules around them.
+        """
+        for child in self.children():
+            if isinstance(child, PreTrainedModel):
+                child.initialize_weights()
+        super().initialize_weights()
+
     def load_adapter(self, *args, **kwargs) -> Any:
         """
         As in transformers. It refuses to go on with an adapter of which only a part was loaded.
