@@ -16,7 +16,7 @@ try:
     from sentence_transformers.base.modules import Transformer
 except ImportError as error:
     raise ImportError(
-        "sentence-transformers is missing, or older than 5.4: pip install -U sentence-transformers"
+        "sentence-transformers is missing, or older than 6.0: pip install -U sentence-transformers"
     ) from error
 
 
@@ -49,7 +49,7 @@ class GapClosedClipEmbedder(Transformer):
 
     @classmethod
     def load_config(cls, *args, **kwargs) -> dict[str, Any]:
-        """As the library's, for a folder without sentence_bert_config.json; the ways into the model are always these."""
+        """As the library's, which a folder need not have; the ways into the model are always these."""
         ways = {kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in _KINDS}
         output = {"modality_config": ways, "module_output_name": "sentence_embedding"}
         return {**super().load_config(*args, **kwargs), **output}
@@ -103,12 +103,16 @@ def _parts(item: Any, location: str) -> dict[str, Any]:
     """The image, as an upright RGB image, and the text of an item, as far as it has them."""
     if isinstance(item, str):
         item = {"image" if is_image_url_or_path(item) else "text": item}
-    elif not isinstance(item, dict):
-        item = {"image": item}
-    if not item or not set(item) <= set(_KINDS):
-        raise ValueError(f"{location}: {item!r:.80} has other entries than image and text.")
-    parts = dict(_kind({kind: value}, location) for kind, value in item.items())
-    return {kind.rstrip("s"): _load_image(v, location) if kind == "images" else v for kind, v in parts.items()}
+    if not isinstance(item, dict) or len(item) < 2:
+        items = [item]
+    elif set(item) == set(_KINDS):
+        items = [{kind: value} for kind, value in item.items()]
+    else:
+        raise ValueError(f"{location} has the entries {', '.join(map(str, item))}: an item has image, text, or both.")
+    parts = dict(_kind(part, location) for part in items)
+    if "images" in parts:
+        parts["image"] = _load_image(parts.pop("images"), location)
+    return parts
 
 
 __all__ = ["GapClosedClipEmbedder"]
