@@ -16,7 +16,7 @@ from gap_closed_clip.checkpoint import check_checkpoint
 from gap_closed_clip.data import DataArguments, decode_image, load_pairs, normalize_caption
 from gap_closed_clip.evaluation import embed_pairs, load_metric
 from gap_closed_clip.hub import publish
-from gap_closed_clip.hub.reload import check_code, check_reload
+from gap_closed_clip.hub.reload import check_code
 from gap_closed_clip.model.configuration_gap_closed_clip import EMBEDDER
 from gap_closed_clip.model.images_gap_closed_clip import to_rgb
 
@@ -192,11 +192,14 @@ def recall_of_the_library(model, pairs) -> dict[str, float]:
         of_image.setdefault(image, set()).add(caption)
         of_caption.setdefault(caption, set()).add(image)
     images = {name: decode_image(image) for name, image in images.items()}
-    evaluator = sentence_transformers.sentence_transformer.evaluation.InformationRetrievalEvaluator
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
     directions = {"text_to_image": (captions, images, of_caption), "image_to_text": (images, captions, of_image)}
     found = {}
     for name, sides in directions.items():
-        scores = model.evaluate(evaluator(*sides, name=name, accuracy_at_k=[1, 5, 10], write_csv=False))
+        scores = model.evaluate(
+            InformationRetrievalEvaluator(*sides, name=name, accuracy_at_k=[1, 5, 10], write_csv=False)
+        )
         found |= {f"{name}_recall@{k}": scores[f"{name}_cosine_accuracy@{k}"] for k in (1, 5, 10)}
     return found
 
