@@ -107,6 +107,16 @@ def test_a_captioner_encodes_as_the_encoder_in_it(tiny_processor, images, tmp_pa
     torch.testing.assert_close(found, torch.cat([image, text]), atol=1e-6, rtol=0)
 
 
+def test_a_tokenizer_without_a_limit_gets_the_text_towers(model_folder, tiny_model, tiny_processor, images):
+    path = model_folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    assert settings.pop("model_max_length") == tiny_model.max_text_length
+    path.write_text(json.dumps(settings))
+    model = sentence_transformers.SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu")
+    _, text = embeds_of(tiny_model, tiny_processor, images, TEXTS)
+    torch.testing.assert_close(model.encode(TEXTS, convert_to_tensor=True), text, atol=1e-6, rtol=0)
+
+
 def test_training_reaches_both_towers(model_folder, images):
     model = sentence_transformers.SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu").train()
     features = model.preprocess([images[0], TEXTS[0], {"image": images[1], "text": TEXTS[1]}])
