@@ -241,8 +241,8 @@ def spread(model, processor, pairs) -> None:
 
 def test_its_evaluator_gives_our_recall(tiny_model, tiny_processor, tmp_path):
     pairs = load_pairs(DataArguments(phantom_test_pairs=48, phantom_size=48), "test")
-    repeated = pairs.select([*range(48), 3, 5]).map(  # an image with two captions, and captions of two images
-        lambda row, index: row if index < 48 else {**row, "caption": pairs[index - 40]["caption"].upper()},
+    repeated = pairs.select([*range(48), *range(20)]).map(  # images with two captions, and captions of two images
+        lambda row, index: row if index < 48 else {**row, "caption": pairs[index - 28]["caption"].upper()},
         with_indices=True,
     )
     spread(tiny_model, tiny_processor, repeated)
