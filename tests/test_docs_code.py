@@ -260,6 +260,30 @@ def check_endpoint(names: dict, place: Place) -> None:
     close(names["vectors"]["text_embeds"], place.texts("Normal chest radiograph."))
 
 
+def check_gallery(names: dict, place: Place) -> None:
+    assert len(names["paths"]) == 5 and Path("gallery.faiss").is_file()
+    close(names["gallery"]["embedding"][:], place.images(*names["paths"]), atol=1e-6)
+
+
+def check_search(names: dict, place: Place) -> None:
+    (image,), (text,) = place.images(IMAGE), place.texts("Chest radiograph with pleural effusion.")
+    gallery = place.images(*names["paths"])
+    for name, query in {"text": text, "image": image, "both": normalize(image + text, dim=0)}.items():
+        cosines, rows = (gallery @ query).topk(3)
+        assert [path for path, _ in names["found"][name]] == [names["paths"][row] for row in rows]
+        close([cosine for _, cosine in names["found"][name]], cosines)
+
+
+def check_evaluator(names: dict, place: Place) -> None:
+    folder = place.folder / "my_pairs" / "validation" / "radiology" / "images"
+    images = place.images(*(str(folder / f"{number}.jpg") for number in range(8))).double()
+    texts = place.texts(*(f"Finding number {number}." for number in range(8))).double()
+    cosines = texts @ images.T
+    ranks = (cosines >= cosines.diag()[:, None]).sum(1)
+    for k in (1, 5, 10):
+        assert names["scores"][f"cosine_accuracy@{k}"] == (ranks <= k).double().mean()
+
+
 CHECKS = {
     "README.md": [check_use, check_pipelines],
     "docs/captions.md": [check_captions, check_between],
@@ -267,6 +291,7 @@ CHECKS = {
     "docs/fine-tuning.md": [check_adapter],
     "docs/large-batches.md": [check_micro_batches, check_objective],
     "docs/publishing.md": [check_endpoint],
+    "docs/search.md": [check_gallery, check_search, check_evaluator],
     "docs/training.md": [check_towers, check_trainer],
 }
 
@@ -274,6 +299,9 @@ CHECKS = {
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
 def test_code_runs_and_gives_what_it_should(page, place):
     names: dict = {}
+    for library in ("faiss", "sentence_transformers"):
+        if any(f"import {library}" in code or f"from {library}" in code for code in blocks(page, "python")):
+            pytest.importorskip(library, reason=f"the page needs {library}")
     for code, check in zip(blocks(page, "python"), CHECKS[name_of(page)], strict=True):
         if ONE_PROGRAM not in page.read_text(encoding="utf-8"):
             names = {}

@@ -22,7 +22,8 @@ from .loopback_hub import TOKEN, LoopbackHub
 
 ROOT = Path(__file__).parent.parent.parent
 # Files of a model folder: what saving writes, what publishing adds, the code, and that which a captioner has beside.
-SAVED = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
+SAVED = ["config.json", "model.safetensors", "modules.json", "processor_config.json"]
+SAVED += ["tokenizer.json", "tokenizer_config.json"]
 ADDED = ["README.md", *HANDLER, "requirements.txt"]
 CAPTIONER_CODE = [
     "caption_generation_gap_closed_clip.py",

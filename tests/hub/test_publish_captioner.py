@@ -43,6 +43,7 @@ METRICS = {
 STRANGER = """
 import json, pathlib, re
 import torch
+from importlib.util import find_spec
 from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
@@ -51,7 +52,8 @@ repo_id, folder, out = sys.argv[1:]
 card = pathlib.Path(hf_hub_download(repo_id, "README.md")).read_text(encoding="utf-8")
 names = {}
 for block in re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL):
-    exec(block, names)
+    if "sentence_transformers" not in block or find_spec("sentence_transformers"):
+        exec(block, names)
 found = {name: names[name] for name in ("caption", "captions", "by_hand", "scores", "image_vector", "text_vector")}
 found["hits"] = [hit["index"] for hit in names["hits"]]
 trusted = {"trust_remote_code": True}

@@ -27,6 +27,7 @@ from .conftest import CODE, SAVED, WITHOUT_PACKAGE
 # What the card says, word for word, where this package is not installed; and that nothing of it runs without consent.
 STRANGER = """
 import json, os, pathlib, re
+from importlib.util import find_spec
 from huggingface_hub import hf_hub_download
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor
@@ -45,10 +46,12 @@ assert not list(modules.glob("**/*gap_closed_clip.py")), "code was fetched unask
 card = pathlib.Path(hf_hub_download(repo_id, "README.md")).read_text(encoding="utf-8")
 names = {}
 for block in re.findall(r"```python\\n(.*?)```", card, flags=re.DOTALL):
-    exec(block, names)
+    if "sentence_transformers" not in block or find_spec("sentence_transformers"):
+        exec(block, names)
 found = {name: names[name] for name in ("scores", "image_vector", "text_vector", "template")}
 found["hits"] = [[hit["index"], hit["score"]] for hit in names["hits"]]
 found["class"] = type(names["model"]).__module__
+found["encoded"] = names["vectors"].tolist() if "vectors" in names else None
 json.dump(found, open(f"{out}/found.json", "w"))
 
 old = AutoModel.from_pretrained(repo_id, revision=revision, trust_remote_code=True).eval()
@@ -86,6 +89,7 @@ def test_a_published_model_works_where_the_package_is_not(
     image_embeds, text_embeds = embed(tiny_model, tiny_processor, image)
     assert found["class"].startswith("transformers_modules.")
     assert torch.equal(embeds["image"], image_embeds) and torch.equal(embeds["text"], text_embeds)
+    check_encoded(found["encoded"], tiny_model, tiny_processor, image)
     assert torch.equal(embeds["pinned"], expected_of_first) and not torch.equal(expected_of_first, image_embeds)
     check_pipelines(found, tiny_model, tiny_processor, image)
 
@@ -93,6 +97,18 @@ def test_a_published_model_works_where_the_package_is_not(
     again = tmp_path / "again"
     check_code(again)
     assert {path.name for path in again.iterdir()} == {*SAVED, *CODE}
+
+
+def check_encoded(found: list[list[float]] | None, model, processor, image) -> None:
+    """What sentence-transformers gave for the image, the text and both of the card; None where it is not installed."""
+    if found is None:
+        return
+    with torch.inference_mode():
+        inputs = processor(images=[image], text=["Pleural effusion."], return_tensors="pt", padding=True)
+        outputs = model(**inputs)
+    both = torch.nn.functional.normalize(outputs.image_embeds + outputs.text_embeds)
+    expected = torch.cat([outputs.image_embeds, outputs.text_embeds, both])
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=0)
 
 
 def check_pipelines(found: dict, model: GapClosedClipModel, processor: GapClosedClipProcessor, image) -> None:

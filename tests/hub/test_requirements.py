@@ -12,10 +12,16 @@ from .conftest import ROOT
 (LISTED,) = re.findall(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), flags=re.DOTALL | re.M)
 DEPENDENCIES = re.findall(r'^    "(.+)",$', LISTED, flags=re.M)
 
+(SEARCH,) = re.findall(r"^search = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), flags=re.M)
+
 
 @pytest.mark.parametrize("requirement", sorted({*requirements.ENDPOINT, *requirements.ADAPTER}))
 def test_of_a_published_model(requirement):
     assert requirement in DEPENDENCIES
+
+
+def test_of_search():
+    assert f'"{requirements.SEARCH}"' in SEARCH
 
 
 def test_of_the_space():

@@ -27,7 +27,7 @@ from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE
 from ..data import DataArguments
 from ..evaluation import metrics_report
 from ..evaluation.report import ROWS
-from ..model.configuration_gap_closed_clip import GapClosedClipConfig, Weight
+from ..model.configuration_gap_closed_clip import MODULES_FILE, GapClosedClipConfig, Weight
 from ..training import RunConfig
 from . import requirements
 from .facts import read_adapter, read_evaluation, read_run, read_size
@@ -39,6 +39,7 @@ CARD_TEMPLATE = Path(__file__).parent / "card_template.md"
 
 TAGS = ["gap-closed-clip", "clip", "custom_code", "modality-gap", "image-text-retrieval", "feature-extraction"]
 CAPTIONER_TAGS = ["zero-shot-image-classification", "image-captioning"]
+SENTENCE_TRANSFORMERS = "sentence-transformers"
 EXAMPLES = "examples"
 EVAL_RESULTS = ".eval_results"
 # Those metrics that the metadata names; the table on the card has all of them.
@@ -99,6 +100,7 @@ def write_card(
         repo_id=repo_id,
         adapter=adapter,
         requirements=requirements.ADAPTER if adapter else requirements.MODEL,
+        sentence_transformers=requirements.SEARCH if (folder / MODULES_FILE).is_file() else None,
         **facts,
     )
     draft = folder / "README.md.tmp"
@@ -124,6 +126,8 @@ def _metadata(
     if config and config.captioning:
         towers += (config.captioning.decoder,)
     kind: dict[str, Any] = {"library_name": "transformers", "tags": [*TAGS, *CAPTIONER_TAGS] if is_captioner else TAGS}
+    if (folder / MODULES_FILE).is_file():
+        kind["tags"] = [*kind["tags"], SENTENCE_TRANSFORMERS]  # the Hub lists it under that library, too
     if adapter:
         towers = (adapter["base"],)
         kind = {"library_name": "peft", "tags": [*TAGS, adapter["method"].lower()]}

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..checkpoint import is_adapter, is_captioner, load_checkpoint
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
+from ..model.configuration_gap_closed_clip import MODULES_FILE
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 
@@ -37,6 +38,8 @@ NAMING_CODE = ("config.json", "processor_config.json", "preprocessor_config.json
 CLEAN_PROCESS = """
 import sys
 from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+from pathlib import Path
 
 class NotInstalled(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -74,6 +77,13 @@ if not base:
         del model, endpoint.model, endpoint.captioner  # one at a time
         captioner = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
         embeds["caption_ids"] = captioner.eval().generate(inputs["pixel_values"], do_sample=False)
+    if Path(folder, "modules.json").is_file() and find_spec("sentence_transformers"):
+        from sentence_transformers import SentenceTransformer
+
+        model = endpoint = captioner = None
+        kwargs = {"trust_remote_code": True, "model_kwargs": {"dtype": torch.float32}, "device": "cpu"}
+        encoder = SentenceTransformer(folder, **kwargs)
+        embeds["encoded"] = encoder.encode([image, *texts], convert_to_tensor=True)
 save_file({name: value.contiguous() for name, value in embeds.items()}, out)
 """
 
@@ -97,9 +107,10 @@ def check_code(folder: Path) -> None:
             raise ValueError(f"{path} is no file of this version of gap_closed_clip: delete it. {allow}")
         if _digest(original) != _digest(path):
             raise ValueError(f"{path} is not the {path.name} of this version of gap_closed_clip. {again}. {allow}")
-    for name in NAMING_CODE:
+    for name in (*NAMING_CODE, MODULES_FILE):
         if (folder / name).is_file():
-            for reference in _references(json.loads((folder / name).read_text(encoding="utf-8"))):
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            for reference in _modules(content) if name == MODULES_FILE else _references(content):
                 # transformers also takes other/repository--module.Class, and folders before the module
                 module = re.fullmatch(r"(\w+_gap_closed_clip)\.\w+", str(reference))
                 if module is None or not (MODEL / f"{module[1]}.py").is_file():
@@ -122,6 +133,12 @@ def _references(content: Any) -> Iterator[Any]:
                 yield from _references(value)
 
 
+def _modules(content: list[dict[str, Any]]) -> list[str]:
+    """What modules.json names as code, beside modules of sentence-transformers itself."""
+    names = [str(module.get("type")) for module in content]
+    return [name for name in names if not name.startswith("sentence_transformers.")]
+
+
 def check_reload(folder: Path, base: Path | None = None, trained: Path | None = None) -> None:
     """
     Loads and runs the folder in a clean process, and compares with what this package makes of it.
@@ -138,6 +155,8 @@ def check_reload(folder: Path, base: Path | None = None, trained: Path | None = 
     expected = _outputs(trained or folder)
     with tempfile.TemporaryDirectory() as home:
         found = _run_clean_process(folder, base, Path(home))
+    if "encoded" in found:  # by sentence-transformers, where it is installed
+        expected["encoded"] = torch.cat([expected["image_embeds"], expected["text_embeds"]])
     for name, value in expected.items():
         difference = _difference(found.get(name), value)
         if difference is not None:

@@ -1,8 +1,8 @@
 """
 What a published model needs where this package is not installed.
 
-Each is one of pyproject.toml's dependencies, word for word, which a test compares: nothing reads that file at runtime,
-and what pip knows of an installed package may be older than the package.
+Each is one of pyproject.toml's dependencies, or of its extra `search`, word for word, which a test compares: nothing
+reads that file at runtime, and what pip knows of an installed package may be older than the package.
 """
 
 TRANSFORMERS = "transformers>=5.17,<5.25"
@@ -11,3 +11,5 @@ ENDPOINT = ("timm>=1.0.20", "torchvision", TRANSFORMERS)
 # Whoever follows the card of a model, or of an adapter.
 MODEL = (TRANSFORMERS, "torch>=2.11", "torchvision", "timm>=1.0.20", "pillow>=10.0")
 ADAPTER = (*MODEL, "peft>=0.18")
+# Whoever searches by sentence-transformers, beside those of MODEL.
+SEARCH = "sentence-transformers>=6.0"

@@ -24,6 +24,7 @@ from ..checkpoint import (
     WEIGHTS,
     digest_of_weights,
 )
+from ..model.configuration_gap_closed_clip import MODULES_FILE
 from ..training import RunConfig
 from . import onnx, onnx_preprocessing, requirements
 from .card import EVAL_RESULTS, EXAMPLES, public_config
@@ -37,6 +38,7 @@ ONNX_FOLDER = "onnx"
 PUBLISHED = (
     "config.json",
     "generation_config.json",
+    MODULES_FILE,
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     WEIGHTS,

@@ -1,6 +1,9 @@
 """Configuration of [`GapClosedClipModel`]: two towers, a shared space, the objective, and a captioner's decoder."""
 
+import json
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -21,6 +24,9 @@ CAPTION_FIELDS = (
     "label_smoothing",
     "caption_objective_weight",
 )
+# What sentence-transformers reads beside the weights: the one module that makes a whole model of it, with its code.
+MODULES_FILE = "modules.json"
+EMBEDDER = "sentence_transformers_gap_closed_clip.GapClosedClipEmbedder"
 
 
 class GapClosedClipConfig(PreTrainedConfig):
@@ -176,6 +182,17 @@ class GapClosedClipConfig(PreTrainedConfig):
             self.decoder_config = _sub_config(self.decoder_config, "decoder_config", {"model_type": "bert"})
         super().__post_init__(**kwargs)
         self._check()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """
+        As `PreTrainedConfig.save_pretrained`. Beside a model, whose code is saved with it, also modules.json, by which
+        `SentenceTransformer(folder, trust_remote_code=True)` finds it.
+        """
+        super().save_pretrained(save_directory, **kwargs)
+        if "AutoModel" in (getattr(self, "auto_map", None) or {}):
+            # Here and not after the weights, so that push_to_hub=True of the model sends it as well.
+            modules = [{"idx": 0, "name": "0", "path": "", "type": EMBEDDER}]
+            Path(save_directory, MODULES_FILE).write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """As in transformers; `decoder=True` is a captioner's decoder, what text is written with."""

@@ -1,8 +1,15 @@
 """What is written into a saved configuration, so that the folder loads with `trust_remote_code=True` alone."""
 
+from typing import TYPE_CHECKING
+
 from transformers import PreTrainedModel
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
+
+
+if TYPE_CHECKING:
+    # Never imported here, since it needs sentence-transformers; transformers lets every file travel that is named so.
+    from .sentence_transformers_gap_closed_clip import GapClosedClipEmbedder  # noqa: F401
 
 
 def describe_code(config: GapClosedClipConfig, model: PreTrainedModel, **models: PreTrainedModel) -> None:

@@ -20,7 +20,7 @@ def test_metadata_of_phantoms_round_trips(folder):
     data = ModelCard.load(folder / "README.md").data
     assert data.library_name == "transformers"
     assert data.pipeline_tag == "zero-shot-image-classification"
-    assert {"custom_code", "gap-closed-clip"} <= set(data.tags)
+    assert {"custom_code", "gap-closed-clip", "sentence-transformers"} <= set(data.tags)
     assert data.model_name == "demo"
     assert data.license is None and data.base_model is None and data.datasets is None
     assert "license" not in data.to_yaml()
@@ -51,7 +51,7 @@ def test_metadata_of_hub_ids(folder):
     assert data.eval_results[0].dataset_split == "held"
     assert "https://huggingface.co/datasets/eltorio/ROCOv2-radiology" in section(text, "Training data")
     assert "split `held`" in section(text, "Evaluation")
-    assert text.count('"somebody/roco-clip", trust_remote_code=True)') == 6
+    assert text.count('"somebody/roco-clip", trust_remote_code=True)') == 7
     assert "hantom" not in text and "drawn" not in text
 
 

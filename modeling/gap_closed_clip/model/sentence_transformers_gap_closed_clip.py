@@ -1,0 +1,118 @@
+"""[`GapClosedClipEmbedder`]: what sentence-transformers loads a model folder as; modules.json names it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .pipeline_gap_closed_clip import _kind, _load_image
+
+
+# In a try block, because transformers fetches this file with the others and asks for all that it imports outside one.
+try:
+    from sentence_transformers.base.modality import is_image_url_or_path
+    from sentence_transformers.base.modules import Transformer
+except ImportError as error:
+    raise ImportError(
+        "sentence-transformers is missing, or older than 6.0: pip install -U sentence-transformers"
+    ) from error
+
+
+class GapClosedClipEmbedder(Transformer):
+    """
+    The library's `Transformer` around a `GapClosedClipModel`, for images, texts, and lists of both.
+
+    The library's own encodes one modality at a time. This one encodes each item of a list by its tower and puts the
+    unit vectors back in the list's order. An item of both modalities is the mean of its unit vectors, normalised.
+
+    An item is a text (`str`), an image (a `PIL.Image`, a `pathlib.Path`, or as everywhere in the library a `str` that
+    is the path of an image file that is there or the URL of one), or a dict with `image`, `text`, or both. Images are
+    turned upright and made RGB as in training.
+
+    Example:
+
+    ```python
+    >>> from sentence_transformers import SentenceTransformer
+
+    >>> model = SentenceTransformer("owner/name", trust_remote_code=True)
+    >>> model.encode(["Normal chest radiograph.", Path("a.png"), {"image": Path("a.png"), "text": "Effusion."}]).shape
+    (3, 512)
+    ```
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # A tokenizer without a limit of its own gets the text tower's.
+        self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, self.model.max_text_length)
+
+    @classmethod
+    def load_config(cls, *args, **kwargs) -> dict[str, Any]:
+        """As the library's, which a folder need not have; the ways into the model are always these."""
+        ways = {kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in _KINDS}
+        output = {"modality_config": ways, "module_output_name": "sentence_embedding"}
+        return {**super().load_config(*args, **kwargs), **output}
+
+    @property
+    def modalities(self) -> list:
+        """The kinds of items. The library calls a list of several kinds a "message", too."""
+        return [*_KINDS, _KINDS, "message"]
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs) -> dict[str, Any]:
+        """
+        Items to what `forward` takes: that of each tower, and the rows of the list that it belongs to.
+
+        Args:
+            inputs: N items.
+            prompt: put before each text.
+            kwargs: as in the library, e.g. `processing_kwargs`.
+
+        Raises:
+            ValueError: an item is neither image nor text, or an image can't be read; its place is named.
+        """
+        if not inputs:
+            return {}
+        features: dict[str, Any] = {}
+        found = [_parts(item, f"inputs[{row}]") for row, item in enumerate(inputs)]
+        for kind in _KINDS:
+            rows = [row for row, parts in enumerate(found) if kind in parts]
+            if rows:
+                features |= super().preprocess([{kind: found[row][kind]} for row in rows], prompt=prompt, **kwargs)
+                features[f"{kind}_rows"] = torch.tensor(rows)
+        return {**features, "modality": "message", "num_items": len(inputs)}
+
+    def forward(self, features: dict[str, Any], **kwargs) -> dict[str, Any]:
+        """Adds `sentence_embedding`, (N, D) unit vectors, to what `preprocess` gave."""
+        embeds: Tensor | None = None
+        for kind in _KINDS:
+            rows = features.get(f"{kind}_rows")
+            if rows is None:
+                continue
+            found = super().forward({**features, "modality": kind}, **kwargs)["sentence_embedding"]
+            if embeds is None:
+                embeds = found.new_zeros(features["num_items"], found.shape[1])
+            embeds = embeds.index_add(0, rows, normalize(found, dim=-1))
+        return {**features, "sentence_embedding": None if embeds is None else normalize(embeds, dim=-1)}
+
+
+_KINDS = ("image", "text")  # in the order in which the library sorts the two of one item
+
+
+def _parts(item: Any, location: str) -> dict[str, Any]:
+    """The image, as an upright RGB image, and the text of an item, as far as it has them."""
+    if isinstance(item, str):
+        item = {"image" if is_image_url_or_path(item) else "text": item}
+    if not isinstance(item, dict) or len(item) < 2:
+        items = [item]
+    elif set(item) == set(_KINDS):
+        items = [{kind: value} for kind, value in item.items()]
+    else:
+        raise ValueError(f"{location} has the entries {', '.join(map(str, item))}: an item has image, text, or both.")
+    parts = dict(_kind(part, location) for part in items)
+    if "images" in parts:
+        parts["image"] = _load_image(parts.pop("images"), location)
+    return parts
+
+
+__all__ = ["GapClosedClipEmbedder"]
