@@ -14,7 +14,8 @@ from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from .captions import Captions, check_references, evaluate_captions, nearest_captions, score_captions
 from .embed import PairEmbeddings, embed_pairs
 from .evaluate_model import Evaluation, evaluate_model
-from .evaluate_pairs import evaluate_embeddings, modality_means, post_hoc_centering
+from .evaluate_pairs import evaluate_embeddings
+from .post_hoc import centering
 from .report import write_report
 
 
@@ -120,7 +121,7 @@ class Comparison:
             return
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
         if self.settings.centering:
-            centered = post_hoc_centering(evaluation.embeddings, modality_means(train))
+            centered = centering(train.image_embeds, train.text_embeds).apply(evaluation.embeddings)
             self.evaluations[f"{name}, centered"] = Evaluation.of(centered, evaluate_embeddings)
         if self.settings.nearest_caption:
             self._add_nearest(name, model, processor, evaluation.embeddings, train)

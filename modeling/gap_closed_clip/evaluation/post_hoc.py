@@ -57,7 +57,7 @@ class PostHocMaps:
 def mean_shift(image_embeds: np.ndarray, text_embeds: np.ndarray) -> PostHocMaps:
     """
     Both modalities move half of the gap towards each other (Liang et al., "Mind the Gap", NeurIPS 2022, arXiv
-    2203.02053, section 5: the embedding shift, at the lambda = 1/2 that makes the means meet):
+    2203.02053, section 4.2: the embedding shift, with the lambda of 1/2 that makes the means meet):
 
         x -> unit(x - delta / 2),    y -> unit(y + delta / 2),    delta = m_x - m_y
 
@@ -155,7 +155,7 @@ def procrustes(image_embeds: np.ndarray, text_embeds: np.ndarray) -> PostHocMaps
         R = argmin over orthogonal R of sum_i |R (y_i - m_y) - (x_i - m_x)|^2 = U V^T,  U diag(s) V^T the SVD of
         sum_i (x_i - m_x) (y_i - m_y)^T
 
-    It is the only method here that learns from the pairs themselves, D (D - 1) / 2 numbers of them: with few pairs (or
+    (Liang et al., arXiv 2203.02053, section 4.4, turn texts so, without centering, before they train a CLIP.) It is the only method here that learns from the pairs themselves, D (D - 1) / 2 numbers of them: with few pairs (or
     fewer than dimensions, where directions outside of them are turned arbitrarily) it fits them and not others.
 
     Args:

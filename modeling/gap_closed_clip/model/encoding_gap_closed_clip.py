@@ -256,7 +256,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return outputs
 
     def _place_images(self, projected: Tensor) -> Tensor:
-        """From projections (B, D) to features in the shared space, (B, D): centered, and mapped where there is a map."""
+        """From projections (B, D) to features of the space, (B, D): centered, and mapped where there is a map."""
         return self.visual_map(self.visual_centering(projected))
 
     def _place_texts(self, projected: Tensor) -> Tensor:
