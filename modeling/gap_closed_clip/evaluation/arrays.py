@@ -189,9 +189,7 @@ def _check(name: str, array: np.ndarray) -> None:
     if len(bad := np.flatnonzero(~np.isfinite(array).all(axis=1))):
         raise ValueError(f"{name} has NaN or infinite values, in {len(bad)} rows: {shorten(bad.tolist())}.")
     if len(zero := np.flatnonzero(~np.any(array, axis=1))):
-        raise ValueError(
-            f"{name} has rows of zeros, which have no direction to compare: {len(zero)} rows, {shorten(zero.tolist())}."
-        )
+        raise ValueError(f"{name} has {len(zero)} rows of zeros, which have no direction: {shorten(zero.tolist())}.")
 
 
 __all__ = ["ArrayFiles", "columns_of_rows", "is_arrays", "load_arrays", "read_lines"]

@@ -155,7 +155,8 @@ def procrustes(image_embeds: np.ndarray, text_embeds: np.ndarray) -> PostHocMaps
         R = argmin over orthogonal R of sum_i |R (y_i - m_y) - (x_i - m_x)|^2 = U V^T,  U diag(s) V^T the SVD of
         sum_i (x_i - m_x) (y_i - m_y)^T
 
-    (Liang et al., arXiv 2203.02053, section 4.4, turn texts so, without centering, before they train a CLIP.) It is the only method here that learns from the pairs themselves, D (D - 1) / 2 numbers of them: with few pairs (or
+    (Liang et al., arXiv 2203.02053, section 4.4, turn texts like this, without centering, before they train a CLIP.)
+    It is the only method here that learns from the pairs themselves, D (D - 1) / 2 numbers of them: with few pairs (or
     fewer than dimensions, where directions outside of them are turned arbitrarily) it fits them and not others.
 
     Args:
