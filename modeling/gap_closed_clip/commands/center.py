@@ -147,8 +147,8 @@ def run(command: CenterCommand) -> None:
     Embeds, fits, evaluates, saves, and prints the table.
 
     Raises:
-        ValueError, OSError: as `load_checkpoint` and `load_checked_pairs`; a captioner, a model that has a map already;
-            an output folder that holds a model or can't be written.
+        ValueError, OSError: as `load_checkpoint` and `load_checked_pairs`; a captioner, or a model that has a map
+            already; an output folder that holds a model or can't be written.
     """
     settings, data = command.settings, command.config.data
     _check_output(command)
@@ -194,8 +194,8 @@ def _default_output(model: str, method: str) -> str:
 def _check_output(command: CenterCommand) -> None:
     settings = command.settings
     for folder in {settings.output, *filter(None, map(settings.folder_of, settings.methods))}:
-        if is_local(command.model) and Path(folder).resolve() == Path(command.model).resolve():
-            raise ValueError(f"output is {folder}, the model itself: name another folder.")
+        if is_local(command.model) and Path(command.model).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"output {folder} is the model's folder, or around it: name another one.")
         if (Path(folder) / "config.json").exists() and not settings.overwrite:
             raise ValueError(f"output {folder} holds a model: name another folder, or add overwrite=true.")
     check_writable(settings.output, "output")
@@ -204,8 +204,8 @@ def _check_output(command: CenterCommand) -> None:
 def _load(name: str) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     if is_captioner(name):
         raise ValueError(
-            f"{name} is a captioner, and its decoder knows the space as it is: center its encoder, and train a decoder "
-            "on that."
+            f"{name} is a captioner, and its decoder knows the space as it is: center the encoder that it was trained "
+            "on, and train a decoder on that."
         )
     model, processor = load_checkpoint(name)
     check_can_close(model)
@@ -229,8 +229,8 @@ def _load_pairs(command: CenterCommand) -> tuple[Dataset | IterableDataset, Data
                 raise
             reason = str(error)
     print(
-        f"Warning: fitted and evaluated on the same pairs, where a gap is closed by construction ({reason}) "
-        "data.folds=5 holds a fifth of the pairs out."
+        "Warning: fitted and evaluated on the same pairs, where a gap is closed by construction: "
+        f"{reason.rstrip('.')}. With data.folds=5 a fifth of the pairs is held out."
     )
     return fitted, None, settings.split
 
@@ -253,7 +253,7 @@ def _report(
     same_pairs: bool,
     eval_split: str,
 ) -> tuple[str, dict[str, Evaluation]]:
-    """Evaluates before and after and writes the report: the table, and {name: evaluation}, the first of them before."""
+    """Evaluates and writes the report: the table, and {name: evaluation}, of which the first is before."""
     settings, origin = command.settings, Path(command.model)
     before = origin.resolve().name if is_local(command.model) else command.model
     evaluations = {before: Evaluation.of(_unit(features), evaluate_embeddings)}

@@ -43,6 +43,8 @@ class ArrayFiles:
                 f"{word}: embeddings are two arrays, images first, `images.npy,texts.npy`, or one file with two "
                 "tensors, `both.safetensors`."
             )
+        if files[0] == files[1]:
+            raise ValueError(f"{word}: images and captions are two arrays, and one file is named twice.")
         return cls(*files)
 
 
@@ -158,8 +160,6 @@ def _read_npy(files: ArrayFiles) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"{file} is no array of numbers that can be read ({error}): save it with numpy.save(file, array)."
             ) from error
-    if len(arrays) < 2:
-        raise ValueError(f"{files.image} is named twice: images and captions are two arrays.")
     return arrays
 
 

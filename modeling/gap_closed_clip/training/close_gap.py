@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..evaluation import PairEmbeddings, post_hoc
 from ..evaluation.post_hoc import AffineMap, PostHocMaps
@@ -46,17 +45,16 @@ def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapC
         ValueError: as `check_can_close`.
     """
     check_can_close(model)
-    changes: dict[str, Any] = {"center_projections": True} if method == "centering" else {"embedding_map": method}
-    closed = with_config(model, changes, model.name_or_path or "this model").to(model.device).train(model.training)
-    modules = ((closed.visual_centering, closed.visual_map), (closed.text_centering, closed.text_map))
-    with torch.no_grad():
-        for (centering, embedding_map), found in zip(modules, (maps.image, maps.text), strict=True):
-            if method == "centering":
-                # Features come centered by the mean that is there already: this is what is left of it.
-                centering.running_mean.sub_(_like(found.bias, centering.running_mean))
-            else:
-                _fill(embedding_map, found)
-    return closed
+    by_modality = {"visual": maps.image, "text": maps.text}
+    if method == "centering":
+        changes: dict[str, Any] = {"center_projections": True}
+        weights = [_centers(model, modality, found) for modality, found in by_modality.items()]
+    else:
+        changes = {"embedding_map": method}
+        weights = [_numbers_of_the_map(modality, found) for modality, found in by_modality.items()]
+    new_weights = {name: torch.as_tensor(value).to(model.dtype) for part in weights for name, value in part.items()}
+    closed = with_config(model, changes, model.name_or_path or "this model", new_weights)
+    return closed.to(model.device).train(model.training)
 
 
 def check_can_close(model: GapClosedClipModel) -> None:
@@ -73,14 +71,19 @@ def check_can_close(model: GapClosedClipModel) -> None:
         )
 
 
-def _fill(embedding_map: torch.nn.Module, found: AffineMap) -> None:
-    for name in ("weight", "bias", "shift"):
-        buffer = getattr(embedding_map, name)
-        buffer.copy_(_like(getattr(found, name), buffer))
+def _centers(model: GapClosedClipModel, modality: str, found: AffineMap) -> dict[str, Any]:
+    name = f"{modality}_centering"
+    mean = -found.bias
+    count = torch.zeros(())
+    if model.config.center_projections:
+        # Features come centered by the mean that is there already: what was found is what is left of it.
+        centering = getattr(model, name)
+        mean, count = mean + centering.running_mean.double().cpu().numpy(), centering.num_batches_tracked
+    return {f"{name}.running_mean": mean, f"{name}.num_batches_tracked": count}
 
 
-def _like(values: Any, buffer: Tensor) -> Tensor:
-    return torch.as_tensor(values).to(buffer)
+def _numbers_of_the_map(modality: str, found: AffineMap) -> dict[str, Any]:
+    return {f"{modality}_map.{name}": getattr(found, name) for name in ("weight", "bias", "shift")}
 
 
 __all__ = ["check_can_close", "close_gap", "fit_post_hoc"]
