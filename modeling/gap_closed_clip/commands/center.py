@@ -282,7 +282,7 @@ def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation])
     for name, evaluation in after:
         was, found = before.metrics["recall@10"], evaluation.metrics["recall@10"]
         if found < was - FALL:
-            print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}: this costs recall.")
+            print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}.")
     saved = [str(folder) for folder in map(settings.folder_of, settings.methods) if folder is not None]
     if saved:
         print(f"The model is in {saved[0]}." if len(saved) == 1 else f"The models are in {', '.join(saved)}.")
