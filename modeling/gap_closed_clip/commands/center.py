@@ -193,10 +193,11 @@ def _default_output(model: str, method: str) -> str:
 
 def _check_output(command: CenterCommand) -> None:
     settings = command.settings
-    for folder in {settings.output, *filter(None, map(settings.folder_of, settings.methods))}:
-        if is_local(command.model) and Path(command.model).resolve().is_relative_to(Path(folder).resolve()):
+    saved = [folder for method in settings.methods if (folder := settings.folder_of(method)) is not None]
+    for folder in (Path(settings.output), *saved):
+        if is_local(command.model) and Path(command.model).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder} is the model's folder, or around it: name another one.")
-        if (Path(folder) / "config.json").exists() and not settings.overwrite:
+        if (folder / "config.json").exists() and not settings.overwrite:
             raise ValueError(f"output {folder} holds a model: name another folder, or add overwrite=true.")
     check_writable(settings.output, "output")
 
@@ -283,7 +284,7 @@ def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation])
         was, found = before.metrics["recall@10"], evaluation.metrics["recall@10"]
         if found < was - FALL:
             print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}.")
-    saved = [str(folder) for folder in map(settings.folder_of, settings.methods) if folder is not None]
+    saved = [str(folder) for method in settings.methods if (folder := settings.folder_of(method)) is not None]
     if saved:
         print(f"The model is in {saved[0]}." if len(saved) == 1 else f"The models are in {', '.join(saved)}.")
     print(f"metrics.json, metrics.md and the figures are in {settings.output}")

@@ -215,7 +215,9 @@ def _unit_rows(image: np.ndarray, text: np.ndarray, normalize: bool = True) -> t
             raise ValueError(f"{name}_embeds holds NaN or infinite values.")
     if image.shape[1] != text.shape[1]:
         raise ValueError(f"image_embeds have {image.shape[1]} dimensions and text_embeds {text.shape[1]}.")
-    return tuple(unit(z) if normalize else np.asarray(z, dtype=np.float64) for z in (image, text))
+    if normalize:
+        return unit(image), unit(text)
+    return np.asarray(image, dtype=np.float64), np.asarray(text, dtype=np.float64)
 
 
 def _translation(bias: np.ndarray, normalize: bool = True) -> AffineMap:
