@@ -1,5 +1,8 @@
 """Embeddings from files: what is read, and what is refused."""
 
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +88,24 @@ def test_files_that_can_not_be_read(write, tmp_path):
         load_arrays(ArrayFiles.parse("both.safetensors"))
     with pytest.raises(FileNotFoundError, match="There is no file none.safetensors"):
         load_arrays(ArrayFiles.parse("none.safetensors"))
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_not_read(write, tmp_path):
+    write(IMAGES, TEXTS)
+    (tmp_path / "pickled.npy").write_bytes(pickle.dumps(Touch(tmp_path / "touched")))
+    with pytest.raises(ValueError, match="pickled.npy is no array of numbers that can be read"):
+        load_arrays(ArrayFiles("images.npy", "pickled.npy"))
+    assert not (tmp_path / "touched").exists()
 
 
 def test_the_words_that_name_arrays():
