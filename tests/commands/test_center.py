@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import captioner_of
+from conversion.clip_models import save_source
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
@@ -134,6 +135,23 @@ def test_pairs_that_it_was_fitted_on_are_told(center, model, tmp_path, words, re
     assert "Warning: fitted and evaluated on the same pairs, where a gap is closed by construction: " + reason in out
     assert " clip-centering (fitted on these pairs) |" in out
     assert "clip-centering (fitted on these pairs)" in read_metrics("outputs/clip-centering/metrics.json")
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "dual encoder, ViT + BERT"])
+@pytest.mark.parametrize("method", ["centering", "procrustes"])
+def test_a_clip_of_another_library(center, tmp_path, kind, method):
+    """Its folder stays as it is; the new one is an ordinary one of ours."""
+    save_source(kind, tmp_path / "theirs")
+    code, out, err = center(
+        "theirs", f"method={method}", *(f"data.{name}={value}" for name, value in DATA.items()), QUICK
+    )
+    assert code == 0, err
+    new = f"theirs-{method}"
+    results = read_metrics(f"{new}/metrics.json")
+    measured = evaluate_embeddings(embeddings(new, "validation"))
+    assert measured["modality_gap"] == pytest.approx(results[new]["modality_gap"], abs=2e-4)
+    assert AutoModel.from_pretrained(new).config.model_type == "gap_closed_clip"
+    assert results["theirs"]["debiased_modality_gap"] > 2 * results[new]["debiased_modality_gap"]
 
 
 def test_adapters_are_merged(center, model, tmp_path):

@@ -26,6 +26,7 @@ train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE
     batch_size   images or captions at once (default: 64)
     num_workers  processes that decode the images (default: 2)
     bf16         compute in bfloat16 where that is safe (default: false)
+    allow_pickle  read pickled weights of a CLIP of another library, by torch.load(weights_only=True) (default: false)
 
 It can cost. The methods know nothing of what a direction means: where the pairs are from another field than the
 model, the mean that is taken away tells them apart from it, too. In a trial on a foreign domain centering lowered R@10
@@ -85,6 +86,7 @@ class CenterSettings:
     batch_size: int = 64
     num_workers: int = 2
     bf16: bool = False
+    allow_pickle: bool = False
 
     def __post_init__(self):
         if self.method not in (ALL, *METHODS):
@@ -152,7 +154,7 @@ def run(command: CenterCommand) -> None:
     """
     settings, data = command.settings, command.config.data
     _check_output(command)
-    model, processor = _load(command.model)
+    model, processor = _load(command.model, settings.allow_pickle)
     fitted, held_out, eval_split = _load_pairs(command)
     keep_freed_memory()
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
@@ -202,13 +204,13 @@ def _check_output(command: CenterCommand) -> None:
     check_writable(settings.output, "output")
 
 
-def _load(name: str) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+def _load(name: str, allow_pickle: bool) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     if is_captioner(name):
         raise ValueError(
             f"{name} is a captioner, and its decoder knows the space as it is: center the encoder that it was trained "
             "on, and train a decoder on that."
         )
-    model, processor = load_checkpoint(name)
+    model, processor = load_checkpoint(name, allow_pickle=allow_pickle)
     check_can_close(model)
     return model, processor
 
