@@ -84,6 +84,12 @@ def test_an_ordinary_folder_and_the_table(center, model, method):
     assert code == 0 or "already has a map" in err
 
 
+def test_two_folders_of_one_name(center, model):
+    code, out, err = center(model, "output=others/clip", QUICK)
+    assert code == 0, err
+    assert list(read_metrics("others/clip/metrics.json")) == ["clip, before", "clip"]
+
+
 def test_all_methods_side_by_side(center, model, tmp_path):
     code, out, err = center(model, "method=all", QUICK)
     assert code == 0, err

@@ -259,6 +259,8 @@ def _report(
     """Evaluates and writes the report: the table, and {name: evaluation}, of which the first is before."""
     settings, origin = command.settings, Path(command.model)
     before = origin.resolve().name if is_local(command.model) else command.model
+    if before in (*settings.methods, Path(settings.output).resolve().name):
+        before = f"{before}, before"
     evaluations = {before: Evaluation.of(_unit(features), evaluate_embeddings)}
     folders = {before: command.model} if is_local(command.model) else {}
     for method, found in maps.items():
