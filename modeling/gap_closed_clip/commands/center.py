@@ -4,10 +4,10 @@
     gap-closed-clip center outputs/clip method=all                       # all methods side by side; nothing is saved
     gap-closed-clip center owner/name data.source=/data/my_pairs method=whitening output=outputs/mine
 
-In a checkout, `python center.py` is the same. MODEL is a folder that `gap-closed-clip train` wrote, a Hub id, or a CLIP
-of another library. All training pairs are embedded once, the method is fitted on them, and an ordinary model folder is
-saved that gives the changed embeddings everywhere. A table shows the held-out pairs before and after. The pairs are those of the model's
-train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
+In a checkout, `python center.py` is the same. MODEL is a folder that `gap-closed-clip train` wrote, a Hub id, or a
+CLIP of another library. All training pairs are embedded once, the method is fitted on them, and an ordinary model
+folder is saved that gives the changed embeddings everywhere. A table shows the held-out pairs before and after. The
+pairs are those of the model's train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
 
     method       centering    each modality loses its mean, before it is normalised (the model's own centering)
                  mean_shift   both modalities move half of the gap towards each other (Liang et al. 2022)
