@@ -15,6 +15,7 @@ from types import ModuleType
 COMMANDS = {
     "train": ("train", "train an encoder, adapters for one, or a captioner on one"),
     "eval": ("evaluate", "evaluate models side by side on the same pairs"),
+    "center": ("center", "close a trained model's gap without training it"),
     "publish": ("publish", "check a model folder and send it to the Hub in one commit"),
     "export-onnx": ("export_onnx", "export both towers to ONNX"),
 }

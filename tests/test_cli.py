@@ -12,10 +12,16 @@ from gap_closed_clip_cli import COMMANDS
 
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train": "train.py", "eval": "eval.py", "publish": "publish.py", "export-onnx": "export_onnx.py"}
+SCRIPTS = {
+    "train": "train.py",
+    "eval": "eval.py",
+    "center": "center.py",
+    "publish": "publish.py",
+    "export-onnx": "export_onnx.py",
+}
 
 
-def test_help_lists_the_four_commands_without_importing_anything_large(capsys):
+def test_help_lists_the_commands_without_importing_anything_large(capsys):
     code = (
         "import gap_closed_clip_cli, sys; gap_closed_clip_cli.main(None, ['--help']); "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'gap_closed_clip')))"
@@ -38,7 +44,7 @@ def test_each_command_says_what_it_takes(name, capsys):
 
 def test_an_unknown_command(capsys):
     assert gap_closed_clip_cli.main(None, ["tran", "configs/demo.yaml"]) == 1
-    expected = "gap-closed-clip: there is no command 'tran'; there are train, eval, publish, export-onnx.\n"
+    expected = "gap-closed-clip: there is no command 'tran'; there are train, eval, center, publish, export-onnx.\n"
     assert capsys.readouterr() == ("", expected)
 
 

@@ -26,7 +26,13 @@ needs_commands = pytest.mark.skipif(
 # The commands.
 
 OTHER_PROGRAMS = {"curl", "echo", "export", "hf", "mypy", "pip", "pre-commit", "pytest", "ruff"}
-SCRIPTS = {"train.py": "train", "eval.py": "eval", "publish.py": "publish", "export_onnx.py": "export-onnx"}
+SCRIPTS = {
+    "train.py": "train",
+    "eval.py": "eval",
+    "center.py": "center",
+    "publish.py": "publish",
+    "export_onnx.py": "export-onnx",
+}
 
 
 def command_lines(page: Path) -> list[str]:

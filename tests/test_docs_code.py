@@ -26,6 +26,7 @@ from transformers import BertModel
 import gap_closed_clip
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import DataArguments
+from gap_closed_clip.evaluation import embed_pairs
 from gap_closed_clip.hub import write_examples
 from gap_closed_clip.metrics._embeddings import TIE
 
@@ -252,6 +253,17 @@ def check_metrics(names: dict, place: Place) -> None:
     assert names["metrics"]["modality_gap"] == pytest.approx(names["found"]["modality_gap"])
 
 
+def check_closed(names: dict, place: Place) -> None:
+    """The model, and the function, give what the formula gives."""
+    features = names["features"]
+    unit = [z / np.linalg.norm(z, axis=1, keepdims=True) for z in (features.image_embeds, features.text_embeds)]
+    shifted = unit[0] - (unit[0].mean(0) - unit[1].mean(0)) / 2
+    expected = shifted / np.linalg.norm(shifted, axis=1, keepdims=True)
+    np.testing.assert_allclose(names["moved"], expected, atol=1e-6)
+    found = embed_pairs(names["closed"], names["processor"], names["pairs"])
+    np.testing.assert_allclose(found.image_embeds, expected, atol=1e-5)
+
+
 def check_endpoint(names: dict, place: Place) -> None:
     (image,), labels = place.images(IMAGE), ["pleural effusion", "normal chest"]
     scores = {score["label"]: score["score"] for score in names["ranked"]}
@@ -287,6 +299,7 @@ def check_evaluator(names: dict, place: Place) -> None:
 CHECKS = {
     "README.md": [check_use, check_pipelines],
     "docs/captions.md": [check_captions, check_between],
+    "docs/closing-the-gap.md": [check_closed],
     "docs/evaluation.md": [check_metrics],
     "docs/fine-tuning.md": [check_adapter],
     "docs/large-batches.md": [check_micro_batches, check_objective],

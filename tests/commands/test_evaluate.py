@@ -118,7 +118,7 @@ def test_bad_input_is_one_line(evaluate, models, words, message):
 
 
 def test_an_interruption_is_one_line(evaluate, models, monkeypatch):
-    def interrupt(*args):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gap_closed_clip.evaluation.compare.load_checkpoint", interrupt)

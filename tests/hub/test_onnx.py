@@ -43,6 +43,9 @@ def lively(model: GapClosedClipModel) -> GapClosedClipModel:
         for centering in (model.visual_centering, model.text_centering):
             if model.config.center_projections:
                 centering.running_mean.normal_(std=0.3)
+        for part in (model.visual_map, model.text_map):
+            for buffer in part.buffers():
+                buffer.normal_()
     return model.eval()
 
 
@@ -87,7 +90,14 @@ def any_size(tiny_processor, tmp_path_factory) -> Case:
     return Case(config, tiny_processor, tmp_path_factory.mktemp("any_size") / "onnx", tolerance=TOLERANCE)
 
 
-@pytest.fixture(params=["plain", "oblong", "any_size"])
+@pytest.fixture(scope="module")
+def mapped(tiny_processor, tmp_path_factory) -> Case:
+    """Centered, with a map behind the embeddings."""
+    config = tiny_config(center_projections=True, embedding_map="whitening")
+    return Case(config, tiny_processor, tmp_path_factory.mktemp("mapped") / "onnx", tolerance=TOLERANCE)
+
+
+@pytest.fixture(params=["plain", "oblong", "any_size", "mapped"])
 def case(request) -> Case:
     return request.getfixturevalue(request.param)
 

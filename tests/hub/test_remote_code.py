@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_inputs
+from conftest import tiny_config, tiny_inputs
 from safetensors.torch import load_file, save_file
 
+from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.hub.reload import HANDLER
 
 from .conftest import WITHOUT_PACKAGE, load_handler
@@ -59,6 +60,17 @@ endpoint = EndpointHandler(folder)
 found["answers"] = [endpoint(request) for request in json.load(open(f"{out}/requests.json"))]
 json.dump(found, open(f"{out}/found.json", "w"))
 """
+
+
+@pytest.fixture(params=[None, "procrustes"])
+def tiny_model(request) -> GapClosedClipModel:
+    """A model as it was trained, and one with a map behind its embeddings."""
+    torch.manual_seed(0)
+    model = GapClosedClipModel(tiny_config(embedding_map=request.param))
+    for part in (model.visual_map, model.text_map):
+        for buffer in part.buffers():
+            buffer.normal_()
+    return model
 
 
 def test_a_folder_works_without_the_package(python, tiny_model, tiny_processor, pipe, tmp_path):

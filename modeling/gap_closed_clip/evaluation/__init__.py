@@ -21,7 +21,6 @@ from .evaluate_pairs import (
     load_metric,
     metric_names,
     modality_means,
-    post_hoc_centering,
 )
 from .figures import plot_cosine_histograms, plot_projection
 from .report import metrics_report, metrics_table, read_metrics, write_metrics, write_report
@@ -53,7 +52,6 @@ __all__ = [
     "plot_captions",
     "plot_cosine_histograms",
     "plot_projection",
-    "post_hoc_centering",
     "read_metrics",
     "score_captions",
     "write_metrics",

@@ -1,6 +1,6 @@
 """Several models on the same pairs, one after the other, with what they are compared with: one table, one report."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +11,12 @@ from ..data import DataArguments, load_checked_pairs
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from .arrays import ArrayFiles, columns_of_rows, load_arrays
 from .captions import Captions, check_references, evaluate_captions, nearest_captions, score_captions
-from .embed import PairEmbeddings, embed_pairs
+from .embed import PairEmbeddings, columns_of, embed_pairs
 from .evaluate_model import Evaluation, evaluate_model
-from .evaluate_pairs import evaluate_embeddings, modality_means, post_hoc_centering
+from .evaluate_pairs import evaluate_embeddings
+from .post_hoc import centering
 from .report import write_report
 
 
@@ -34,6 +36,7 @@ class ComparisonSettings:
         num_beams: beams of a caption; 0 for what the captioner was trained with.
         scorer: folder or Hub id of the model that gives all captions their CLIPScore; empty for each captioner's own.
         allow_pickle: read pickled weights of a CLIP of another library, by torch.load's weights_only.
+        image_ids, caption_ids, labels: of embeddings without a data set, as of `columns_of_rows`.
 
     Raises:
         ValueError: a number out of its range.
@@ -49,6 +52,9 @@ class ComparisonSettings:
     num_beams: int = 0
     scorer: str = ""
     allow_pickle: bool = False
+    image_ids: str = ""
+    caption_ids: str = ""
+    labels: str = ""
 
     def __post_init__(self):
         for name, least in (("batch_size", 1), ("num_workers", 0), ("num_beams", 0)):
@@ -58,20 +64,30 @@ class ComparisonSettings:
 
 class Comparison:
     """
-    Evaluates models on the same pairs.
+    Evaluates models, and embeddings that others have computed, on the same pairs.
 
     Args:
         models: {name in the table: folder or Hub id}.
         settings: what is measured, and what is added to compare with.
-        data: where the pairs come from.
+        data: where the pairs come from; not looked at where there is no model.
+        arrays: {name in the table: files with embeddings of the pairs, in their order}.
 
     Raises:
-        ValueError, OSError: as `load_checked_pairs`.
+        ValueError, OSError: as `load_checked_pairs` and `load_arrays`.
     """
 
-    def __init__(self, models: dict[str, str], settings: ComparisonSettings, data: DataArguments):
+    def __init__(
+        self,
+        models: dict[str, str],
+        settings: ComparisonSettings,
+        data: DataArguments,
+        arrays: dict[str, ArrayFiles] | None = None,
+    ):
         self.models, self.settings, self.data = models, settings, data
-        self.pairs = load_checked_pairs(data, settings.split, settings.num_workers)
+        self.pairs: Dataset | IterableDataset | None = None
+        if models:
+            self.pairs = load_checked_pairs(data, settings.split, settings.num_workers)
+        self.arrays = self._load_arrays(arrays or {})
         self.train_pairs: Dataset | IterableDataset | None = None
         if settings.centering or settings.nearest_caption:
             self.train_pairs = load_checked_pairs(data, "train", settings.num_workers)
@@ -99,6 +115,8 @@ class Comparison:
                 self._add_captioner(name, *load_captioner(path))
             else:
                 self._add_encoder(name, *load_checkpoint(path, allow_pickle=self.settings.allow_pickle))
+        for name, embeddings in self.arrays.items():
+            self.evaluations[name] = Evaluation.of(embeddings, evaluate_embeddings)
         writes_captions = any(evaluation.captions is not None for evaluation in self.evaluations.values())
         if self.settings.scorer and writes_captions:
             self._score_all()
@@ -113,6 +131,19 @@ class Comparison:
             settings=caption_settings if writes_captions else None,
         )
 
+    def _load_arrays(self, arrays: dict[str, ArrayFiles]) -> dict[str, PairEmbeddings]:
+        columns = None if self.pairs is None or not arrays else columns_of(self.pairs)
+        found = {name: load_arrays(files, columns) for name, files in arrays.items()}
+        lengths = {name: len(embeddings) for name, embeddings in found.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"The embeddings are of different numbers of pairs, {lengths}: compare the same pairs.")
+        if columns is None and found:
+            settings = self.settings
+            ids = (settings.image_ids, settings.caption_ids, settings.labels)
+            columns = columns_of_rows(next(iter(lengths.values())), *ids)
+            found = {name: replace(embeddings, **columns._asdict()) for name, embeddings in found.items()}
+        return found
+
     def _add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
         model.to(self.device)
         evaluation = self.evaluations[name] = evaluate_model(model, processor, self.pairs, **self.embedding_settings)
@@ -120,7 +151,7 @@ class Comparison:
             return
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
         if self.settings.centering:
-            centered = post_hoc_centering(evaluation.embeddings, modality_means(train))
+            centered = centering(train.image_embeds, train.text_embeds).apply(evaluation.embeddings)
             self.evaluations[f"{name}, centered"] = Evaluation.of(centered, evaluate_embeddings)
         if self.settings.nearest_caption:
             self._add_nearest(name, model, processor, evaluation.embeddings, train)

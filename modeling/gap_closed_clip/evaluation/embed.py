@@ -78,6 +78,7 @@ def embed_pairs(
     autocast_dtype: torch.dtype | None = None,
     max_length: int | None = None,
     window: tuple[float, float] | None = None,
+    normalize: bool = True,
 ) -> PairEmbeddings:
     """Embeds every pair with the model in evaluation mode, on the device where it is; its modes are restored after.
 
@@ -91,6 +92,8 @@ def embed_pairs(
         autocast_dtype: e.g. `torch.bfloat16` to compute in it where that is safe; default: the model's own dtype.
         max_length: tokens a caption keeps; default: the tokenizer's own limit.
         window: (centre, width) for DICOM, 16-bit and float images, as in training.
+        normalize: without it, what `get_image_features` and `get_text_features` give, before it is normalised: what
+            post-hoc centering needs.
 
     Raises:
         ValueError: there is no pair, or an image is unreadable; it is named.
@@ -110,11 +113,11 @@ def embed_pairs(
     )
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
     with evaluation_mode(model), channels_last(model), autocast:
-        image_embeds, seen = _embed_images(model, loader)
+        image_embeds, seen = _embed_images(model, loader, normalize)
         columns = columns or seen
         if not columns.captions:
             raise ValueError("There is no pair to embed: the data set or split is empty.")
-        text_embeds = embed_captions(model, collator, columns.captions, batch_size)
+        text_embeds = embed_captions(model, collator, columns.captions, batch_size, normalize)
     return PairEmbeddings(
         image_embeds=np.stack([image_embeds[image_id] for image_id in columns.image_ids]),
         text_embeds=np.stack([text_embeds[caption] for caption in columns.captions]),
@@ -182,23 +185,33 @@ def each_image(
             yield ids, pixel_values[new].to(device, non_blocking=True)
 
 
-def _embed_images(model: PreTrainedModel, loader: DataLoader) -> tuple[dict[str, np.ndarray], Columns]:
+def _embed_images(
+    model: PreTrainedModel, loader: DataLoader, normalize: bool
+) -> tuple[dict[str, np.ndarray], Columns]:
     """The embeddings (D,) float32 by image id, and the columns of the rows met on the way."""
     embeds: dict[str, np.ndarray] = {}
     seen = no_columns()
     for ids, pixel_values in each_image(loader, seen, model.device, "Embedding images"):
-        embeds.update(zip(ids, model(pixel_values=pixel_values).image_embeds.float().cpu().numpy(), strict=True))
+        if normalize:
+            batch = model(pixel_values=pixel_values).image_embeds
+        else:
+            batch = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
+        embeds.update(zip(ids, batch.float().cpu().numpy(), strict=True))  # (B, D)
     return embeds, seen
 
 
 def embed_captions(
-    model: PreTrainedModel, collator: PairCollator, captions: Iterable[str], batch_size: int
+    model: PreTrainedModel, collator: PairCollator, captions: Iterable[str], batch_size: int, normalize: bool = True
 ) -> dict[str, np.ndarray]:
-    """Embeds every distinct caption once: unit vectors (D,) float32 by caption."""
+    """Embeds every distinct caption once: (D,) float32 by caption, unit vectors unless `normalize` is off."""
     embeds: dict[str, np.ndarray] = {}
     batches = collator.distinct_caption_batches(captions, batch_size, model.device, "Embedding captions")
     for batch, tokens in batches:
-        embeds.update(zip(batch, model(**tokens).text_embeds.float().cpu().numpy(), strict=True))  # (B, D)
+        if normalize:
+            found = model(**tokens).text_embeds
+        else:
+            found = model.get_text_features(**tokens, return_dict=True).pooler_output
+        embeds.update(zip(batch, found.float().cpu().numpy(), strict=True))  # (B, D)
     return embeds
 
 

@@ -1,7 +1,6 @@
 """From embeddings to figures: all metrics of one set of pairs, for a finished model and inside the Trainer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -107,23 +106,6 @@ def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:
 
 
 def modality_means(embeddings: PairEmbeddings) -> tuple[np.ndarray, np.ndarray]:
-    """((D,), (D,)): mean image and mean text embedding of the *training* pairs, for `post_hoc_centering`."""
+    """((D,), (D,)): mean image and mean text embedding."""
     image, text = embeddings.image_embeds, embeddings.text_embeds
     return image.mean(axis=0, dtype=np.float64), text.mean(axis=0, dtype=np.float64)
-
-
-def post_hoc_centering(embeddings: PairEmbeddings, train_means: tuple[np.ndarray, np.ndarray]) -> PairEmbeddings:
-    """The cheapest way to close the gap, to compare with: no training, each modality moved onto the origin.
-
-    z' = (z - mean of its modality over the training pairs), normalised again; after the embedding shift of Liang et
-    al., "Mind the Gap", NeurIPS 2022.
-
-    Args:
-        train_means: (image mean, text mean), each (D,), from `modality_means` of the training pairs. Means of the
-            evaluated pairs themselves would make the gap vanish by construction.
-    """
-    centered = [
-        z - mean for z, mean in zip((embeddings.image_embeds, embeddings.text_embeds), train_means, strict=True)
-    ]
-    image, text = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in centered)
-    return replace(embeddings, image_embeds=image.astype(np.float32), text_embeds=text.astype(np.float32))

@@ -68,6 +68,9 @@ class GapClosedClipConfig(PreTrainedConfig):
             mean of the global batch, at inference running statistics saved with the model.
         centering_momentum (`float`, defaults to 0.1):
             Share of a new batch in the running mean of the projections.
+        embedding_map (`str`, *optional*):
+            The post-hoc method (`"whitening"`, ...) that made a fixed map behind the embeddings: written by
+            `gap-closed-clip center`, whose numbers are saved with the model. `None`: there is no map.
         logit_scale_init_value (`float`, defaults to `log(1 / 0.07)`):
             *Log* of the scale (1 / temperature) at the start, as in CLIP.
         max_logit_scale (`float`, defaults to 100):
@@ -156,6 +159,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     text_pooling: str = "cls"
     center_projections: bool = True
     centering_momentum: float = 0.1
+    embedding_map: str | None = None
     logit_scale_init_value: float | int = math.log(1 / 0.07)
     max_logit_scale: float | int = 100.0
     learnable_temperature: bool = True

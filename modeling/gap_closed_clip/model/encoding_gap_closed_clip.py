@@ -10,7 +10,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .losses_gap_closed_clip import at_least_float32
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
-from .projection_gap_closed_clip import centering, projection
+from .projection_gap_closed_clip import centering, embedding_map, projection
 from .tower_kinds_gap_closed_clip import (
     arguments_for_size,
     build_tower,
@@ -31,7 +31,8 @@ from .towers_gap_closed_clip import all_states, frozen_batch_norms, run_fused_la
 
 class GapClosedClipTowers(GapClosedClipPreTrainedModel):
     """
-    The part of [`GapClosedClipModel`] that encodes: two towers, and a projection and a centering behind each.
+    The part of [`GapClosedClipModel`] that encodes: two towers, and behind each a projection and a centering (and the
+    map that `gap-closed-clip center` may have made).
 
     Args:
         config ([`GapClosedClipConfig`]): the architecture.
@@ -58,6 +59,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self.text_projection = projection(text_width(config.text_config), config, "text")
         self.visual_centering = centering(config)
         self.text_centering = centering(config)
+        self.visual_map = embedding_map(config)
+        self.text_map = embedding_map(config)
 
     @property
     def max_text_length(self) -> int:
@@ -69,7 +72,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self, pixel_values: Tensor | None = None, pooled_image: Tensor | None = None, **kwargs
     ) -> BaseModelOutputWithPooling:
         """
-        Projected image features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
+        Projected image features, (B, D) as `pooler_output`; not normalised. Centered where the config says so; where
+        there is an `embedding_map`, they have gone through it and are unit vectors.
 
         Args:
             pixel_values: (B, 3, height, width), as the processor makes them.
@@ -80,7 +84,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             ValueError: a height or width that the tower can't take.
         """
         outputs = self._project_images(pixel_values, pooled_image, **kwargs)
-        outputs.pooler_output = self.visual_centering(outputs.pooler_output)
+        outputs.pooler_output = self._place_images(outputs.pooler_output)
         return outputs
 
     @can_return_tuple
@@ -94,7 +98,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         """
-        Projected text features, (B, D) as `pooler_output`; not normalised. Centered where the config says so.
+        Projected text features, (B, D) as `pooler_output`; not normalised. Centered where the config says so; where
+        there is an `embedding_map`, they have gone through it and are unit vectors.
 
         Args:
             input_ids, attention_mask, token_type_ids, position_ids: (B, length), as the tokenizer makes them.
@@ -106,7 +111,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         """
         tokens = {"token_type_ids": token_type_ids, "position_ids": position_ids}
         outputs = self._project_texts(input_ids, attention_mask, pooled_text, **tokens, **kwargs)
-        outputs.pooler_output = self.text_centering(outputs.pooler_output)
+        outputs.pooler_output = self._place_texts(outputs.pooler_output)
         return outputs
 
     def encode_image(
@@ -249,6 +254,14 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             raise ValueError("There is no text to embed: give input_ids, or pooled_text.")
         outputs.pooler_output = at_least_float32(self.text_projection(outputs.pooler_output))
         return outputs
+
+    def _place_images(self, projected: Tensor) -> Tensor:
+        """From projections (B, D) to features of the space, (B, D): centered, and mapped where there is a map."""
+        return self.visual_map(self.visual_centering(projected))
+
+    def _place_texts(self, projected: Tensor) -> Tensor:
+        """As `_place_images`, of texts."""
+        return self.text_map(self.text_centering(projected))
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         # transformers looks for its own layers only; a timm tower has a switch of its own.

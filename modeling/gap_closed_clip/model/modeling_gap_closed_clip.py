@@ -270,7 +270,7 @@ class GapClosedClipModel(GapClosedClipTowers):
 
         image_features, text_features = encode_in_micro_batches(encode, micro_batches, self.logit_scale.device)
         # Centered by the mean of the whole batch, not of a part.
-        return unit_vectors(self.visual_centering(image_features)), unit_vectors(self.text_centering(text_features))
+        return unit_vectors(self._place_images(image_features)), unit_vectors(self._place_texts(text_features))
 
     def _output(
         self,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .projection_gap_closed_clip import ProjectionCentering, Temperature
+from .projection_gap_closed_clip import EmbeddingMap, ProjectionCentering, Temperature
 
 
 class GapClosedClipPreTrainedModel(PreTrainedModel):
@@ -31,6 +31,10 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         if isinstance(module, ProjectionCentering):
             init.zeros_(module.running_mean)
             init.zeros_(module.num_batches_tracked)
+        if isinstance(module, EmbeddingMap):
+            init.eye_(module.weight)
+            init.zeros_(module.bias)
+            init.zeros_(module.shift)
         if isinstance(module, Temperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 

@@ -1,6 +1,6 @@
 """
-From the features of a tower to the embedding space that the modalities share: the projection and the centering of one
-modality, and the temperature, which all modalities have in common.
+From the features of a tower to the embedding space that the modalities share: the projection, the centering and the
+map of one modality, and the temperature, which all modalities have in common.
 """
 
 import math
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .distributed_gap_closed_clip import sum_across_processes
-from .losses_gap_closed_clip import at_least_float32
+from .losses_gap_closed_clip import at_least_float32, unit_vectors
 
 
 class ProjectionCentering(nn.Module):
@@ -49,6 +49,38 @@ class ProjectionCentering(nn.Module):
             share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         return x - mean
+
+
+class EmbeddingMap(nn.Module):
+    """
+    A fixed map of one modality's embeddings, which closes the gap of a trained model (`gap-closed-clip center`):
+
+        z -> unit(unit(W unit(z) + b) + s)
+
+    W is `weight`, b is `bias`, s is `shift`, and unit(x) = x / |x|. Its numbers are buffers: training goes on through
+    the map and leaves it as it is.
+
+    Args:
+        dim: D, the dimension of the space. A new map is the identity on unit vectors.
+    """
+
+    weight: Tensor  # (D, D)
+    bias: Tensor  # (D,)
+    shift: Tensor  # (D,)
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.register_buffer("weight", torch.eye(dim))
+        self.register_buffer("bias", torch.zeros(dim))
+        self.register_buffer("shift", torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, D) -> unit vectors (B, D)."""
+        x = unit_vectors(x)
+        # Not in bfloat16, of which a whitening would show every rounding.
+        with torch.autocast(x.device.type, enabled=False):
+            x = unit_vectors(x @ self.weight.to(x.dtype).T + self.bias.to(x.dtype))
+        return unit_vectors(x + self.shift.to(x.dtype))
 
 
 class Temperature(nn.Module):
@@ -108,4 +140,9 @@ def centering(config: GapClosedClipConfig) -> nn.Module:
     return nn.Identity()
 
 
-__all__ = ["ProjectionCentering", "Temperature", "centering", "projection"]
+def embedding_map(config: GapClosedClipConfig) -> nn.Module:
+    """[`EmbeddingMap`] where the configuration names the method that made one, the identity where it does not."""
+    return nn.Identity() if config.embedding_map is None else EmbeddingMap(config.projection_dim)
+
+
+__all__ = ["EmbeddingMap", "ProjectionCentering", "Temperature", "centering", "embedding_map", "projection"]

@@ -3,6 +3,7 @@
 from .arguments import GapClosedTrainingArguments, ModelArguments
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments
+from .close_gap import close_gap, fit_post_hoc
 from .config import RunConfig, fields_of, load_config
 from .encoder import build_model_and_processor
 from .lora import LoraArguments, add_adapters, build_peft_config
@@ -25,7 +26,9 @@ __all__ = [
     "add_adapters",
     "build_model_and_processor",
     "build_peft_config",
+    "close_gap",
     "fields_of",
+    "fit_post_hoc",
     "last_complete_checkpoint",
     "load_config",
     "recenter",

@@ -32,12 +32,12 @@ DISPLACED = {
     ("data", "source"): ("license",),
     ("model", "checkpoint"): ("vision", "text", "keep_vision_projection"),
 }
-# What GapClosedClipConfig itself adds to PreTrainedConfig, the towers and what the section `captioning` says aside:
-# these are set under `model:`.
+# What GapClosedClipConfig itself adds to PreTrainedConfig, the towers, what the section `captioning` says and what
+# `gap-closed-clip center` writes aside: these are set under `model:`.
 CONFIG_FIELDS = {
     name: hint
     for name, hint in GapClosedClipConfig.__annotations__.items()
-    if name not in ("vision_config", "text_config", "decoder_config", *CAPTION_FIELDS)
+    if name not in ("vision_config", "text_config", "decoder_config", "embedding_map", *CAPTION_FIELDS)
 }
 
 

@@ -101,16 +101,21 @@ def _load_checkpoint(checkpoint: str, args: ModelArguments) -> tuple[GapClosedCl
     return model, processor
 
 
-def with_config(model: Model, changes: dict[str, Any], checkpoint: str) -> Model:
+def with_config(
+    model: Model, changes: dict[str, Any], checkpoint: str, new_weights: dict[str, torch.Tensor] | None = None
+) -> Model:
     """
     The checkpoint's model with other fields of [`GapClosedClipConfig`].
+
+    Args:
+        new_weights: for what the changes add to the model, or in place of its own weights.
 
     Raises:
         ValueError: they do not go together, or not with the weights.
     """
     config = GapClosedClipConfig.from_dict(model.config.to_dict() | changes)  # checks the values together
     try:
-        return type(model).from_pretrained(None, config=config, state_dict=model.state_dict())
+        return type(model).from_pretrained(None, config=config, state_dict=model.state_dict() | (new_weights or {}))
     except RuntimeError as error:  # shapes
         raise ValueError(
             f"model.checkpoint: the weights of {checkpoint} do not fit {changes}. Leave out what changes their "

@@ -38,17 +38,16 @@ def recenter(model: GapClosedClipModel, batches: Iterable[dict[str, Tensor]]) ->
             inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
             inputs.pop("group_ids", None)
             images = {name: inputs.pop(name) for name in ("pixel_values", "pooled_image") if name in inputs}
-            features = model.get_image_features(**images), model.get_text_features(**inputs)
+            features = model._project_images(**images), model._project_texts(**inputs)
             # In float64: float32 would lose digits over a million pairs.
             sums = [total + part.pooler_output.double().sum(0) for total, part in zip(sums, features, strict=True)]
             count += len(features[0].pooler_output)
     if not count:
         raise ValueError("recenter: there is no batch to take the means of.")
-    # Features come centered by the running mean: what is left of their mean is its error.
-    # (.add_ and not +=, which would put the tensor a second time on what peft wraps the module in)
+    # .copy_ into the buffer itself: an assignment would put the tensor on what peft wraps the module in.
     modules: tuple[Any, Any] = (model.visual_centering, model.text_centering)
     for centering, total in zip(modules, sums, strict=True):
-        centering.running_mean.add_((torch.as_tensor(total) / count).to(centering.running_mean))
+        centering.running_mean.copy_(torch.as_tensor(total) / count)
 
 
 class RecenterCallback(TrainerCallback):

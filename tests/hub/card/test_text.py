@@ -48,6 +48,13 @@ def test_other_models_stand_beside_this_one(folder):
     assert data.eval_results[0].metric_value == 0.11237 and data.eval_results[0].dataset_split == "validation"
 
 
+def test_a_map_behind_the_embeddings(folder):
+    assert "fixed map" not in render(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"embedding_map": "whitening"}))
+    assert "a fixed map of each modality closes the gap (`whitening`, made after training" in render(folder)
+
+
 def test_folds(folder):
     data = {
         "source": "eltorio/ROCOv2-radiology",
