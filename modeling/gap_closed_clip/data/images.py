@@ -89,7 +89,8 @@ def stored_bytes(image: dict) -> bytes:
 def name_of(row: dict) -> str:
     """What error messages call the image of a row: its path if it has one, else its id."""
     image = row["image"]
-    return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
+    path = image.get("path") if isinstance(image, dict) else image
+    return path if isinstance(path, str) and path else str(row.get("image_id") or "without a name")
 
 
 def window_of(row: dict, window: tuple[float, float] | None) -> tuple[float, float] | None:
