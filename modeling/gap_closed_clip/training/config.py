@@ -174,8 +174,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
-    are YAML. What comes later leaves behind what belonged to an earlier value alone (`DISPLACED`): another
-    `data.source` the license of the first, a `model.checkpoint` the towers, of which it brings its own.
+    are YAML; where names are expected, one stands for a list of it. What comes later leaves behind what belonged to an
+    earlier value alone (`DISPLACED`): another `data.source` the license of the first, a `model.checkpoint` the towers,
+    of which it brings its own.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -190,14 +191,14 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
                 _displace(sections, section, key, value, values)
-            sections[section].update(values)
+                sections[section][key] = _listed(section, key, value)
     for override in overrides:
         section, (key, *inner), value = _parse_override(override)
         if inner:
             value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         _check_field(section, key, value, "the command line")
         _displace(sections, section, key, value, [_parse_override(other)[1][0] for other in overrides])
-        sections[section][key] = value
+        sections[section][key] = _listed(section, key, value)
         given.add(section)
     model = dict(sections["model"])
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
@@ -325,6 +326,19 @@ def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
         _check_entries(value, given_in)
 
 
+def _listed(section: str, key: str, value: Any) -> Any:
+    """A list of the one name that was given where names are expected: `label_columns=finding`."""
+    return [value] if isinstance(value, str) and _is_of_names(fields_of(section)[key]) else value
+
+
+def _is_of_names(hint: Any) -> bool:
+    """Whether a field holds a list of names, and a text alone is nothing that it could hold."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return str not in options and any(
+        typing.get_origin(option) is list and typing.get_args(option) == (str,) for option in options
+    )
+
+
 def _check_entries(entries: list, given_in: str) -> None:
     """Checks the values of the entries of a list of sources; `DataArguments` checks everything else about them."""
     for number, entry in enumerate(entries):
@@ -335,6 +349,8 @@ def _check_entries(entries: list, given_in: str) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can be of the type a field is declared with; declarations beyond plain types always fit."""
+    if isinstance(value, str) and _is_of_names(hint):
+        return True
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
