@@ -81,7 +81,7 @@ class RunConfig:
     training: dict[str, Any]
     lora: LoraArguments | None = None
     captioning: CaptioningArguments | None = None
-    inherited: frozenset[str] = frozenset()
+    inherited: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def __post_init__(self):
         if self.lora is not None and self.captioning is not None:
