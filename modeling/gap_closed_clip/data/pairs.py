@@ -100,7 +100,7 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
     for argument, name in wanted:
         if name is not None and name not in features:
             hint = suggest(name, list(features), "columns")
-            if argument in ("image_id_column", "label_columns", "fold_column"):  # a configuration's, for its own source
+            if argument in ("image_id_column", "label_columns", "fold_column"):  # perhaps another source's
                 hint += f" If there is none, data.{argument}=null."
             raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
     if not is_text(features[args.caption_column]):
