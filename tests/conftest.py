@@ -1,6 +1,7 @@
 """Tiny models and processors, made in memory: nothing is downloaded and a forward pass takes milliseconds."""
 
 import atexit
+import io
 import os
 import shutil
 import tempfile
@@ -14,6 +15,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # whose environment is that of the 
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gap_closed_clip_tests_")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from transformers import CLIPImageProcessor, PreTrainedModel  # noqa: E402
@@ -93,6 +95,25 @@ def caption_labels(tokenizer, texts: list[str]) -> torch.Tensor:
     """(B, L) tokens, -100 where padded."""
     tokens = tokenizer(texts, padding=True, return_tensors="pt")
     return tokens.input_ids.masked_fill(tokens.attention_mask == 0, -100)
+
+
+def dicom_file(values: np.ndarray) -> bytes:
+    """Values (H, W) of 12 bits, with a window that shows 1000 as black and 4000 as white."""
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    meta = FileMetaDataset()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+    dataset.Rows, dataset.Columns = values.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+    dataset.WindowCenter, dataset.WindowWidth, dataset.VOILUTFunction = 2500, 3000, "LINEAR_EXACT"
+    dataset.PixelData = values.tobytes()
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
 
 
 def checkpoint_activations(model: PreTrainedModel, enable: bool = True) -> None:

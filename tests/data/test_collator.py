@@ -24,9 +24,11 @@ from gap_closed_clip.data import (
     PairCollator,
     count_truncated,
     group_ids,
+    group_ids_of,
     normalize_caption,
     stable_hash,
 )
+from gap_closed_clip.data.image_ids import image_id_of
 
 
 SIZE = 12
@@ -223,3 +225,106 @@ def test_pickles(processor, rows):
     torch.manual_seed(0)
     for name, values in copy(rows).items():
         assert torch.equal(values, expected[name])
+
+
+# --- pairs of one's own, which no `load_pairs` has made
+
+
+def bare(rows: list[dict]) -> list[dict]:
+    return [{"image": row["image"], "caption": row["caption"]} for row in rows]
+
+
+def same_images(collator: PairCollator, forms: list) -> list[list[bool]]:
+    groups = collator([{"image": form, "caption": str(index)} for index, form in enumerate(forms)])["group_ids"]
+    return (groups[:, None, 0] == groups[None, :, 0]).tolist()
+
+
+def test_without_ids_images_are_known_by_what_they_are(processor, images, tmp_path):
+    """Of two images, the second of which comes twice, in each form that a data set holds."""
+    files = [png(image)["bytes"] for image in images[:2]]
+    paths = [str(tmp_path / f"{index}.png") for index in range(2)]
+    for path, data in zip(paths, files, strict=True):
+        (tmp_path / path).write_bytes(data)
+    forms = {
+        "rows": [{"bytes": data, "path": None} for data in files],
+        "rows of a path": [{"bytes": None, "path": path} for path in paths],
+        "bytes": files,
+        "paths": paths,
+        "Pillow": [Image.fromarray(image) for image in images[:2]],
+        "arrays": [images[0], images[1]],
+        "tensors": [torch.tensor(images[0]), torch.tensor(images[1]).clone()],
+    }
+    expected = PairCollator(processor)(
+        [{"image": files[index], "caption": "a", "image_id": "1"} for index in range(2)]
+    )
+    for name, (first, second) in forms.items():
+        collator = PairCollator(processor)
+        assert same_images(collator, [first, second, second]) == [[True, False, False]] + [[False, True, True]] * 2, (
+            name
+        )
+        batch = collator([{"image": image, "caption": "a"} for image in (first, second)])
+        torch.testing.assert_close(batch["pixel_values"], expected["pixel_values"], rtol=0, atol=0)
+    gray = [Image.new("L", (4, 2)), Image.new("L", (2, 4)), Image.new("1", (4, 2))]
+    assert same_images(PairCollator(processor), gray) == torch.eye(3, dtype=torch.bool).tolist()
+
+
+def test_ids_of_any_type_and_ids_that_are_missing(processor, rows):
+    numbered = [row | {"image_id": number} for row, number in zip(rows, (7, 8, 8), strict=True)]
+    assert PairCollator(processor)(numbered)["group_ids"][:, 0].tolist() == [stable_hash(text) for text in "788"]
+    holes = [rows[0] | {"image_id": None}, rows[1] | {"image_id": None}, rows[1] | {"image_id": None}]
+    groups = PairCollator(processor)(holes)["group_ids"][:, 0].tolist()
+    assert groups[0] != groups[1] == groups[2]
+
+
+def test_a_data_set_of_ones_own_has_the_groups_of_its_batches(processor, rows):
+    files = [rows[0]["image"], rows[1]["image"], rows[1]["image"]]
+    for feature in (ImageFeature(decode=False), ImageFeature()):
+        features = Features(image=feature, caption=Value("string"))
+        dataset = Dataset.from_dict({"image": files, "caption": ["a", "b", " B"]}, features)
+        batch = PairCollator(processor)([dataset[index] for index in range(3)])
+        assert group_ids_of(dataset) == [tuple(pair) for pair in batch["group_ids"].tolist()]
+        assert batch["group_ids"][1].tolist() == batch["group_ids"][2].tolist() != batch["group_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("kind", [PairCollator, lambda processor: CaptionCollator(PairCollator(processor))])
+@pytest.mark.parametrize(
+    ("renamed", "message"),
+    [
+        (
+            {"caption": "captions"},
+            r"no column 'caption'\. Did you mean 'captions'\? The columns are: image, captions\.",
+        ),
+        (
+            {"caption": "text"},
+            r"no column 'caption'\. The columns are: image, text\. .*rename_column\(\.\.\., 'caption'",
+        ),
+        ({"image": "img"}, r"no column 'image'.*The columns are: img, caption\..*remove_columns\('image'\)"),
+        ({"image": "file", "caption": "x"}, r"remove_unused_columns=False: a Trainer drops"),
+    ],
+)
+def test_missing_columns_are_named(processor, rows, kind, renamed, message):
+    rows = [{renamed.get(name, name): value for name, value in row.items()} for row in bare(rows)]
+    with pytest.raises(ValueError, match=message):
+        kind(processor)(rows)
+    with pytest.raises(ValueError, match="The pairs have no column '(image|caption)'"):
+        group_ids_of(Dataset.from_list([{name: "a" for name in rows[0]}]))
+
+
+def test_a_row_without_anything(processor):
+    with pytest.raises(ValueError, match=r"no column 'caption'\. There are no columns\."):
+        PairCollator(processor)([{}])
+
+
+@pytest.mark.parametrize("caption", [None, ["a", "b"], 3])
+def test_captions_that_are_no_text(processor, rows, caption):
+    with pytest.raises(
+        ValueError, match="A caption is .*; it has to be one text. Of several captions make a row each"
+    ):
+        PairCollator(processor)([rows[0], rows[1] | {"caption": caption}])
+
+
+def test_an_image_of_which_no_id_can_be_made(processor):
+    with pytest.raises(ValueError, match="The image of a row is 3, of which no id can be made: .*column 'image_id'"):
+        image_id_of({"image": 3})
+    with pytest.raises(ValueError, match="list gives no column 'image_id'.*training.distinct_batches=false"):
+        group_ids_of([{"image": "a.png", "caption": "a"}])

@@ -96,6 +96,7 @@ def test_images_inside_are_not_copied(tmp_path):
         ({"image_column": "scan"}, r"no column 'scan' \(data\.image_column\)"),
         ({"image_id_column": "patients"}, r"'patients' \(data\.image_id_column\)\. Did you mean 'patient'"),
         ({"label_columns": ["label", "lable"]}, r"'lable' \(data\.label_columns\)\. Did you mean 'label'"),
+        ({"label_columns": "organ"}, r"'organ' \(data\.label_columns\)\. .* there is none, data\.label_columns=null"),
         ({"folds": 2, "fold_column": "case_id"}, r"'case_id' \(data\.fold_column\)"),
     ],
 )  # fmt: skip

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Image
+from transformers import Trainer, TrainingArguments
 
 from gap_closed_clip.data import PairCollator, decode_image
-from gap_closed_clip.evaluation import PairEmbeddings, embed_pairs
+from gap_closed_clip.evaluation import PairEmbeddings, build_compute_metrics, embed_pairs
 
 
 @pytest.fixture
@@ -49,6 +50,46 @@ def test_each_distinct_image_and_caption_once(counted, tiny_processor, pairs, st
     model, counts = counted
     embed_pairs(model, tiny_processor, pairs.to_iterable_dataset() if streaming else pairs, batch_size=3)
     assert counts == {"images": 6, "texts": 6}
+
+
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pairs_of_ones_own_without_ids(counted, tiny_processor, pairs, decode, streaming):
+    """An image that comes twice is one image, as with ids."""
+    model, counts = counted
+    expected = embed_pairs(model, tiny_processor, pairs)
+    counts.update(images=0, texts=0)
+    own = pairs.remove_columns(["image_id", "label"]).cast_column("image", Image(decode=decode))
+    numbers = own.map(lambda row, index: {"label": index % 2}, with_indices=True)  # a class of the number 0 is one
+    found = embed_pairs(model, tiny_processor, numbers.to_iterable_dataset() if streaming else numbers, batch_size=3)
+    assert counts == {"images": 6, "texts": 6} and len(set(found.image_ids)) == 6
+    np.testing.assert_allclose(found.image_embeds, expected.image_embeds, atol=2e-6)
+    np.testing.assert_allclose(found.text_embeds, expected.text_embeds, atol=2e-6)
+    assert found.labels == ["0", "1"] * 4
+
+
+def test_missing_columns_are_named(tiny_model, tiny_processor, pairs):
+    with pytest.raises(ValueError, match="no column 'caption'. Did you mean 'captions'"):
+        embed_pairs(tiny_model, tiny_processor, pairs.rename_column("caption", "captions"))
+    with pytest.raises(ValueError, match="no column 'image'. The columns are: caption"):
+        embed_pairs(tiny_model, tiny_processor, pairs.select_columns("caption"))
+
+
+def test_a_plain_trainer_evaluates_pairs_of_ones_own(tiny_model, tiny_processor, pairs, tmp_path):
+    own = pairs.remove_columns(["image_id", "label"]).cast_column("image", Image())
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, remove_unused_columns=False)
+    found = {}
+    for name, dataset in (("own", own), ("canonical", pairs)):
+        metrics = build_compute_metrics(dataset)
+        options = {"data_collator": PairCollator(tiny_processor), "compute_metrics": metrics}
+        found[name] = Trainer(tiny_model, args, eval_dataset=dataset, **options).evaluate()
+    assert found["own"]["eval_loss"] == pytest.approx(found["canonical"]["eval_loss"], abs=1e-6)
+    for metric in ("eval_modality_gap", "eval_image_to_text_recall@1"):
+        assert found["own"][metric] == pytest.approx(found["canonical"][metric], abs=1e-6)
+    # Without the setting the Trainer drops what the collator needs, which it says, or else the collator does.
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match="remove_unused_columns=False"):
+        Trainer(tiny_model, args, eval_dataset=own, data_collator=PairCollator(tiny_processor)).evaluate()
 
 
 def test_no_image_is_decoded_twice(tiny_model, tiny_processor, pairs, monkeypatch):

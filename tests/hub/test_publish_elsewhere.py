@@ -132,7 +132,12 @@ def check_pipelines(found: dict, model: GapClosedClipModel, processor: GapClosed
 
 
 # What the pipeline of the repository is made of.
-PIPELINE = {"pipeline_gap_closed_clip.py", "images_gap_closed_clip.py"}
+PIPELINE = {
+    "dicom_gap_closed_clip.py",
+    "images_gap_closed_clip.py",
+    "load_images_gap_closed_clip.py",
+    "pipeline_gap_closed_clip.py",
+}
 AUTO_CLASSES = (AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor)
 TASKS = ("zero-shot-image-classification", "image-feature-extraction", "feature-extraction")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS
+from conftest import CAPTIONS, dicom_file
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -296,6 +296,19 @@ def test_images_are_seen_as_in_training(pipe, seen, tmp_path, image, kind, orien
     expected = np.asarray(decode_image(path))
     assert expected.shape == ((40, 36, 3) if orientation == 1 else (36, 40, 3)) and expected.std() > 20
     assert len(seen) == 3 and all(np.array_equal(pixels, expected) for pixels in seen)
+
+
+def test_arrays_bytes_and_dicom(pipe, seen, tmp_path):
+    deep = np.asarray(_deep(np.uint16))
+    path = tmp_path / "a.dcm"
+    path.write_bytes(dicom_file(deep))
+    data = png(_deep(np.uint16))
+    pipe.embed([deep, torch.tensor(deep.astype(np.int32))[None], {"image": deep}, {"image": data}, path])
+    assert len(seen) == 5 and all(np.array_equal(pixels, decode_image(data)) for pixels in seen[:4])
+    assert np.array_equal(seen[4], decode_image(path)) and seen[4].std() > 20
+    assert pipe("CT", [deep])[0]["item"] is deep
+    refused(r"gallery\[0\]: array\(.* is neither image nor text", pipe, "a", [np.ones(4)])
+    refused(r"gallery\[0\] can't be read as an image: its shape is \(5, 40, 36\)", pipe, "a", [np.ones((5, 40, 36))])
 
 
 def test_the_users_image_stays_as_it_is():

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from gap_closed_clip.data import DataArguments
-from gap_closed_clip.training import GapClosedTrainingArguments, ModelArguments, config, load_config
+from gap_closed_clip.training import GapClosedTrainingArguments, LoraArguments, ModelArguments, config, load_config
 
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
@@ -120,9 +120,24 @@ def test_training_arguments_are_made_of_the_section_and_our_defaults(tmp_path):
     assert args.dataloader_drop_last is True and args.remove_unused_columns is False and args.distinct_batches is True
 
 
+def test_one_name_stands_for_a_list_of_it(write):
+    words = ["label_columns=finding", "lora.towers=text", "lora.train=projections", "report_to=none"]
+    loaded = load_config([write("data: {label_columns: other}\ntraining: {label_names: a}")], words)
+    assert loaded.data.label_columns == ["finding"] and loaded.training["label_names"] == ["a"]
+    assert loaded.lora.towers == ["text"] and loaded.lora.train == ["projections"]
+    assert loaded.training["report_to"] == "none"  # which takes a text as well
+    assert load_config([write("data: {label_columns: other}")]).data.label_columns == ["other"]
+    entries = load_config([], ["data.source=[{source: a.csv, label_columns: finding}, b.csv]"]).data.sources()
+    assert entries["a"].label_columns == ["finding"] and entries["b"].label_columns is None
+    assert DataArguments(label_columns="finding").label_columns == ["finding"]
+    assert LoraArguments(towers="vision").towers == ["vision"]
+
+
 @pytest.mark.parametrize(
     ("word", "message"),
     [
+        ("label_columns=3", r"data\.label_columns is 3 \(int\); it has to be list\[str\] \| None"),
+        ("lora.towers=txt", r"lora\.towers: unknown tower 'txt': did you mean 'text'\?"),
         ("lerning_rate=1", r"unknown key 'lerning_rate': did you mean training\.learning_rate\?"),
         ("training.lerning_rate=1", r"unknown key 'lerning_rate' in section 'training': did you mean 'learning_rate'"),
         ("model.aling_weight=1", r"unknown key 'aling_weight' in section 'model': did you mean 'align_weight'\?"),

@@ -17,6 +17,7 @@ SOURCE_FIELDS = (
     "train_split",
     "validation_split",
     "test_split",
+    "split_column",
     "image_column",
     "caption_column",
     "image_id_column",
@@ -95,6 +96,14 @@ class DataArguments:
     )
     test_split: str | None = field(
         default="test", metadata={"help": "What the source calls its test split; null: it has none."}
+    )
+    split_column: str | None = field(
+        default="split",
+        metadata={
+            "help": "A source that is one table: column that says which split a row belongs to, train, val (valid, "
+            "validation, dev) or test. The default is passed over where there is no such column or it says other "
+            "things; null: no column does."
+        },
     )
 
     image_column: str = field(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .collator import PairCollator
+from .image_ids import check_columns
 
 
 # Label of a position without a target. Every loss of torch and transformers leaves it out unless told otherwise.
@@ -26,7 +27,8 @@ class CaptionCollator:
         """Make a batch of B rows.
 
         Args:
-            rows: `caption`, and either `image` and `image_id` or the embedding `shared_embeds` (D,) of each pair.
+            rows: `caption`, and either `image` (and `image_id`, if there is one) or the embedding `shared_embeds`
+                (D,) of each pair.
 
         Returns:
             `labels` (B, L) int64, the captions' tokens with -100 where they are padded. Beside them `pixel_values`
@@ -34,8 +36,9 @@ class CaptionCollator:
             `shared_embeds` (B, D) float32; then no image is decoded.
 
         Raises:
-            ValueError: an image cannot be read.
+            ValueError: an image cannot be read, or a column is missing.
         """
+        check_columns(rows[0], ("caption",))
         text = self.collator.tokenize([row["caption"] for row in rows])
         labels = {"labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
         if "shared_embeds" in rows[0]:

@@ -10,6 +10,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from .hashing import group_ids, stable_hash
+from .image_ids import check_columns, image_id_of
 from .images import Augmentation, decode_image, name_of, window_of
 
 
@@ -46,9 +47,10 @@ class PairCollator:
         """Make a batch of B rows.
 
         Args:
-            rows: `image` (undecoded), `caption` and `image_id` of each pair; `window` where sources have different
-                ones. From `FeaturePairs`, where frozen towers have run before, `pooled_image` (hidden,) or
-                `pooled_text` (hidden,) or both, with `group_ids` (2,).
+            rows: `image` and `caption` of each pair, and `image_id` if there is one; `window` where sources have
+                different ones. An image is of any kind that `decode_image` takes; without an id it is known by its
+                path or its content. From `FeaturePairs`, where frozen towers have run before, `pooled_image`
+                (hidden,) or `pooled_text` (hidden,) or both, with `group_ids` (2,).
 
         Returns:
             `pixel_values` (B, 3, H, W) float32. `group_ids` (B, 2) int64, hashes of the image's id and of the caption
@@ -57,8 +59,10 @@ class PairCollator:
             `pooled_text` (B, hidden) float32 in the place of what it takes.
 
         Raises:
-            ValueError: an image cannot be read.
+            ValueError: an image cannot be read, a column is missing, or a caption is no text.
         """
+        if "pooled_text" not in rows[0]:
+            check_columns(rows[0], ("caption",))
         if "pooled_image" in rows[0]:
             batch = {name: _stack(rows, name) for name in ("pooled_image", "group_ids")}
         else:
@@ -71,13 +75,14 @@ class PairCollator:
         """The parts of the batch that need no tokens: `pixel_values` (B, 3, H, W) and `group_ids` (B, 2).
 
         Raises:
-            ValueError: an image cannot be read.
+            ValueError: an image cannot be read, or a column is missing.
         """
+        check_columns(rows[0], ("image", "caption"))
         images = [
             decode_image(row["image"], self._min_size(row), window_of(row, self.window), name=name_of(row))
             for row in rows
         ]
-        ids = torch.tensor([group_ids(row["image_id"], row["caption"]) for row in rows], dtype=torch.int64)
+        ids = torch.tensor([group_ids(image_id_of(row), row["caption"]) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(self.augmentation, images, rows, ids)
         pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]

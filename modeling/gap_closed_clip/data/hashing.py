@@ -9,8 +9,22 @@ def stable_hash(value: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 
+def hash_of_bytes(data: bytes) -> str:
+    """The id of an image without a name: a hash of its content, as text."""
+    return f"{stable_hash(data):016x}"
+
+
 def normalize_caption(caption: str) -> str:
-    """The form in which captions are compared: those that differ only in case or white space are one caption."""
+    """The form in which captions are compared: those that differ only in case or white space are one caption.
+
+    Raises:
+        ValueError: the caption is no text.
+    """
+    if not isinstance(caption, str):
+        raise ValueError(
+            f"A caption is {caption!r:.80}; it has to be one text. Of several captions make a row each, and leave out "
+            "rows that have none."
+        )
     return " ".join(caption.split()).casefold()
 
 

@@ -16,8 +16,8 @@ from datasets.utils import tqdm
 from PIL import Image, ImageOps, ImageStat
 from torch.utils.data import DataLoader
 
-from ..model.images_gap_closed_clip import scale_to_8_bit, to_rgb
-from .dicom import apply_window, decode_dicom, is_dicom
+from ..model.images_gap_closed_clip import to_rgb
+from ..model.load_images_gap_closed_clip import array_to_rgb, decode_file, to_8_bit_by
 
 
 logger = getLogger(__name__)
@@ -26,7 +26,7 @@ SKIP_REMEDY = "Replace the file, or leave such images out with data.on_bad_image
 
 
 def decode_image(
-    image: dict | bytes | str | os.PathLike | Image.Image,
+    image: dict | bytes | str | os.PathLike | Image.Image | np.ndarray | torch.Tensor,
     min_size: int | None = None,
     window: tuple[float, float] | None = None,
     name: str | None = None,
@@ -34,10 +34,12 @@ def decode_image(
     """Decode an image of any kind that occurs in radiology data sets to upright 8-bit RGB.
 
     DICOM files are rendered by `decode_dicom`, all others by `to_rgb`: 16- and 32-bit gray and float go through
-    `window`, or else are scaled over the image's own range. A file with several pages or frames gives its first one.
+    `window`, or else are scaled over the image's own range. A file with several pages gives its first one, a DICOM
+    file with several frames its middle one.
 
     Args:
-        image: a row's `{"bytes", "path"}`, the file's bytes, a path or URL, or a PIL image.
+        image: a row's `{"bytes", "path"}`, the file's bytes, a path or URL, a PIL image, or an array or tensor as
+            `load_image` takes them.
         min_size: a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as both sides keep this many pixels,
             which saves most of the work on large files. Default: full size.
         window: centre and width of the intensity window for images of more than 8 bits, in their own units.
@@ -48,9 +50,10 @@ def decode_image(
         ValueError: the image is damaged, truncated or of no known format; the message names it.
         ImportError: it is a DICOM file, and pydicom is not installed.
     """
-    to_8_bit = scale_to_8_bit if window is None else partial(apply_window, center=window[0], width=window[1])
     if isinstance(image, Image.Image):
-        return to_rgb(image, to_8_bit)
+        return to_rgb(image, to_8_bit_by(window))
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return _array_to_rgb(image, window, name or "without a name")
     if isinstance(image, dict):
         path, data = image.get("path"), image.get("bytes")
     else:
@@ -58,18 +61,20 @@ def decode_image(
     name = name or path or "without a name"
     data = _read(path, name) if data is None else bytes(data)
     try:
-        if is_dicom(data, path or ""):
-            return Image.fromarray(decode_dicom(data, window)).convert("RGB")
-        opened = Image.open(io.BytesIO(data))
-        if min_size is not None:
-            opened.draft("RGB", (min_size, min_size))
-        return to_rgb(opened, to_8_bit)
+        return decode_file(data, path or "", window, min_size)
     except ImportError:
         raise
     except Exception as error:  # a damaged file makes Pillow and pydicom raise a dozen different types
         raise ValueError(
             f"The image '{name}' cannot be read ({error}): damaged, truncated or of no known format. {SKIP_REMEDY}"
         ) from error
+
+
+def _array_to_rgb(values: np.ndarray | torch.Tensor, window: tuple[float, float] | None, name: str) -> Image.Image:
+    try:
+        return array_to_rgb(values, window)
+    except ValueError as error:
+        raise ValueError(f"The image '{name}' cannot be read ({error}). {SKIP_REMEDY}") from error
 
 
 def stored_bytes(image: dict) -> bytes:
@@ -84,7 +89,8 @@ def stored_bytes(image: dict) -> bytes:
 def name_of(row: dict) -> str:
     """What error messages call the image of a row: its path if it has one, else its id."""
     image = row["image"]
-    return (image.get("path") if isinstance(image, dict) else None) or row["image_id"]
+    path = image.get("path") if isinstance(image, dict) else image
+    return path if isinstance(path, str) and path else str(row.get("image_id") or "without a name")
 
 
 def window_of(row: dict, window: tuple[float, float] | None) -> tuple[float, float] | None:

@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 
 from ..messages import shorten, suggest
 from .arguments import DataArguments
-from .hashing import stable_hash
+from .hashing import hash_of_bytes
 
 
 logger = getLogger(__name__)
@@ -100,6 +100,8 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
     for argument, name in wanted:
         if name is not None and name not in features:
             hint = suggest(name, list(features), "columns")
+            if argument in ("image_id_column", "label_columns", "fold_column"):  # perhaps another source's
+                hint += f" If there is none, data.{argument}=null."
             raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
     if not is_text(features[args.caption_column]):
         raise ValueError(
@@ -219,7 +221,7 @@ def _image_ids(rows: Dataset, paths: list, stored: list, keep: list[int], column
     if columns.image_id is None:
         for index in keep:
             data = rows[index][columns.image]["bytes"] if stored[index] else None
-            ids[index] = columns.id_of(paths[index]) if data is None else _hash_of_bytes(data)
+            ids[index] = columns.id_of(paths[index]) if data is None else hash_of_bytes(data)
         return ids
     values = _values(rows, columns.image_id)
     first_rows: dict[str, int] = {}
@@ -253,10 +255,6 @@ def _is_same_image(rows: Dataset, one: int, other: int, paths: list, stored: lis
     if stored[one] and stored[other]:
         return rows[one][columns.image]["bytes"] == rows[other][columns.image]["bytes"]
     return paths[one] == paths[other]
-
-
-def _hash_of_bytes(data: bytes) -> str:
-    return f"{stable_hash(data):016x}"
 
 
 def to_streamed_pairs(
@@ -307,7 +305,7 @@ def _stream_pair(row: dict, index: int, columns: Columns, skip: bool) -> dict:
     if columns.image_id is not None:
         image_id = _given_id(row[columns.image_id], index, columns)
     else:
-        image_id = columns.id_of(image["path"]) if image["bytes"] is None else _hash_of_bytes(image["bytes"])
+        image_id = columns.id_of(image["path"]) if image["bytes"] is None else hash_of_bytes(image["bytes"])
     pair = {"image": image, "caption": caption, "image_id": image_id}
     if columns.labels:
         pair["label"] = columns.label_of(row[name] for name in columns.labels)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from torch.utils.data import Sampler
 
 from .hashing import group_ids
+from .image_ids import column, image_ids_of
 
 
 logger = getLogger(__name__)
@@ -19,8 +20,12 @@ MAX_PROBES = 64
 
 
 def group_ids_of(pairs: Dataset) -> list[tuple[int, int]]:
-    """The `group_ids` of every pair, as the collator makes them, without reading an image."""
-    return [group_ids(*row) for row in zip(pairs["image_id"], pairs["caption"], strict=True)]
+    """The `group_ids` of every pair, as the collator makes them, by the column `image_id` without reading an image.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    return [group_ids(*row) for row in zip(image_ids_of(pairs), column(pairs, "caption"), strict=True)]
 
 
 def sources_of(pairs: Dataset) -> list[str]:

@@ -15,19 +15,20 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import CsvConfig
 
-from ..messages import suggest
 from .arguments import DataArguments, expand_path
 from .hashing import stable_hash
 from .images import cache_images, check_images, decode_image
 from .join import error_of_source, join_pairs, join_streams, name_source
-from .pairs import ADDED_COLUMNS, MissingSplitError, to_pairs, to_streamed_pairs
+from .pairs import ADDED_COLUMNS, to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
+from .split_column import find_split_column, missing_split, rows_of_split
 
 
 logger = getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 Check = Callable[[Dataset, DataArguments], Dataset]
+SPLIT_IN_NAME = re.compile("train|val|dev|test|eval", re.IGNORECASE)
 FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -200,6 +201,9 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
     }
     if files:  # there may be images beside the tables, and load_dataset would see nothing but them
         return _load_files(files, split, args, source_name)
+    tables = [file for file in sorted(path.iterdir()) if file.suffix in FILE_BUILDERS and file.stem != "metadata"]
+    if len(tables) == 1 and not SPLIT_IN_NAME.search(tables[0].name):  # of all pairs, under any name
+        return _load_files({"train": tables[0]}, split, args, source_name)
     try:
         config = datasets.load_dataset_builder(str(path)).config
     except FileNotFoundError as error:
@@ -280,18 +284,20 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         options: for `load_dataset`.
 
     Raises:
-        ValueError: the source has no such split, or a file cannot be parsed.
+        ValueError: the source has no such split, its column of splits is wrong, or a file cannot be parsed.
     """
     try:
         loaded = datasets.load_dataset(loader, streaming=args.streaming, **options)
     except DatasetGenerationError as error:
         raise ValueError(f"{source_name} cannot be read: {error.__cause__ or error}") from error
+    if list(loaded) == ["train"]:
+        column = find_split_column(loaded["train"], args, source_name)
+        if column is not None:
+            return rows_of_split(loaded["train"], column, split, args, source_name)
+    elif args.split_column not in (None, DataArguments.split_column):
+        raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(loaded)}). Leave it out.")
     if _without_slice(split) not in loaded:
-        raise MissingSplitError(
-            f"'{args.source}' has no split '{split}'. {suggest(split, list(loaded), 'splits')} Name it with "
-            "data.train_split, data.validation_split or data.test_split, or cut one from the training split with "
-            "data.folds."
-        )
+        raise missing_split(args, split, list(loaded))
     if _without_slice(split) == split:
         return loaded[split]
     return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import PairCollator, normalize_caption
+from ..data.image_ids import check_columns, image_id_of, image_ids_of
 from .by_source import rows_by_source
 from .fast_tower import channels_last
 
@@ -85,7 +86,7 @@ def embed_pairs(
     Args:
         model: maps `pixel_values` alone to `.image_embeds` (B, D), and tokens alone to `.text_embeds` (B, D).
         processor: a `GapClosedClipProcessor`.
-        pairs: rows of `image`, `caption`, `image_id` and, if there are any, `label` and `source`. Of a streaming set
+        pairs: rows of `image`, `caption` and, if there are any, `image_id`, `label` and `source`. Of a streaming set
             every image is decoded, as it comes, but only new ones are embedded.
         batch_size: images, or captions, at once.
         num_workers: processes that decode the images.
@@ -140,12 +141,23 @@ def no_columns() -> Columns:
 
 
 def columns_of(pairs: Iterable[dict]) -> Columns:
-    """Collects the columns of rows in their order. Of a `Dataset` no image is read."""
+    """Collects the columns of rows in their order. Of a `Dataset` with `image_id` no image is read.
+
+    Raises:
+        ValueError: there are no captions, or neither images nor ids of them.
+    """
     columns = no_columns()
-    for row in pairs.remove_columns("image") if isinstance(pairs, Dataset) else pairs:
-        columns.image_ids.append(row["image_id"])
+    if isinstance(pairs, Dataset):
+        check_columns(pairs.column_names, ("caption",))
+        columns.image_ids.extend(image_ids_of(pairs))
+        pairs = pairs.select_columns([name for name in ("caption", "label", "source") if name in pairs.column_names])
+    known = bool(columns.image_ids)
+    for row in pairs:
+        if not known:
+            columns.image_ids.append(image_id_of(row))
         columns.captions.append(row["caption"])
-        columns.labels.append(row.get("label") or "")
+        label = row.get("label")
+        columns.labels.append("" if label is None else str(label))
         columns.sources.append(row.get("source") or "")
     return columns
 

@@ -37,7 +37,7 @@ class GapClosedLoss(NamedTuple):
 
 def gap_closed_loss(
     embeddings: list[Tensor],
-    logit_scale: Tensor,
+    logit_scale: Tensor | float,
     group_ids: Tensor | None = None,
     contrastive_weight: float | Tensor = 1.0,
     align_weight: float | Tensor = 1.0,
@@ -53,7 +53,7 @@ def gap_closed_loss(
 
     Args:
         embeddings: M >= 2 tensors of shape (N, D), whose rows are unit vectors; the first is the anchor.
-        logit_scale: scalar tensor, 1 / temperature (not its logarithm).
+        logit_scale: a number or a tensor of one, 1 / temperature (not its logarithm, as CLIP's checkpoints hold it).
         group_ids: integers of shape (N,) or (N, G). Samples that agree in any column are not negatives of each other.
         contrastive_weight, align_weight, uniformity_weight: weights of the terms.
         across_processes: compute the loss of the global batch, which all processes of the process group hold together;
@@ -63,10 +63,11 @@ def gap_closed_loss(
             Across processes the loss is always tiled.
 
     Raises:
-        ValueError: there are fewer than two modalities, their shapes differ, they have no row, or `group_ids` has
-            another number of rows.
+        ValueError: there are fewer than two modalities, their shapes differ, they have no row, `group_ids` has
+            another number of rows, or `logit_scale` is no single positive number.
     """
     _check_inputs(embeddings, group_ids)
+    logit_scale = _scale_of(logit_scale, embeddings[0])
     across_processes = across_processes and world_size() > 1
     if tiled is None:
         tiled = len(embeddings[0]) >= TILED_FROM
@@ -235,6 +236,17 @@ def _excluded_pairs(group_ids: Tensor | None, device: torch.device) -> Tensor | 
     for column in ids.T:
         excluded |= column[:, None] == column
     return excluded
+
+
+def _scale_of(logit_scale: Tensor | float, embeddings: Tensor) -> Tensor:
+    """The scale as a scalar tensor on the device of the embeddings. The value of a tensor is not looked at."""
+    if isinstance(logit_scale, Tensor):
+        if logit_scale.numel() != 1:
+            raise ValueError(f"logit_scale has the shape {tuple(logit_scale.shape)}: it is one number.")
+        return logit_scale.reshape(()).to(embeddings.device)
+    if not 0 < logit_scale < math.inf:
+        raise ValueError(f"logit_scale is {logit_scale}: it is 1 / temperature, a number above 0.")
+    return torch.tensor(float(logit_scale), dtype=at_least_float32(embeddings[:0]).dtype, device=embeddings.device)
 
 
 def _check_inputs(embeddings: list[Tensor], group_ids: Tensor | None) -> None:

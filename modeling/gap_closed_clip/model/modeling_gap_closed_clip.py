@@ -1,7 +1,9 @@
 """[`GapClosedClipModel`]: an image tower and a text tower in one space, with the loss that closes the gap."""
 
 import copy
+import inspect
 import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -25,6 +27,18 @@ from .towers_gap_closed_clip import forget_origin, load_tower, pretrained_head
 
 
 logger = logging.get_logger(__name__)
+
+
+def _announce_loss(forward: Callable) -> Callable:
+    """
+    Gives `forward` the signature of a model that returns its loss without labels. The Trainer reads there whether
+    there is one to evaluate, and takes no default but True for yes; in truth it is None, so that a caller who asks for
+    the loss can be told where there is none.
+    """
+    signature = inspect.signature(forward)
+    parameters = [p.replace(default=True) if p.name == "return_loss" else p for p in signature.parameters.values()]
+    forward.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return forward
 
 
 class GapClosedClipModel(GapClosedClipTowers):
@@ -159,8 +173,21 @@ class GapClosedClipModel(GapClosedClipTowers):
 
     @property
     def logit_scale(self) -> Tensor:
-        """(1,): the log of the scale; the parameter in use, also where an adapter has its own."""
+        """
+        (1,): the log of the scale; the parameter in use, also where an adapter has its own. Setting it to a number or
+        a tensor of one, as another CLIP has it, fills the parameter.
+        """
         return self.temperature.logit_scale
+
+    @logit_scale.setter
+    def logit_scale(self, value: Tensor | float) -> None:
+        value = torch.as_tensor(value)
+        if value.numel() != 1:
+            raise ValueError(
+                f"logit_scale has the shape {tuple(value.shape)}: it is one number, the log of the scale."
+            )
+        with torch.no_grad():
+            self.temperature.logit_scale.copy_(value.reshape(1))
 
     def set_training_progress(self, progress: float) -> None:
         """Tells scheduled weights which fraction of training, 0 to 1, is done."""
@@ -173,6 +200,7 @@ class GapClosedClipModel(GapClosedClipTowers):
         # .float(): a progress in bfloat16 moves in steps of 1/256
         return {name: scheduled_weight(getattr(self.config, name), self.training_progress.float()) for name in names}
 
+    @_announce_loss
     @can_return_tuple
     def forward(
         self,
@@ -185,7 +213,7 @@ class GapClosedClipModel(GapClosedClipTowers):
         pooled_text: Tensor | None = None,
         pooled_image: Tensor | None = None,
         micro_batches: MicroBatches | None = None,
-        return_loss: bool = True,
+        return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         **kwargs,
@@ -202,12 +230,14 @@ class GapClosedClipModel(GapClosedClipTowers):
                 `get_text_features` and `get_image_features`.
             micro_batches: one large batch in parts ([`MicroBatches`] of the inputs above), instead of all of them.
                 Same embeddings, loss and gradients; the activations are those of one part at a time.
-            return_loss: at inference, numbers of images and texts may differ; the loss is then left out.
+            return_loss: by default there is a loss where there are as many images as texts. In training, and with
+                True, numbers that differ are an error; otherwise the loss is left out.
             output_attentions: of the towers; timm's have none to give.
             output_hidden_states: of both towers; indices instead of True leave None in the place of the other states.
 
         Raises:
-            ValueError: neither images nor texts; in training, numbers of images and texts that differ.
+            ValueError: neither images nor texts; in training or with `return_loss=True`, numbers of images and texts
+                that differ; with `return_loss=True`, one of the two alone.
         """
         if micro_batches is not None:
             micro_batches, group_ids = micro_batches.pop_group_ids()
@@ -277,7 +307,7 @@ class GapClosedClipModel(GapClosedClipTowers):
         image_embeds: Tensor | None,
         text_embeds: Tensor | None,
         group_ids: Tensor | None,
-        return_loss: bool,
+        return_loss: bool | None,
         **tower_outputs: BaseModelOutputWithPooling | None,
     ) -> GapClosedClipOutput:
         """The output for unit vectors (B, D) and (C, D) or, where there is one modality alone, None."""
@@ -285,16 +315,19 @@ class GapClosedClipModel(GapClosedClipTowers):
         if image_embeds is not None and text_embeds is not None:
             text_embeds = text_embeds.to(image_embeds.device)  # device_map may have parted the towers
             comparison = self._compare(image_embeds, text_embeds, group_ids, return_loss)
+        elif return_loss:
+            given = "texts" if image_embeds is None else "images"
+            raise ValueError(f"return_loss=True with {given} alone: the loss compares images with texts, give both.")
         return GapClosedClipOutput(
             **comparison, image_embeds=image_embeds, text_embeds=text_embeds, group_ids=group_ids, **tower_outputs
         )
 
     def _compare(
-        self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, return_loss: bool
+        self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, return_loss: bool | None
     ) -> dict[str, Tensor]:
         """Logits and, where there is one, the loss with its terms, as fields of the output."""
         losses = {}
-        if return_loss and self._are_pairs(image_embeds, text_embeds):
+        if return_loss is not False and self._are_pairs(image_embeds, text_embeds, required=bool(return_loss)):
             losses = self.compute_loss([image_embeds, text_embeds], group_ids)._asdict()
         if self.training and losses and len(image_embeds) >= TILED_FROM:
             return losses  # without the N x N matrix, which the loss does without
@@ -304,14 +337,19 @@ class GapClosedClipModel(GapClosedClipTowers):
             )  # (B, C)
         return {**losses, "logits_per_image": logits, "logits_per_text": logits.T}
 
-    def _are_pairs(self, image_embeds: Tensor, text_embeds: Tensor) -> bool:
-        """Whether there are as many images as texts. In training they have to be: otherwise a ValueError."""
+    def _are_pairs(self, image_embeds: Tensor, text_embeds: Tensor, required: bool) -> bool:
+        """Whether there are as many images as texts. In training, or if required, others are a ValueError."""
         if len(image_embeds) == len(text_embeds):
             return True
         if self.training:
             raise ValueError(
                 f"{len(image_embeds)} images and {len(text_embeds)} texts: in training every image needs its text, "
                 "row by row."
+            )
+        if required:
+            raise ValueError(
+                f"return_loss=True with {len(image_embeds)} images and {len(text_embeds)} texts: the loss is of "
+                "pairs, row by row. Leave return_loss out to get embeddings and logits alone."
             )
         return False
 

@@ -1,23 +1,19 @@
 """The `image-text-retrieval` pipeline: images or texts against a gallery of either kind, or of both."""
 
-import io
 import os
 from collections.abc import Sequence, Set
 from numbers import Integral
-from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import Pipeline
 
-from .images_gap_closed_clip import to_rgb
+from .load_images_gap_closed_clip import is_url, load_image
 
 
-FETCH_SECONDS = 30.0  # for how long a URL's server may be silent
 ITEM_TYPES = (str, bytes, os.PathLike, Image.Image, dict)  # of one item by itself, or of an attempt at one
 
 
@@ -28,9 +24,10 @@ class ImageTextRetrievalPipeline(Pipeline):
     A gallery of both kinds needs a space without a modality gap: with one, every text is closer to any text than to
     any image.
 
-    A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, or `{"image": path or URL}`. `{"text": ...}` is a
-    text, too. Images are turned upright and made RGB as in training: 16-bit gray is scaled to its own range, and what
-    is transparent becomes black.
+    A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, an array or tensor (H, W) or (3, H, W), or
+    `{"image": path, URL or bytes of a file}`. `{"text": ...}` is a text, too. Images are turned upright and made RGB
+    as in training: DICOM goes through its own window (which needs pydicom), 16-bit gray and float are scaled to their
+    own range, and what is transparent becomes black.
 
     Example:
 
@@ -126,7 +123,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         waiting: dict[str, dict[int, Any]] = {"images": {}, "text": {}}
         for index, item in enumerate(items):
             kind, value = _kind(item, f"{name}[{index}]")
-            waiting[kind][index] = value if kind == "text" else _load_image(value, f"{name}[{index}]")
+            waiting[kind][index] = value if kind == "text" else load_image(value, name=f"{name}[{index}]")
             if len(waiting[kind]) == batch_size:
                 embeds |= self._encode(kind, waiting[kind])
                 waiting[kind] = {}
@@ -179,54 +176,25 @@ def _as_list(items, name: str) -> Sequence:
 
 
 def _kind(item, location: str) -> tuple[str, Any]:
-    """("text", the text) or ("images", PIL image, path or URL) of an item; `location` is for the error message."""
+    """("text", the text) or ("images", what `load_image` takes) of an item; `location` is for the error message."""
+    types: tuple[type, ...] = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
     if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in ("image", "text"):
         kind, value = next(iter(item.items()))
     else:
         kind, value = "text" if isinstance(item, str) else "image", item
+        types = (str, Image.Image, np.ndarray, Tensor)
     value = os.fspath(value) if isinstance(value, os.PathLike) and kind == "image" else value
-    if not isinstance(value, str if kind == "text" else (str, Image.Image)):
+    is_vector = isinstance(value, np.ndarray | Tensor) and value.ndim not in (2, 3)
+    if not isinstance(value, str if kind == "text" else types) or is_vector:
         raise ValueError(
             f"{location}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
-            "{'image': path or URL}, or {'text': ...}."
+            "an array or tensor (H, W) or (3, H, W), {'image': path, URL or bytes}, or {'text': ...}."
         )
     if kind == "text":
         return "text", value
-    if isinstance(value, str) and not _is_url(value) and not os.path.isfile(value):
+    if isinstance(value, str) and not is_url(value) and not os.path.isfile(value):
         raise ValueError(f"There is no file {value:.200} ({location}).")
     return "images", value
-
-
-def _is_url(value: str) -> bool:
-    return value[:11].lower().startswith(("http://", "https://", "data:image/"))
-
-
-def _load_image(image: str | Image.Image, location: str) -> Image.Image:
-    """A PIL image, a path or a URL as an upright RGB image; `location` is for the error message."""
-    name = f"{location}, {image:.200}," if isinstance(image, str) else location
-    try:
-        if isinstance(image, Image.Image):
-            return to_rgb(image)
-        return to_rgb(Image.open(io.BytesIO(_read(image))))
-    except Exception as error:  # a damaged file makes Pillow raise a dozen different types
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "no format that Pillow knows; save DICOM as PNG, windowed"
-        raise ValueError(f"{name} can't be read as an image: {reason}.") from error
-
-
-def _read(image: str) -> bytes:
-    """
-    The bytes of a file or URL.
-
-    Pillow is given a file's bytes and not its name, because by the name Pillow 13 maps a raw TIFF into memory and
-    scrambles one that lies on its side.
-    """
-    if not _is_url(image):
-        return Path(image).read_bytes()
-    request = Request(image, headers={"User-Agent": "gap_closed_clip"})  # some servers refuse the library's own name
-    with urlopen(request, timeout=FETCH_SECONDS) as response:
-        return response.read()
 
 
 def _norms(embeds: Tensor) -> Tensor:

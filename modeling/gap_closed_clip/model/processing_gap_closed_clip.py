@@ -2,8 +2,14 @@
 
 import os
 import re
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import torch
 from transformers import CLIPImageProcessor, ProcessorMixin
+
+from .load_images_gap_closed_clip import find_channels, load_image
 
 
 # A BERT tokenizer splits a text at every punctuation mark, and when it decodes puts spaces between nearly all parts:
@@ -36,6 +42,42 @@ class GapClosedClipProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
+    def __call__(self, images=None, text=None, **kwargs):
+        """
+        As `ProcessorMixin.__call__`, for images of more kinds, which are seen as training sees them.
+
+        Args:
+            images: one image or a list of them: what [`load_image`] takes (paths, URLs, DICOM and 16-bit files, their
+                bytes, Pillow images, arrays and tensors, gray or colour), or a batch (B, 3, H, W) or (B, 1, H, W).
+                Colour arrays of values from 0 to 255 are taken as transformers takes them. With `do_rescale=False`
+                arrays keep their values, and gray ones become three equal channels.
+            text: a text, or a list of them.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: something that is no image or can't be read, an array of another shape, or colour values that
+                are neither 0 to 1 nor 0 to 255.
+            ImportError: a DICOM file, where pydicom is not installed.
+        """
+        if images is not None:
+            rescaled = {**kwargs, **kwargs.get("images_kwargs", {})}.get("do_rescale")
+            if rescaled is None:
+                rescaled = getattr(self.image_processor, "do_rescale", True)
+            images = _prepare_images(images, bool(rescaled), "images")
+        return super().__call__(images=images, text=text, **kwargs)
+
+    @staticmethod
+    def load_image(image, window: tuple[float, float] | None = None):
+        """
+        An upright 8-bit RGB image as training makes it, see [`load_image`]: for transformers' own pipelines, whose
+        loader makes 16-bit images white and knows no DICOM.
+
+        ```python
+        >>> classify(processor.load_image("scan.dcm"), candidate_labels=["chest", "brain"])
+        ```
+        """
+        return load_image(image, window)
+
     def decode(self, *args, clean_up_tokenization_spaces: bool | None = None, **kwargs) -> str | list[str]:
         """
         As the tokenizer's, with words and numbers whole: `x-ray (2.5 cm)`, not `x - ray ( 2. 5 cm )`. Metrics would
@@ -66,6 +108,45 @@ class GapClosedClipProcessor(ProcessorMixin):
         # processor would differ from the same one loaded.
         self.__dict__.pop("auto_map", None)
         return files
+
+
+def _prepare_images(images: Any, rescaled: bool, name: str) -> Any:
+    """What an image processor takes: images, lists and batches as they were given, each image RGB.
+
+    Args:
+        images: one, several, or lists of them.
+        rescaled: whether the image processor will divide by 255.
+        name: what error messages call them.
+    """
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes | bytearray):
+        return [_prepare_images(image, rescaled, f"{name}[{index}]") for index, image in enumerate(images)]
+    if not isinstance(images, np.ndarray | torch.Tensor):
+        return load_image(images, name=name)
+    if images.ndim == 4:
+        if 3 in (images.shape[1], images.shape[3]) and _fits(images, rescaled):
+            return images  # whole, and on its device
+        return [_prepare_images(image, rescaled, f"{name}[{index}]") for index, image in enumerate(images)]
+    try:
+        channels, axis = find_channels(tuple(images.shape))
+    except ValueError as error:
+        raise ValueError(f"{name} is no image: {error}, or as (B, 3, H, W).") from error
+    if channels == 3 and _fits(images, rescaled):
+        return images
+    if rescaled or channels == 4:
+        return load_image(images, name=name)
+    gray = images[None] if images.ndim == 2 else images
+    axis = 0 if images.ndim == 2 else axis
+    return gray.repeat(3, axis) if isinstance(gray, np.ndarray) else gray.repeat_interleave(3, axis)
+
+
+def _fits(colour: np.ndarray | torch.Tensor, rescaled: bool) -> bool:
+    """Whether an image processor makes of colour values what is meant: they are 0 to 255, or not rescaled at all."""
+    if not rescaled or str(colour.dtype).endswith("uint8"):
+        return True
+    low, high = float(colour.min()), float(colour.max())
+    if str(colour.dtype).rpartition(".")[2].startswith(("float", "bfloat")):
+        return low >= 0 and (1 < high <= 255 or high == 0)  # up to 1 they would be divided by 255 once more
+    return low >= 0 and high <= 255 and "bool" not in str(colour.dtype)
 
 
 def image_processor_for(vision_model) -> CLIPImageProcessor:

@@ -103,7 +103,7 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         """The scale, 1 / temperature: a scalar tensor, float32 or float64."""
-        logit_scale, cap = self.logit_scale.squeeze(0), math.log(self.config.max_logit_scale)
+        logit_scale, cap = self.logit_scale.reshape(()), math.log(self.config.max_logit_scale)
         if not self.config.learnable_temperature:
             logit_scale = logit_scale.detach()  # from_pretrained makes every parameter require a gradient
         elif self.training:
@@ -114,6 +114,19 @@ class Temperature(nn.Module):
         # Under FSDP that caps a gathered copy and not the parameter, so the value is capped in any case.
         excess = (logit_scale.detach() - cap).clamp(min=0)
         return at_least_float32(logit_scale - excess).exp()
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs) -> None:
+        # CLIP's checkpoints hold a scalar, and some a number.
+        value = state_dict.get(f"{prefix}logit_scale")
+        if isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0):
+            state_dict[f"{prefix}logit_scale"] = torch.as_tensor(value, dtype=self.logit_scale.dtype).reshape(1)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        value = destination[f"{prefix}logit_scale"]
+        if value.ndim == 0:  # somebody put a CLIP's scalar in the place of the data; it is to load again
+            destination[f"{prefix}logit_scale"] = value.reshape(1)
 
 
 def projection(in_dim: int, config: GapClosedClipConfig, modality: str) -> nn.Module:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .pipeline_gap_closed_clip import _kind, _load_image
+from .load_images_gap_closed_clip import load_image
+from .pipeline_gap_closed_clip import _kind
 
 
 # In a try block, because transformers fetches this file with the others and asks for all that it imports outside one.
@@ -111,7 +112,7 @@ def _parts(item: Any, location: str) -> dict[str, Any]:
         raise ValueError(f"{location} has the entries {', '.join(map(str, item))}: an item has image, text, or both.")
     parts = dict(_kind(part, location) for part in items)
     if "images" in parts:
-        parts["image"] = _load_image(parts.pop("images"), location)
+        parts["image"] = load_image(parts.pop("images"), name=location)
     return parts
 
 

@@ -70,6 +70,7 @@ class RunConfig:
         training: fields of [`GapClosedTrainingArguments`], not yet made into one (that starts devices and processes).
         lora: adapters; None trains the towers themselves.
         captioning: a decoder; None trains the encoder alone.
+        inherited: fields of `training` that were given for another source than this one.
 
     Raises:
         ValueError: adapters on a tower that is to stay as it is, or together with a decoder.
@@ -80,6 +81,7 @@ class RunConfig:
     training: dict[str, Any]
     lora: LoraArguments | None = None
     captioning: CaptioningArguments | None = None
+    inherited: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)
 
     def __post_init__(self):
         if self.lora is not None and self.captioning is not None:
@@ -174,8 +176,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
 
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
-    are YAML. What comes later leaves behind what belonged to an earlier value alone (`DISPLACED`): another
-    `data.source` the license of the first, a `model.checkpoint` the towers, of which it brings its own.
+    are YAML; where names are expected, one stands for a list of it. What comes later leaves behind what belonged to an
+    earlier value alone (`DISPLACED`): another `data.source` the license of the first, a `model.checkpoint` the towers,
+    of which it brings its own. Fields of `training` that came before the `data.source` are noted as `inherited`.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -183,22 +186,26 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
             range, no `key=value`.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    given = set()
-    for file in files:
+    given: dict[tuple[str, str], int] = {}  # which file gave a field last; the command line comes after all
+    sections_given = set()
+    for number, file in enumerate(files):
         for section, values in _read_yaml(find_config(file)).items():
-            given.add(section)
+            sections_given.add(section)
+            given |= dict.fromkeys(((section, key) for key in values), number)
             for key, value in values.items():
                 _check_field(section, key, value, str(file))
                 _displace(sections, section, key, value, values)
-            sections[section].update(values)
+                sections[section][key] = _listed(section, key, value)
     for override in overrides:
         section, (key, *inner), value = _parse_override(override)
         if inner:
             value = _set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         _check_field(section, key, value, "the command line")
         _displace(sections, section, key, value, [_parse_override(other)[1][0] for other in overrides])
-        sections[section][key] = value
-        given.add(section)
+        sections[section][key] = _listed(section, key, value)
+        sections_given.add(section)
+        given[section, key] = len(files)
+    source = given.get(("data", "source"), 0)
     model = dict(sections["model"])
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
     if model.get("checkpoint") is None:  # else the checkpoint's own values belong to the check
@@ -207,7 +214,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
         model=ModelArguments(**model, config=config),
         data=DataArguments(**sections["data"]),
         training=sections["training"],
-        **{name: arguments(**sections[name]) for name, arguments in OPTIONAL.items() if name in given},
+        inherited=frozenset(key for (name, key), number in given.items() if name == "training" and number < source),
+        **{name: arguments(**sections[name]) for name, arguments in OPTIONAL.items() if name in sections_given},
     )
 
 
@@ -325,6 +333,19 @@ def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
         _check_entries(value, given_in)
 
 
+def _listed(section: str, key: str, value: Any) -> Any:
+    """A list of the one name that was given where names are expected: `label_columns=finding`."""
+    return [value] if isinstance(value, str) and _is_of_names(fields_of(section)[key]) else value
+
+
+def _is_of_names(hint: Any) -> bool:
+    """Whether a field holds a list of names, and a text alone is nothing that it could hold."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return str not in options and any(
+        typing.get_origin(option) is list and typing.get_args(option) == (str,) for option in options
+    )
+
+
 def _check_entries(entries: list, given_in: str) -> None:
     """Checks the values of the entries of a list of sources; `DataArguments` checks everything else about them."""
     for number, entry in enumerate(entries):
@@ -335,6 +356,8 @@ def _check_entries(entries: list, given_in: str) -> None:
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a YAML value can be of the type a field is declared with; declarations beyond plain types always fit."""
+    if isinstance(value, str) and _is_of_names(hint):
+        return True
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))

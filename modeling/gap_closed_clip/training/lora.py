@@ -125,6 +125,9 @@ class LoraArguments:
     )
 
     def __post_init__(self):
+        for name in ("towers", "train"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         if self.method not in METHODS:
             raise ValueError(f"lora.method: unknown method {self.method!r}{did_you_mean(self.method, METHODS)}")
         if self.rank < 1:

@@ -10,6 +10,7 @@ from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, so
 from ..evaluation import check_references, metric_names
 from ..messages import did_you_mean
 from .arguments import GapClosedTrainingArguments
+from .choices import choose_held_out, fitting_batch_size, lower_batch_size
 from .config import RunConfig
 from .encoder import check_towers
 from .output_folder import checkpoint_to_resume
@@ -59,7 +60,8 @@ class RunInputs:
 
 def preflight(config: RunConfig) -> RunInputs:
     """
-    Checks devices, towers, output folder and data, and loads the pairs.
+    Checks devices, towers, output folder and data, and loads the pairs. What the configuration leaves open and the
+    pairs decide (`choices.py`) is noted in it.
 
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder.
@@ -75,7 +77,8 @@ def preflight(config: RunConfig) -> RunInputs:
     captioning = config.captioning
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
         contrastive = captioning is None or captioning.encoders == "joint"
-        train_pairs = load_training_pairs(config.data, args, least=2 if contrastive else 1)
+        choose_held_out(config, args)
+        train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
     inputs = RunInputs(args, checkpoint, train_pairs, held_out)
@@ -141,10 +144,10 @@ def check_devices(args: GapClosedTrainingArguments) -> None:
 
 
 def load_training_pairs(
-    data: DataArguments, args: GapClosedTrainingArguments, least: int = 2
+    config: RunConfig, args: GapClosedTrainingArguments, least: int = 2
 ) -> Dataset | IterableDataset:
     """
-    Loads and checks the training pairs.
+    Loads and checks the training pairs. A batch size that was given for another source is lowered where it has to be.
 
     Args:
         least: the smallest batch that can be trained on: 1 where pairs are not compared with one another.
@@ -153,6 +156,7 @@ def load_training_pairs(
         ValueError: fewer pairs than one batch (of a source, where batches don't mix them), a batch of fewer than
             `least`, streaming without `max_steps` or with unmixed batches.
     """
+    data = config.data
     if args.global_batch_size < least:
         raise ValueError(
             "training.per_device_train_batch_size is 1: a pair needs other pairs to be told apart from. Use 2 or "
@@ -168,12 +172,14 @@ def load_training_pairs(
         if args.max_steps <= 0:
             raise ValueError("data.streaming has no known length: set training.max_steps.")
         return pairs
+    lower_batch_size(config, args, len(pairs))
     if len(pairs) < args.global_batch_size:
+        fitting = fitting_batch_size(len(pairs), args.world_size)
         setting = "per_device_train_batch_size" if args.contrastive_batch_size is None else "contrastive_batch_size"
         devices = "one device" if args.world_size == 1 else f"{args.world_size} devices together"
         raise ValueError(
             f"{data.title} has {len(pairs)} training pairs, fewer than one batch of {args.global_batch_size} "
-            f"({devices}): lower training.{setting}."
+            f"({devices}): lower training.{setting}{f', e.g. to {fitting}' if fitting > 1 else ''}."
         )
     if not args.mix_sources:
         check_sizes_of_sources(sources_of(pairs), args.global_batch_size)

@@ -1,10 +1,11 @@
 """Renders DICOM files in 8 bits. pydicom is optional (the extra `dicom`) and imported with the first DICOM file."""
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 
-from ..model.images_gap_closed_clip import scale_to_8_bit
+from .images_gap_closed_clip import scale_to_8_bit
 
 
 def is_dicom(data: bytes, name: str) -> bool:
@@ -35,38 +36,39 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
     Raises:
         ImportError: pydicom is not installed.
     """
+    # In a try, because transformers would refuse to load a model whose code imports what is not installed.
     try:
         import pydicom
-        from pydicom.pixels import apply_color_lut, apply_modality_lut, pixel_array
+        from pydicom import pixels as transforms
     except ImportError as error:
         raise ImportError(
-            "Reading DICOM images needs pydicom 3 or later: pip install 'gap-closed-clip[dicom]'"
+            "Reading DICOM images needs pydicom 3 or later: pip install 'gap-closed-clip[dicom]', or, where only the "
+            "model folder is there, pip install 'pydicom>=3'."
         ) from error
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     middle = int(dataset.get("NumberOfFrames") or 1) // 2
-    pixels = pixel_array(dataset, index=middle)  # YBR becomes RGB here
+    pixels = transforms.pixel_array(dataset, index=middle)  # YBR becomes RGB here
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
-        pixels = apply_color_lut(pixels, dataset)
+        pixels = transforms.apply_color_lut(pixels, dataset)
         return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
     if pixels.ndim == 3:
         return (pixels >> max(0, dataset.BitsStored - 8)).astype(np.uint8)
-    values = apply_modality_lut(pixels, dataset).astype(np.float64)
-    gray = _apply_voi(values, dataset, window)
+    values = transforms.apply_modality_lut(pixels, dataset).astype(np.float64)
+    gray = _apply_voi(values, dataset, window, transforms.apply_voi)
     return 255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
 
 
-def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None) -> np.ndarray:
+def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None, apply_table: Callable) -> np.ndarray:
     """Map (H, W) values after the modality transform to uint8 by the value-of-interest (VOI) transform.
 
-    That is, in this order, the given window, the file's table, the file's window, or the image's own range.
+    That is, in this order, the given window, the file's table (by pydicom's `apply_voi`, `apply_table`), the file's
+    window, or the image's own range.
     """
     if window is not None:
         return apply_window(values, *window)
     if "VOILUTSequence" in dataset:
-        from pydicom.pixels import apply_voi
-
         bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
-        table_output = apply_voi(values.astype(np.int64), dataset)
+        table_output = apply_table(values.astype(np.int64), dataset)
         return np.clip(table_output * (255 / (2**bits - 1)) + 0.5, 0, 255).astype(np.uint8)
     if "WindowCenter" in dataset and "WindowWidth" in dataset:
         center, width = (np.atleast_1d(dataset[key].value)[0] for key in ("WindowCenter", "WindowWidth"))
@@ -93,3 +95,6 @@ def apply_window(values: np.ndarray, center: float, width: float, function: str 
     else:
         share = (values - (center - 0.5)) / (width - 1) + 0.5
     return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+__all__ = ["apply_window", "decode_dicom", "is_dicom"]

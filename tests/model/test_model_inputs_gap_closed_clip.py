@@ -1,0 +1,141 @@
+"""What model and objective are given in another form than theirs: taken where it is clear what is meant, else told."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import IMAGE_SIZE, tiny_config, tiny_inputs
+from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
+
+from gap_closed_clip import GapClosedClipModel, gap_closed_loss
+from gap_closed_clip.model.losses_gap_closed_clip import unit_vectors
+
+
+# --- pixels
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, IMAGE_SIZE, IMAGE_SIZE), r"shape \(2, 1, 28, 28\), one gray channel, .* pixel_values\.expand\(-1, 3"),
+        ((3, IMAGE_SIZE, IMAGE_SIZE), r"shape \(3, 28, 28\): they are a batch, \(B, 3, height, width\)"),
+        ((1, IMAGE_SIZE, IMAGE_SIZE), r"shape \(1, 28, 28\): they are a batch"),
+        ((IMAGE_SIZE, IMAGE_SIZE), r"shape \(28, 28\): they are a batch"),
+    ],
+)
+def test_pixels_of_another_layout(tiny_model, shape, message):
+    for call in (tiny_model.eval(), tiny_model.get_image_features):
+        with pytest.raises(ValueError, match=message):
+            call(pixel_values=torch.rand(shape))
+
+
+def test_the_remedy_for_gray_pixels_is_one(tiny_model):
+    gray = torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)
+    expected = tiny_model.eval()(pixel_values=torch.cat([gray] * 3, 1)).image_embeds
+    assert torch.equal(tiny_model(pixel_values=gray.expand(-1, 3, -1, -1)).image_embeds, expected)
+
+
+def test_a_tower_of_gray_images_takes_them():
+    vision = copy.deepcopy(dict(tiny_config().vision_config.to_dict()))
+    vision["model_args"]["in_chans"] = 1
+    model = GapClosedClipModel(tiny_config(vision_config=vision)).eval()
+    assert model(pixel_values=torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).image_embeds.shape == (2, 32)
+
+
+# --- whether there is a loss
+
+
+def test_a_loss_that_is_asked_for_and_cannot_be(tiny_model):
+    inputs, model = tiny_inputs(4), tiny_model.eval()
+    uneven = inputs | {"pixel_values": inputs["pixel_values"][:3]}
+    message = "return_loss=True with 3 images and 4 texts: .* Leave return_loss out"
+    with pytest.raises(ValueError, match=message):
+        model(**uneven, return_loss=True)
+    for options in ({}, {"return_loss": None}, {"return_loss": False}):
+        output = model(**uneven, **options)
+        assert output.loss is None and output.logits_per_image.shape == (3, 4)
+    with pytest.raises(ValueError, match="return_loss=True with images alone: .* give both"):
+        model(pixel_values=inputs["pixel_values"], return_loss=True)
+    with pytest.raises(ValueError, match="return_loss=True with texts alone"):
+        model(input_ids=inputs["input_ids"], return_loss=True)
+    expected = model(**inputs).loss
+    assert torch.equal(model(**inputs, return_loss=True).loss, expected)
+    assert model(**inputs, return_loss=False).loss is None
+    assert model.train()(**inputs, return_loss=False).loss is None
+
+
+def test_a_plain_trainer_evaluates_the_loss(tiny_model, tmp_path):
+    """It asks the signature of forward whether a model without labels has one."""
+    rows = tiny_inputs(4)
+    dataset = [{name: values[index] for name, values in rows.items()} for index in range(4)]
+    args = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True, per_device_eval_batch_size=4)
+    found = Trainer(tiny_model, args, eval_dataset=dataset).evaluate()["eval_loss"]
+    assert found == pytest.approx(tiny_model.eval()(**rows).loss.item(), abs=1e-5)
+
+
+# --- the temperature of another CLIP
+
+
+@pytest.fixture
+def clip_scale() -> torch.Tensor:
+    """The scalar that transformers' CLIP keeps."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    clip = CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes, projection_dim=8, logit_scale_init_value=3.25))
+    assert clip.logit_scale.shape == ()
+    return clip.logit_scale.detach()
+
+
+def test_a_scale_that_is_a_number_or_a_scalar_loads(clip_scale):
+    for value in (3.25, 3, clip_scale, clip_scale.half(), clip_scale[None]):
+        model = GapClosedClipModel(tiny_config())
+        model.load_state_dict(model.state_dict() | {"temperature.logit_scale": value})
+        assert model.logit_scale.shape == (1,) and model.logit_scale.dtype == torch.float32
+        assert model.logit_scale.item() == float(value)
+        assert model.temperature().item() == pytest.approx(math.exp(float(value)), rel=1e-6)
+
+
+def test_setting_the_scale(tiny_model, clip_scale):
+    for value in (3.25, clip_scale, clip_scale[None]):
+        parameter = tiny_model.logit_scale
+        tiny_model.logit_scale = 0.0
+        tiny_model.logit_scale = value
+        assert tiny_model.logit_scale is parameter and parameter.tolist() == [3.25] and parameter.requires_grad
+    with pytest.raises(ValueError, match=r"logit_scale has the shape \(2,\): it is one number, the log"):
+        tiny_model.logit_scale = torch.ones(2)
+
+
+def test_a_scalar_in_the_place_of_the_scale_is_saved_to_load_again(tiny_model, clip_scale, tmp_path):
+    tiny_model.logit_scale.data = clip_scale
+    tiny_model.train()(**tiny_inputs()).loss.backward()
+    tiny_model.save_pretrained(tmp_path)
+    assert GapClosedClipModel.from_pretrained(tmp_path).logit_scale.tolist() == [3.25]
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_the_objective_takes_a_number_for_the_scale(tiled):
+    torch.manual_seed(0)
+    embeddings = [unit_vectors(torch.randn(5, 8)) for _ in range(2)]
+    expected = gap_closed_loss(embeddings, torch.tensor(14.0), tiled=tiled)
+    for scale in (14, 14.0, torch.tensor([14.0]), torch.tensor(14.0, dtype=torch.float64)):
+        for found, value in zip(gap_closed_loss(embeddings, scale, tiled=tiled), expected, strict=True):
+            assert found.shape == () and found.dtype == torch.float32
+            torch.testing.assert_close(found, value)
+    doubles = gap_closed_loss([z.double() for z in embeddings], 14.1, tiled=tiled)
+    reference = gap_closed_loss([z.double() for z in embeddings], torch.tensor(14.1, dtype=torch.float64), tiled=tiled)
+    assert doubles.loss == reference.loss
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (0.0, "logit_scale is 0.0: it is 1 / temperature, a number above 0"),
+        (-2, "logit_scale is -2: "),
+        (math.nan, "logit_scale is nan: "),
+        (math.inf, "logit_scale is inf: "),
+        (torch.ones(2), r"logit_scale has the shape \(2,\): it is one number"),
+    ],
+)
+def test_a_scale_that_is_none(scale, message):
+    with pytest.raises(ValueError, match=message):
+        gap_closed_loss([torch.eye(3), torch.eye(3)], scale)
