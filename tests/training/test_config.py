@@ -206,7 +206,7 @@ def test_missing_file_and_the_nearest_one(write, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no config file .*radiolgy\.yaml\. Did you mean .*radiology\.yaml\?"):
         load_config([tmp_path / "radiolgy.yaml"])
     with pytest.raises(
-        FileNotFoundError, match="Those that come with the package are captioning.yaml, clip_ft.yaml, "
+        FileNotFoundError, match="Those that come with the package are biomedclip.yaml, captioning.yaml, "
     ):
         load_config([tmp_path / "nothing" / "alike.yaml"])
 
@@ -259,7 +259,10 @@ def test_a_checkpoint_given_later_takes_the_place_of_the_towers(write):
         load_config([write(BASE), write(second, "second.yaml")]),
     ):
         assert (loaded.model.checkpoint, loaded.model.vision, loaded.model.text) == ("outputs/demo", None, None)
-        assert loaded.model.config == load_config([write(BASE)]).model.config
+        # And of what describes the projections, which it brings along; the objective stays.
+        before = load_config([write(BASE)]).model.config
+        assert loaded.model.config == {name: before[name] for name in before if name != "projection_dim"}
+        assert before.keys() - loaded.model.config.keys() == {"projection_dim"}
     assert load_config([write(BASE)], ["checkpoint=null"]).model.vision is not None
 
 
