@@ -16,6 +16,7 @@ import pytest
 import timm
 import torch
 from conftest import IMAGE_SIZE, captioner_of, tiny_config
+from conversion.clip_models import embed_by_transformers, save_source
 from huggingface_hub import constants
 from markdown_pages import PAGES, ROOT, blocks, name_of
 from PIL import Image
@@ -47,6 +48,7 @@ class Place:
     folder: Path
     vision: torch.nn.Module
     text: BertModel
+    clip: Path
 
     @torch.no_grad()
     def images(self, *paths: str) -> torch.Tensor:
@@ -76,8 +78,9 @@ def place(tiny_model, tiny_processor, tmp_path, monkeypatch) -> Place:
         shutil.copy(file, "outputs/published")
     make_pairs(tmp_path / "my_pairs")
     vision, text = download_towers(tiny_processor.tokenizer)
+    clip = save_source("CLIP", snapshot_folder("openai/clip-vit-base-patch32"))
     known = set(sys.modules)
-    yield Place(tiny_model, tiny_processor, tmp_path, vision, text)
+    yield Place(tiny_model, tiny_processor, tmp_path, vision, text, clip)
     for name in set(sys.modules) - known:
         if Path(getattr(sys.modules[name], "__file__", None) or ROOT).is_relative_to(tmp_path):
             del sys.modules[name]  # the endpoint's handler
@@ -296,6 +299,14 @@ def check_evaluator(names: dict, place: Place) -> None:
         assert names["scores"][f"cosine_accuracy@{k}"] == (ranks <= k).double().mean()
 
 
+def check_taken_over(names: dict, place: Place) -> None:
+    source = embed_by_transformers(place.clip, Image.open(IMAGE).convert("RGB"), ["Chest radiograph."])
+    close(names["outputs"].image_embeds, source[0])
+    close(names["outputs"].text_embeds, source[1])
+    loaded, _ = load_checkpoint("outputs/taken_over")
+    close(loaded(**names["inputs"]).text_embeds, source[1])
+
+
 CHECKS = {
     "README.md": [check_use, check_pipelines],
     "docs/captions.md": [check_captions, check_between],
@@ -306,6 +317,7 @@ CHECKS = {
     "docs/publishing.md": [check_endpoint],
     "docs/search.md": [check_gallery, check_search, check_evaluator],
     "docs/training.md": [check_towers, check_trainer],
+    "docs/your-clip.md": [check_taken_over],
 }
 
 

@@ -12,8 +12,10 @@ from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, from_cli
 from gap_closed_clip.checkpoint import is_captioner, load_checkpoint
 from gap_closed_clip.conversion import is_foreign, transformers_clip
 from gap_closed_clip.training import LoraArguments, ModelArguments, build_model_and_processor
+from gap_closed_clip.training.arguments import GapClosedTrainingArguments
 from gap_closed_clip.training.gradients import without_gradient
 from gap_closed_clip.training.lora import add_adapters
+from gap_closed_clip.training.trainer import GapClosedClipTrainer
 
 from .clip_models import (
     KINDS,
@@ -248,3 +250,13 @@ def test_another_model_with_two_towers(tmp_path):
     LlavaConfig(vision_config={**VISION, "model_type": "clip_vision_model"}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a llava model, which can't be taken over: it has no vision_model"):
         from_clip(tmp_path)
+
+
+def test_the_trainer_decays_matrices_and_knows_all_that_trains(source, tmp_path):
+    model, processor = from_clip(source)
+    args = GapClosedTrainingArguments(str(tmp_path), weight_decay=0.1, report_to="none", use_cpu=True)
+    groups = GapClosedClipTrainer(model=model, args=args, processing_class=processor).create_optimizer().param_groups
+    trained = {id(p) for p in model.parameters() if p.requires_grad}
+    assert {id(p) for group in groups for p in group["params"]} == trained
+    decayed = [p for group in groups if group["weight_decay"] for p in group["params"]]
+    assert decayed and all(p.ndim > 1 for p in decayed)

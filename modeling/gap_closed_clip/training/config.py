@@ -34,11 +34,12 @@ DISPLACED = {
     ("model", "checkpoint"): ("vision", "text", "keep_vision_projection", *SHAPES, "text_pooling"),
 }
 # What GapClosedClipConfig itself adds to PreTrainedConfig, the towers, what the section `captioning` says and what
-# `gap-closed-clip center` writes aside: these are set under `model:`.
+# `gap-closed-clip center` and `from_clip` write aside: these are set under `model:`.
+NOT_SET_BY_HAND = ("vision_config", "text_config", "decoder_config", "embedding_map", "taken_over_from")
 CONFIG_FIELDS = {
     name: hint
     for name, hint in GapClosedClipConfig.__annotations__.items()
-    if name not in ("vision_config", "text_config", "decoder_config", "embedding_map", "taken_over_from", *CAPTION_FIELDS)
+    if name not in (*NOT_SET_BY_HAND, *CAPTION_FIELDS)
 }
 
 
@@ -179,7 +180,8 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
     are YAML; where names are expected, one stands for a list of it. What comes later leaves behind what belonged to an
     earlier value alone (`DISPLACED`): another `data.source` the license of the first, a `model.checkpoint` the towers,
-    and what describes the projections, of which it brings its own. Fields of `training` that came before the `data.source` are noted as `inherited`.
+    and the shape of the projections, of which it brings its own. Fields of `training` that came before the
+    `data.source` are noted as `inherited`.
 
     Raises:
         FileNotFoundError: a file that isn't there.

@@ -76,7 +76,10 @@ class CheckedTrainer(Trainer):
 
     def get_decay_parameter_names(self, model) -> list[str]:
         # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
-        return [name for name in super().get_decay_parameter_names(model) if model.get_parameter(name).ndim > 1]
+        # Not by get_parameter: the names include parameters that a layer has left out (those of SigLIP's pooling).
+        parameters = dict(model.named_parameters())
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if name in parameters and parameters[name].ndim > 1]
 
     def get_eval_dataloader(self, eval_dataset=None):
         # transformers leaves an incomplete last batch out of the evaluation, too, where training asks for it.
