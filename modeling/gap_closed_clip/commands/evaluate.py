@@ -5,8 +5,9 @@
     gap-closed-clip eval outputs/clip outputs/demo split=validation data.source='$RADIOLOGY_DATA/medpix2'
     gap-closed-clip eval images.npy,texts.npy other=both.safetensors labels=labels.txt  # embeddings, without a model
 
-In a checkout, `python eval.py` is the same. A model is a folder that `gap-closed-clip train` wrote, or a Hub id. The
-pairs are those of the first model's train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
+In a checkout, `python eval.py` is the same. A model is a folder that `gap-closed-clip train` wrote, a Hub id, or a CLIP
+of transformers or open_clip (openai/clip-vit-base-patch32, a folder, ...). The pairs are those of the first model's
+train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
 
     split        train, validation or test (default: the first model's training.final_split)
     output       folder for metrics.json, metrics.md and the figures: projection.png and cosines.png of the embeddings,
@@ -14,6 +15,7 @@ pairs are those of the first model's train_config.yaml; `data.FIELD=VALUE` chang
     batch_size   images or captions at once (default: 64)
     num_workers  processes that decode the images (default: 2)
     bf16         compute in bfloat16 where that is safe (default: false)
+    allow_pickle read pickled weights of a CLIP of another library, by torch.load's weights_only (default: false)
     centering    add each model with its modalities centered by their training means (default: false)
 
 Embeddings that were computed elsewhere are two .npy files with an array (N, D) each, images first, or a .safetensors

@@ -22,8 +22,8 @@ from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .outputs_gap_closed_clip import GapClosedClipOutput
 from .projection_gap_closed_clip import Temperature
 from .saving_gap_closed_clip import describe_code
-from .tower_kinds_gap_closed_clip import default_text_pooling, is_timm
-from .towers_gap_closed_clip import forget_origin, load_tower, pretrained_head
+from .tower_kinds_gap_closed_clip import is_timm
+from .towers_gap_closed_clip import forget_origin, load_image_tower, load_text_tower, pretrained_head
 
 
 logger = logging.get_logger(__name__)
@@ -101,19 +101,13 @@ class GapClosedClipModel(GapClosedClipTowers):
                 where there is no fitting head.
         """
         vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
-        vision_model, vision_pooler = load_tower(vision_model_name_or_path, vision_kwargs, "vision_model")
-        text_model, text_pooler = load_tower(text_model_name_or_path, text_kwargs, "text_model")
-        config_kwargs.setdefault("image_pooling", "pooler" if vision_pooler else "cls")
-        config_kwargs.setdefault("text_pooling", default_text_pooling(text_model.config))
-        for modality, name, has_pooler in (
-            ("image", vision_model_name_or_path, vision_pooler),
-            ("text", text_model_name_or_path, text_pooler),
-        ):
-            if config_kwargs[f"{modality}_pooling"] == "pooler" and not has_pooler:
-                raise ValueError(
-                    f"{modality}_pooling is 'pooler', and {name} has no weights of one, so that it would start at "
-                    "random: use 'cls' or 'mean'."
-                )
+        vision_model, image_pooling = load_image_tower(
+            vision_model_name_or_path, vision_kwargs, config_kwargs.get("image_pooling")
+        )
+        text_model, text_pooling = load_text_tower(
+            text_model_name_or_path, text_kwargs, config_kwargs.get("text_pooling")
+        )
+        config_kwargs |= {"image_pooling": image_pooling, "text_pooling": text_pooling}
         head = None
         if keep_vision_projection:
             head = pretrained_head(vision_model_name_or_path, vision_kwargs.get("revision"))

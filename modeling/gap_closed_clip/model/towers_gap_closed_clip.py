@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .tower_kinds_gap_closed_clip import build_tower, takes
+from .tower_kinds_gap_closed_clip import build_tower, default_text_pooling, takes
 
 
 PICKLED = r"(open_clip_)?(pytorch|adapter)_model.*\.bin"
@@ -51,6 +51,40 @@ def not_loaded(what: str, error: OSError) -> OSError:
         "Hub within reach (network, HF_TOKEN for private ones, HF_HUB_OFFLINE unset)? The library says: "
         f"{str(error).splitlines()[0]}"
     )
+
+
+def load_image_tower(
+    name_or_config: str | PreTrainedConfig, kwargs: dict, pooling: str | None
+) -> tuple[PreTrainedModel, str]:
+    """
+    `load_tower` of images, and what represents an image in it: `pooling`, or where that is None what the tower's own
+    weights are for.
+
+    Raises:
+        OSError, ValueError: as `load_tower`; a pooler that would start at random.
+    """
+    model, has_pooler = load_tower(name_or_config, kwargs, "vision_model")
+    pooling = pooling or ("pooler" if has_pooler else "cls")
+    _check_pooler("image", name_or_config, pooling, has_pooler)
+    return model, pooling
+
+
+def load_text_tower(
+    name_or_config: str | PreTrainedConfig, kwargs: dict, pooling: str | None
+) -> tuple[PreTrainedModel, str]:
+    """The same of texts."""
+    model, has_pooler = load_tower(name_or_config, kwargs, "text_model")
+    pooling = pooling or default_text_pooling(model.config)
+    _check_pooler("text", name_or_config, pooling, has_pooler)
+    return model, pooling
+
+
+def _check_pooler(modality: str, name: str | PreTrainedConfig, pooling: str, has_pooler: bool) -> None:
+    if pooling == "pooler" and not has_pooler:
+        raise ValueError(
+            f"{modality}_pooling is 'pooler', and {name} has no weights of one, so that it would start at random: use "
+            "'cls' or 'mean'."
+        )
 
 
 def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict, half: str) -> tuple[PreTrainedModel, bool]:
@@ -192,7 +226,9 @@ __all__ = [
     "batch_norms",
     "forget_origin",
     "frozen_batch_norms",
+    "load_image_tower",
     "load_published",
+    "load_text_tower",
     "load_tower",
     "not_loaded",
     "pickled_weights",
