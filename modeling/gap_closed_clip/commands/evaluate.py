@@ -5,9 +5,9 @@
     gap-closed-clip eval outputs/clip outputs/demo split=validation data.source='$RADIOLOGY_DATA/medpix2'
     gap-closed-clip eval images.npy,texts.npy other=both.safetensors labels=labels.txt  # embeddings, without a model
 
-In a checkout, `python eval.py` is the same. A model is a folder that `gap-closed-clip train` wrote, a Hub id, or a CLIP
-of transformers or open_clip (openai/clip-vit-base-patch32, a folder, ...). The pairs are those of the first model's
-train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
+In a checkout, `python eval.py` is the same. A model is a folder that `gap-closed-clip train` wrote, a Hub id, or a
+CLIP of transformers or open_clip (openai/clip-vit-base-patch32, a folder, ...). The pairs are those of the first
+model's train_config.yaml; `data.FIELD=VALUE` changes them. Other settings, as KEY=VALUE:
 
     split        train, validation or test (default: the first model's training.final_split)
     output       folder for metrics.json, metrics.md and the figures: projection.png and cosines.png of the embeddings,

@@ -130,7 +130,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             ValueError: gray images, a batch without its dimension, or a height or width that the tower can't take.
         """
         _check_layout(tuple(pixel_values.shape), self._image_channels)
-        size = tuple(pixel_values.shape[-2:])
+        size = pixel_values.shape[-2], pixel_values.shape[-1]
         if self.image_size is not None and size != self.image_size:
             raise ValueError(
                 f"The images are {size[0]} x {size[1]} pixels, the image tower takes {self.image_size[0]} x "

@@ -106,7 +106,7 @@ def _image_features(
     augmentation: Augmentation | None,
 ) -> StoredFeatures:
     def pool_images(_, inputs: dict[str, Tensor]) -> Tensor:
-        return model.encode_image(**inputs).pooler_output
+        return model.encode_image(inputs["pixel_values"]).pooler_output
 
     tower = model.vision_model
     description = {
