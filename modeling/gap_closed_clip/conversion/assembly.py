@@ -32,7 +32,7 @@ def from_clip(
     """
     Takes over a CLIP of transformers (CLIP, SigLIP, ChineseCLIP, a VisionTextDualEncoder, ...) or of open_clip
     (BiomedCLIP, ...): towers, projections, temperature, image processor and tokenizer, in float32. Until it is
-    trained, its embeddings are those of the source; a CLIP of transformers is asked for one pair, to make sure.
+    trained, its embeddings are those of the source; a CLIP of transformers is asked for those of an image and two texts, to make sure.
 
     Args:
         name: a folder or a Hub id.
@@ -132,9 +132,9 @@ def _identity(width: int) -> Layers:
 
 @torch.no_grad()
 def _compare(name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor, expected: Reference) -> None:
-    """Holds the model's embeddings of one pair against those of the source library."""
-    inputs = processor(images=expected.image, text=[expected.text], truncation=True, return_tensors="pt")
-    outputs = model(**inputs)
+    """Holds the model's embeddings of an image and some texts against those of the source library."""
+    settings = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    outputs = model(**processor(images=expected.image, text=expected.texts, **settings))
     for modality in ("image", "text"):
         found = getattr(outputs, f"{modality}_embeds")
         difference = (found - getattr(expected, f"{modality}_embeds")).abs().max().item()

@@ -10,16 +10,17 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 @dataclass
 class Reference:
-    """An image and a text with what the source library makes of them, to hold the model against that takes over.
+    """An image and texts with what the source library makes of them, to hold the model against that takes over.
 
     Attributes:
         image: as its own preprocessing takes it.
-        text: as its own tokenizer takes it.
-        image_embeds, text_embeds: (1, D) unit vectors.
+        texts: as its own tokenizer takes them, of different lengths: a mask that is lost would show.
+        image_embeds: (1, D) unit vector.
+        text_embeds: (number of texts, D) unit vectors.
     """
 
     image: Image.Image
-    text: str
+    texts: list[str]
     image_embeds: Tensor
     text_embeds: Tensor
 
@@ -42,7 +43,7 @@ class ClipParts:
         text_pooling: the same of a text; `mean` is over the tokens that `attention_mask` keeps.
         image_processor: images to `pixel_values`.
         tokenizer: texts to `input_ids`; its `model_max_length` is the context length.
-        reference: where the source library is at hand, what it makes of one pair.
+        reference: where the source library is at hand, what it makes of an image and a few texts.
     """
 
     vision_model: PreTrainedModel

@@ -129,13 +129,13 @@ def load_processor(name: str, revision: str | None) -> tuple[BaseImageProcessor,
 def embed_by_source(
     source: PreTrainedModel, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase
 ) -> Reference:
-    """What the library's own model makes of an image and a text, by its own preprocessing."""
+    """What the library's own model makes of an image and two texts, by its own preprocessing."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
-    text = "Chest radiograph with a small effusion."
+    texts = ["Chest radiograph with a small effusion.", "CT."]
     text_config = source.text_model.config
-    padding = "max_length" if text_config.model_type in FULL_LENGTH else "do_not_pad"
+    padding = "max_length" if text_config.model_type in FULL_LENGTH else "longest"
     tokens = tokenizer(
-        [text], padding=padding, truncation=True, max_length=longest_text(text_config), return_tensors="pt"
+        texts, padding=padding, truncation=True, max_length=longest_text(text_config), return_tensors="pt"
     )
     if text_config.model_type in FULL_LENGTH:
         tokens = {"input_ids": tokens["input_ids"]}  # they were trained without a mask
@@ -144,7 +144,7 @@ def embed_by_source(
     image_embeds, text_embeds = (
         nn.functional.normalize(part if isinstance(part, Tensor) else part.pooler_output, dim=-1) for part in features
     )
-    return Reference(image, text, image_embeds, text_embeds)
+    return Reference(image, texts, image_embeds, text_embeds)
 
 
 def _layers(projection: nn.Module | None) -> list[tuple[Tensor, Tensor | None]]:
