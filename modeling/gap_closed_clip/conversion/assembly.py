@@ -32,7 +32,8 @@ def from_clip(
     """
     Takes over a CLIP of transformers (CLIP, SigLIP, ChineseCLIP, a VisionTextDualEncoder, ...) or of open_clip
     (BiomedCLIP, ...): towers, projections, temperature, image processor and tokenizer, in float32. Until it is
-    trained, its embeddings are those of the source; a CLIP of transformers is asked for those of an image and two texts, to make sure.
+    trained, its embeddings are those of the source; a CLIP of transformers is asked for those of an image and two
+    texts, to make sure.
 
     Args:
         name: a folder or a Hub id.
