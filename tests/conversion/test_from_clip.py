@@ -1,16 +1,18 @@
 """CLIPs of transformers as models of ours: what they embed, how they are saved, loaded, adapted and refused."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from conftest import CAPTIONS
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertConfig, BertModel, LlavaConfig
+from transformers import AutoModel, BertConfig, BertModel, LlavaConfig, ViTConfig
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, from_clip
 from gap_closed_clip.checkpoint import is_captioner, load_checkpoint
 from gap_closed_clip.conversion import is_foreign, transformers_clip
+from gap_closed_clip.hub import write_card
 from gap_closed_clip.training import LoraArguments, ModelArguments, build_model_and_processor
 from gap_closed_clip.training.arguments import GapClosedTrainingArguments
 from gap_closed_clip.training.gradients import without_gradient
@@ -260,3 +262,31 @@ def test_the_trainer_decays_matrices_and_knows_all_that_trains(source, tmp_path)
     assert {id(p) for group in groups for p in group["params"]} == trained
     decayed = [p for group in groups if group["weight_decay"] for p in group["params"]]
     assert decayed and all(p.ndim > 1 for p in decayed)
+
+
+def test_a_folder_of_ours_is_no_source(clip, tmp_path):
+    from_clip(clip)[0].save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a model of ours: load it by"):
+        from_clip(tmp_path)
+
+
+def test_pooling_of_a_model_of_sentence_transformers(tmp_path):
+    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path)
+    vision = ViTConfig(**VISION)
+    assert GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path)).config.text_pooling == "cls"
+    (tmp_path / "1_Pooling").mkdir()
+    settings = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(settings))
+    assert GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path)).config.text_pooling == "mean"
+    model = GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path), text_pooling="cls")
+    assert model.config.text_pooling == "cls"
+
+
+def test_the_card_of_what_was_taken_over_claims_no_training(clip, tmp_path):
+    model, processor = from_clip(clip)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    card = str(write_card(tmp_path))
+    assert "taken over from\n`clip_vision_model + clip_text_model`, whose terms of use apply" in card
+    assert "## Objective" not in card and "was trained" not in card.partition("## How to use")[0]
+    assert f"images of {SIDE} x {SIDE} pixels" in card

@@ -110,6 +110,8 @@ def test_long_captions_are_cut(processor, rows):
     assert batch["input_ids"].tolist() == [[2, 5, 6, 3, 0], [2, 6, 7, 8, 3], [2, 5, 6, 3, 0]]
     processor.tokenizer.model_max_length = 6
     assert PairCollator(processor)(rows)["input_ids"][1].tolist() == [2, 6, 7, 8, 5, 3]
+    # A model that takes shorter texts than another beside it gets them as long as it takes them.
+    assert PairCollator(processor, max_length=9)(rows)["input_ids"][1].tolist() == [2, 6, 7, 8, 5, 3]
 
 
 def test_each_distinct_caption_comes_in_one_batch_of_its_length(processor):

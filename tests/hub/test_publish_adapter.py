@@ -82,7 +82,9 @@ def test_an_adapter_works_where_the_package_is_not(
 def test_an_adapter_is_published_on_its_base(
     online, model_folder, adapter_folder, base_on_the_hub, skip_reload, tmp_path
 ):
-    load_config([], [f"model.checkpoint={model_folder}"]).save(adapter_folder / "train_config.yaml")
+    # Trained with another objective than its base.
+    words = [f"model.checkpoint={model_folder}", "align_weight=0.25", "uniformity_weight=0"]
+    load_config([], words).save(adapter_folder / "train_config.yaml")
     publish(adapter_folder, "tester/adapter", base="tester/base", license="mit")
     files = online.files("tester/adapter")
     adapter = {"adapter_config.json", "adapter_model.safetensors", "processing_gap_closed_clip.py", "README.md"}
@@ -97,6 +99,7 @@ def test_an_adapter_is_published_on_its_base(
 
     card = ModelCard(files["README.md"].decode())
     assert card.data.base_model == ["tester/base"] and card.data.base_model_relation == "adapter"
+    assert "over true pairs | 0.25 |" in card.text and "of different pairs | 0 |" in card.text
     assert card.data.library_name == "peft" and card.data.pipeline_tag is None and card.data.license == "mit"
     assert all(f'"{requirement}"' in card.text for requirement in requirements.ADAPTER)
     assert "An adapter (LORA, rank 2) for `tester/base`." in card.text

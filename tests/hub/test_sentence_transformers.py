@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import captioner_of
+from conftest import captioner_of, dicom_file
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
@@ -144,6 +144,20 @@ def test_what_is_neither_image_nor_text(model_folder, tmp_path, monkeypatch, ite
     model = sentence_transformers.SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu")
     with pytest.raises(ValueError, match=message):
         model.encode(["a text", item])
+
+
+def test_a_path_of_a_dicom_file_is_an_image(model_folder, tmp_path):
+    content = dicom_file(np.arange(40 * 36, dtype=np.uint16).reshape(40, 36))
+    for name in ("scan.dcm", "IM0001"):
+        (tmp_path / name).write_bytes(content)
+    model = sentence_transformers.SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu")
+    expected = model.encode(tmp_path / "scan.dcm")  # a Path is always an image
+    for name in ("scan.dcm", "IM0001"):
+        np.testing.assert_array_equal(model.encode(str(tmp_path / name)), expected)
+    with pytest.raises(FileNotFoundError, match="There is no file .*lost.dcm"):
+        model.encode(str(tmp_path / "lost.dcm"))
+    text = "see scan.dcm"
+    np.testing.assert_array_equal(model.encode(text), model.encode({"text": text}))
 
 
 # What a folder holds and what publishing makes of it.

@@ -48,6 +48,8 @@ def from_clip(
         ValueError: it is no CLIP, a part of it is missing or can't be expressed, or pickled weights without a yes.
     """
     name = str(name)
+    if (_config(name, revision) or {}).get("model_type") == GapClosedClipConfig.model_type:
+        raise ValueError(f"{name} is a model of ours: load it by gap_closed_clip.checkpoint.load_checkpoint.")
     if _config(name, revision) is None and is_open_clip(name, revision):
         parts = open_clip_parts(name, revision, allow_pickle)
     else:

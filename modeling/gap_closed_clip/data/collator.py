@@ -25,7 +25,7 @@ class PairCollator:
         processor: has an `image_processor` and a `tokenizer`.
         augmentation: varies the training images; None leaves all images as they are. Rows whose `augment` is False, as
             `load_pairs` marks those of validation and test, are never varied: a Trainer has one collator for both.
-        max_length: captions are truncated to this many tokens. Default: the tokenizer's own limit, if it has one.
+        max_length: captions are truncated to this many tokens, or to the tokenizer's own limit, if that is less.
         window: centre and width of the intensity window for DICOM, 16-bit and float images. Default: their own.
     """
 
@@ -36,8 +36,9 @@ class PairCollator:
         max_length: int | None = None,
         window: tuple[float, float] | None = None,
     ):
-        limit = processor.tokenizer.model_max_length
-        self.max_length = max_length or (limit if limit < NO_LIMIT else None)
+        # Of models side by side, one may take shorter texts than another.
+        limit = min(max_length or NO_LIMIT, processor.tokenizer.model_max_length)
+        self.max_length = limit if limit < NO_LIMIT else None
         self.processor = processor
         self.augmentation = augmentation
         self.window = window

@@ -23,7 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import safe_open
 from transformers.utils import logging
 
-from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE
+from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE, is_adapter
 from ..data import DataArguments
 from ..evaluation import metrics_report
 from ..evaluation.report import ROWS
@@ -256,6 +256,9 @@ def _facts(
         model_config = GapClosedClipConfig.from_pretrained(model_folder)
     except (TypeError, AttributeError, OverflowError, StrictDataclassError) as error:
         raise ValueError(f"{model_folder}/config.json is damaged: {' '.join(str(error).split())}") from error
+    if run and is_adapter(folder):  # an adapter's objective is in its run, the base's may have been another
+        for name, value in run["config"].model.config.items():
+            setattr(model_config, name, value)
     weights = {term: describe_weight(getattr(model_config, f"{term}_weight")) for term in TERMS}
     return {
         "config": model_config,

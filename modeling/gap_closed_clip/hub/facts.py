@@ -111,7 +111,8 @@ def read_size(folder: Path) -> dict[str, Any]:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as weights:
             number += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())
-    crop = _read(folder / "processor_config.json").get("image_processor", {}).get("crop_size") or {}
+    image_processor = _read(folder / "processor_config.json").get("image_processor", {})
+    crop = image_processor.get("crop_size") or image_processor.get("size") or {}
     max_tokens = _read(folder / "tokenizer_config.json").get("model_max_length")
     return {
         "num_parameters": number or None,

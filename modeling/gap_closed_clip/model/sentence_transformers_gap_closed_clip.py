@@ -100,10 +100,30 @@ class GapClosedClipEmbedder(Transformer):
 _KINDS = ("image", "text")  # in the order in which the library sorts the two of one item
 
 
+def _names_an_image(text: str) -> bool:
+    """
+    Whether a string is an image's URL, or the path of an image file that is there. The library goes by the end of the
+    name, and knows no DICOM.
+
+    Raises:
+        FileNotFoundError: it ends like a DICOM file's path, and there is none.
+    """
+    if is_image_url_or_path(text):
+        return True
+    named_dicom = text.lower().endswith((".dcm", ".dicom"))
+    try:
+        with open(text, "rb") as file:
+            return named_dicom or file.read(132)[128:] == b"DICM"
+    except (OSError, ValueError):  # no such file, or no possible name of one
+        if named_dicom and not any(letter.isspace() for letter in text):
+            raise FileNotFoundError(f"There is no file {text}.") from None
+        return False
+
+
 def _parts(item: Any, location: str) -> dict[str, Any]:
     """The image, as an upright RGB image, and the text of an item, as far as it has them."""
     if isinstance(item, str):
-        item = {"image" if is_image_url_or_path(item) else "text": item}
+        item = {"image" if _names_an_image(item) else "text": item}
     if not isinstance(item, dict) or len(item) < 2:
         items = [item]
     elif set(item) == set(_KINDS):

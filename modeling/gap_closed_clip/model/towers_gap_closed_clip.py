@@ -1,5 +1,6 @@
 """The towers: their published weights, and what runs in their layers."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from transformers.utils import cached_file
 from .tower_kinds_gap_closed_clip import build_tower, default_text_pooling, takes
 
 
+SENTENCE_POOLING = "1_Pooling/config.json"
 PICKLED = r"(open_clip_)?(pytorch|adapter)_model.*\.bin"
 
 
@@ -74,9 +76,27 @@ def load_text_tower(
 ) -> tuple[PreTrainedModel, str]:
     """The same of texts."""
     model, has_pooler = load_tower(name_or_config, kwargs, "text_model")
+    if pooling is None and isinstance(name_or_config, str):
+        pooling = _sentence_pooling(name_or_config, kwargs.get("revision"))
     pooling = pooling or default_text_pooling(model.config)
     _check_pooler("text", name_or_config, pooling, has_pooler)
     return model, pooling
+
+
+def _sentence_pooling(name: str, revision: str | None) -> str | None:
+    """What represents a text in a model of sentence-transformers, whose folder says so; None in other folders."""
+    path: str | None = os.path.join(name, SENTENCE_POOLING)
+    if not os.path.isdir(name):
+        try:
+            path = cached_file(name, SENTENCE_POOLING, revision=revision, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            return None
+    if path is None or not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as file:
+        settings = json.load(file)
+    modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+    return next((pooling for pooling, mode in modes.items() if settings.get(mode)), None)
 
 
 def _check_pooler(modality: str, name: str | PreTrainedConfig, pooling: str, has_pooler: bool) -> None:

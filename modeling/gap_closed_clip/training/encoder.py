@@ -194,7 +194,7 @@ def set_caption_length(
         if data.max_caption_tokens > model.max_text_length:
             raise ValueError(
                 f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
-                f"{model.max_text_length} tokens at most."
+                f"{model.max_text_length} tokens at most: set data.max_caption_tokens={model.max_text_length}."
             )
         processor.tokenizer.model_max_length = data.max_caption_tokens
     if isinstance(pairs, IterableDataset):
