@@ -13,12 +13,14 @@ from conversion.clip_models import save_source
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
+from gap_closed_clip.commands import center as command_module
 from gap_closed_clip.data import DataArguments, load_pairs
 from gap_closed_clip.evaluation import embed_pairs, evaluate_embeddings, read_metrics
 from gap_closed_clip.evaluation.post_hoc import METHODS, fit
 from gap_closed_clip.hub.facts import read_evaluation
-from gap_closed_clip.training import load_config, train
+from gap_closed_clip.training import fit_post_hoc, load_config, train
 
 
 DATA = {
@@ -240,3 +242,39 @@ def test_an_interruption_is_one_line(center, model, monkeypatch):
     assert code == 130 and err.splitlines()[-1] == (
         "gap-closed-clip center: interrupted. outputs/clip-centering may be incomplete; outputs/clip is as it was."
     )
+
+
+def test_overwriting_replaces_the_model_and_nothing_else(center, model, tmp_path, monkeypatch):
+    folder = tmp_path / "outputs" / "clip-centering"
+    assert center(model, QUICK)[0] == 0
+    (folder / "notes.txt").write_text("precious")
+    (folder / "other").mkdir()
+    (folder / "model-00001-of-00002.safetensors").write_bytes(b"a part of another model")
+    before = (folder / "model.safetensors").read_bytes()
+
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GapClosedClipModel, "save_pretrained", full_disk)
+        code, _, err = center(model, "method=mean_shift", "output=outputs/clip-centering", "overwrite=true", QUICK)
+    assert code == 1 and "could not be written to outputs/clip-centering" in err and "Traceback" not in err
+    assert (folder / "model.safetensors").read_bytes() == before
+    code, _, err = center(model, "method=mean_shift", "output=outputs/clip-centering", "overwrite=true", QUICK)
+    assert code == 0, err
+    assert load_checkpoint(folder)[0].config.embedding_map == "mean_shift"
+    assert (folder / "notes.txt").read_text() == "precious" and (folder / "other").is_dir()
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    assert not list(folder.glob("tmp*"))
+
+
+def test_a_method_that_cannot_be_fitted_is_left_out(center, model, monkeypatch):
+    def fit_all_but_one(method, features):
+        if method == "whitening":
+            raise ValueError("the captions are all alike.")
+        return fit_post_hoc(method, features)
+
+    monkeypatch.setattr(command_module, "fit_post_hoc", fit_all_but_one)
+    code, out, err = center(model, "method=all", QUICK)
+    assert code == 0, err
+    assert "whitening is left out: the captions are all alike." in out and "procrustes" in out

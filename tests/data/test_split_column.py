@@ -93,7 +93,12 @@ def test_a_column_of_that_name_that_says_other_things_is_left_alone(table, strea
 @pytest.mark.parametrize(
     ("words", "options", "split", "message"),
     [
-        (["train", "holdout"], {}, "train", r"'split' of .* holds 'holdout', which is .* Understood are train, val, "),
+        (
+            ["train", "holdout"],
+            {},
+            "train",
+            r"'split' of .* holds 'holdout', .* Understood are train, training, val, ",
+        ),
         (["train", ""], {}, "train", r"holds an empty cell.* data\.split_column=null"),
         (
             ["train", "test"],

@@ -33,13 +33,17 @@ model, the mean that is taken away tells them apart from it, too. In a trial on 
 from 10.2% to 4.7%. Look at recall beside the gap; the command says where it fell.
 """
 
+import os
 import shutil
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
+from safetensors import SafetensorError
 
 from ..checkpoint import (
     CONFIG_FILE,
@@ -172,7 +176,7 @@ def run(command: CenterCommand) -> None:
     if held_out is not None:
         held_out_features = embed_pairs(model, processor, held_out, **embedding_settings)
     model.cpu()
-    maps = {method: fit_post_hoc(method, features) for method in settings.methods}
+    maps = _fit(settings.methods, features)
     for method, found in maps.items():
         if (folder := settings.folder_of(method)) is not None:
             _save(close_gap(model, method, found), processor, command.model, folder)
@@ -238,15 +242,48 @@ def _load_pairs(command: CenterCommand) -> tuple[Dataset | IterableDataset, Data
     return fitted, None, settings.split
 
 
+def _fit(methods: Sequence[str], features: PairEmbeddings) -> dict[str, PostHocMaps]:
+    """The maps of each method; one of several that can't be fitted is left out, with a line that says why."""
+    if len(features) < 2:
+        raise ValueError("There is one pair to fit on, whose mean is the pair itself: give more.")
+    maps = {}
+    for method in methods:
+        try:
+            maps[method] = fit_post_hoc(method, features)
+        except ValueError as error:
+            if len(methods) == 1:
+                raise
+            print(f"{method} is left out: {error}")
+    if not maps:
+        raise ValueError("None of the methods can be fitted on these pairs.")
+    return maps
+
+
 def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: str, folder: Path) -> None:
-    """An ordinary model folder; what the origin says of its training stays true and goes with it."""
-    if (folder / "config.json").exists():  # overwrite=true
-        shutil.rmtree(folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    for name in (CONFIG_FILE, RUN_FILE):
-        if (Path(origin) / name).is_file():
-            shutil.copyfile(Path(origin) / name, folder / name)
+    """
+    An ordinary model folder; what the origin says of its training stays true and goes with it. It is written aside
+    first: a model that was there is replaced by a whole one, and what else lies there stays.
+
+    Raises:
+        OSError: it can't be written; what was there is as it was.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            new = Path(temporary)
+            model.save_pretrained(new)
+            processor.save_pretrained(new)
+            for name in (CONFIG_FILE, RUN_FILE):
+                if (Path(origin) / name).is_file():
+                    shutil.copyfile(Path(origin) / name, new / name)
+            for old in folder.glob("model*.safetensors*"):  # in other parts than the new one's, perhaps
+                old.unlink()
+            for path in new.iterdir():
+                os.replace(path, folder / path.name)
+    except (OSError, SafetensorError) as error:
+        raise OSError(
+            f"The model could not be written to {folder} ({error}): make room, or name another folder."
+        ) from error
 
 
 def _report(

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from ..messages import did_you_mean
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
@@ -50,13 +51,14 @@ def from_clip(
     name = str(name)
     if (_config(name, revision) or {}).get("model_type") == GapClosedClipConfig.model_type:
         raise ValueError(f"{name} is a model of ours: load it by gap_closed_clip.checkpoint.load_checkpoint.")
-    if _config(name, revision) is None and is_open_clip(name, revision):
+    config = _config(name, revision)
+    if not (config and _has_both_towers(config)) and is_open_clip(name, revision):  # timm's config.json may lie there
         parts = open_clip_parts(name, revision, allow_pickle)
     else:
-        parts = transformers_parts(name, revision, allow_pickle)
+        parts = transformers_parts(name.removeprefix("local-dir:").removeprefix("hf-hub:"), revision, allow_pickle)
     try:
         model, processor = assemble(parts, **{"taken_over_from": _public_name(name, parts), **config_kwargs})
-    except RuntimeError as error:  # shapes
+    except (RuntimeError, ValueError) as error:  # shapes, or a pooling that a tower doesn't have
         raise ValueError(f"{name} can't be taken over: {error}") from error
     if parts.reference is not None:
         _compare(name, model, processor, parts.reference)
@@ -65,8 +67,10 @@ def from_clip(
 
 def is_foreign(name: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a CLIP of another library, or of transformers, and none of ours."""
-    config = _config(name, revision)
-    return _has_both_towers(config) if config else is_open_clip(str(name), revision)
+    config = _config(name, revision) or {}
+    if config.get("model_type") == GapClosedClipConfig.model_type:
+        return False
+    return _has_both_towers(config) or is_open_clip(str(name), revision)
 
 
 def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
@@ -79,20 +83,31 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
     Raises:
         ValueError: projections of more than two layers, or of different widths.
     """
+    for field in config_kwargs:
+        if field not in GapClosedClipConfig.__annotations__:
+            raise ValueError(
+                f"GapClosedClipConfig has no field {field!r}{did_you_mean(field, GapClosedClipConfig.__annotations__)}"
+            )
     layers = {
         "image": parts.image_projection or _identity(image_width(parts.vision_model)),
         "text": parts.text_projection or _identity(text_width(parts.text_model.config)),
     }
     forget_origin(parts.vision_model.config, parts.text_model.config)
+    # What is given wins; the sizes of the projections can't be given otherwise than they are.
+    fields = {
+        "image_pooling": parts.image_pooling,
+        "text_pooling": parts.text_pooling,
+        "logit_scale_init_value": parts.logit_scale,
+        "max_logit_scale": max(100.0, math.exp(parts.logit_scale)),
+        "logit_bias": parts.logit_bias,
+        **config_kwargs,
+        **_space(layers),
+    }
     config = GapClosedClipConfig(
         # Copies: a new composite config resets the attention implementation of the parts it is given.
         vision_config=copy.deepcopy(parts.vision_model.config),
         text_config=copy.deepcopy(parts.text_model.config),
-        **{**_space(layers), "image_pooling": parts.image_pooling, "text_pooling": parts.text_pooling},
-        logit_scale_init_value=parts.logit_scale,
-        max_logit_scale=max(100.0, math.exp(parts.logit_scale)),
-        logit_bias=parts.logit_bias,
-        **config_kwargs,
+        **fields,
     )
     model = GapClosedClipModel(config, vision_model=parts.vision_model, text_model=parts.text_model)
     for name, projection in (("image", model.visual_projection), ("text", model.text_projection)):

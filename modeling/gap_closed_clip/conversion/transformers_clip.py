@@ -1,16 +1,19 @@
 """CLIPs of transformers (CLIP, SigLIP, ChineseCLIP, MetaCLIP 2, a VisionTextDualEncoder, ...) to their parts."""
 
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text
+from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, POSITIONS_AFTER_PADDING, longest_text
 from ..model.towers_gap_closed_clip import not_loaded, pickled_weights
 from .parts import ClipParts, Reference
 
@@ -35,9 +38,11 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
             tokenizer.
     """
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except OSError as error:
         raise not_loaded(name, error) from error
+    except StrictDataclassError as error:
+        raise ValueError(f"{name}: config.json is damaged. {' '.join(str(error).split())}") from error
     kind = config.model_type
     for half, sub_config in (("image", "vision_config"), ("text", "text_config")):
         if not hasattr(config, sub_config):
@@ -52,7 +57,7 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
         raise ValueError(f"{name} is a {kind} model, which can't be taken over: it has no {', '.join(missing)}.")
     source = load_source(name, revision, allow_pickle)
     image_processor, tokenizer = load_processor(name, revision)
-    source.text_model.config.pad_token_id = tokenizer.pad_token_id
+    agree_on_padding(name, source.text_model.config, tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(source.text_model.config))
     reference = embed_by_source(source, image_processor, tokenizer)
     return ClipParts(
@@ -70,6 +75,22 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
     )
 
 
+def agree_on_padding(name: str, text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Tells a tower that pads by itself which token its tokenizer pads with.
+
+    Raises:
+        ValueError: a tower that numbers positions from its padding token, with a tokenizer that has another one.
+    """
+    if text_config.model_type in FULL_LENGTH:
+        text_config.pad_token_id = tokenizer.pad_token_id
+    elif text_config.model_type in POSITIONS_AFTER_PADDING and text_config.pad_token_id != tokenizer.pad_token_id:
+        raise ValueError(
+            f"{name}: the tokenizer pads with token {tokenizer.pad_token_id}, the {text_config.model_type} with "
+            f"{text_config.pad_token_id}, behind which it numbers positions: they do not belong together."
+        )
+
+
 def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrainedModel:
     """
     The whole model, in float32.
@@ -79,6 +100,7 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
         ValueError: its weights are pickled and not to be read, or some are missing.
     """
     settings: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
+    settings["trust_remote_code"] = False  # without it the library asks on a terminal
     try:
         model, info = AutoModel.from_pretrained(name, use_safetensors=True, **settings)
     except OSError as error:
@@ -90,11 +112,26 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
                 f"{name} has pickled weights alone ({pickled}). They are read only where you say so, with "
                 "allow_pickle=true (by torch.load with weights_only=True, which runs no code of theirs)."
             ) from error
-        model, info = AutoModel.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
+        try:
+            model, info = AutoModel.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
+        except UnpicklingError as unsafe:
+            raise ValueError(
+                f"{name}: {pickled} holds more than weights, code perhaps, and is not read. Ask for safetensors."
+            ) from unsafe
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name}: a safetensors file is truncated or damaged ({error}). Download it again."
+        ) from error
     except RuntimeError as error:  # shapes
         raise ValueError(f"{name}: the weights do not fit config.json. {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}.")
+    # Older versions of the library saved the positions, which are counted.
+    unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
+    if unexpected:
+        raise ValueError(
+            f"{name}: config.json has no place for {len(unexpected)} of its weights, the first: {unexpected[0]}."
+        )
     return model.eval()
 
 
@@ -106,14 +143,14 @@ def load_processor(name: str, revision: str | None) -> tuple[BaseImageProcessor,
         ValueError: one of them is missing.
     """
     try:
-        image_processor = AutoImageProcessor.from_pretrained(name, revision=revision)
+        image_processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name} has no image processor: put its preprocessor_config.json there (image size, mean, standard "
             "deviation)."
         ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         tokenizer = None
         reason: Exception | None = error
@@ -156,4 +193,4 @@ def _layers(projection: nn.Module | None) -> list[tuple[Tensor, Tensor | None]]:
     return [(projection.weight.detach(), None if projection.bias is None else projection.bias.detach())]
 
 
-__all__ = ["embed_by_source", "load_processor", "load_source", "transformers_parts"]
+__all__ = ["agree_on_padding", "embed_by_source", "load_processor", "load_source", "transformers_parts"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 from datasets import ClassLabel, Dataset, IterableDataset
@@ -11,14 +12,20 @@ from .arguments import DataArguments
 from .pairs import MissingSplitError
 
 
+logger = getLogger(__name__)
+
 # What words of a column stand for, regardless of case; and beside them the source's own names of its splits.
 WORDS = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "dev": "validation",
+    "eval": "validation",
+    "evaluation": "validation",
     "test": "test",
+    "testing": "test",
 }
 REMEDY = (
     f"Understood are {', '.join(WORDS)}, and what data.train_split, data.validation_split and data.test_split say."
@@ -56,6 +63,11 @@ def find_split_column(rows: Dataset | IterableDataset, args: DataArguments, sour
     values = _distinct(rows.take(1) if isinstance(rows, IterableDataset) else rows, name)
     strange = [value for value in values if not _is_understood(value, args)]
     if is_default and len(strange) == len(values):
+        words = shorten([str(word) for word in strange])
+        logger.warning(
+            f"{source_name} has a column '{name}' that names no split ({words}): all of its rows are one split. "
+            f"{REMEDY} data.split_column=null passes it over without a word."
+        )
         return None
     if strange:
         raise _not_understood(strange, name, source_name)

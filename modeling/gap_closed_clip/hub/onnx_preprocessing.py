@@ -55,6 +55,7 @@ def describe(
         },
         "embedding": {"dimension": model.config.projection_dim, "dtype": "float32", "unit_length": True},
         "logit_scale": min(model.logit_scale.detach().double().exp().item(), float(model.config.max_logit_scale)),
+        "logit_bias": float(model.config.logit_bias),
         "hypothesis_template": model.config.hypothesis_template,
         "opset": opset,
         "versions": {"gap_closed_clip": __version__} | {package: version(package) for package in PACKAGES},
@@ -69,11 +70,15 @@ def _image_steps(settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("do_pad"):
         raise ValueError("The image processor pads images (do_pad), which the ONNX preprocessing can't: set it off.")
     resample = Image.Resampling(int(settings["resample"])).name.lower()
-    crop = {side: settings["crop_size"][side] for side in ("height", "width")}
+    crop = None
+    if settings.get("do_center_crop"):
+        crop = {side: settings["crop_size"][side] for side in ("height", "width")}
+        if settings.get("image_processor_type") == "GapClosedClipImageProcessor":
+            crop["border"] = "round"  # half of an odd border is rounded to an even number, elsewhere down
     return {
-        "mode": "RGB" if settings["do_convert_rgb"] else None,
+        "mode": "RGB" if settings.get("do_convert_rgb", True) else None,
         "resize": {**size, "resample": resample} if settings["do_resize"] else None,
-        "center_crop": crop if settings["do_center_crop"] else None,
+        "center_crop": crop,
         "rescale_factor": settings["rescale_factor"] if settings["do_rescale"] else None,
         "mean": list(settings["image_mean"]) if settings["do_normalize"] else None,
         "std": list(settings["image_std"]) if settings["do_normalize"] else None,
@@ -168,7 +173,8 @@ def _example_steps(image: dict[str, Any]) -> list[str]:
         lines.append(f'image = image.resize(size, Image.Resampling[{resize}["resample"].upper()])')
     if image["center_crop"]:
         lines.append('width, height = settings["center_crop"]["width"], settings["center_crop"]["height"]')
-        lines.append("left, top = int((image.width - width) / 2), int((image.height - height) / 2)")
+        half = image["center_crop"].get("border", "int")
+        lines.append(f"left, top = {half}((image.width - width) / 2), {half}((image.height - height) / 2)")
         lines.append("image = image.crop((left, top, left + width, top + height))")
     factor = "" if image["rescale_factor"] is None else ' * settings["rescale_factor"]'
     lines.append(f"array = np.asarray(image, np.float32){factor}")
@@ -225,7 +231,7 @@ inputs = {name: np.array([getattr(text, field) for text in texts]) for name, fie
 text_embeds = text_model.run(None, inputs)[0]
 image_embeds = vision_model.run(None, {"pixel_values": np.stack([pixels("image.png")])})[0]
 cosines = image_embeds @ text_embeds.T
-logits = description["logit_scale"] * cosines
+logits = description["logit_scale"] * cosines + description["logit_bias"]
 ```
 
 This is for upright, opaque images of 8 bits. The model's own processor resizes with torchvision, the example with

@@ -24,6 +24,7 @@ from .tower_kinds_gap_closed_clip import (
     pool_text,
     takes,
     text_width,
+    unmask,
     unused_parameters,
 )
 from .towers_gap_closed_clip import all_states, frozen_batch_norms, run_fused_layers_as_modules, select_states
@@ -50,6 +51,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self.text_model = build_tower(config.text_config) if text_model is None else text_model
         # The objects that the towers' own layers look their attention up in, also where the towers were given.
         config.vision_config, config.text_config = self.vision_model.config, self.text_model.config
+        unmask(self.vision_model)
         check_poolings(config, self.vision_model, self.text_model)
         drop_unused_pooler(self.vision_model, config.image_pooling)
         drop_unused_pooler(self.text_model, config.text_pooling)
@@ -145,7 +147,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=pool_image(outputs, self.config.vision_config, self.config.image_pooling),
+            pooler_output=pool_image(outputs, self.config.vision_config, self.config.image_pooling, size),
             hidden_states=select_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.get("attentions"),
         )
@@ -205,8 +207,11 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
 
     def train(self, mode: bool = True) -> "GapClosedClipTowers":
         super().train(mode)
-        for parameter in unused_parameters(self.vision_model):
-            # Here, because from_pretrained makes every parameter require a gradient and calls eval() afterwards.
+        # Here, because from_pretrained makes every parameter require a gradient and calls eval() afterwards.
+        for parameter in [
+            *unused_parameters(self.vision_model, self.config.image_pooling),
+            *unused_parameters(self.text_model, self.config.text_pooling),
+        ]:
             parameter.requires_grad_(False)
         for tower in (self.vision_model, self.text_model):
             # Dropout and batch statistics would put noise into features that can't adapt to it.

@@ -60,6 +60,8 @@ class GapClosedClipProcessor(ProcessorMixin):
             ImportError: a DICOM file, where pydicom is not installed.
         """
         if images is not None:
+            if isinstance(images, list | tuple) and not images:
+                raise ValueError("images is an empty list: give one image or more, or leave images out.")
             rescaled = {**kwargs, **kwargs.get("images_kwargs", {})}.get("do_rescale")
             if rescaled is None:
                 rescaled = getattr(self.image_processor, "do_rescale", True)
@@ -132,8 +134,10 @@ def _prepare_images(images: Any, rescaled: bool, name: str) -> Any:
         raise ValueError(f"{name} is no image: {error}, or as (B, 3, H, W).") from error
     if channels == 3 and _fits(images, rescaled):
         return images
-    if rescaled or channels == 4:
+    if rescaled:
         return load_image(images, name=name)
+    if channels == 4:
+        raise ValueError(f"{name} has transparency, which do_rescale=False leaves no place for: give three channels.")
     gray = images[None] if images.ndim == 2 else images
     axis = 0 if images.ndim == 2 else axis
     return gray.repeat(3, axis) if isinstance(gray, np.ndarray) else gray.repeat_interleave(3, axis)
@@ -146,7 +150,7 @@ def _fits(colour: np.ndarray | torch.Tensor, rescaled: bool) -> bool:
     low, high = float(colour.min()), float(colour.max())
     if str(colour.dtype).rpartition(".")[2].startswith(("float", "bfloat")):
         return low >= 0 and (1 < high <= 255 or high == 0)  # up to 1 they would be divided by 255 once more
-    return low >= 0 and high <= 255 and "bool" not in str(colour.dtype)
+    return False  # of other integers a resize makes numbers below 0, which wrap around
 
 
 def image_processor_for(vision_model) -> CLIPImageProcessor:

@@ -6,6 +6,7 @@ gives, what represents an image or a text in it, and which of its weights have n
 import inspect
 from typing import Any
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -19,6 +20,7 @@ POSITIONS_AFTER_PADDING = (
     "data2vec-text",
     "ibert",
     "longformer",
+    "mpnet",
     "roberta",
     "roberta-prelayernorm",
     "xlm-roberta",
@@ -53,8 +55,15 @@ def token_width(vision_model: PreTrainedModel) -> int:
     """Features of one of an image's tokens, or of one place of a convolutional network's last map."""
     if is_timm(vision_model):
         return vision_model.timm_model.num_features
-    widths = getattr(vision_model.config, "hidden_sizes", None)  # of the stages of a convolutional network
-    return widths[-1] if widths else vision_model.config.hidden_size
+    config = vision_model.config
+    if widths := getattr(config, "hidden_sizes", None):  # of the stages of a convolutional network
+        return widths[-1]
+    width = getattr(config, "hidden_size", None) or getattr(config, "hidden_dim", None)
+    if width is None:
+        raise ValueError(
+            f"A {config.model_type} model does not say how wide its features are: name another image tower."
+        )
+    return width
 
 
 def text_width(text_config: PreTrainedConfig) -> int:
@@ -96,16 +105,42 @@ def arguments_for_size(vision_model: PreTrainedModel, size: tuple[int, int]) -> 
     return {} if own is None or tuple(own) == size else {"interpolate_pos_encoding": True}
 
 
-def pool_image(outputs: ModelOutput, vision_config: PreTrainedConfig, pooling: str) -> Tensor:
-    """(B, hidden) of an image tower's outputs; `pooling` as in `config.image_pooling`."""
+def pool_image(outputs: ModelOutput, vision_config: PreTrainedConfig, pooling: str, size: tuple[int, int]) -> Tensor:
+    """
+    (B, hidden) of an image tower's outputs for images of a (height, width); `pooling` as in `config.image_pooling`.
+
+    Raises:
+        ValueError: a pooling that the tower doesn't have.
+    """
     if pooling == "pooler":
+        if outputs.get("pooler_output") is None:
+            raise ValueError(
+                f"image_pooling is 'pooler', and a {vision_config.model_type} model has none: use 'mean', or 'cls'."
+            )
         return outputs.pooler_output.flatten(1)  # a ResNet gives (B, hidden, 1, 1)
     tokens = outputs.last_hidden_state
-    if tokens.ndim == 4:
-        raise ValueError(f"image_pooling is {pooling!r}, and a convolutional tower has no tokens: use 'pooler'.")
-    if pooling == "cls":
-        return tokens[:, 0]
-    return tokens[:, 1 + (getattr(vision_config, "num_register_tokens", None) or 0) :].mean(1)
+    if tokens.ndim == 4:  # a map
+        if pooling == "cls":
+            raise ValueError(
+                "image_pooling is 'cls', and a convolutional tower has no tokens: use 'pooler' or 'mean'."
+            )
+        return tokens.mean((2, 3))
+    # Before the patches come a class token, a distillation token, registers; none in Swin and SigLIP.
+    prefix = max(tokens.shape[1] - _number_of_patches(vision_config, size), 0)
+    if pooling == "mean":
+        return tokens[:, prefix:].mean(1)
+    if not prefix:
+        raise ValueError(
+            f"image_pooling is 'cls', and the first token of a {vision_config.model_type} model is a patch: use "
+            "'pooler' or 'mean'."
+        )
+    return tokens[:, 0]
+
+
+def _number_of_patches(vision_config: PreTrainedConfig, size: tuple[int, int]) -> int:
+    patch = getattr(vision_config, "patch_size", None) or 1
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return (size[0] // height) * (size[1] // width)
 
 
 def pool_text(outputs: ModelOutput, attention_mask: Tensor | None, pooling: str) -> Tensor:
@@ -157,7 +192,11 @@ def first_position(text_config: PreTrainedConfig) -> int:
 
 def longest_text(text_config: PreTrainedConfig) -> int:
     """Tokens that a text tower takes."""
-    return text_config.max_position_embeddings - first_position(text_config)
+    # T5 and its kin count distances, and were trained with n_positions.
+    positions: int | None = getattr(text_config, "max_position_embeddings", None)
+    if positions is None:
+        positions = int(getattr(text_config, "n_positions", 512))
+    return positions - first_position(text_config)
 
 
 def fill_to_full_length(
@@ -189,9 +228,35 @@ def drop_unused_pooler(model: PreTrainedModel, pooling: str) -> None:
         model.pooler = None
 
 
-def unused_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that no image moves: the token that stands for hidden patches in pretraining (DINOv2, BEiT)."""
-    return [parameter for name, parameter in model.named_parameters() if name.split(".")[-1] == "mask_token"]
+def unused_parameters(model: PreTrainedModel, pooling: str) -> list[nn.Parameter]:
+    """
+    Parameters that no image or text moves: the token that stands for hidden patches in pretraining (DINOv2, BEiT), and
+    where its own pooler is not asked for, that of a half of a CLIP.
+    """
+    if is_timm(model):
+        return []
+    unused = ["mask_token"]
+    if pooling != "pooler":
+        unused += ["head"] if "siglip" in model.config.model_type else ["post_layernorm"]
+    named = model.named_parameters()
+    return [parameter for name, parameter in named if unused[0] in name.split(".") or name.split(".")[0] in unused[1:]]
+
+
+def unmask(vision_model: PreTrainedModel) -> None:
+    """Lets a masked autoencoder see all patches: in pretraining it hides most of them, and goes on to in eval mode."""
+    if getattr(vision_model.config, "mask_ratio", None):
+        vision_model.config.mask_ratio = 0.0
+
+
+@torch.no_grad()
+def first_token_reads_the_text(text_model: PreTrainedModel) -> bool:
+    """Whether the first token's representation depends on the last one: that of a causal tower does not."""
+    was_training = text_model.training
+    text_model.eval()
+    tokens = torch.tensor([[3, 4, 5], [3, 4, 6]], device=text_model.device)
+    first, second = text_model(input_ids=tokens).last_hidden_state[:, 0]
+    text_model.train(was_training)
+    return not torch.equal(first, second)
 
 
 def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
@@ -208,6 +273,7 @@ __all__ = [
     "drop_unused_pooler",
     "fill_to_full_length",
     "first_position",
+    "first_token_reads_the_text",
     "fixed_image_size",
     "image_width",
     "is_timm",
@@ -218,5 +284,6 @@ __all__ = [
     "takes",
     "text_width",
     "token_width",
+    "unmask",
     "unused_parameters",
 ]

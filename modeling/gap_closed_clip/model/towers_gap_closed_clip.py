@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .tower_kinds_gap_closed_clip import build_tower, default_text_pooling, takes
+from .tower_kinds_gap_closed_clip import build_tower, default_text_pooling, first_token_reads_the_text, takes
 
 
 SENTENCE_POOLING = "1_Pooling/config.json"
@@ -80,6 +80,12 @@ def load_text_tower(
         pooling = _sentence_pooling(name_or_config, kwargs.get("revision"))
     pooling = pooling or default_text_pooling(model.config)
     _check_pooler("text", name_or_config, pooling, has_pooler)
+    if pooling == "cls" and isinstance(name_or_config, str) and not first_token_reads_the_text(model):
+        other = "pooler" if default_text_pooling(model.config) == "pooler" else "mean"
+        raise ValueError(
+            f"text_pooling is 'cls', and {name_or_config} reads from left to right, so that its first token knows "
+            f"nothing of the text: use text_pooling={other!r}."
+        )
     return model, pooling
 
 

@@ -22,6 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoint import check_model_name, is_local, load_checkpoint
+from ..conversion.transformers_clip import agree_on_padding
 from ..data import DataArguments, count_truncated
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
@@ -136,8 +137,7 @@ def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClos
         raise OSError(f"{named}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {error}") from error
-    if tokenizer.pad_token_id is not None:
-        model.config.text_config.pad_token_id = tokenizer.pad_token_id  # a tower that pads by itself has to agree
+    agree_on_padding(f"model.text={args.text!r}", model.config.text_config, tokenizer)
     return model, GapClosedClipProcessor(_image_processor(model.vision_model, vision), tokenizer)
 
 

@@ -281,6 +281,11 @@ def _check_pattern(pattern: str, lora: LoraArguments, model: GapClosedClipModel)
                 f"lora.layers={lora.layers!r} also matches {name} ({type(modules[name]).__name__}), which takes no "
                 "adapter: let it match linear and convolutional layers only."
             )
+        if getattr(modules[name], "groups", 1) > 1:
+            raise ValueError(
+                f"lora.layers={lora.layers!r} also matches {name}, a convolution in groups, whose adapter can't be "
+                "merged: name layers by a regular expression that leaves it out."
+            )
     for tower in lora.towers:
         prefix = f"{tower}_model."
         if any(name.startswith(prefix) for name in matched):
