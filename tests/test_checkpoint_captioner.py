@@ -82,8 +82,8 @@ def test_broken_folders(captioner, load, tmp_path):
         load(folder)
     (folder / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "blip"}))
-    with pytest.raises(ValueError, match="holds a model of type 'blip', not 'gap_closed_clip'"):
+    (folder / "config.json").write_text(json.dumps({**config["text_config"], "model_type": "bert"}))
+    with pytest.raises(ValueError, match="holds a model of type 'bert', not 'gap_closed_clip'"):
         load(folder)
 
 

@@ -51,10 +51,10 @@ def test_tokens(online, monkeypatch):
 
 def test_code_that_is_not_this_version_runs_only_where_allowed(online, model_folder, monkeypatch):
     marker = model_folder.parent / "it ran"
-    path = model_folder / "towers_gap_closed_clip.py"
+    path = model_folder / "tower_kinds_gap_closed_clip.py"
     changed = path.read_text().replace("return hidden[:, 0]", "return hidden[:, 1]")
     path.write_text(f"open({str(marker)!r}, 'w')\n{changed}")
-    with pytest.raises(ValueError, match=r"towers_gap_closed_clip.py is not the .* of this version"):
+    with pytest.raises(ValueError, match=r"tower_kinds_gap_closed_clip.py is not the .* of this version"):
         publish(model_folder, "tester/demo")
     assert not marker.exists()
     with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's by"):
