@@ -384,6 +384,9 @@ def test_a_tokenizer_that_pads_with_another_token(tmp_path):
 def test_a_field_that_is_not_there(clip):
     with pytest.raises(ValueError, match="has no field 'align_weigth'.*align_weight"):
         from_clip(clip, align_weigth=3.0)
+    with pytest.raises(ValueError, match="projection_dim is 16 in this model, and can't be made 8"):
+        from_clip(clip, projection_dim=8)
+    assert from_clip(clip, image_pooling="mean", projection_dim=16)[0].config.image_pooling == "mean"
 
 
 def test_a_damaged_file(clip, tmp_path):

@@ -49,10 +49,10 @@ def from_clip(
         ValueError: it is no CLIP, a part of it is missing or can't be expressed, or pickled weights without a yes.
     """
     name = str(name)
-    if (_config(name, revision) or {}).get("model_type") == GapClosedClipConfig.model_type:
-        raise ValueError(f"{name} is a model of ours: load it by gap_closed_clip.checkpoint.load_checkpoint.")
     config = _config(name, revision)
-    if not (config and _has_both_towers(config)) and is_open_clip(name, revision):  # timm's config.json may lie there
+    if config.get("model_type") == GapClosedClipConfig.model_type:
+        raise ValueError(f"{name} is a model of ours: load it by gap_closed_clip.checkpoint.load_checkpoint.")
+    if not _has_both_towers(config) and is_open_clip(name, revision):  # beside which timm's config.json may lie
         parts = open_clip_parts(name, revision, allow_pickle)
     else:
         parts = transformers_parts(name.removeprefix("local-dir:").removeprefix("hf-hub:"), revision, allow_pickle)
@@ -60,14 +60,14 @@ def from_clip(
         model, processor = assemble(parts, **{"taken_over_from": _public_name(name, parts), **config_kwargs})
     except (RuntimeError, ValueError) as error:  # shapes, or a pooling that a tower doesn't have
         raise ValueError(f"{name} can't be taken over: {error}") from error
-    if parts.reference is not None:
+    if parts.reference is not None and not {"image_pooling", "text_pooling"} & set(config_kwargs):
         _compare(name, model, processor, parts.reference)
     return model, processor
 
 
 def is_foreign(name: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a CLIP of another library, or of transformers, and none of ours."""
-    config = _config(name, revision) or {}
+    config = _config(name, revision)
     if config.get("model_type") == GapClosedClipConfig.model_type:
         return False
     return _has_both_towers(config) or is_open_clip(str(name), revision)
@@ -81,7 +81,8 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
         config_kwargs: fields of [`GapClosedClipConfig`] beside those that the parts give.
 
     Raises:
-        ValueError: projections of more than two layers, or of different widths.
+        ValueError: a field that is not there, or that contradicts the projections; projections of more than two
+            layers, or of different widths.
     """
     for field in config_kwargs:
         if field not in GapClosedClipConfig.__annotations__:
@@ -93,15 +94,18 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
         "text": parts.text_projection or _identity(text_width(parts.text_model.config)),
     }
     forget_origin(parts.vision_model.config, parts.text_model.config)
-    # What is given wins; the sizes of the projections can't be given otherwise than they are.
+    space = _space(layers)
+    for field, value in space.items():
+        if config_kwargs.get(field, value) != value:
+            raise ValueError(f"{field} is {value} in this model, and can't be made {config_kwargs[field]}.")
     fields = {
         "image_pooling": parts.image_pooling,
         "text_pooling": parts.text_pooling,
         "logit_scale_init_value": parts.logit_scale,
         "max_logit_scale": max(100.0, math.exp(parts.logit_scale)),
         "logit_bias": parts.logit_bias,
+        **space,
         **config_kwargs,
-        **_space(layers),
     }
     config = GapClosedClipConfig(
         # Copies: a new composite config resets the attention implementation of the parts it is given.
@@ -170,8 +174,8 @@ def _has_both_towers(config: dict[str, Any]) -> bool:
     return towers and config.get("model_type") != GapClosedClipConfig.model_type
 
 
-def _config(name: str | Path, revision: str | None) -> dict[str, Any] | None:
-    """config.json of a folder or a Hub id; None where there is none, or it can't be read."""
+def _config(name: str | Path, revision: str | None) -> dict[str, Any]:
+    """config.json of a folder or a Hub id; empty where there is none, or it can't be read."""
     path = Path(name) / "config.json"
     if not Path(name).is_dir():
         try:
@@ -179,15 +183,15 @@ def _config(name: str | Path, revision: str | None) -> dict[str, Any] | None:
                 str(name), "config.json", revision=revision, _raise_exceptions_for_missing_entries=False
             )
         except (OSError, HFValidationError):  # out of reach, or no Hub id, as open_clip's hf-hub:owner/name
-            return None
+            return {}
         if found is None:
-            return None
+            return {}
         path = Path(found)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return config if isinstance(config, dict) else None
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 __all__ = ["assemble", "from_clip", "is_foreign"]
