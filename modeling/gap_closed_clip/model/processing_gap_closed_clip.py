@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import CLIPImageProcessor, ProcessorMixin
+from transformers import BatchFeature, CLIPImageProcessor, ProcessorMixin
 
 from .load_images_gap_closed_clip import find_channels, load_image
 
@@ -42,7 +42,7 @@ class GapClosedClipProcessor(ProcessorMixin):
     def __init__(self, image_processor=None, tokenizer=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
 
-    def __call__(self, images=None, text=None, **kwargs):
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
         """
         As `ProcessorMixin.__call__`, for images of more kinds, which are seen as training sees them.
 
