@@ -9,13 +9,14 @@ from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, POSITIONS_AFTER_PADDING, longest_text
+from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text
 from ..model.towers_gap_closed_clip import not_loaded, pickled_weights
 from .parts import ClipParts, Reference
+from .preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 
 
 # In these a text is represented by its first token, and the text tower's pooler is left out.
@@ -56,7 +57,7 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
     if missing:
         raise ValueError(f"{name} is a {kind} model, which can't be taken over: it has no {', '.join(missing)}.")
     source = load_source(name, revision, allow_pickle)
-    image_processor, tokenizer = load_processor(name, revision)
+    image_processor, tokenizer = load_image_processor(name, revision), load_tokenizer(name, revision)
     agree_on_padding(name, source.text_model.config, tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(source.text_model.config))
     reference = embed_by_source(source, image_processor, tokenizer)
@@ -73,22 +74,6 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
         tokenizer=tokenizer,
         reference=reference,
     )
-
-
-def agree_on_padding(name: str, text_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """
-    Tells a tower that pads by itself which token its tokenizer pads with.
-
-    Raises:
-        ValueError: a tower that numbers positions from its padding token, with a tokenizer that has another one.
-    """
-    if text_config.model_type in FULL_LENGTH:
-        text_config.pad_token_id = tokenizer.pad_token_id
-    elif text_config.model_type in POSITIONS_AFTER_PADDING and text_config.pad_token_id != tokenizer.pad_token_id:
-        raise ValueError(
-            f"{name}: the tokenizer pads with token {tokenizer.pad_token_id}, the {text_config.model_type} with "
-            f"{text_config.pad_token_id}, behind which it numbers positions: they do not belong together."
-        )
 
 
 def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrainedModel:
@@ -135,33 +120,6 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
     return model.eval()
 
 
-def load_processor(name: str, revision: str | None) -> tuple[BaseImageProcessor, PreTrainedTokenizerBase]:
-    """
-    The image processor and the tokenizer of a folder or a Hub id.
-
-    Raises:
-        ValueError: one of them is missing.
-    """
-    try:
-        image_processor = AutoImageProcessor.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{name} has no image processor: put its preprocessor_config.json there (image size, mean, standard "
-            "deviation)."
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError, TypeError) as error:
-        tokenizer = None
-        reason: Exception | None = error
-    else:
-        reason = None
-    # Where the files are missing, the library makes up a tokenizer of the special tokens alone.
-    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"{name} has no tokenizer: put its tokenizer.json (or vocab files) there.") from reason
-    return image_processor, tokenizer
-
-
 @torch.no_grad()
 def embed_by_source(
     source: PreTrainedModel, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase
@@ -193,4 +151,4 @@ def _layers(projection: nn.Module | None) -> list[tuple[Tensor, Tensor | None]]:
     return [(projection.weight.detach(), None if projection.bias is None else projection.bias.detach())]
 
 
-__all__ = ["agree_on_padding", "embed_by_source", "load_processor", "load_source", "transformers_parts"]
+__all__ = ["embed_by_source", "load_source", "transformers_parts"]

@@ -92,8 +92,7 @@ def patch_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:
         if patch_embed is None or getattr(patch_embed, "dynamic_img_pad", False):
             return None
         return tuple(patch_embed.patch_size)
-    size = getattr(vision_model.config, "patch_size", None)
-    return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+    return _patch_size(vision_model.config)
 
 
 def arguments_for_size(vision_model: PreTrainedModel, size: tuple[int, int]) -> dict[str, Any]:
@@ -137,9 +136,14 @@ def pool_image(outputs: ModelOutput, vision_config: PreTrainedConfig, pooling: s
     return tokens[:, 0]
 
 
+def _patch_size(vision_config: PreTrainedConfig) -> tuple[int, int] | None:
+    """(height, width) of a patch of a transformers tower."""
+    size = getattr(vision_config, "patch_size", None)
+    return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+
+
 def _number_of_patches(vision_config: PreTrainedConfig, size: tuple[int, int]) -> int:
-    patch = getattr(vision_config, "patch_size", None) or 1
-    height, width = (patch, patch) if isinstance(patch, int) else patch
+    height, width = _patch_size(vision_config) or (1, 1)
     return (size[0] // height) * (size[1] // width)
 
 
@@ -235,11 +239,13 @@ def unused_parameters(model: PreTrainedModel, pooling: str) -> list[nn.Parameter
     """
     if is_timm(model):
         return []
-    unused = ["mask_token"]
-    if pooling != "pooler":
-        unused += ["head"] if "siglip" in model.config.model_type else ["post_layernorm"]
-    named = model.named_parameters()
-    return [parameter for name, parameter in named if unused[0] in name.split(".") or name.split(".")[0] in unused[1:]]
+    # CLIP normalises the pooled token alone, SigLIP all of them.
+    pooler = "head." if "siglip" in model.config.model_type else "post_layernorm."
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if name.endswith("mask_token") or (pooling != "pooler" and name.startswith(pooler))
+    ]
 
 
 def unmask(vision_model: PreTrainedModel) -> None:

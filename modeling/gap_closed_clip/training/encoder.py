@@ -11,8 +11,6 @@ from tokenizers import Tokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    AutoTokenizer,
     BaseImageProcessor,
     BertTokenizer,
     PreTrainedConfig,
@@ -22,13 +20,12 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoint import check_model_name, is_local, load_checkpoint
-from ..conversion.transformers_clip import agree_on_padding
+from ..conversion.preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 from ..data import DataArguments, count_truncated
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
 from ..model.tower_kinds_gap_closed_clip import is_timm, longest_text
-from ..model.towers_gap_closed_clip import not_loaded
 from .arguments import ModelArguments
 from .package_towers import package_folder
 from .release import release_towers
@@ -145,13 +142,8 @@ def _image_processor(vision_model: PreTrainedModel, name: str | PreTrainedConfig
     """The image processor that fits a tower: of a model of transformers its own."""
     if is_timm(vision_model):
         return image_processor_for(vision_model)
-    try:
-        return AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model.vision={name!r} has no image processor: put its preprocessor_config.json there, which says the "
-            "size, mean and standard deviation that it was trained with."
-        ) from error
+    assert isinstance(name, str)  # towers of transformers from scratch are text towers alone
+    return load_image_processor(name, described=f"model.vision={name!r}")
 
 
 def set_image_size(model: GapClosedClipModel, processor: GapClosedClipProcessor, image_size: int) -> None:
@@ -218,7 +210,7 @@ def _text_tower(
 ) -> tuple[PreTrainedTokenizerBase, str | PreTrainedConfig]:
     if isinstance(text, str):
         text = pretrained_name("model.text", text)
-        return _tokenizer(text), text
+        return load_tokenizer(text, described=f"model.text={text!r}"), text
     tokenizer = train_tokenizer(captions, text.get("vocab_size", VOCABULARY_SIZE))
     vocabulary = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     return tokenizer, AutoConfig.for_model(**{"model_type": "bert", **text, **vocabulary})
@@ -260,19 +252,6 @@ def pretrained_name(field: str, name: str) -> str:
                 f"{field}: {path} is truncated or no safetensors file ({error}). Copy or download it again."
             ) from error
     return name
-
-
-def _tokenizer(text: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(text)
-    except OSError as error:
-        raise not_loaded(f"model.text={text!r}", error) from error
-    except ValueError:
-        tokenizer = None
-    # Where a BERT's folder lacks the files, the library makes up a tokenizer of the special tokens alone.
-    if tokenizer is None or len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise ValueError(f"model.text={text!r} has no tokenizer: put its tokenizer.json or vocab.txt there.")
-    return tokenizer
 
 
 __all__ = [
