@@ -246,11 +246,16 @@ def test_a_missing_file(clip, tmp_path, missing, message):
         from_clip(tmp_path)
 
 
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match="holds no model that can be read: .*Name the folder that has it"):
+        from_clip(tmp_path)
+
+
 def test_missing_weights(clip, tmp_path):
     shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
     weights = load_file(clip / "model.safetensors")
     save_file({n: w for n, w in weights.items() if "visual_projection" not in n}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="lacks 1 weights of a CLIPModel, the first: visual_projection.weight"):
+    with pytest.raises(ValueError, match="lacks 1 weights of a CLIPModel, the first: visual_projection.*Download"):
         from_clip(tmp_path)
 
 

@@ -327,6 +327,15 @@ def test_what_is_missing_is_named(vit, without, words, tmp_path):
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize("tower, prefixes", [("image", ("visual.",)), ("text", ("text.", "transformer."))])
+def test_a_missing_tower_is_named(vit, tower, prefixes, tmp_path):
+    folder = copied(vit, tmp_path)
+    weights = load_file(folder / WEIGHTS)
+    save_file({name: w for name, w in weights.items() if not name.startswith(prefixes)}, folder / WEIGHTS)
+    with pytest.raises(ValueError, match=f"has no weights of the {tower} tower .*download it again"):
+        open_clip_parts(folder)
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [

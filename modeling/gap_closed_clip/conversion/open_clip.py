@@ -70,6 +70,12 @@ def open_clip_parts(
     processor = image_processor(config.get("preprocess_cfg") or {}, image_size(vision))
     tokenizer = text_tokenizer(text, name, revision, lambda file: _file(name, file, revision) is not None)
     weights = _read_weights(name, revision, allow_pickle)
+    for tower, prefixes in (("image", ("visual.",)), ("text", ("text.", "transformer."))):
+        if not any(key.startswith(prefixes) for key in weights):
+            raise ValueError(
+                f"{name} has no weights of the {tower} tower ({' or '.join(prefixes)}...): download it again, or save "
+                "it whole."
+            )
     quick_gelu = bool(model_fields.get("quick_gelu"))
     vision_model, image_projection = image_tower(vision, weights, quick_gelu)
     text_model, text_projection, text_pooling = text_tower(

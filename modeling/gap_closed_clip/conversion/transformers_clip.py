@@ -44,6 +44,11 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
         raise not_loaded(name, error) from error
     except StrictDataclassError as error:
         raise ValueError(f"{name}: config.json is damaged. {' '.join(str(error).split())}") from error
+    except ValueError as error:  # no config.json, or no model of the library's
+        raise ValueError(
+            f"{name} holds no model that can be read: it needs config.json of one of transformers, or "
+            f"open_clip_config.json. Name the folder that has it. The library says: {str(error).splitlines()[0]}"
+        ) from error
     kind = config.model_type
     for half, sub_config in (("image", "vision_config"), ("text", "text_config")):
         if not hasattr(config, sub_config):
@@ -110,7 +115,10 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
     except RuntimeError as error:  # shapes
         raise ValueError(f"{name}: the weights do not fit config.json. {error}") from error
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}.")
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}. Download it "
+            "again, or save it whole."
+        )
     # Older versions of the library saved the positions, which are counted.
     unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
     if unexpected:
