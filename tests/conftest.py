@@ -18,6 +18,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # whose environment is that of the 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 from transformers import CLIPImageProcessor, PreTrainedModel  # noqa: E402
 
 import gap_closed_clip_cli  # noqa: E402
@@ -114,6 +115,13 @@ def dicom_file(values: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
+
+
+def noise_image(spread: float, size: tuple[int, int] = (40, 36), seed: int = 0) -> Image.Image:
+    """Gray noise, the same for one seed in every run: of any image, two captions can be as good as each other."""
+    width, height = size
+    values = np.random.default_rng(seed).normal(128, spread, (height, width))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
 def checkpoint_activations(model: PreTrainedModel, enable: bool = True) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import IMAGE_SIZE, captioner_of, tiny_config
+from conftest import IMAGE_SIZE, captioner_of, noise_image, tiny_config
 from conversion.clip_models import embed_by_transformers, save_source
 from huggingface_hub import constants
 from markdown_pages import PAGES, ROOT, blocks, name_of
@@ -97,7 +97,7 @@ def make_pairs(folder: Path) -> None:
         images = folder / split / "radiology" / "images"
         images.mkdir(parents=True)
         for number in range(count):
-            Image.effect_noise((40, 36), 10 + 5 * number).save(images / f"{number}.jpg")
+            noise_image(10 + 5 * number).save(images / f"{number}.jpg")
         captions = "".join(f"{number}\tFinding number {number}.\n" for number in range(count))
         (images.parent / "captions.txt").write_text(captions)
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+from conftest import noise_image
 from huggingface_hub import ModelCard
 from peft import get_peft_model
-from PIL import Image
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
@@ -63,7 +63,7 @@ def base_on_the_hub(online, model_folder, monkeypatch) -> str:
 def test_an_adapter_works_where_the_package_is_not(
     online, python, model_folder, adapter_folder, base_on_the_hub, tmp_path
 ):
-    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    image = noise_image(80)
     image.save(tmp_path / "image.png")
     publish(adapter_folder, "tester/adapter", base="tester/base")
     python("-c", WITHOUT_PACKAGE + STRANGER, "tester/adapter", str(tmp_path), home="stranger")

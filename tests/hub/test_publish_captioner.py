@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import transformers
-from conftest import tiny_config
+from conftest import noise_image, tiny_config
 from huggingface_hub import ModelCard
 from packaging.version import Version
 from PIL import Image
@@ -92,7 +92,7 @@ def folder(captioner, tiny_processor, tmp_path):
 def test_a_published_captioner_works_where_the_package_is_not(
     online, python, folder, captioner, tiny_processor, tmp_path
 ):
-    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    image = noise_image(80)
     image.save(tmp_path / "image.png")
     publish(folder, "tester/captioner")
     files = {".gitattributes", *SAVED, "generation_config.json", *CODE, *CAPTIONER_CODE, *ADDED}
@@ -230,7 +230,7 @@ def test_the_card_of_an_encoder_has_nothing_of_captions(tiny_model, tiny_process
 def test_the_pipeline_of_the_card_with_the_package(folder, captioner, tiny_processor, capfd, recwarn):
     write = pipeline("image-text-to-text", model=str(folder))
     assert type(write.model) is GapClosedClipForConditionalGeneration
-    images = [Image.effect_noise((40, 36), spread).convert("RGB") for spread in (20, 80, 140)]
+    images = [noise_image(spread) for spread in (20, 80, 140)]
     decode = tiny_processor.tokenizer.decode
     for text, options in (("", {}), ("Chest", {"max_new_tokens": 6}), ("Chest CT of", {"num_beams": 3})):
         several = write(images, text=text, generate_kwargs=dict(options))
@@ -287,7 +287,7 @@ def test_onnx_is_of_the_encoder_and_says_so(folder, command, monkeypatch):
 def test_what_the_pipeline_makes_of_images(folder, tmp_path):
     """As the card says: upright, as the endpoint and retrieval do it; 16-bit gray clipped, which they do not do."""
     write = pipeline("image-text-to-text", model=str(folder), max_new_tokens=8)
-    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    image = noise_image(80)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 270 degrees
     image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "side.png", exif=exif)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from PIL import Image
+from conftest import noise_image
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -73,7 +73,7 @@ def embed(model, processor, image) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_published_model_works_where_the_package_is_not(
     online, python, model_folder, tiny_model, tiny_processor, tmp_path, monkeypatch
 ):
-    image = Image.effect_noise((40, 36), 80).convert("RGB")
+    image = noise_image(80)
     image.save(tmp_path / "image.png")
     publish(model_folder, "tester/demo")
     first = online.repositories["tester/demo"].commits[-1].oid

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import captioner_of, dicom_file
+from conftest import captioner_of, dicom_file, noise_image
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.functional import normalize
@@ -62,8 +62,8 @@ save_file(found, f"{out}/found.safetensors")
 @pytest.fixture
 def images(tmp_path) -> list[Image.Image]:
     """Two images in colour and one of 16 bits, also as files."""
-    gray = Image.effect_noise((50, 44), 90)
-    images = [Image.effect_noise((40, 36), 80).convert("RGB"), Image.merge("RGB", [gray, gray.rotate(90), gray])]
+    gray = noise_image(90, (50, 44)).convert("L")
+    images = [noise_image(80), Image.merge("RGB", [gray, gray.rotate(90), gray])]
     images.append(Image.fromarray((np.asarray(gray).astype(np.uint16)) * 9))
     for name, image in zip(("0", "1", "gray16"), images, strict=True):
         image.save(tmp_path / f"{name}.png")

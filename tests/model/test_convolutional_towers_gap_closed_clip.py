@@ -5,8 +5,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import caption_labels, checkpoint_activations, tiny_config, tiny_inputs
-from PIL import Image
+from conftest import caption_labels, checkpoint_activations, noise_image, tiny_config, tiny_inputs
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, pipeline
@@ -105,7 +104,7 @@ def test_pipelines(tiny_processor):
     tokenizer, images = tiny_processor.tokenizer, tiny_processor.image_processor
     images = type(images)(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     parts = {"model": model, "tokenizer": tokenizer, "image_processor": images}
-    image, texts = Image.effect_noise((90, 70), 90).convert("RGB"), ["chest radiograph", "brain"]
+    image, texts = noise_image(90, (90, 70)), ["chest radiograph", "brain"]
     found = pipeline("zero-shot-image-classification", **parts)(
         image, candidate_labels=texts, hypothesis_template="{}"
     )
