@@ -8,12 +8,12 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, read_modalities
+
 
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
 Weight = float | list[list[float]]
 
-MODALITIES = ("image", "text")
-POOLINGS = ("cls", "mean", "pooler")
 # What a captioner's decoder attends to. The embedding alone is what text and images have in common.
 DECODER_MEMORIES = ("patches_and_embedding", "embedding")
 # The fields that only a captioner uses, beside its decoder's configuration.
@@ -48,6 +48,15 @@ class GapClosedClipConfig(PreTrainedConfig):
             parameters).
         text_config (`PreTrainedConfig` or `dict`, *optional*):
             The text tower, an encoder of transformers. The default is BERT-base.
+        modalities (`dict` or `list`, *optional*):
+            Modalities beyond image and text, by name and in order, each `{"tower": configuration, "pooling": ...}` (in
+            config.json a list, each with its name):
+            the tower is any model of transformers that `AutoModel` builds, or a [`GapClosedClipRecordConfig`];
+            pooling is `"cls"`, `"mean"`, `"pooler"` or, by default, the tower's own, or the mean where it has none.
+        anchor (`str`, *optional*, defaults to `"image"`):
+            The modality that contrastive and align terms compare each other one with. `None`: they compare every two.
+        fusion_weights (`dict`, *optional*):
+            What a query of several modalities weighs each of them with, as training measured it. `None`: all alike.
         projection_dim (`int`, defaults to 512):
             Dimension D of the shared space.
         projection_hidden_dim (`int` or `dict`, *optional*):
@@ -142,6 +151,7 @@ class GapClosedClipConfig(PreTrainedConfig):
         "logits_per_text",
         "vision_model_output",
         "text_model_output",
+        "further_outputs",
         "caption_loss",
         "logits",
         "cache",  # as transformers 5.24 calls it
@@ -151,6 +161,9 @@ class GapClosedClipConfig(PreTrainedConfig):
 
     vision_config: PreTrainedConfig | dict | None = None
     text_config: PreTrainedConfig | dict | None = None
+    modalities: Any = None
+    anchor: str | None = "image"
+    fusion_weights: dict[str, float] | None = None
     projection_dim: int = 512
     projection_hidden_dim: int | dict[str, int | None] | None = None
     projection_bias: bool = True
@@ -184,8 +197,25 @@ class GapClosedClipConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, "text_config", {"model_type": "bert"})
         if self.decoder_config is not None:
             self.decoder_config = _sub_config(self.decoder_config, "decoder_config", {"model_type": "bert"})
+        self.modalities = read_modalities(self.modalities)
         super().__post_init__(**kwargs)
         self._check()
+
+    @property
+    def modality_names(self) -> tuple[str, ...]:
+        """All modalities in order: "image", "text" and the further ones."""
+        return (*IMAGE_AND_TEXT, *(self.modalities or {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the towers of further modalities as mappings too."""
+        output = super().to_dict()
+        # A list, because a configuration is written with the keys of mappings in alphabetical order.
+        output["modalities"] = []
+        for name, entry in (self.modalities or {}).items():
+            tower = entry["tower"].to_dict()
+            tower.pop("transformers_version", None)
+            output["modalities"].append({"name": name, **entry, "tower": tower})
+        return output
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """
@@ -217,8 +247,12 @@ class GapClosedClipConfig(PreTrainedConfig):
                 "from: set projection_hidden_dim, or leave projection_dropout out."
             )
         hidden_dims = self.projection_hidden_dim
-        if isinstance(hidden_dims, dict) and not set(hidden_dims) <= set(MODALITIES):
-            raise ValueError(f"projection_hidden_dim has {list(hidden_dims)}: its keys are {', '.join(MODALITIES)}.")
+        names = self.modality_names
+        if isinstance(hidden_dims, dict) and not set(hidden_dims) <= set(names):
+            raise ValueError(f"projection_hidden_dim has {list(hidden_dims)}: its keys are {', '.join(names)}.")
+        if self.anchor is not None and self.anchor not in names:
+            raise ValueError(f"anchor is {self.anchor!r}: use one of {', '.join(names)}, or None for every pair.")
+        self._check_fusion_weights()
         for name in ("image_pooling", "text_pooling"):
             if getattr(self, name) not in POOLINGS:
                 raise ValueError(f"{name} is {getattr(self, name)!r}: use one of {', '.join(POOLINGS)}.")
@@ -247,6 +281,14 @@ class GapClosedClipConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}: use a number of 0 or more.")
         for name in ("contrastive_weight", "align_weight", "uniformity_weight"):
             _check_weight(name, getattr(self, name))
+
+    def _check_fusion_weights(self) -> None:
+        weights = self.fusion_weights or {}
+        if not set(weights) <= set(self.modality_names) or not all(0 <= w < math.inf for w in weights.values()):
+            raise ValueError(
+                f"fusion_weights is {weights}: it gives modalities ({', '.join(self.modality_names)}) a weight of 0 "
+                "or more."
+            )
 
 
 def _sub_config(value: PreTrainedConfig | dict | None, name: str, default: dict) -> PreTrainedConfig:

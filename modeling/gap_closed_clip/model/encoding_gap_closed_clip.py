@@ -1,6 +1,7 @@
-"""[`GapClosedClipTowers`]: images and texts to features in the shared space."""
+"""[`GapClosedClipTowers`]: images, texts and whatever else a tower embeds, to features in the shared space."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -8,7 +9,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
+from .further_modality_gap_closed_clip import FurtherModality, Parts
 from .losses_gap_closed_clip import at_least_float32
+from .modalities_gap_closed_clip import IMAGE_AND_TEXT, MAIN_INPUTS
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
 from .projection_gap_closed_clip import centering, embedding_map, projection
 from .tower_kinds_gap_closed_clip import (
@@ -32,12 +35,13 @@ from .towers_gap_closed_clip import all_states, frozen_batch_norms, run_fused_la
 
 class GapClosedClipTowers(GapClosedClipPreTrainedModel):
     """
-    The part of [`GapClosedClipModel`] that encodes: two towers, and behind each a projection and a centering (and the
-    map that `gap-closed-clip center` may have made).
+    The part of [`GapClosedClipModel`] that encodes: a tower for each modality, and behind it a projection and a
+    centering (and the map that `gap-closed-clip center` may have made).
 
     Args:
         config ([`GapClosedClipConfig`]): the architecture.
         vision_model, text_model: towers to use instead of newly initialised ones.
+        modality_towers: the same of further modalities, by name.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         config: GapClosedClipConfig,
         vision_model: PreTrainedModel | None = None,
         text_model: PreTrainedModel | None = None,
+        modality_towers: Mapping[str, PreTrainedModel] | None = None,
     ):
         super().__init__(config)
         self.vision_model = build_tower(config.vision_config) if vision_model is None else vision_model
@@ -64,6 +69,25 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         self.text_centering = centering(config)
         self.visual_map = embedding_map(config)
         self.text_map = embedding_map(config)
+        given = modality_towers or {}
+        self.modality_towers = nn.ModuleDict(
+            {name: FurtherModality(name, config, given.get(name)) for name in config.modalities or {}}
+        )
+
+    def parts(self, modality: str) -> Parts:
+        """
+        Tower, projection, centering and map of a modality.
+
+        Raises:
+            ValueError: the model has no such modality.
+        """
+        if modality == "image":
+            return Parts(self.vision_model, self.visual_projection, self.visual_centering, self.visual_map)
+        if modality == "text":
+            return Parts(self.text_model, self.text_projection, self.text_centering, self.text_map)
+        if modality not in self.modality_towers:
+            raise ValueError(f"The model has no modality {modality!r}, only {', '.join(self.config.modality_names)}.")
+        return self.modality_towers[modality].parts  # type: ignore[operator,union-attr,return-value]
 
     @property
     def max_text_length(self) -> int:
@@ -86,9 +110,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: gray images, a batch without its dimension, or a height or width that the tower can't take.
         """
-        outputs = self._project_images(pixel_values, pooled_image, **kwargs)
-        outputs.pooler_output = self._place_images(outputs.pooler_output)
-        return outputs
+        return self.get_features("image", pixel_values=pixel_values, pooled=pooled_image, **kwargs)
 
     @can_return_tuple
     def get_text_features(
@@ -112,10 +134,61 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: texts longer than the tower takes.
         """
-        tokens = {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        outputs = self._project_texts(input_ids, attention_mask, pooled_text, **tokens, **kwargs)
-        outputs.pooler_output = self._place_texts(outputs.pooler_output)
+        tokens = {"attention_mask": attention_mask, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        return self.get_features("text", input_ids=input_ids, pooled=pooled_text, **tokens, **kwargs)
+
+    @can_return_tuple
+    def get_features(
+        self, modality: str, modality_mask: Tensor | None = None, **inputs: Any
+    ) -> BaseModelOutputWithPooling:
+        """
+        Projected features of one modality, (B, D) as `pooler_output`; not normalised. Centered where the config says
+        so; where there is an `embedding_map`, they have gone through it and are unit vectors.
+
+        Args:
+            modality: "image", "text" or another one of the model's.
+            modality_mask: (B,) bool: False where a sample lacks the modality; its row of the inputs is a placeholder,
+                which has no part in the mean that centering subtracts. Its features say nothing.
+            inputs: of the modality's tower, by its own names, or `pooled` (B, hidden): what `encode` gave before.
+
+        Raises:
+            ValueError: a modality that the model doesn't have, or inputs that its tower doesn't take.
+        """
+        outputs = self.project(modality, **inputs)
+        outputs.pooler_output = self.place(modality, outputs.pooler_output, modality_mask)
         return outputs
+
+    def encode(self, modality: str, **inputs: Any) -> BaseModelOutputWithPooling:
+        """A modality's tower alone; `pooler_output` is what represents a sample, (B, hidden). See `get_features`."""
+        if modality == "image":
+            return self.encode_image(**inputs)
+        if modality == "text":
+            return self.encode_text(**inputs)
+        self.parts(modality)  # which says so where there is none
+        return self.modality_towers[modality].encode(**inputs)  # type: ignore[operator,union-attr]
+
+    def project(self, modality: str, pooled: Tensor | None = None, **inputs: Any) -> BaseModelOutputWithPooling:
+        """`get_features` before the centering."""
+        if pooled is not None:
+            outputs = BaseModelOutputWithPooling(pooler_output=pooled)
+        elif modality in IMAGE_AND_TEXT and inputs.get(main := MAIN_INPUTS[modality]) is None:
+            raise ValueError(f"There is no {modality} to embed: give {main}, or pooled_{modality}.")
+        else:
+            outputs = self.encode(modality, **inputs)
+        outputs.pooler_output = at_least_float32(self.parts(modality).projection(outputs.pooler_output))
+        return outputs
+
+    def place(self, modality: str, projected: Tensor, modality_mask: Tensor | None = None) -> Tensor:
+        """
+        From projections (B, D) to features of the space, (B, D): centered, and mapped where there is a map.
+
+        Args:
+            modality_mask: (B,) bool, as of `get_features`.
+        """
+        parts = self.parts(modality)
+        if modality_mask is None or not self.config.center_projections:
+            return parts.map(parts.centering(projected))
+        return parts.map(parts.centering(projected, modality_mask))
 
     def encode_image(
         self, pixel_values: Tensor, output_hidden_states: bool | int | Sequence[int] | None = None, **kwargs
@@ -196,13 +269,15 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def freeze_towers(self, vision: bool = False, text: bool = False) -> None:
+    def freeze_towers(self, vision: bool = False, text: bool = False, modalities: Sequence[str] = ()) -> None:
         """
-        Switches the towers' gradients off (or on). A tower without trainable parameters also stays in eval mode, and
-        so does any BatchNorm whose own weight and bias have no gradient, beside adapters for one.
+        Switches the towers' gradients off (or on), `modalities` names further ones. A tower without trainable
+        parameters also stays in eval mode, and so does any BatchNorm whose own weight and bias have no gradient,
+        beside adapters for one.
         """
-        self.vision_model.requires_grad_(not vision)
-        self.text_model.requires_grad_(not text)
+        frozen = {"image": vision, "text": text, **dict.fromkeys(modalities, True)}
+        for name in self.config.modality_names:
+            self.parts(name).tower.requires_grad_(not frozen.get(name, False))
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "GapClosedClipTowers":
@@ -213,7 +288,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             *unused_parameters(self.text_model, self.config.text_pooling),
         ]:
             parameter.requires_grad_(False)
-        for tower in (self.vision_model, self.text_model):
+        for tower in [self.parts(name).tower for name in self.config.modality_names]:
             # Dropout and batch statistics would put noise into features that can't adapt to it.
             if not any(parameter.requires_grad for parameter in tower.parameters()):
                 tower.eval()
@@ -228,52 +303,12 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
 
-    def _project_images(
-        self,
-        pixel_values: Tensor | None = None,
-        pooled_image: Tensor | None = None,
-        output_hidden_states: bool | int | Sequence[int] | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """`get_image_features` before the centering."""
-        if pooled_image is not None:
-            features = at_least_float32(self.visual_projection(pooled_image))
-            return BaseModelOutputWithPooling(pooler_output=features)
-        if pixel_values is None:
-            raise ValueError("There is no image to embed: give pixel_values, or pooled_image.")
-        outputs = self.encode_image(pixel_values, output_hidden_states=output_hidden_states, **kwargs)
-        outputs.pooler_output = at_least_float32(self.visual_projection(outputs.pooler_output))
-        return outputs
-
-    def _project_texts(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        pooled_text: Tensor | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPooling:
-        """`get_text_features` before the centering."""
-        if pooled_text is not None:
-            outputs = BaseModelOutputWithPooling(pooler_output=pooled_text)
-        elif input_ids is not None:
-            outputs = self.encode_text(input_ids, attention_mask, **kwargs)
-        else:
-            raise ValueError("There is no text to embed: give input_ids, or pooled_text.")
-        outputs.pooler_output = at_least_float32(self.text_projection(outputs.pooler_output))
-        return outputs
-
-    def _place_images(self, projected: Tensor) -> Tensor:
-        """From projections (B, D) to features of the space, (B, D): centered, and mapped where there is a map."""
-        return self.visual_map(self.visual_centering(projected))
-
-    def _place_texts(self, projected: Tensor) -> Tensor:
-        """As `_place_images`, of texts."""
-        return self.text_map(self.text_centering(projected))
-
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         # transformers looks for its own layers only; a timm tower has a switch of its own.
-        self.vision_model._set_gradient_checkpointing(enable, *args, **kwargs)
-        self.text_model._set_gradient_checkpointing(enable, *args, **kwargs)
+        for name in self.config.modality_names:
+            tower = self.parts(name).tower
+            if tower.supports_gradient_checkpointing:
+                tower._set_gradient_checkpointing(enable, *args, **kwargs)
 
 
 def _first_channels(vision_model: PreTrainedModel) -> int | None:

@@ -60,12 +60,13 @@ class MicroBatches:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return iter(self.batches)
 
-    def pop_group_ids(self) -> tuple["MicroBatches", Tensor | None]:
-        """The micro-batches without `group_ids`, and the ids of the whole batch, (B,) or (B, G), if there are any."""
-        if "group_ids" not in self.batches[0]:
-            return self, None
-        without_ids = [{name: value for name, value in batch.items() if name != "group_ids"} for batch in self]
-        return MicroBatches(without_ids), torch.cat([batch["group_ids"] for batch in self])
+    def pop(self, *names: str) -> tuple["MicroBatches", dict[str, Tensor]]:
+        """The micro-batches without these inputs, and those of them that there are, of the whole batch, (B, ...)."""
+        found = [name for name in names if name in self.batches[0]]
+        if not found:
+            return self, {}
+        rest = [{name: value for name, value in batch.items() if name not in found} for batch in self]
+        return MicroBatches(rest), {name: torch.cat([batch[name] for batch in self]) for name in found}
 
 
 def encode_in_micro_batches(

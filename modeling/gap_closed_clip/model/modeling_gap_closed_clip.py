@@ -1,4 +1,4 @@
-"""[`GapClosedClipModel`]: an image tower and a text tower in one space, with the loss that closes the gap."""
+"""[`GapClosedClipModel`]: images, texts and further modalities in one space, with the loss that closes the gap."""
 
 import copy
 import inspect
@@ -8,19 +8,18 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .encoding_gap_closed_clip import GapClosedClipTowers
-from .losses_gap_closed_clip import TILED_FROM, GapClosedLoss, gap_closed_loss, scheduled_weight, unit_vectors
+from .losses_gap_closed_clip import TILED_FROM, unit_vectors
 from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
+from .modalities_gap_closed_clip import IMAGE_AND_TEXT, inputs_by_modality
+from .objective_gap_closed_clip import GapClosedClipObjective
 from .outputs_gap_closed_clip import GapClosedClipOutput
-from .projection_gap_closed_clip import Temperature
 from .saving_gap_closed_clip import describe_code
 from .tower_kinds_gap_closed_clip import is_timm
 from .towers_gap_closed_clip import forget_origin, load_image_tower, load_text_tower, pretrained_head
@@ -41,7 +40,7 @@ def _announce_loss(forward: Callable) -> Callable:
     return forward
 
 
-class GapClosedClipModel(GapClosedClipTowers):
+class GapClosedClipModel(GapClosedClipObjective):
     """
     Image and text embeddings that share one space.
 
@@ -51,23 +50,11 @@ class GapClosedClipModel(GapClosedClipTowers):
     Args:
         config ([`GapClosedClipConfig`]): the architecture and the objective.
         vision_model, text_model: towers to use instead of newly initialised ones.
+        modality_towers: the same of the further modalities (`config.modalities`), by name.
     """
 
     # A captioner's folder loads as the encoder inside it.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^memory\."]
-
-    def __init__(
-        self,
-        config: GapClosedClipConfig,
-        vision_model: PreTrainedModel | None = None,
-        text_model: PreTrainedModel | None = None,
-    ):
-        super().__init__(config, vision_model, text_model)
-        self.temperature = Temperature(config)
-        # Saved with the model, so that a reloaded checkpoint evaluates its loss with the weights it was trained with.
-        self.register_buffer("training_progress", torch.zeros(()))
-        self._progress_is_set = False
-        self.post_init()
 
     @classmethod
     def from_vision_text_pretrained(
@@ -165,35 +152,6 @@ class GapClosedClipModel(GapClosedClipTowers):
         finally:
             self.config = config
 
-    @property
-    def logit_scale(self) -> Tensor:
-        """
-        (1,): the log of the scale; the parameter in use, also where an adapter has its own. Setting it to a number or
-        a tensor of one, as another CLIP has it, fills the parameter.
-        """
-        return self.temperature.logit_scale
-
-    @logit_scale.setter
-    def logit_scale(self, value: Tensor | float) -> None:
-        value = torch.as_tensor(value)
-        if value.numel() != 1:
-            raise ValueError(
-                f"logit_scale has the shape {tuple(value.shape)}: it is one number, the log of the scale."
-            )
-        with torch.no_grad():
-            self.temperature.logit_scale.copy_(value.reshape(1))
-
-    def set_training_progress(self, progress: float) -> None:
-        """Tells scheduled weights which fraction of training, 0 to 1, is done."""
-        self.training_progress.fill_(progress)
-        self._progress_is_set = True
-
-    def objective_weights(self) -> dict[str, float | Tensor]:
-        """The three weights at the present training progress; scheduled ones as scalar tensors."""
-        names = ("contrastive_weight", "align_weight", "uniformity_weight")
-        # .float(): a progress in bfloat16 moves in steps of 1/256
-        return {name: scheduled_weight(getattr(self.config, name), self.training_progress.float()) for name in names}
-
     @_announce_loss
     @can_return_tuple
     def forward(
@@ -210,119 +168,142 @@ class GapClosedClipModel(GapClosedClipTowers):
         return_loss: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
+        modality_mask: Tensor | None = None,
         **kwargs,
     ) -> GapClosedClipOutput:
         """
-        Embeds images, texts, or both; with both of the same number, the loss as well.
+        Embeds images, texts, other modalities, or several of them; with several of the same number, the loss as well.
 
         Args:
             pixel_values: (B, 3, height, width).
             input_ids, attention_mask, token_type_ids, position_ids: (C, length).
-            group_ids: integers, (B,) or (B, G): pairs that agree in any column (one image, one caption) are not
+            group_ids: integers, (B,) or (B, G): samples that agree in any column (one image, one caption) are not
                 negatives of one another.
             pooled_text, pooled_image: (C, hidden) and (B, hidden), instead of `input_ids` and `pixel_values`; see
                 `get_text_features` and `get_image_features`.
             micro_batches: one large batch in parts ([`MicroBatches`] of the inputs above), instead of all of them.
                 Same embeddings, loss and gradients; the activations are those of one part at a time.
-            return_loss: by default there is a loss where there are as many images as texts. In training, and with
+            return_loss: by default there is a loss where there are as many of each modality. In training, and with
                 True, numbers that differ are an error; otherwise the loss is left out.
             output_attentions: of the towers; timm's have none to give.
             output_hidden_states: of both towers; indices instead of True leave None in the place of the other states.
+            modality_mask: (B, M) bool, in the order of `config.modality_names`: False where a sample lacks a modality.
+                Its row of the inputs is a placeholder; its embedding is a row of zeros, without a part in the loss.
+            kwargs: inputs of further modalities, each tensor named after the modality and its tower's input, such as
+                `record_numbers` or `audio_input_values`; or `pooled_NAME`, what `encode` gave before.
 
         Raises:
-            ValueError: neither images nor texts; in training or with `return_loss=True`, numbers of images and texts
-                that differ; with `return_loss=True`, one of the two alone.
+            ValueError: nothing to embed; in training or with `return_loss=True`, numbers of samples that differ; with
+                `return_loss=True`, one modality alone; a `modality_mask` of another shape.
         """
+        names = self.config.modality_names
         if micro_batches is not None:
-            micro_batches, group_ids = micro_batches.pop_group_ids()
-            return self._output(*self._embed_micro_batches(micro_batches), group_ids, return_loss)
-        has_text = input_ids is not None or pooled_text is not None
-        has_images = pixel_values is not None or pooled_image is not None
-        if not has_images and not has_text:
+            group_ids, modality_mask, micro_batches = self._shared_inputs(micro_batches)
+            embeds = self._embed_micro_batches(micro_batches, modality_mask)
+            return self._output(embeds, group_ids, return_loss, modality_mask)
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        pooled = {"pooled_image": pooled_image, "pooled_text": pooled_text}
+        images = {"pixel_values": pixel_values, "position_ids": position_ids}
+        given = inputs_by_modality(names, {**kwargs, **images, **tokens, **pooled})
+        if not given:
             raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
-        image_features = text_features = image_embeds = text_embeds = None
-        if has_images:
-            image_features = self.get_image_features(
-                pixel_values,
-                pooled_image,
-                output_attentions=None if is_timm(self.vision_model) else output_attentions,
-                output_hidden_states=output_hidden_states,
-                return_dict=True,
+        masks = self._masks(modality_mask)
+        features, embeds = {}, {}
+        for name, inputs in given.items():
+            if name in IMAGE_AND_TEXT and "pooled" not in inputs:
+                # A timm tower takes no such argument.
+                attentions = None if is_timm(self.parts(name).tower) else output_attentions
+                inputs |= {"output_attentions": attentions, "output_hidden_states": output_hidden_states}
+            features[name] = self.get_features(name, masks.get(name), return_dict=True, **inputs)
+            embeds[name] = _unit_rows(features[name].pooler_output, masks.get(name))  # (B, D)
+        return self._output(embeds, group_ids, return_loss, modality_mask, features)
+
+    def _masks(self, modality_mask: Tensor | None) -> dict[str, Tensor]:
+        """The columns (B,) of a mask (B, M) by the modality's name; empty without one."""
+        names = self.config.modality_names
+        if modality_mask is None:
+            return {}
+        if modality_mask.ndim != 2 or modality_mask.shape[1] != len(names):
+            raise ValueError(
+                f"modality_mask has the shape {tuple(modality_mask.shape)}: it is (B, {len(names)}), a column for "
+                f"each of {', '.join(names)}."
             )
-            image_embeds = unit_vectors(image_features.pooler_output)  # (B, D)
-        if has_text:
-            tokens = (input_ids, attention_mask, token_type_ids, position_ids)
-            text_features = self.get_text_features(
-                *tokens,
-                pooled_text,
-                output_attentions=output_attentions,
-                output_hidden_states=output_hidden_states,
-                return_dict=True,
-            )
-            text_embeds = unit_vectors(text_features.pooler_output)  # (C, D)
-        outputs = {"vision_model_output": image_features, "text_model_output": text_features}
-        return self._output(image_embeds, text_embeds, group_ids, return_loss, **outputs)
+        return dict(zip(names, modality_mask.bool().T, strict=True))
 
-    def compute_loss(self, embeddings: list[Tensor], group_ids: Tensor | None = None) -> GapClosedLoss:
-        """
-        The objective (arXiv 2602.20046), with this model's temperature and its weights at the present training
-        progress. In training under several processes it is that of the global batch, with exact gradients under
-        DistributedDataParallel.
+    def _shared_inputs(self, micro_batches: MicroBatches) -> tuple[Tensor | None, Tensor | None, MicroBatches]:
+        """`group_ids` and `modality_mask` of the whole batch, and the micro-batches without them."""
+        micro_batches, shared = micro_batches.pop("group_ids", "modality_mask")
+        mask = shared.get("modality_mask")
+        return shared.get("group_ids"), None if mask is None else mask.to(self.logit_scale.device), micro_batches
 
-        Args:
-            embeddings: M >= 2 modalities, each (B, D) on the unit sphere; the first is the anchor.
-            group_ids: (B,) or (B, G); ignored where `config.mask_groups` is off.
-        """
-        self._warn_of_standing_schedule()
-        if not self.config.mask_groups:
-            group_ids = None
-        scale = self.temperature().to(embeddings[0].device)
-        weights: dict[str, Any] = {**self.objective_weights(), "across_processes": self.training}
-        return gap_closed_loss(embeddings, scale, group_ids, **weights)
+    def _embed_micro_batches(self, micro_batches: MicroBatches, modality_mask: Tensor | None) -> dict[str, Tensor]:
+        """Unit vectors (B, D) of each modality of all micro-batches together."""
+        names = list(inputs_by_modality(self.config.modality_names, micro_batches.batches[0]))
+        if len(names) < 2:
+            held = ", ".join(micro_batches.batches[0])
+            raise ValueError(f"micro_batches hold {held}: give both pixel_values and input_ids.")
 
-    def _embed_micro_batches(self, micro_batches: MicroBatches) -> tuple[Tensor, Tensor]:
-        """Unit vectors (B, D) of the images and the texts of all micro-batches together."""
-        names = micro_batches.batches[0].keys()
-        if not {"pixel_values", "pooled_image"} & names or not {"input_ids", "pooled_text"} & names:
-            raise ValueError(f"micro_batches hold {', '.join(names)}: give both pixel_values and input_ids.")
+        def encode(**inputs: Tensor) -> tuple[Tensor, ...]:
+            given = inputs_by_modality(names, inputs)
+            return tuple(self.project(name, **given[name]).pooler_output for name in names)
 
-        def encode(
-            pixel_values: Tensor | None = None, pooled_image: Tensor | None = None, **text
-        ) -> tuple[Tensor, Tensor]:
-            images, texts = self._project_images(pixel_values, pooled_image), self._project_texts(**text)
-            return images.pooler_output, texts.pooler_output
-
-        image_features, text_features = encode_in_micro_batches(encode, micro_batches, self.logit_scale.device)
+        features = encode_in_micro_batches(encode, micro_batches, self.logit_scale.device)
+        masks = self._masks(modality_mask)
         # Centered by the mean of the whole batch, not of a part.
-        return unit_vectors(self._place_images(image_features)), unit_vectors(self._place_texts(text_features))
+        return {
+            name: _unit_rows(self.place(name, projected, masks.get(name)), masks.get(name))
+            for name, projected in zip(names, features, strict=True)
+        }
 
     def _output(
         self,
-        image_embeds: Tensor | None,
-        text_embeds: Tensor | None,
+        embeds: dict[str, Tensor],
         group_ids: Tensor | None,
         return_loss: bool | None,
-        **tower_outputs: BaseModelOutputWithPooling | None,
+        modality_mask: Tensor | None = None,
+        features: dict[str, BaseModelOutputWithPooling] | None = None,
     ) -> GapClosedClipOutput:
-        """The output for unit vectors (B, D) and (C, D) or, where there is one modality alone, None."""
+        """The output for unit vectors (B, D) by modality, and the towers' outputs."""
         comparison: dict[str, Tensor] = {}
-        if image_embeds is not None and text_embeds is not None:
-            text_embeds = text_embeds.to(image_embeds.device)  # device_map may have parted the towers
-            comparison = self._compare(image_embeds, text_embeds, group_ids, return_loss)
+        features = features or {}
+        if len(embeds) > 1:
+            first = next(iter(embeds.values()))
+            embeds = {name: z.to(first.device) for name, z in embeds.items()}  # device_map may have parted the towers
+            comparison = self._compare(embeds, group_ids, return_loss, modality_mask)
         elif return_loss:
-            given = "texts" if image_embeds is None else "images"
-            raise ValueError(f"return_loss=True with {given} alone: the loss compares images with texts, give both.")
+            raise ValueError(
+                f"return_loss=True with {next(iter(embeds))}s alone: the loss compares images with texts, give both."
+            )
+        further = [name for name in self.config.modalities or {} if name in embeds]
         return GapClosedClipOutput(
-            **comparison, image_embeds=image_embeds, text_embeds=text_embeds, group_ids=group_ids, **tower_outputs
+            **comparison,
+            image_embeds=embeds.get("image"),
+            text_embeds=embeds.get("text"),
+            further_embeds={name: embeds[name] for name in further} or None,
+            group_ids=group_ids,
+            modality_mask=modality_mask,
+            vision_model_output=features.get("image"),
+            text_model_output=features.get("text"),
+            further_outputs={name: features[name] for name in further if name in features} or None,
         )
 
     def _compare(
-        self, image_embeds: Tensor, text_embeds: Tensor, group_ids: Tensor | None, return_loss: bool | None
+        self,
+        embeds: dict[str, Tensor],
+        group_ids: Tensor | None,
+        return_loss: bool | None,
+        modality_mask: Tensor | None,
     ) -> dict[str, Tensor]:
         """Logits and, where there is one, the loss with its terms, as fields of the output."""
         losses = {}
-        if return_loss is not False and self._are_pairs(image_embeds, text_embeds, required=bool(return_loss)):
-            losses = self.compute_loss([image_embeds, text_embeds], group_ids)._asdict()
+        if return_loss is not False and self._are_pairs(embeds, required=bool(return_loss)):
+            if modality_mask is not None:
+                columns = [self.config.modality_names.index(name) for name in embeds]
+                modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device)
+            losses = self.compute_loss(embeds, group_ids, modality_mask)._asdict()
+        if not set(IMAGE_AND_TEXT) <= set(embeds):
+            return losses
+        image_embeds, text_embeds = embeds["image"], embeds["text"]
         if self.training and losses and len(image_embeds) >= TILED_FROM:
             return losses  # without the N x N matrix, which the loss does without
         with torch.autocast(text_embeds.device.type, enabled=False):
@@ -331,38 +312,28 @@ class GapClosedClipModel(GapClosedClipTowers):
             )  # (B, C)
         return {**losses, "logits_per_image": logits, "logits_per_text": logits.T}
 
-    def _are_pairs(self, image_embeds: Tensor, text_embeds: Tensor, required: bool) -> bool:
-        """Whether there are as many images as texts. In training, or if required, others are a ValueError."""
-        if len(image_embeds) == len(text_embeds):
+    def _are_pairs(self, embeds: dict[str, Tensor], required: bool) -> bool:
+        """Whether there are as many of each modality. In training, or if required, others are a ValueError."""
+        if len({len(z) for z in embeds.values()}) == 1:
             return True
+        numbers = " and ".join(f"{len(z)} {name}s" for name, z in embeds.items())
         if self.training:
             raise ValueError(
-                f"{len(image_embeds)} images and {len(text_embeds)} texts: in training every image needs its text, "
-                "row by row."
+                f"{numbers}: in training every image needs its text, row by row, and so does every other modality."
             )
         if required:
             raise ValueError(
-                f"return_loss=True with {len(image_embeds)} images and {len(text_embeds)} texts: the loss is of "
-                "pairs, row by row. Leave return_loss out to get embeddings and logits alone."
+                f"return_loss=True with {numbers}: the loss is of pairs, row by row. Leave return_loss out to get "
+                "embeddings and logits alone."
             )
         return False
 
-    def _warn_of_standing_schedule(self) -> None:
-        weights = (self.config.contrastive_weight, self.config.align_weight, self.config.uniformity_weight)
-        scheduled = any(isinstance(weight, list | tuple) for weight in weights)
-        if self.training and scheduled and not self._progress_is_set and not torch.compiler.is_compiling():
-            logger.warning_once(
-                "A weight of the objective follows a schedule, but nothing tells the model how far training is: it "
-                f"stays at progress {float(self.training_progress):g}. Give the Trainer "
-                "gap_closed_clip.training.TrainingProgressCallback(), or call model.set_training_progress(fraction) "
-                "before every step."
-            )
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, GapClosedClipModel):
-            init.zeros_(module.training_progress)
+def _unit_rows(features: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows (B, D) at unit length; zeros, whatever stands there, where a sample lacks the modality."""
+    if mask is not None:
+        features = torch.where(mask.to(features.device).unsqueeze(-1), features, 0.0)
+    return unit_vectors(features)
 
 
 # Saving puts the code beside the weights.

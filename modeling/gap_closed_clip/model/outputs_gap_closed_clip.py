@@ -21,7 +21,10 @@ class GapClosedClipOutput(ModelOutput):
         image_embeds (B, D), text_embeds (C, D): unit vectors in the shared space, float32 (float64 in a float64
             model).
         group_ids (B,) or (B, G): those given, handed on so that an evaluation loop can gather them.
+        further_embeds: {name: (B, D)} of the modalities beyond image and text; None where there is none.
+        modality_mask (B, M): that given, handed on too. The embedding of what a sample lacks is a row of zeros.
         vision_model_output, text_model_output: the towers' outputs, with the projected features as `pooler_output`.
+        further_outputs: {name: the same} of the further modalities.
     """
 
     loss: Tensor | None = None
@@ -33,8 +36,17 @@ class GapClosedClipOutput(ModelOutput):
     image_embeds: Tensor | None = None
     text_embeds: Tensor | None = None
     group_ids: Tensor | None = None
+    further_embeds: dict[str, Tensor] | None = None
+    modality_mask: Tensor | None = None
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
+    further_outputs: dict[str, BaseModelOutputWithPooling] | None = None
+
+    @property
+    def embeds(self) -> dict[str, Tensor]:
+        """The embeddings (B, D) of all modalities that were given, by name."""
+        found = {"image": self.image_embeds, "text": self.text_embeds, **(self.further_embeds or {})}
+        return {name: embeds for name, embeds in found.items() if embeds is not None}
 
 
 __all__ = ["GapClosedClipOutput"]

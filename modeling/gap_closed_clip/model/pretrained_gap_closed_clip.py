@@ -43,7 +43,8 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         As in transformers, the towers first and by themselves. A model from outside the library has modules without
         weights of their own passed over, and CLIP draws its weights from the modules around them.
         """
-        for child in self.children():
+        further = getattr(self, "modality_towers", {}).values()
+        for child in [*self.children(), *(modality.tower for modality in further)]:
             if isinstance(child, PreTrainedModel):
                 child.initialize_weights()
         super().initialize_weights()

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..evaluation.embed import evaluation_mode
+from ..model.modalities_gap_closed_clip import inputs_by_modality
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 
 
@@ -23,7 +24,7 @@ def recenter(model: GapClosedClipModel, batches: Iterable[dict[str, Tensor]]) ->
 
     Args:
         model: the encoder; under adapters `peft_model.get_base_model()`, of a captioner `captioner.gap_closed_clip`.
-        batches: inputs of `model`, both modalities in each, without augmentation: a `DataLoader` of the pairs with
+        batches: inputs of `model`, all modalities in each, without augmentation: a `DataLoader` of the pairs with
             `PairCollator(processor)`. Read once.
 
     Raises:
@@ -31,23 +32,27 @@ def recenter(model: GapClosedClipModel, batches: Iterable[dict[str, Tensor]]) ->
     """
     if not model.config.center_projections:
         return
-    sums: list[Tensor | float] = [0.0, 0.0]  # of images, of texts
-    count = 0
+    names = model.config.modality_names
+    sums: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
+    counts: dict[str, Tensor | float] = dict.fromkeys(names, 0.0)
     with evaluation_mode(model):
         for batch in tqdm(batches, desc="Centering", leave=False):
             inputs: dict[str, Any] = {name: value.to(model.device) for name, value in batch.items()}
-            inputs.pop("group_ids", None)
-            images = {name: inputs.pop(name) for name in ("pixel_values", "pooled_image") if name in inputs}
-            features = model._project_images(**images), model._project_texts(**inputs)
-            # In float64: float32 would lose digits over a million pairs.
-            sums = [total + part.pooler_output.double().sum(0) for total, part in zip(sums, features, strict=True)]
-            count += len(features[0].pooler_output)
-    if not count:
+            mask = inputs.get("modality_mask")
+            for name, given in inputs_by_modality(names, inputs).items():
+                # In float64: float32 would lose digits over a million pairs.
+                features = model.project(name, **given).pooler_output.double()
+                if mask is not None:
+                    features = features[mask[:, names.index(name)].bool()]
+                sums[name] += features.sum(0)
+                counts[name] += len(features)
+    if not any(counts.values()):
         raise ValueError("recenter: there is no batch to take the means of.")
-    # .copy_ into the buffer itself: an assignment would put the tensor on what peft wraps the module in.
-    modules: tuple[Any, Any] = (model.visual_centering, model.text_centering)
-    for centering, total in zip(modules, sums, strict=True):
-        centering.running_mean.copy_(torch.as_tensor(total) / count)
+    for name in names:
+        if counts[name]:
+            # .copy_ into the buffer itself: an assignment would put the tensor on what peft wraps the module in.
+            centering: Any = model.parts(name).centering
+            centering.running_mean.copy_(torch.as_tensor(sums[name]) / counts[name])
 
 
 class RecenterCallback(TrainerCallback):

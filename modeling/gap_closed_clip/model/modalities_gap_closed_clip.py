@@ -1,0 +1,135 @@
+"""
+Modalities beyond image and text: how the configuration describes them, and the names of their inputs.
+
+A further modality is an entry of `config.modalities`: {"tower": the configuration of its tower, "pooling": what stands
+for a sample in it}. Its inputs have their tower's names behind its own: `record_numbers`, `audio_input_values`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from .record_tower_gap_closed_clip import GapClosedClipRecordConfig
+
+
+IMAGE_AND_TEXT = ("image", "text")
+POOLINGS = ("cls", "mean", "pooler")
+MAIN_INPUTS = {"image": "pixel_values", "text": "input_ids"}
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+# Names that something else has: forward's inputs and outputs, columns of pairs, options of the processor.
+RESERVED = (
+    *("image", "images", "text", "texts", "vision", "caption", "captions", "pooled", "modality", "further", "group"),
+    *("pixel", "input", "attention", "token", "position", "micro", "return", "output", "logits", "loss", "label"),
+    *("labels", "source", "window", "augment", "image_id", "tower", "video_kwargs", "common", "use"),
+)
+
+
+def read_modalities(value: Any) -> dict[str, dict[str, Any]]:
+    """
+    The entries of `config.modalities`, checked, with towers as configurations; of a mapping by name, or of a list of
+    mappings with a name each.
+
+    Raises:
+        ValueError: a name that can't be one, an entry with other keys or without a tower, an unknown pooling.
+    """
+    found = {}
+    if isinstance(value, list) and all(isinstance(entry, Mapping) and "name" in entry for entry in value):
+        value = {entry["name"]: {key: entry[key] for key in entry if key != "name"} for entry in value}
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"modalities is {value!r}: it maps the names of modalities to their towers.")
+    for name, entry in (value or {}).items():
+        check_name(name)
+        if not isinstance(entry, Mapping) or "tower" not in entry or not set(entry) <= {"tower", "pooling"}:
+            keys = sorted(map(str, entry)) if isinstance(entry, Mapping) else entry
+            raise ValueError(
+                f"modalities.{name} is {keys!r}: it is a mapping with a tower (a mapping with a model_type) and, "
+                "where the tower's own choice will not do, a pooling."
+            )
+        if entry.get("pooling") not in (None, *POOLINGS):
+            raise ValueError(f"modalities.{name}.pooling is {entry['pooling']!r}: use one of {', '.join(POOLINGS)}.")
+        tower = tower_config(entry["tower"], f"modalities.{name}.tower")
+        found[name] = {"tower": tower, "pooling": entry.get("pooling")}
+    return found
+
+
+def check_name(name: Any) -> None:
+    """
+    Raises:
+        ValueError: a modality can't be called so.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise ValueError(
+            f"A modality is called {name!r}: use small letters, digits and single underscores, a letter first, such "
+            "as record or lateral_view."
+        )
+    if name in RESERVED or name.split("_")[0] in RESERVED:
+        raise ValueError(f"A modality is called {name!r}, a name that is taken. Use another one, such as my_{name}.")
+
+
+def tower_config(value: Any, described: str) -> PreTrainedConfig:
+    """
+    A tower's configuration, of a mapping with a `model_type`.
+
+    Args:
+        described: what errors call it.
+
+    Raises:
+        ValueError: it has no model_type, or one that transformers doesn't know.
+    """
+    if isinstance(value, PreTrainedConfig):
+        return value
+    if not isinstance(value, Mapping) or "model_type" not in value:
+        raise ValueError(f"{described} has no model_type: give a mapping with one, for example 'bert'.")
+    settings = dict(value)
+    model_type = settings.pop("model_type")
+    if model_type == GapClosedClipRecordConfig.model_type:
+        return GapClosedClipRecordConfig(**settings)
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except ValueError as error:
+        if "model_type" not in str(error) and "identifier" not in str(error):
+            raise
+        raise ValueError(f"{described}: transformers knows no model_type {model_type!r}.") from error
+
+
+def pairs_of(names: list[str], anchor: str | None) -> list[tuple[int, int]]:
+    """
+    Which modalities the objective compares, as indices of `names`: the anchor with each other one; the first instead,
+    where there is none of that name; every two, where the anchor is None.
+    """
+    if anchor is None:
+        return [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    first = names.index(anchor) if anchor in names else 0
+    return [(first, other) for other in range(len(names)) if other != first]
+
+
+def inputs_by_modality(names: Iterable[str], inputs: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """
+    Sorts `forward`'s inputs: {modality: {input of its tower, or "pooled": tensor}} of those that are given, in the
+    order of `names`. What belongs to none of them is left out.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if name in IMAGE_AND_TEXT:
+            known = ("pixel_values",) if name == "image" else TEXT_INPUTS
+            mine = {key: inputs[key] for key in known if inputs.get(key) is not None}
+            if MAIN_INPUTS[name] not in mine:
+                mine = {}
+        else:
+            prefix = f"{name}_"
+            longer = tuple(f"{other}_" for other in names if other.startswith(prefix))
+            mine = {
+                key.removeprefix(prefix): value
+                for key, value in inputs.items()
+                if key.startswith(prefix) and not (longer and key.startswith(longer)) and value is not None
+            }
+        if inputs.get(f"pooled_{name}") is not None:
+            mine = {"pooled": inputs[f"pooled_{name}"]}
+        if mine:
+            found[name] = mine
+    return found
+
+
+__all__ = ["check_name", "inputs_by_modality", "pairs_of", "read_modalities", "tower_config"]

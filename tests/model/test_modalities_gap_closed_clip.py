@@ -1,0 +1,225 @@
+"""Models of more than two modalities: a record, sounds, a second image tower."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_config, tiny_inputs
+from transformers import ASTConfig, ASTModel, AutoModel
+
+from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel
+from gap_closed_clip.model.micro_batches_gap_closed_clip import MicroBatches
+from gap_closed_clip.model.modalities_gap_closed_clip import inputs_by_modality, pairs_of
+from gap_closed_clip.model.record_tower_gap_closed_clip import GapClosedClipRecordConfig, GapClosedClipRecordTower
+
+
+RECORD = {
+    "model_type": "gap_closed_clip_record",
+    "num_numbers": 2,
+    "categories": [4, 3],
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "hidden_dropout_prob": 0.0,
+}
+AUDIO = {
+    "model_type": "audio-spectrogram-transformer",
+    "hidden_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "num_mel_bins": 16,
+    "max_length": 24,
+    "patch_size": 8,
+    "frequency_stride": 8,
+    "time_stride": 8,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+
+
+def modalities_config(**kwargs) -> GapClosedClipConfig:
+    """Image, text, a record of two numbers and two categories, and spectrograms."""
+    return tiny_config(modalities={"record": {"tower": RECORD}, "audio": {"tower": AUDIO}}, **kwargs)
+
+
+def modalities_inputs(n: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        **tiny_inputs(n, seed),
+        "record_numbers": torch.randn(n, 2, generator=generator),
+        "record_numbers_mask": torch.rand(n, 2, generator=generator) > 0.3,
+        "record_categories": torch.randint(0, 3, (n, 2), generator=generator),
+        "audio_input_values": torch.randn(n, 24, 16, generator=generator),
+    }
+
+
+@pytest.fixture
+def model() -> GapClosedClipModel:
+    torch.manual_seed(0)
+    return GapClosedClipModel(modalities_config(center_projections=True)).eval()
+
+
+def test_each_modality_is_its_tower_projected_and_centered(model):
+    """By hand, from the parts; the audio tower is transformers' own."""
+    inputs = modalities_inputs()
+    model.parts("audio").centering.running_mean.normal_()
+    outputs = model(**inputs)
+    assert list(outputs.embeds) == ["image", "text", "record", "audio"] == list(model.config.modality_names)
+    assert type(model.modality_towers["audio"].tower) is ASTModel
+    tower, projection, centering, _ = model.parts("audio")
+    pooled = tower(inputs["audio_input_values"]).pooler_output
+    projected = projection(pooled) - centering.running_mean
+    expected = projected / projected.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(outputs.embeds["audio"], expected)
+    features = model.get_features("audio", input_values=inputs["audio_input_values"]).pooler_output
+    torch.testing.assert_close(features, projected)
+    del inputs["audio_input_values"]
+    again = model(**inputs, pooled_audio=pooled)
+    torch.testing.assert_close(again.loss, outputs.loss)
+
+
+def test_images_and_texts_are_those_of_a_model_without_the_others(model):
+    two = GapClosedClipModel(tiny_config(center_projections=True)).eval()
+    two.load_state_dict({name: value for name, value in model.state_dict().items() if "modality_towers" not in name})
+    inputs, outputs = tiny_inputs(), model(**modalities_inputs())
+    expected = two(**inputs)
+    for found in (outputs, model(**inputs)):  # beside the others, and alone
+        assert torch.equal(found.image_embeds, expected.image_embeds)
+        assert torch.equal(found.text_embeds, expected.text_embeds)
+    assert torch.equal(model(**inputs).loss, expected.loss)
+    assert model(**inputs).further_embeds is None
+
+
+@pytest.mark.parametrize("anchor", ["image", "record", None])
+def test_the_loss_compares_the_anchor_with_each_or_every_two(anchor):
+    torch.manual_seed(0)
+    model = GapClosedClipModel(modalities_config(anchor=anchor, uniformity_weight=0.0)).eval()
+    outputs = model(**modalities_inputs())
+    z, scale = outputs.embeds, model.temperature()
+    names = list(z)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :] if anchor is None or anchor in (a, b)]
+    target = torch.arange(4)
+    contrastive, align = [], []
+    for a, b in pairs:
+        logits = scale * z[a] @ z[b].T
+        contrastive.append((torch.nn.functional.cross_entropy(logits, target)
+                            + torch.nn.functional.cross_entropy(logits.T, target)) / 2)  # fmt: skip
+        align.append((z[a] - z[b]).square().sum(-1).mean())
+    torch.testing.assert_close(outputs.contrastive_loss, torch.stack(contrastive).mean())
+    torch.testing.assert_close(outputs.align_loss, torch.stack(align).mean())
+
+
+def test_what_a_sample_lacks_is_a_row_of_zeros_and_moves_nothing(model):
+    """Also where NaN stands in its place; the loss of the others is that of a batch without it."""
+    model.train()
+    mask = torch.ones(4, 4, dtype=torch.bool)
+    mask[1, 2] = mask[3, 3] = False
+    results = []
+    for filler in (0.0, 7.0):
+        inputs = modalities_inputs()
+        inputs["record_numbers"][1] = filler
+        inputs["audio_input_values"][3] = filler
+        model.zero_grad()
+        outputs = model(**inputs, modality_mask=mask)
+        outputs.loss.backward()
+        assert outputs.embeds["record"][1].abs().sum() == 0 == outputs.embeds["audio"][3].abs().sum()
+        assert torch.equal(outputs.modality_mask, mask)
+        results.append(
+            [outputs.loss, *(parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None)]
+        )
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_micro_batches_give_the_same_loss_and_gradients(model):
+    model.train()
+    inputs = {
+        **modalities_inputs(6),
+        "modality_mask": torch.rand(6, 4) > 0.2,
+        "group_ids": torch.tensor([0, 1, 2, 2, 4, 5]),
+    }
+    inputs["modality_mask"][:, :2] = True
+    found = []
+    for whole in (True, False):
+        copy = GapClosedClipModel(modalities_config(center_projections=True)).train()
+        copy.load_state_dict(model.state_dict())
+        outputs = copy(**inputs) if whole else copy(micro_batches=MicroBatches.split(inputs, 2))
+        outputs.loss.backward()
+        found.append([outputs.loss, *(p.grad for p in copy.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(found[1]) > 50
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_saved_and_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert [entry["name"] for entry in config["modalities"]] == ["record", "audio"]
+    record, audio = (entry["tower"] for entry in config["modalities"])
+    assert record["categories"] == [4, 3] and audio["model_type"] == "audio-spectrogram-transformer"
+    for again in (GapClosedClipModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        again.eval()
+        inputs = modalities_inputs()
+        for name, embeds in model(**inputs).embeds.items():
+            assert torch.equal(again(**inputs).embeds[name], embeds), name
+        assert type(again.config.modalities["record"]["tower"]) is GapClosedClipRecordConfig
+
+
+def test_a_missing_number_is_not_zero_and_what_stands_there_does_not_matter():
+    torch.manual_seed(0)
+    tower = GapClosedClipRecordTower(
+        GapClosedClipRecordConfig(**{k: v for k, v in RECORD.items() if k != "model_type"})
+    )
+    tower.eval()
+    categories = torch.tensor([[0, 1]])
+    given, missing = torch.tensor([[True, True]]), torch.tensor([[True, False]])
+
+    def pooled(second: float, mask) -> torch.Tensor:
+        return tower(torch.tensor([[0.5, second]]), mask, categories).pooler_output
+
+    assert torch.equal(pooled(0.0, missing), pooled(float("nan"), missing))
+    assert not torch.allclose(pooled(0.0, missing), pooled(0.0, given), atol=1e-4)
+    assert not torch.allclose(pooled(0.0, given), pooled(1.0, given), atol=1e-4)
+
+
+def test_inputs_are_sorted_by_the_longest_name():
+    inputs = {"view_pixel_values": 1, "view_left_pixel_values": 2, "pooled_text": 3, "pixel_values": 4, "labels": 5}
+    found = inputs_by_modality(("image", "text", "view", "view_left"), inputs)
+    expected = {"image": {"pixel_values": 4}, "text": {"pooled": 3}, "view": {"pixel_values": 1}}
+    assert found == {**expected, "view_left": {"pixel_values": 2}}
+    assert pairs_of(["text", "record"], "image") == [(0, 1)]  # without the anchor, the first
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ({"image": {"tower": RECORD}}, "a name that is taken"),
+        ({"Record": {"tower": RECORD}}, "use small letters"),
+        ({"record": {"tower": {}}}, "modalities.record.tower has no model_type"),
+        ({"record": {"tower": {"model_type": "nonsense"}}}, "knows no model_type 'nonsense'"),
+        ({"record": {"tower": RECORD, "size": 3}}, "modalities.record is"),
+        ({"record": {"tower": RECORD, "pooling": "max"}}, "modalities.record.pooling is 'max'"),
+        ({"record": {"tower": {**RECORD, "hidden_size": 15}}}, "use a multiple of num_attention_heads"),
+    ],
+)
+def test_what_is_said_of_a_wrong_modality(modalities, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(modalities=modalities)
+
+
+def test_what_is_said_of_wrong_inputs(model):
+    inputs = modalities_inputs()
+    with pytest.raises(ValueError, match="modality_mask has the shape .4, 3.: it is .B, 4., a column for each"):
+        model(**inputs, modality_mask=torch.ones(4, 3))
+    with pytest.raises(
+        ValueError, match="takes input_values, given to the model as audio_input_values; it got audio_sound"
+    ):
+        model(**tiny_inputs(), audio_sound=inputs["audio_input_values"])
+    with pytest.raises(ValueError, match="no modality 'video', only image, text, record, audio"):
+        model.get_features("video", pixel_values=torch.zeros(1))
+    with pytest.raises(ValueError, match="takes 2 and 2: they are of another schema"):
+        model(**{**inputs, "record_categories": torch.zeros(4, 3, dtype=torch.int64)})
+    with pytest.raises(ValueError, match="anchor is 'video'"):
+        tiny_config(anchor="video")
+    assert isinstance(model.config.modalities["audio"]["tower"], ASTConfig)
