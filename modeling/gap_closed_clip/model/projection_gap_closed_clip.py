@@ -52,17 +52,18 @@ class ProjectionCentering(nn.Module):
         if mask is not None:
             mask = mask.to(x.device)
         counted = x if mask is None else x.masked_fill(~mask[:, None], 0.0)
-        num_rows = x.new_tensor(len(x), dtype=torch.int64) if mask is None else mask.sum()
-        # Not in bfloat16, which can't tell 257 rows from 256.
-        count = sum_across_processes(num_rows.to(torch.promote_types(x.dtype, torch.float32)))
-        total = sum_across_processes(counted.sum(0))  # (D,)
+        # Not in half precision: bfloat16 can't tell 257 rows from 256, and float16 ends at 65504.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        num_rows = x.new_tensor(len(x), dtype=dtype) if mask is None else mask.sum().to(dtype)
+        count = sum_across_processes(num_rows)
+        total = sum_across_processes(counted.sum(0, dtype=dtype))  # (D,)
         is_there = count > 0
-        mean = torch.where(is_there, total / count.clamp(min=1), self.running_mean.to(x.dtype))  # (D,)
+        mean = torch.where(is_there, total / count.clamp(min=1), self.running_mean.to(dtype))  # (D,)
         with torch.no_grad():
             self.num_batches_tracked += is_there
             share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum).to(self.running_mean.dtype)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.masked_fill(~is_there, 0.0))
-        return x - mean
+        return x - mean.to(x.dtype)
 
 
 class EmbeddingMap(nn.Module):
