@@ -9,6 +9,9 @@ Embeddings are a list of M >= 2 tensors of shape (N, D), one for each modality. 
 i, and the first modality is the anchor. Rows are expected to be unit vectors; a row of zeros is allowed, its cosine
 with every row is 0. Everything is computed in float32, or in float64 where the embeddings are float64, also under
 autocast.
+
+Samples may lack modalities. Each pair of modalities is then compared over the samples that have both, exactly as if
+the batch had no others, and a sample's centroid is that of the modalities it has.
 """
 
 import math
@@ -18,7 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .distributed_gap_closed_clip import world_size
+from .distributed_gap_closed_clip import gather_rows, world_size
+from .loss_inputs_gap_closed_clip import (
+    Pairs,
+    SharedSamples,
+    anchor_pairs,
+    check_loss_inputs,
+    excluded_pairs,
+    scale_of,
+    without_samples,
+    zero_absent,
+)
 from .tiled_gap_closed_clip import GlobalBatch, tiled_contrastive_loss, tiled_uniformity_loss
 
 
@@ -44,6 +57,8 @@ def gap_closed_loss(
     uniformity_weight: float | Tensor = 1.0,
     across_processes: bool = False,
     tiled: bool | None = None,
+    modality_mask: Tensor | None = None,
+    pairs: Pairs | None = None,
 ) -> GapClosedLoss:
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
@@ -61,23 +76,35 @@ def gap_closed_loss(
             DistributedDataParallel or FSDP has averaged them.
         tiled: never keep an N x N matrix; the result is the same up to rounding. By default from `TILED_FROM` rows on.
             Across processes the loss is always tiled.
+        modality_mask: bool, (N, M): False where a sample lacks a modality; its row may hold anything, even NaN, and
+            gets a gradient of 0. The contrastive and the align term of a pair of modalities are those of the samples
+            that have both; their mean is over the pairs that any sample has both of, and 0 if there is none. Samples
+            without any modality are left out of the uniformity term. Either all processes give a mask or none.
+        pairs: the pairs of modalities, by their places in `embeddings`, that the contrastive and the align term
+            compare; by default the anchor with each of the others.
 
     Raises:
         ValueError: there are fewer than two modalities, their shapes differ, they have no row, `group_ids` has
-            another number of rows, or `logit_scale` is no single positive number.
+            another number of rows, `logit_scale` is no single positive number, `modality_mask` is not (N, M) or not
+            bool, or `pairs` is empty, has a pair twice, or one that is not two different modalities.
     """
-    _check_inputs(embeddings, group_ids)
-    logit_scale = _scale_of(logit_scale, embeddings[0])
+    check_loss_inputs(embeddings, group_ids, modality_mask, pairs)
+    logit_scale = scale_of(logit_scale, embeddings[0])
+    if modality_mask is not None:
+        modality_mask = modality_mask.to(embeddings[0].device)
+        embeddings = zero_absent(embeddings, modality_mask)
     across_processes = across_processes and world_size() > 1
     if tiled is None:
         tiled = len(embeddings[0]) >= TILED_FROM
     with_gradients = torch.is_grad_enabled()
     with torch.autocast(embeddings[0].device.type, enabled=False):
         terms: TiledTerms | DenseTerms
-        if tiled or across_processes:
-            terms = TiledTerms(embeddings, logit_scale, group_ids, across_processes)
+        if not (tiled or across_processes):
+            terms = DenseTerms(embeddings, logit_scale, group_ids, modality_mask, pairs)
+        elif modality_mask is None:
+            terms = TiledTerms(embeddings, logit_scale, group_ids, across_processes, pairs)
         else:
-            terms = DenseTerms(embeddings, logit_scale, group_ids)
+            terms = PartialTiledTerms(modality_mask, embeddings, logit_scale, group_ids, across_processes, pairs)
         # Also of weight 0 this term keeps its gradient: DistributedDataParallel refuses a scale that gets none.
         contrastive = terms.contrastive()
         with torch.set_grad_enabled(with_gradients and not _is_zero(align_weight)):
@@ -89,23 +116,44 @@ def gap_closed_loss(
 
 
 class DenseTerms:
-    """The terms of one batch by means of N x N matrices, which autograd keeps; arguments as for `gap_closed_loss`."""
+    """
+    The terms of one batch by means of N x N matrices, which autograd keeps; arguments as for `gap_closed_loss`, with
+    rows of zeros where a modality is lacking. No shape depends on how many samples lack it.
+    """
 
-    def __init__(self, embeddings: list[Tensor], logit_scale: Tensor, group_ids: Tensor | None):
+    def __init__(
+        self,
+        embeddings: list[Tensor],
+        logit_scale: Tensor,
+        group_ids: Tensor | None,
+        modality_mask: Tensor | None = None,
+        pairs: Pairs | None = None,
+    ):
         self.embeddings = [at_least_float32(z) for z in embeddings]
         self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
-        self.excluded = _excluded_pairs(group_ids, embeddings[0].device)
+        self.excluded = excluded_pairs(group_ids, embeddings[0].device)
+        self.modality_mask = modality_mask
+        self.pairs = pairs or anchor_pairs(len(embeddings))
+        self.shared = None if modality_mask is None else SharedSamples.of(modality_mask, self.pairs)
 
     def contrastive(self) -> Tensor:
-        anchor, *others = self.embeddings
-        losses = [contrastive_loss(anchor, other, self.logit_scale, self.excluded) for other in others]
-        return torch.stack(losses).mean()
+        losses = []
+        for place, (first, second) in enumerate(self.pairs):
+            excluded = self.excluded
+            if self.shared is not None:  # the row and the column of another sample keep one logit, whose loss is 0
+                excluded = without_samples(excluded, self.shared.samples[place])
+            anchor, other = self.embeddings[first], self.embeddings[second]
+            losses.append(contrastive_loss(anchor, other, self.logit_scale, excluded))
+        return torch.stack(losses).mean() if self.shared is None else self.shared.mean(torch.stack(losses))
 
     def align(self) -> Tensor:
-        return align_true_pairs_loss(self.embeddings)
+        return align_true_pairs_loss(self.embeddings, self.pairs, self.shared)
 
     def uniformity(self) -> Tensor:
-        return centroid_uniformity_loss(self.embeddings, self.excluded)
+        excluded = self.excluded
+        if self.modality_mask is not None:
+            excluded = without_samples(excluded, self.modality_mask.any(1))
+        return centroid_uniformity_loss(self.embeddings, excluded)
 
 
 class TiledTerms:
@@ -117,29 +165,76 @@ class TiledTerms:
         logit_scale: Tensor,
         group_ids: Tensor | None,
         across_processes: bool = False,
+        pairs: Pairs | None = None,
     ):
         self.batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
         self.embeddings = [at_least_float32(z) for z in embeddings]  # the rows of this process, with gradients
         self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
+        self.pairs = pairs or anchor_pairs(len(embeddings))
 
     def contrastive(self) -> Tensor:
-        anchor, *others = self.embeddings
         losses = [
-            tiled_contrastive_loss(anchor, other, self.logit_scale, self.batch, modality)
-            for modality, other in enumerate(others, start=1)
+            tiled_contrastive_loss(self.embeddings[i], self.embeddings[j], self.logit_scale, self.batch, (i, j))
+            for i, j in self.pairs
         ]
         return torch.stack(losses).mean()
 
     def align(self) -> Tensor:
-        return self.batch.global_mean(align_true_pairs_loss(self.embeddings))
+        return self.batch.global_mean(align_true_pairs_loss(self.embeddings, self.pairs))
 
     def uniformity(self) -> Tensor:
-        with torch.no_grad():
-            all_centroids = centroids_of(self.batch.embeddings)
-            if all_centroids.is_cuda:
-                # The GPU kernels multiply half precision as it is, which is faster; torch's tiles use float32 anyway.
-                all_centroids = all_centroids.to(self.batch.embeddings[0].dtype)
-        return tiled_uniformity_loss(centroids_of(self.embeddings), all_centroids, self.batch)
+        return tiled_uniformity_loss(centroids_of(self.embeddings), self.all_centroids(), self.batch)
+
+    @torch.no_grad()
+    def all_centroids(self) -> Tensor:
+        """The centroids of the global batch, (N, D)."""
+        all_centroids = centroids_of(self.batch.embeddings)
+        if all_centroids.is_cuda:
+            # The GPU kernels multiply half precision as it is, which is faster; torch's tiles use float32 anyway.
+            all_centroids = all_centroids.to(self.batch.embeddings[0].dtype)
+        return all_centroids
+
+
+class PartialTiledTerms(TiledTerms):
+    """
+    [`TiledTerms`] of samples that may lack modalities, with rows of zeros where they do. Every process takes part in
+    the same collectives and gives all of its embeddings and the scale a gradient, be it 0: what it does depends on the
+    mask of the global batch alone.
+    """
+
+    def __init__(self, modality_mask: Tensor, *args):
+        super().__init__(*args)
+        self.modality_mask = gather_rows(modality_mask, self.batch.row_counts)  # (N, M), of the global batch
+        self.shared = SharedSamples.of(self.modality_mask, self.pairs)
+
+    @torch.compiler.disable  # shapes that depend on the mask would be compiled again and again
+    def contrastive(self) -> Tensor:
+        losses = []
+        for (i, j), samples in zip(self.pairs, self.shared.samples, strict=True):
+            batch = self.batch.select([self.batch.embeddings[i], self.batch.embeddings[j]], samples)
+            if len(batch) > 0:
+                local = samples[self.batch.local_rows]
+                first, second = self.embeddings[i][local], self.embeddings[j][local]
+                losses.append(tiled_contrastive_loss(first, second, self.logit_scale, batch, (0, 1)))
+        nothing = self._zero() + 0 * self.logit_scale
+        return nothing + torch.stack(losses).mean() if losses else nothing
+
+    def align(self) -> Tensor:
+        local = SharedSamples(self.shared.samples[:, self.batch.local_rows], self.shared.counts)
+        return self.batch.global_sum(align_true_pairs_loss(self.embeddings, self.pairs, local))
+
+    @torch.compiler.disable
+    def uniformity(self) -> Tensor:
+        samples = self.modality_mask.any(1)
+        batch = self.batch.select([self.all_centroids()], samples)
+        if len(batch) == 0:
+            return self._zero()
+        centroids = centroids_of(self.embeddings)[samples[self.batch.local_rows]]
+        return tiled_uniformity_loss(centroids, batch.embeddings[0], batch)
+
+    def _zero(self) -> Tensor:
+        """0, with a gradient of 0 for the embeddings of all modalities, also of one that no sample has."""
+        return torch.stack([z[:0].sum() for z in self.embeddings]).sum()
 
 
 def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, excluded: Tensor | None = None) -> Tensor:
@@ -159,10 +254,21 @@ def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, exclude
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def align_true_pairs_loss(embeddings: list[Tensor]) -> Tensor:
-    """L_ATP = 1/(M-1) sum over m != a of 1/N sum_i || z_i^m - z_i^a ||^2 (arXiv 2602.20046, Align True Pairs)."""
-    anchor, *others = [at_least_float32(z) for z in embeddings]
-    return torch.stack([(other - anchor).square().sum(-1).mean() for other in others]).mean()
+def align_true_pairs_loss(
+    embeddings: list[Tensor], pairs: Pairs | None = None, shared: SharedSamples | None = None
+) -> Tensor:
+    """
+    L_ATP = 1/(M-1) sum over m != a of 1/N sum_i || z_i^m - z_i^a ||^2 (arXiv 2602.20046, Align True Pairs).
+
+    Args:
+        pairs: pairs of modalities to compare instead of the first, a, with each of the others.
+        shared: for each pair the samples that have both modalities, where not all do. Others have no part.
+    """
+    embeddings = [at_least_float32(z) for z in embeddings]
+    distances = [(embeddings[j] - embeddings[i]).square().sum(-1) for i, j in pairs or anchor_pairs(len(embeddings))]
+    if shared is None:
+        return torch.stack([squares.mean() for squares in distances]).mean()
+    return shared.mean(torch.stack(distances).masked_fill(~shared.samples, 0.0).mean(1))
 
 
 def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None = None) -> Tensor:
@@ -227,47 +333,11 @@ def _is_zero(weight: float | Tensor) -> bool:
     return isinstance(weight, int | float) and weight == 0
 
 
-def _excluded_pairs(group_ids: Tensor | None, device: torch.device) -> Tensor | None:
-    """(N, N), bool: whether samples i and j agree in any column of `group_ids`, (N,) or (N, G); None without ids."""
-    if group_ids is None:
-        return None
-    ids = group_ids.to(device).reshape(len(group_ids), -1)  # (N, G)
-    excluded = torch.zeros(len(ids), len(ids), dtype=torch.bool, device=device)
-    for column in ids.T:
-        excluded |= column[:, None] == column
-    return excluded
-
-
-def _scale_of(logit_scale: Tensor | float, embeddings: Tensor) -> Tensor:
-    """The scale as a scalar tensor on the device of the embeddings. The value of a tensor is not looked at."""
-    if isinstance(logit_scale, Tensor):
-        if logit_scale.numel() != 1:
-            raise ValueError(f"logit_scale has the shape {tuple(logit_scale.shape)}: it is one number.")
-        return logit_scale.reshape(()).to(embeddings.device)
-    if not 0 < logit_scale < math.inf:
-        raise ValueError(f"logit_scale is {logit_scale}: it is 1 / temperature, a number above 0.")
-    return torch.tensor(float(logit_scale), dtype=at_least_float32(embeddings[:0]).dtype, device=embeddings.device)
-
-
-def _check_inputs(embeddings: list[Tensor], group_ids: Tensor | None) -> None:
-    if len(embeddings) < 2:
-        raise ValueError(
-            f"The objective compares modalities: give a list of two or more (N, D) tensors, not {len(embeddings)}."
-        )
-    shapes = [tuple(z.shape) for z in embeddings]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] == 0:
-        raise ValueError(
-            f"Embeddings of shapes {shapes}: every modality needs one (N, D) tensor of the same shape, row i of each "
-            "belonging to sample i, and at least one row."
-        )
-    if group_ids is not None and (group_ids.ndim not in (1, 2) or len(group_ids) != shapes[0][0]):
-        raise ValueError(f"group_ids has shape {tuple(group_ids.shape)}: give (N,) or (N, G) with N = {shapes[0][0]}.")
-
-
 __all__ = [
     "TILED_FROM",
     "DenseTerms",
     "GapClosedLoss",
+    "PartialTiledTerms",
     "TiledTerms",
     "align_true_pairs_loss",
     "at_least_float32",

@@ -38,17 +38,32 @@ class ProjectionCentering(nn.Module):
         self.register_buffer("running_mean", torch.zeros(dim))
         self.register_buffer("num_batches_tracked", torch.zeros(()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (B, D) -> centered features (B, D)."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """
+        Features (B, D) -> centered features (B, D).
+
+        Args:
+            mask: (B,), bool: False for samples that lack this modality. Their rows, which may hold anything, have no
+                part in the mean. Where no sample of the global batch has the modality, the running mean is subtracted
+                and stays as it is. Processes with and without a mask may go together.
+        """
         if not self.training:
             return x - self.running_mean.to(x.dtype)
-        count = sum_across_processes(x.new_tensor(float(len(x))))
-        mean = sum_across_processes(x.sum(0)) / count  # (D,)
+        if mask is not None:
+            mask = mask.to(x.device)
+        counted = x if mask is None else x.masked_fill(~mask[:, None], 0.0)
+        # Not in half precision: bfloat16 can't tell 257 rows from 256, and float16 ends at 65504.
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        num_rows = x.new_tensor(len(x), dtype=dtype) if mask is None else mask.sum().to(dtype)
+        count = sum_across_processes(num_rows)
+        total = sum_across_processes(counted.sum(0, dtype=dtype))  # (D,)
+        is_there = count > 0
+        mean = torch.where(is_there, total / count.clamp(min=1), self.running_mean.to(dtype))  # (D,)
         with torch.no_grad():
-            self.num_batches_tracked += 1
+            self.num_batches_tracked += is_there
             share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum).to(self.running_mean.dtype)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        return x - mean
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.masked_fill(~is_there, 0.0))
+        return x - mean.to(x.dtype)
 
 
 class EmbeddingMap(nn.Module):

@@ -12,9 +12,10 @@ visited tile by tile:
 3. Several processes: each process gathers all embeddings, visits the tiles of its local rows, and gathers the
    log-sum-exps. With these it computes the whole gradient of its local rows; no gradient has to travel.
 
-Memory, beside the embeddings and their gradients: one tile, and O(N). Work, in matrix products of N^2 D: 4 for each
-contrastive loss and 1.5 for Centroid Uniformity, where the dense form takes 3 and 3 and keeps several N x N matrices.
-Several processes compute about one product more than one process would, rather than send its parts to each other.
+Memory, beside the embeddings and their gradients: one tile, and O(N); a copy of the rows that are compared, where some
+samples lack a modality. Work, in matrix products of N^2 D: 4 for each contrastive loss and 1.5 for Centroid
+Uniformity, where the dense form takes 3 and 3 and keeps several N x N matrices. Several processes compute about one
+product more than one process would, rather than send its parts to each other.
 
 Tiles are computed by torch (`tiles_gap_closed_clip`) or, on GPUs, by Triton kernels (`triton_tiles_gap_closed_clip`).
 """
@@ -72,6 +73,23 @@ class GlobalBatch:
         all_embeddings = [gather_rows(z, row_counts) for z in embeddings]
         return cls(all_embeddings, group_ids, slice(start, start + num_rows), row_counts)
 
+    def select(self, embeddings: list[Tensor], samples: Tensor) -> "GlobalBatch":
+        """
+        The batch of some samples alone. Nothing travels between the processes: each of them knows all rows.
+
+        Args:
+            embeddings: tensors (N, D) of the rows of all processes, e.g. those of two modalities.
+            samples: (N,), bool: True for those samples; the same on every process.
+        """
+        # One wait for the GPU, however many processes there are.
+        row_counts = torch.stack([rows.sum() for rows in samples.split(self.row_counts)]).tolist()
+        if row_counts != self.row_counts:
+            embeddings = [z[samples] for z in embeddings]
+        rank = dist.get_rank() if len(row_counts) > 1 else 0
+        start = sum(row_counts[:rank])
+        group_ids = None if self.group_ids is None else self.group_ids[samples]
+        return GlobalBatch(embeddings, group_ids, slice(start, start + row_counts[rank]), row_counts)
+
     def __len__(self) -> int:
         """N, the number of rows of all processes."""
         return sum(self.row_counts)
@@ -93,7 +111,12 @@ class GlobalBatch:
         """The mean over the rows of all processes, from the mean over this process's rows."""
         if self.num_processes == 1:
             return local_mean
-        share = local_mean * (self.row_counts[dist.get_rank()] / len(self))
+        return self.global_sum(local_mean * (self.row_counts[dist.get_rank()] / len(self)))
+
+    def global_sum(self, share: Tensor) -> Tensor:
+        """The sum of what each process adds to a loss."""
+        if self.num_processes == 1:
+            return share
         value = sum_across_processes(share.detach())
         # The last term is 0. Its gradient is that of this process's share, times the number of processes.
         return value + self.num_processes * (share - share.detach())
@@ -101,17 +124,18 @@ class GlobalBatch:
 
 @torch.compiler.disable  # torch.compile would unroll the loop over tiles
 def tiled_contrastive_loss(
-    anchor: Tensor, other: Tensor, logit_scale: Tensor, batch: GlobalBatch, modality: int
+    anchor: Tensor, other: Tensor, logit_scale: Tensor, batch: GlobalBatch, pair: tuple[int, int]
 ) -> Tensor:
     """
-    `contrastive_loss` of the global batch, between the anchor and one other modality.
+    `contrastive_loss` of the global batch, between two modalities.
 
     Args:
-        anchor, other: (local rows, D), in the dtype of `logit_scale`: this process's rows of `batch.embeddings[0]` and
-            `batch.embeddings[modality]`. They get the gradient, times the number of processes.
+        anchor, other: (local rows, D), in the dtype of `logit_scale`: this process's rows of the two tensors of
+            `batch.embeddings` that `pair` names. They get the gradient, times the number of processes.
         logit_scale: scalar, float32 or float64; the loss is computed in its dtype.
     """
-    return _Contrastive.apply(anchor, other, logit_scale, batch.embeddings[0], batch.embeddings[modality], batch)
+    all_anchor, all_other = (batch.embeddings[modality] for modality in pair)
+    return _Contrastive.apply(anchor, other, logit_scale, all_anchor, all_other, batch)
 
 
 @torch.compiler.disable  # torch.compile would unroll the loop over tiles
