@@ -81,6 +81,7 @@ def test_what_a_sample_lacks_is_a_row_of_zeros_and_moves_nothing(model):
         inputs["record_numbers"][1] = filler
         inputs["audio_input_values"][3] = filler
         model.zero_grad()
+        torch.manual_seed(0)  # of the dropout
         outputs = model(**inputs, modality_mask=mask)
         outputs.loss.backward()
         assert outputs.embeds["record"][1].abs().sum() == 0 == outputs.embeds["audio"][3].abs().sum()
@@ -102,7 +103,9 @@ def test_micro_batches_give_the_same_loss_and_gradients(model):
     inputs["modality_mask"][:, :2] = True
     found = []
     for whole in (True, False):
-        copy = GapClosedClipModel(modalities_config(center_projections=True)).train()
+        config = modalities_config(center_projections=True)
+        config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+        copy = GapClosedClipModel(config).train()
         copy.load_state_dict(model.state_dict())
         outputs = copy(**inputs) if whole else copy(micro_batches=MicroBatches.split(inputs, 2))
         outputs.loss.backward()
