@@ -59,7 +59,9 @@ def columns_of(pairs: Iterable[dict], modalities: Sequence[str] = ()) -> Columns
         names = pairs.column_names
         if not modalities or "caption" in names:
             check_columns(names, ("caption",))
-        if not modalities or "image" in names or "image_id" in names:
+        if modalities and "image_id" in names:
+            columns.image_ids.extend("" if value is None else str(value) for value in pairs["image_id"])
+        elif not modalities or "image" in names:
             columns.image_ids.extend(image_ids_of(pairs))
         kept = ("caption", "label", "source", *modalities)
         pairs = pairs.select_columns([name for name in kept if name in names])
@@ -67,7 +69,7 @@ def columns_of(pairs: Iterable[dict], modalities: Sequence[str] = ()) -> Columns
     for row in pairs:
         if not known:
             columns.image_ids.append(image_id_of(row) if not modalities or has_image(row) else "")
-        columns.captions.append(row["caption"] if not modalities or has_caption(row) else "")
+        columns.captions.append("" if modalities and not has_caption(row) else row["caption"])
         label = row.get("label")
         columns.labels.append("" if label is None else str(label))
         columns.sources.append(row.get("source") or "")
