@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import partial
 
 import numpy as np
 import pytest
@@ -69,11 +68,11 @@ def test_own_weights_of_a_model(command, folder):
     assert metrics["image+record_to_text_weight_image"] == pytest.approx(0.75)
 
 
-def test_sources_apart_and_a_model_beside(command, folder, tmp_path):
+def test_sources_apart(command, folder, tmp_path):
     sources = [{"source": "phantoms", "name": name} for name in ("a", "b")]
     own = {**DATA, "source": sources}
     (tmp_path / "outputs/ours/train_config.yaml").write_text(yaml.safe_dump({"data": own}))
-    code, out, err = command("eval", folder, f"other={folder}" if False else folder, "num_workers=0", "split=test")
+    code, out, err = command("eval", folder, "num_workers=0", "split=test")
     assert code == 0, err
     assert "### ours, a: every two modalities" in out
 

@@ -10,6 +10,7 @@ from datasets import Dataset
 from ..data import normalize_caption
 from ..data.image_ids import check_columns, image_id_of, image_ids_of
 from ..data.modalities import has_caption, has_image
+from ..metrics._embeddings import families_of, numbered
 from .by_source import rows_by_source
 from .modality_values import ModalityValues, values_of
 
@@ -195,8 +196,6 @@ class PairEmbeddings:
 
     def families(self) -> np.ndarray:
         """(N,) numbers: pairs that share an image or a caption, directly or through others, have the same."""
-        from ..metrics._embeddings import families_of, numbered  # here: `evaluate`, which it imports, is slow to load
-
         own = (
             [identifier or f"row {row} has none" for row, identifier in enumerate(ids)]
             for ids in (self.image_ids, self.caption_ids)
