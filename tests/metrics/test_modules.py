@@ -25,7 +25,11 @@ PAPERS = {
     "clip_score": ("hessel2021clipscore",),
 }
 NAMES = tuple(PAPERS)
-OF_CAPTIONS, OF_EMBEDDINGS = "_caption_tokens", "_embeddings"  # the files that metrics import and take along
+OF_CAPTIONS, OF_CLUSTERS, OF_EMBEDDINGS = (
+    "_caption_tokens",
+    "_clusters",
+    "_embeddings",
+)  # the files that metrics import and take along
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -47,10 +51,10 @@ def test_example_runs(name, monkeypatch):
 
 def test_every_metric_is_tested_here():
     files = {path.stem for path in METRICS_FOLDER.glob("*.py")}
-    assert files == {*NAMES, OF_CAPTIONS, OF_EMBEDDINGS, "__init__"}
+    assert files == {*NAMES, OF_CAPTIONS, OF_CLUSTERS, OF_EMBEDDINGS, "__init__"}
 
 
-@pytest.mark.parametrize("name", [*NAMES, OF_CAPTIONS, OF_EMBEDDINGS])
+@pytest.mark.parametrize("name", [*NAMES, OF_CAPTIONS, OF_CLUSTERS, OF_EMBEDDINGS])
 def test_imports_nothing_from_the_package(name):
     tree = ast.parse((METRICS_FOLDER / f"{name}.py").read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -58,8 +62,10 @@ def test_imports_nothing_from_the_package(name):
     assert not [module for module in modules if module is None or module.startswith("gap_closed_clip")]
     assert all(len(node.names) == 1 for node in imports if isinstance(node, ast.Import))
     relative = [(node.level, node.module) for node in imports if isinstance(node, ast.ImportFrom) and node.level]
-    shared = OF_CAPTIONS if name.startswith("caption_") else OF_EMBEDDINGS
-    assert relative == ([(1, shared)] if name in NAMES else [])
+    shared = [OF_CAPTIONS if name.startswith("caption_") else OF_EMBEDDINGS]
+    if name == "cross_modal_grouping":
+        shared = [OF_CLUSTERS, *shared]
+    assert relative == ([(1, module) for module in shared] if name in NAMES else [])
 
 
 @pytest.mark.parametrize(("name", "shared"), [("caption_cider", "tokenize"), ("modality_gap", "unit_pairs")])

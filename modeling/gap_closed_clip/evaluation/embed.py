@@ -52,16 +52,7 @@ def embed_pairs(
     collator = PairCollator(processor, max_length=max_length, window=window)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     settings["pin_memory"] = model.device.type == "cuda"
-    if isinstance(pairs, IterableDataset):
-        columns = None
-        parts = {("image", *further): pairs}
-    else:
-        columns = columns_of(pairs, further)
-        first = first_rows_of_those_given if further else first_rows
-        parts = {("image",): pairs.select(list(first(columns.image_ids)))}
-        for name in further:
-            kept = [each for each in (name, "window", "image_id", "caption") if each in pairs.column_names]
-            parts[(name,)] = pairs.select_columns(kept).select(first_rows_of_those_given(columns.values[name].ids))
+    columns, parts = _parts(pairs, further)
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
     embeds: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("image", *further)}
     with evaluation_mode(model), channels_last(model), autocast:
@@ -79,6 +70,26 @@ def embed_pairs(
         captions = filter(None, columns.captions) if further else columns.captions
         embeds["text"] = embed_captions(model, collator, captions, batch_size, normalize)
     return _together(columns, embeds, further)
+
+
+def _parts(
+    pairs: Dataset | IterableDataset, further: Sequence[str]
+) -> tuple[Columns | None, dict[tuple[str, ...], Dataset | IterableDataset]]:
+    """The columns of all rows, if they are known beforehand, and by modalities the rows that have to be read for them:
+    of a stream all, otherwise those in which a distinct value comes first.
+    """
+    if isinstance(pairs, IterableDataset):
+        return None, {("image", *further): pairs}
+    columns = columns_of(pairs, further)
+    first = first_rows_of_those_given if further else first_rows
+    parts: dict[tuple[str, ...], Dataset | IterableDataset] = {
+        ("image",): pairs.select(list(first(columns.image_ids)))
+    }
+    for name in further:
+        kept = [each for each in (name, "window", "image_id", "caption") if each in pairs.column_names]
+        rows = first_rows_of_those_given(columns.values[name].ids)
+        parts[(name,)] = pairs.select_columns(kept).select(rows)
+    return columns, parts
 
 
 def _together(columns: Columns, embeds: dict[str, dict[str, np.ndarray]], further: Sequence[str]) -> PairEmbeddings:
