@@ -282,8 +282,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         return outputs.last_hidden_state, pool_text(outputs, attention_mask, self.config.text_pooling)
 
     def _cuts_padding(self) -> bool:
-        """Whether texts are cut where they are padded: where the tower trains, and nothing has to know their shapes."""
-        # (FSDP would wait for a process with more chunks than another.)
+        """Whether texts are cut where they are padded: where the tower trains, and no other process counts chunks."""
         return self.text_model.training and world_size() == 1 and not torch.compiler.is_compiling()
 
     def freeze_towers(self, vision: bool = False, text: bool = False, modalities: Sequence[str] = ()) -> None:
