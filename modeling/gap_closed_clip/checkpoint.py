@@ -128,6 +128,21 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
+def further_modalities(name_or_path: str | Path, revision: str | None = None) -> dict[str, dict]:
+    """The modalities beyond image and text of a folder's or a Hub id's model, as its configuration has them.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+    """
+    if is_foreign(name_or_path, revision):
+        return {}
+    with _explained_errors(str(name_or_path), revision):
+        if is_adapter(name_or_path, revision):
+            base, base_revision = base_of_adapter(name_or_path, revision)
+            return {} if base is None else further_modalities(base, base_revision)
+        return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).modalities or {}
+
+
 def is_adapter(name_or_path: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a peft adapter and no whole model."""
     folder = Path(name_or_path)
