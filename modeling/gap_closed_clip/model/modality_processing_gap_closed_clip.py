@@ -1,4 +1,4 @@
-"""The processors of the modalities beyond image and text: which there are, how they are saved, and what they are given."""
+"""The processors of the modalities beyond image and text: which there are, how they are saved and what they take."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,8 @@ from transformers import BatchFeature, FeatureExtractionMixin, ImageProcessingMi
 
 from .image_processing_gap_closed_clip import GapClosedClipImageProcessor
 from .load_images_gap_closed_clip import load_image
-from .record_fields_gap_closed_clip import is_missing
 from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor, rows_of
+from .record_values_gap_closed_clip import is_missing
 
 
 OURS = {each.__name__: each for each in (ArrayProcessor, GapClosedClipImageProcessor, RecordProcessor)}
@@ -101,8 +101,8 @@ def to_ordered_json(configuration: dict[str, Any], kept: str) -> str:
 
 def as_samples(processor: Any, values: Any) -> list[Any]:
     """
-    What a modality is given, as a list of one value for each sample; None where a sample lacks it. A record of which no
-    field is given is none.
+    What a modality is given, as a list of one value for each sample; None where a sample lacks it. A record without
+    any value is none.
     """
     if isinstance(processor, RecordProcessor):
         return [row if row and not all(map(is_missing, row.values())) else None for row in rows_of(values)]
@@ -137,8 +137,8 @@ def encode_modality(name: str, processor: Any, samples: Sequence[Any]) -> dict[s
         samples: B of them, None where a sample lacks it.
 
     Returns:
-        `{name}_{input}` (B, ...) for each input of the tower. Where a sample lacks the modality, zeros; of an attention
-        mask, ones, since attention to nothing is not a number.
+        `{name}_{input}` (B, ...) for each input of the tower. Where a sample lacks the modality, zeros; of an
+        attention mask, ones, since attention to nothing is not a number.
 
     Raises:
         ValueError: a sample that the processor does not take; the message names the modality.
