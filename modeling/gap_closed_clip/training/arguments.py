@@ -49,8 +49,8 @@ class ModelArguments:
     modalities: dict[str, Any] | None = field(
         default=None,
         metadata={
-            "help": "Further modalities by name, whose columns data.modalities names: {audio: {tower: ..., pooling: ...}}. "
-            "A tower is a Hub id or a folder, or a mapping with a model_type of transformers (or a timm "
+            "help": "Further modalities by name, whose columns data.modalities names: {audio: {tower: ..., pooling: "
+            "...}}. A tower is a Hub id or a folder, or a mapping with a model_type of transformers (or a timm "
             "architecture) to start one from scratch. A record needs no entry; its tower may be a mapping of sizes "
             "(hidden_size, num_hidden_layers, ...), and `fields` says of its fields what their values do not "
             "({birth: {kind: date, relative_to: study_date}})."

@@ -26,8 +26,10 @@ from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
 from .lora import AdapterBase
+from .modalities import FurtherColumns
 from .precompute import FeatureSettings, embed_captions_once, embed_pairs_once, is_frozen
 from .preflight import RunInputs
+from .tower_descriptions import RECORD
 from .trainer import GapClosedClipTrainer
 
 
@@ -62,9 +64,14 @@ class RunParts:
 
     @property
     def towers_have_run(self) -> bool:
-        """Whether both towers are frozen and have run before: a pass through all pairs then costs next to nothing."""
+        """
+        Whether image and text tower are frozen and have run before, and a record's alone is left: a pass through all
+        pairs then costs next to nothing.
+        """
         pairs = self.train_pairs
-        return isinstance(pairs, FeaturePairs) and pairs.images is not None and pairs.texts is not None
+        have_run = isinstance(pairs, FeaturePairs) and pairs.images is not None and pairs.texts is not None
+        further = (self.encoder.config.modalities or {}).values()
+        return have_run and all(entry["tower"].model_type == RECORD for entry in further)
 
     def plain_batches(self, args: GapClosedTrainingArguments) -> DataLoader:
         """Batches of the training pairs as inference sees them."""
@@ -89,7 +96,8 @@ def build(config: RunConfig, inputs: RunInputs) -> RunParts:
 
 def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
     args, train_pairs, eval_pairs = inputs.args, inputs.train_pairs, inputs.eval_pairs
-    encoder, processor = build_model_and_processor(config.model, inputs.captions())
+    given = FurtherColumns(config.data.all_modalities, train_pairs)
+    encoder, processor = build_model_and_processor(config.model, inputs.captions(), given)
     set_caption_length(train_pairs, encoder, processor, config.data)
     model: PreTrainedModel | PeftModel = encoder
     base = None

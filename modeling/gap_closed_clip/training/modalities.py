@@ -10,7 +10,8 @@ from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from ..checkpoint import further_modalities
-from ..data.modalities import has_modality
+from ..data.images import decode_image
+from ..data.modalities import has_modality, read_array
 from ..messages import did_you_mean
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
@@ -21,6 +22,7 @@ from .tower_descriptions import RECORD, model_type_of
 
 logger = logging.get_logger(__name__)
 
+NUMPY = b"\x93NUMPY"  # what a .npy file begins with
 # Rows of a stream that a record's schema is learned from.
 STREAMED_ROWS = 2000
 
@@ -56,7 +58,7 @@ class FurtherColumns:
 
     def first(self, name: str) -> Any:
         """
-        The first value of a modality in the training pairs.
+        The first value of a modality in the training pairs: a decoded image, an array or nested lists, a record.
 
         Raises:
             ValueError: no pair has any.
@@ -65,7 +67,7 @@ class FurtherColumns:
         rows = self.pairs.select_columns([name])
         for row in islice(rows, STREAMED_ROWS if isinstance(rows, IterableDataset) else None):
             if has_modality(row, name):
-                return row[name]
+                return _opened(row[name], name)
         raise ValueError(self.empty(name))
 
     def empty(self, name: str) -> str:
@@ -73,6 +75,15 @@ class FurtherColumns:
         columns = self.columns[name]
         listed = ", ".join(columns) if isinstance(columns, list) else columns
         return f"data.modalities.{name}: no training pair has a value in {listed}. Leave {name} out."
+
+
+def _opened(value: Any, name: str) -> Any:
+    """A value as it is, an image or .npy file decoded."""
+    if not isinstance(value, dict) or not set(value) <= {"bytes", "path"}:
+        return value
+    data = value.get("bytes")
+    is_array = str(value.get("path")).endswith(".npy") if data is None else data.startswith(NUMPY)
+    return read_array(value, name) if is_array else decode_image(value, name=name)
 
 
 def check_modalities(args: ModelArguments, columns: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 from transformers import AutoFeatureExtractor, CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -81,7 +82,7 @@ def _of_column(name: str, entry: Mapping[str, Any], given: FurtherColumns) -> Fu
     """Of one column, of files of images or of arrays."""
     value, described = given.first(name), f"model.modalities.{name}.tower"
     source, pooling = entry["tower"], entry.get("pooling")
-    is_image = isinstance(value, dict) and bool({"bytes", "path"} & set(value))
+    is_image = isinstance(value, Image)
     if isinstance(source, str):
         source = pretrained_name(described, source)
         tower, has_pooler = _published(source, is_image)

@@ -70,7 +70,7 @@ def preflight(config: RunConfig) -> RunInputs:
     # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
     args.push_to_hub = False
     check_devices(args)
-    check_towers(config.model)
+    check_towers(config.model, config.data.all_modalities)
     if args.process_index == 0:
         check_writable(args.output_dir, "training.output_dir")
     checkpoint = checkpoint_to_resume(args)

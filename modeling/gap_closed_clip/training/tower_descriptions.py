@@ -101,8 +101,8 @@ def check_modality(name: Any, entry: Any) -> None:
     descriptions = entry.get("fields") or {}
     if not isinstance(descriptions, Mapping) or not all(isinstance(one, Mapping) for one in descriptions.values()):
         raise ValueError(
-            f"{field}.fields is {descriptions!r}: it maps columns of the record to what is to be known of them, such as "
-            "{birth: {kind: date, relative_to: study_date}}."
+            f"{field}.fields is {descriptions!r}: it maps columns of the record to what is to be known of them, "
+            "such as {birth: {kind: date, relative_to: study_date}}."
         )
 
 
