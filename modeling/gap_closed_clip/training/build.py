@@ -20,13 +20,13 @@ from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGenera
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import longest_text
+from .adapter_base import AdapterBase
 from .arguments import GapClosedTrainingArguments
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
-from .lora import AdapterBase
-from .modalities import FurtherColumns
+from .modalities import FurtherColumns, trained_as_heads
 from .precompute import FeatureSettings, embed_captions_once, embed_pairs_once, is_frozen
 from .preflight import RunInputs
 from .tower_descriptions import RECORD
@@ -48,6 +48,7 @@ class RunParts:
         trainer_class, data_collator, compute_metrics: what the Trainer is called with.
         trains_encoder: whether training moves the encoder's projections, and so their centers.
         base: of adapters that are saved as such, the model they belong to.
+        pretrained_modalities: further ones whose towers come with trained weights.
     """
 
     model: PreTrainedModel | PeftModel
@@ -61,6 +62,7 @@ class RunParts:
     compute_metrics: Callable | None
     trains_encoder: bool = True
     base: AdapterBase | None = None
+    pretrained_modalities: tuple[str, ...] = ()
 
     @property
     def towers_have_run(self) -> bool:
@@ -99,10 +101,12 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
     given = FurtherColumns(config.data.all_modalities, train_pairs)
     encoder, processor = build_model_and_processor(config.model, inputs.captions(), given)
     set_caption_length(train_pairs, encoder, processor, config.data)
+    as_heads = trained_as_heads(config.model, encoder.config)
+    pretrained = tuple(name for name in encoder.config.modalities or {} if name not in as_heads)
     model: PreTrainedModel | PeftModel = encoder
     base = None
     if config.lora is not None:
-        base = AdapterBase(encoder, config.model, args.output_dir)
+        base = AdapterBase(encoder, config.model, args.output_dir, as_heads)
         model = base.adapt(config.lora)
         base = None if config.lora.merge else base
     collator = _pair_collator(config, processor)
@@ -127,6 +131,7 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
         data_collator=collator,
         compute_metrics=metrics,
         base=base,
+        pretrained_modalities=pretrained,
     )
 
 

@@ -13,6 +13,7 @@ from ..checkpoint import further_modalities
 from ..data.images import decode_image
 from ..data.modalities import has_modality, read_array
 from ..messages import did_you_mean
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.record_processing_gap_closed_clip import RecordProcessor
@@ -216,13 +217,13 @@ def check_records(checkpoint: str, name: str, processor: RecordProcessor, given:
             )
 
 
-def starting_at_random(args: ModelArguments, columns: Mapping[str, Any], trained: Mapping[str, Any]) -> list[str]:
-    """The modalities whose towers have no trained weights yet."""
-    described = args.modalities or {}
+def trained_as_heads(args: ModelArguments, config: GapClosedClipConfig) -> list[str]:
+    """The further modalities whose towers train as projections do: of records, and those starting at random."""
     return [
         name
-        for name in columns
-        if name not in trained and not isinstance((described.get(name) or {}).get("tower"), str)
+        for name, entry in (config.modalities or {}).items()
+        if entry["tower"].model_type == RECORD
+        or isinstance((args.modalities or {}).get(name, {}).get("tower"), Mapping)
     ]
 
 
@@ -230,6 +231,6 @@ __all__ = [
     "FurtherColumns",
     "check_modalities",
     "check_records",
-    "starting_at_random",
+    "trained_as_heads",
     "try_modalities",
 ]

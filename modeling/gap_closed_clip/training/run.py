@@ -53,6 +53,7 @@ def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
     )
+    trainer.pretrained_modalities = parts.pretrained_modalities
     if parts.trains_encoder and not inputs.streaming:
         trainer.add_callback(RecenterCallback(parts.plain_batches(args), parts.encoder, parts.towers_have_run))
     if args.early_stopping_patience is not None:
