@@ -1,73 +1,23 @@
 """Embeds a data set of pairs once: every distinct image and every distinct caption goes through its tower one time."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from datasets.utils import tqdm
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..data import PairCollator, normalize_caption
-from ..data.image_ids import check_columns, image_id_of, image_ids_of
-from .by_source import rows_by_source
+from ..data import PairCollator
+from ..data.modalities import has_image, has_modality
+from ..model.modality_processing_gap_closed_clip import encode_modality
 from .fast_tower import channels_last
-
-
-@dataclass
-class PairEmbeddings:
-    """Both modalities of N pairs, row i of each belonging together.
-
-    Args:
-        image_embeds: (N, D) float32 unit vectors; rows of one image are equal.
-        text_embeds: (N, D) float32 unit vectors; rows of one caption are equal.
-        image_ids: N ids of the images.
-        captions: N captions.
-        labels: N labels, "" where there is none.
-        sources: N names of the pairs' sources; by default all "", the one and only source.
-
-    Raises:
-        ValueError: the parts differ in length.
-    """
-
-    image_embeds: np.ndarray
-    text_embeds: np.ndarray
-    image_ids: list[str]
-    captions: list[str]
-    labels: list[str]
-    sources: list[str] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.sources = self.sources or [""] * len(self.image_ids)
-        lengths = {name: len(part) for name, part in vars(self).items()}
-        if len(set(lengths.values())) > 1:
-            raise ValueError(f"PairEmbeddings: the parts must have one row a pair each, got {lengths}.")
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def by_image(self) -> dict[str, np.ndarray]:
-        """The image embeddings (D,) by image id."""
-        return dict(zip(self.image_ids, self.image_embeds, strict=True))
-
-    def by_source(self) -> dict[str, "PairEmbeddings"]:
-        """Those of each named source's pairs, by its name."""
-        return {name: self._select(rows) for name, rows in rows_by_source(self.sources).items()}
-
-    def _select(self, rows: np.ndarray) -> "PairEmbeddings":
-        lists = (self.image_ids, self.captions, self.labels, self.sources)
-        columns = ([values[row] for row in rows] for values in lists)
-        return PairEmbeddings(self.image_embeds[rows], self.text_embeds[rows], *columns)
-
-    @property
-    def caption_ids(self) -> list[str]:
-        """Captions that differ in white space or case only are one caption, as they are in training."""
-        return [normalize_caption(caption) for caption in self.captions]
+from .pair_embeddings import Columns, PairEmbeddings, columns_of, first_rows, first_rows_of_those_given, no_columns
 
 
 def embed_pairs(
@@ -99,117 +49,138 @@ def embed_pairs(
     Raises:
         ValueError: there is no pair, or an image is unreadable; it is named.
     """
-    if isinstance(pairs, IterableDataset):
-        columns, once = None, pairs
-    else:
-        columns = columns_of(pairs)
-        once = pairs.select(list(first_rows(columns.image_ids)))
+    further = further_modalities(model, processor, pairs)
     collator = PairCollator(processor, max_length=max_length, window=window)
-    loader = DataLoader(
-        once,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=partial(collate, collator=collator),
-        pin_memory=model.device.type == "cuda",
-    )
+    settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
+    settings["pin_memory"] = model.device.type == "cuda"
+    if isinstance(pairs, IterableDataset):
+        columns = None
+        parts = {("image", *further): pairs}
+    else:
+        columns = columns_of(pairs, further)
+        first = first_rows_of_those_given if further else first_rows
+        parts = {("image",): pairs.select(list(first(columns.image_ids)))}
+        for name in further:
+            parts[(name,)] = pairs.select_columns(name).select(first_rows_of_those_given(columns.values[name].ids))
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
+    embeds: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("image", *further)}
     with evaluation_mode(model), channels_last(model), autocast:
-        image_embeds, seen = _embed_images(model, loader, normalize)
+        for names, once in parts.items():
+            seen = no_columns([name for name in names if name != "image"])
+            gather = partial(collate, collator=collator, modalities=names)
+            loader: DataLoader = DataLoader(once, collate_fn=gather, **settings)  # type: ignore[arg-type]
+            what = "Embedding images" if "image" in names else f"Embedding {names[0]}"
+            for name, ids, inputs in each_new(loader, seen, model.device, what):
+                found = _embed(model, name, inputs, normalize)
+                embeds[name].update(zip(ids, found.float().cpu().numpy(), strict=True))  # (B, D)
         columns = columns or seen
         if not columns.captions:
             raise ValueError("There is no pair to embed: the data set or split is empty.")
-        text_embeds = embed_captions(model, collator, columns.captions, batch_size, normalize)
+        captions = filter(None, columns.captions) if further else columns.captions
+        embeds["text"] = embed_captions(model, collator, captions, batch_size, normalize)
+    ids = {"image": columns.image_ids, "text": columns.captions}
+    ids |= {name: values.ids for name, values in columns.values.items()}
+    width = len(next(iter(next(filter(None, embeds.values())).values())))
+    nothing = {"": np.zeros(width, np.float32)} if further else {}  # of a pair that lacks the modality
+    stacked = {name: np.stack([(nothing | embeds[name])[each] for each in ids[name]]) for name in ids}
     return PairEmbeddings(
-        image_embeds=np.stack([image_embeds[image_id] for image_id in columns.image_ids]),
-        text_embeds=np.stack([text_embeds[caption] for caption in columns.captions]),
+        stacked.pop("image"),
+        stacked.pop("text"),
         **columns._asdict(),
+        further=stacked,
+        present={name: np.array([each != "" for each in found]) for name, found in ids.items()} if further else {},
     )
 
 
-class Columns(NamedTuple):
-    """What is known of N pairs besides their images; a missing label, or source, is ""."""
+def further_modalities(
+    model: PreTrainedModel, processor: ProcessorMixin, pairs: Dataset | IterableDataset
+) -> tuple[str, ...]:
+    """The modalities beyond image and text that the model, its processor and the pairs have, in the model's order."""
+    known = getattr(processor, "modality_processors", None) or {}
+    names = [name for name in getattr(model.config, "modality_names", ())[2:] if name in known]
+    if not names:
+        return ()
+    columns = pairs.column_names
+    if columns is None:  # of some streams they are known when a row has come
+        columns = next(iter(pairs.take(1)), {})
+    return tuple(name for name in names if name in columns)
 
-    image_ids: list[str]
-    captions: list[str]
-    labels: list[str]
-    sources: list[str]
 
-
-def no_columns() -> Columns:
-    """Those of no pairs, to be filled."""
-    return Columns([], [], [], [])
-
-
-def columns_of(pairs: Iterable[dict]) -> Columns:
-    """Collects the columns of rows in their order. Of a `Dataset` with `image_id` no image is read.
-
-    Raises:
-        ValueError: there are no captions, or neither images nor ids of them.
+def collate(
+    rows: list[dict], collator: PairCollator, modalities: Sequence[str] = ("image",)
+) -> tuple[Columns, dict[str, dict[str, Tensor]]]:
     """
-    columns = no_columns()
-    if isinstance(pairs, Dataset):
-        check_columns(pairs.column_names, ("caption",))
-        columns.image_ids.extend(image_ids_of(pairs))
-        pairs = pairs.select_columns([name for name in ("caption", "label", "source") if name in pairs.column_names])
-    known = bool(columns.image_ids)
-    for row in pairs:
-        if not known:
-            columns.image_ids.append(image_id_of(row))
-        columns.captions.append(row["caption"])
-        label = row.get("label")
-        columns.labels.append("" if label is None else str(label))
-        columns.sources.append(row.get("source") or "")
-    return columns
+    Decodes what the rows have of some modalities, in the loader's worker.
+
+    Returns:
+        The columns of the rows; where "image" is not asked for, only the values of the one modality that is. And by
+        its name the inputs of its tower, for those rows alone that have it.
+    """
+    further = [name for name in modalities if name != "image"]
+    if "image" in modalities:
+        columns = columns_of(rows, further)
+    else:
+        columns = no_columns(further)
+        for row in rows:
+            for name in further:
+                columns.values[name].add(row[name])
+    inputs = {}
+    for name in further:
+        samples = [row.get(name) for row in rows if has_modality(row, name)]
+        if samples:
+            encoded = encode_modality(name, collator.processor.modality_processors[name], samples)
+            inputs[name] = {key.removeprefix(f"{name}_"): values for key, values in encoded.items()}
+    if "image" in modalities:
+        if getattr(collator.processor, "modality_processors", None):  # then a pair may lack either
+            rows = [row | {"caption": row.get("caption") or ""} for row in rows if has_image(row)]
+        if rows:
+            inputs["image"] = {"pixel_values": collator.images(rows)["pixel_values"]}
+    return columns, inputs
 
 
-def first_rows(ids: list[str]) -> Iterable[int]:
-    """The row in which each distinct id comes first, in order."""
-    rows: dict[str, int] = {}
-    for row, identifier in enumerate(ids):
-        rows.setdefault(identifier, row)
-    return rows.values()
-
-
-def collate(rows: list[dict], collator: PairCollator) -> tuple[Columns, torch.Tensor]:
-    """Decodes the images in the loader's worker: the columns of the rows, and pixels (B, 3, height, width)."""
-    return columns_of(rows), collator(rows)["pixel_values"]
-
-
-def each_image(
+def each_new(
     loader: DataLoader, seen: Columns, device: torch.device, description: str
-) -> Iterator[tuple[list[str], torch.Tensor]]:
+) -> Iterator[tuple[str, list[str], dict[str, Tensor]]]:
     """
-    Yields, a batch at a time, ids and pixels (new, 3, height, width) of the images not met before, on the device.
+    Yields, a batch and a modality at a time, the modality's name, and ids and inputs (new, ...) of those of its values
+    that were not met before, on the device.
 
     Args:
         loader: of batches from `collate`.
         seen: gets the columns of all rows on the way.
         description: of the progress bar.
     """
-    known: set[str] = set()
-    for columns, pixel_values in tqdm(loader, desc=description, leave=False):
-        for all_values, values in zip(seen, columns, strict=True):
-            all_values.extend(values)
-        new = [row for row in first_rows(columns.image_ids) if columns.image_ids[row] not in known]
-        if new:
-            ids = [columns.image_ids[row] for row in new]
-            known.update(ids)
-            yield ids, pixel_values[new].to(device, non_blocking=True)
+    known: dict[str, set[str]] = {}
+    for columns, inputs in tqdm(loader, desc=description, leave=False):
+        seen.extend(columns)
+        for name, tensors in inputs.items():
+            ids = columns.image_ids if name == "image" else columns.values[name].ids
+            ids = [identifier for identifier in ids if identifier != ""] if columns.values else ids
+            known_ids = known.setdefault(name, set())
+            new = [row for row in first_rows(ids) if ids[row] not in known_ids]
+            if new:
+                new_ids = [ids[row] for row in new]
+                known_ids.update(new_ids)
+                yield name, new_ids, {key: value[new].to(device, non_blocking=True) for key, value in tensors.items()}
 
 
-def _embed_images(
-    model: PreTrainedModel, loader: DataLoader, normalize: bool
-) -> tuple[dict[str, np.ndarray], Columns]:
-    """The embeddings (D,) float32 by image id, and the columns of the rows met on the way."""
-    embeds: dict[str, np.ndarray] = {}
-    seen = no_columns()
-    for ids, pixel_values in each_image(loader, seen, model.device, "Embedding images"):
-        if normalize:
-            batch = model(pixel_values=pixel_values).image_embeds
-        else:
-            batch = model.get_image_features(pixel_values=pixel_values, return_dict=True).pooler_output
-        embeds.update(zip(ids, batch.float().cpu().numpy(), strict=True))  # (B, D)
-    return embeds, seen
+def each_image(
+    loader: DataLoader, seen: Columns, device: torch.device, description: str
+) -> Iterator[tuple[list[str], Tensor]]:
+    """As `each_new`, of images alone: ids and pixels (new, 3, height, width)."""
+    for _, ids, inputs in each_new(loader, seen, device, description):
+        yield ids, inputs["pixel_values"]
+
+
+def _embed(model: PreTrainedModel, name: str, inputs: dict[str, Tensor], normalize: bool) -> Tensor:
+    """The embeddings (B, D) of one modality; what its features are before they are normalised, where that is off."""
+    if not normalize:
+        if name == "image":
+            return model.get_image_features(**inputs, return_dict=True).pooler_output
+        return model.get_features(name, **inputs, return_dict=True).pooler_output
+    if name == "image":
+        return model(**inputs).image_embeds
+    return model(**{f"{name}_{key}": value for key, value in inputs.items()}).further_embeds[name]
 
 
 def embed_captions(
