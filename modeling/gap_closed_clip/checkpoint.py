@@ -256,6 +256,7 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
             f"{name_or_path} is an adapter, and its base model {base} could not be loaded: {error} Put the base model "
             f"there, or into {beside}, or correct base_model_name_or_path in {ADAPTER_CONFIG}."
         ) from error
+    _check_modalities_of_adapter(name_or_path, revision, base, model)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
@@ -263,6 +264,16 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(f"The adapter {name_or_path} does not belong to its base model {base}: {error}") from error
     return model.merge_and_unload().eval()
+
+
+def _check_modalities_of_adapter(name: str, revision: str | None, base: str, model: GapClosedClipModel) -> None:
+    saved = PeftConfig.from_pretrained(name, revision=revision).modules_to_save or []
+    wanted = dict.fromkeys(path.split(".")[1] for path in saved if path.startswith("modality_towers."))
+    if lacking := [modality for modality in wanted if modality not in model.config.modality_names]:
+        raise ValueError(
+            f"The adapter {name} was trained with the modality {' and '.join(lacking)}, and its base model {base} has "
+            f"none: put the base that was saved beside it into {Path(name) / BASE}, or name it in {ADAPTER_CONFIG}."
+        )
 
 
 def _check_model(folder: Path) -> None:
