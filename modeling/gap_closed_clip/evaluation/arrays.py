@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..messages import shorten, suggest
-from .embed import Columns, PairEmbeddings
+from .pair_embeddings import Columns, PairEmbeddings
 from .post_hoc import unit
 
 

@@ -65,10 +65,10 @@ def embed_pairs(
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
     embeds: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("image", *further)}
     with evaluation_mode(model), channels_last(model), autocast:
-        for names, once in parts.items():
+        for names, part in parts.items():
             seen = no_columns([name for name in names if name != "image"])
             gather = partial(collate, collator=collator, modalities=names)
-            loader: DataLoader = DataLoader(once, collate_fn=gather, **settings)  # type: ignore[arg-type]
+            loader: DataLoader = DataLoader(part, collate_fn=gather, **settings)  # type: ignore[arg-type]
             what = "Embedding images" if "image" in names else f"Embedding {names[0]}"
             for name, ids, inputs in each_new(loader, seen, model.device, what):
                 found = _embed(model, name, inputs, normalize)
@@ -78,17 +78,28 @@ def embed_pairs(
             raise ValueError("There is no pair to embed: the data set or split is empty.")
         captions = filter(None, columns.captions) if further else columns.captions
         embeds["text"] = embed_captions(model, collator, captions, batch_size, normalize)
+    return _together(columns, embeds, further)
+
+
+def _together(columns: Columns, embeds: dict[str, dict[str, np.ndarray]], further: Sequence[str]) -> PairEmbeddings:
+    """The embeddings by row; zeros where further modalities let a pair lack one.
+
+    Args:
+        embeds: by the name of a modality, what was found by the ids of its values, a caption being its own.
+    """
     ids = {"image": columns.image_ids, "text": columns.captions}
     ids |= {name: values.ids for name, values in columns.values.items()}
-    width = len(next(iter(next(filter(None, embeds.values())).values())))
-    nothing = {"": np.zeros(width, np.float32)} if further else {}  # of a pair that lacks the modality
-    stacked = {name: np.stack([(nothing | embeds[name])[each] for each in ids[name]]) for name in ids}
+    some = next(found for found in embeds.values() if found)
+    nothing = {"": np.zeros_like(next(iter(some.values())))} if further else {}
+    known = {name: nothing | found for name, found in embeds.items()}
+    rows = {name: np.stack([known[name][each] for each in ids[name]]) for name in ids}
+    present = {name: np.array([each != "" for each in found]) for name, found in ids.items()} if further else {}
     return PairEmbeddings(
-        stacked.pop("image"),
-        stacked.pop("text"),
+        rows["image"],
+        rows["text"],
         **columns._asdict(),
-        further=stacked,
-        present={name: np.array([each != "" for each in found]) for name, found in ids.items()} if further else {},
+        further={name: rows[name] for name in further},
+        present=present,
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from .embed import PairEmbeddings
+from .pair_embeddings import PairEmbeddings
 
 
 # Okabe and Ito's colours, told apart by everyone.

@@ -164,11 +164,14 @@ class PairEmbeddings:
     def select(self, rows: np.ndarray) -> "PairEmbeddings":
         """Those of some pairs, by their rows."""
         lists = (self.image_ids, self.captions, self.labels, self.sources)
-        columns = ([values[row] for row in rows] for values in lists)
+        image_ids, captions, labels, sources = ([values[row] for row in rows] for values in lists)
         return PairEmbeddings(
             self.image_embeds[rows],
             self.text_embeds[rows],
-            *columns,
+            image_ids,
+            captions,
+            labels,
+            sources,
             values={name: values.select(rows) for name, values in self.values.items()},
             further={name: embeds[rows] for name, embeds in self.further.items()},
             present={name: present[rows] for name, present in self.present.items()},

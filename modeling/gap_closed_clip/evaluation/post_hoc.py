@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf_shrinkage
 
 from ..messages import did_you_mean
-from .embed import PairEmbeddings
+from .pair_embeddings import PairEmbeddings
 
 
 @dataclass

@@ -2,23 +2,16 @@
 
 import logging
 import math
-import warnings
 from collections.abc import Callable
 
 import evaluate
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import (
-    adjusted_rand_score,
-    balanced_accuracy_score,
-    normalized_mutual_info_score,
-    v_measure_score,
-)
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
+from ._clusters import CLUSTERING, cluster_scores
 from ._embeddings import (
     ID_ARGUMENTS,
     PAIR_ARGUMENTS,
@@ -98,7 +91,6 @@ Examples:
      'chance_balanced_accuracy': 0.5}
 """
 
-_CLUSTERING = ("v_measure", "nmi", "ari")
 _DIRECTIONS = ("image_to_text", "text_to_image")
 _ACROSS = (
     *(f"{what}_accuracy_{way}" for what in ("knn", "linear_probe", "majority") for way in _DIRECTIONS),
@@ -193,17 +185,6 @@ def _accuracies(direction: str, truth: np.ndarray, predictions: dict[str, np.nda
     return result
 
 
-def _cluster(image: np.ndarray, text: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, float]:
-    """V-measure, NMI and ARI of k-means on both modalities stacked."""
-    k_means = KMeans(n_clusters=int(labels.max()) + 1, n_init=10, random_state=seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than labels: the scores say it
-        clusters = k_means.fit_predict(np.concatenate([image, text]))
-    truth = np.concatenate([labels, labels])
-    scores = (v_measure_score, normalized_mutual_info_score, adjusted_rand_score)
-    return {name: float(score(truth, clusters)) for name, score in zip(_CLUSTERING, scores, strict=True)}
-
-
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CrossModalGrouping(EmbeddingMetric):
     optional_inputs = ("image_ids", "caption_ids")
@@ -232,10 +213,10 @@ class CrossModalGrouping(EmbeddingMetric):
         found = sorted(set(names) - {""})
         if len(found) < 2:
             logger.warning("cross_modal_grouping needs two different labels or more, got %s: all is nan.", found)
-            return dict.fromkeys(_CLUSTERING + _ACROSS, math.nan)
+            return dict.fromkeys(CLUSTERING + _ACROSS, math.nan)
         groups = numbered([name for name in names if name])
         image, text, images, captions, families = (part[keep] for part in (image, text, images, captions, families))
-        result = _cluster(image, text, groups, seed)
+        result = cluster_scores([image, text], [groups, groups], seed)
 
         if len(set(families)) < 2:
             logger.warning("cross_modal_grouping: all pairs share images or captions, kNN and linear probe are nan.")
@@ -252,4 +233,4 @@ class CrossModalGrouping(EmbeddingMetric):
             }
             result |= _accuracies(direction, tested[1], predictions)
         result["chance_balanced_accuracy"] = 1 / len(found)
-        return {name: result[name] for name in (*_CLUSTERING, *_ACROSS)}
+        return {name: result[name] for name in (*CLUSTERING, *_ACROSS)}
