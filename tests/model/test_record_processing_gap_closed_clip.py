@@ -137,8 +137,8 @@ GOOD = {"age": 62, "sex": "male", "birth": "1960-01-01", "study": "2020-01-01"}
 BAD = {
     "a string where a number belongs": (
         {"age": "about sixty"},
-        "Record, row 1 (from 0), field 'age': 'about sixty' is no number. Correct it, or leave it empty (None) where it "
-        "is not known. If the field holds words, it is a category.",
+        "Record, row 1 (from 0), field 'age': 'about sixty' is no number. Correct it, or leave it empty (None) where "
+        "it is not known. If the field holds words, it is a category.",
     ),
     "a decimal comma": ({"age": "62,5"}, "field 'age': '62,5' is no number."),
     "a boolean where a number belongs": ({"age": True}, "field 'age': True is no number."),
@@ -148,8 +148,8 @@ BAD = {
     "a number beyond float32": ({"age": 1e300}, "field 'age': 1e+300 is beyond what can be computed with."),
     "a field too many": (
         {"agee": 62},
-        "Record, row 1 (from 0), field 'agee' with the value 62: the schema has no such field. Did you mean 'age'? Its "
-        "fields are: sex, age, birth, study. Leave it out, or rename it.",
+        "Record, row 1 (from 0), field 'agee' with the value 62: the schema has no such field. Did you mean 'age'? "
+        "Its fields are: sex, age, birth, study. Leave it out, or rename it.",
     ),
     "no date": ({"birth": "60s"}, "field 'birth': '60s' is no date. Write it as 2021-03-31."),
     "a day that is not there": ({"birth": "2019-02-30"}, "'2019-02-30' is no date."),
@@ -221,8 +221,8 @@ UNFIT = {
     "an identifier": (column(f"P{i:05d}" for i in range(99)), "an identifier tells nothing of other patients."),
     "a million categories": (
         column(f"id {i}" for i in range(1_000_000)),
-        "field 'it': it has 1,000,000 categories, more than 10,000: most are too rare to be learned, and an identifier "
-        "tells nothing of other patients. Leave the field out, or group its values first.",
+        "field 'it': it has 1,000,000 categories, more than 10,000: most are too rare to be learned, and an "
+        "identifier tells nothing of other patients. Leave the field out, or group its values first.",
     ),
     "numbers and words": (
         column([1, 2, 3, "old"]),

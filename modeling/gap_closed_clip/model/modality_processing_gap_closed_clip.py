@@ -39,7 +39,7 @@ def check_modality_names(names: Sequence[str]) -> None:
         problem = None
         if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name.startswith("_"):
             problem = "it must be of small letters, digits and '_', and begin with a letter"
-        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict, name):
+        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict(), name):
             problem = "this name, or what it begins with, means something else already"
         for other in names:
             if isinstance(other, str) and problem is None and other != name and other.startswith(f"{name}_"):
@@ -85,9 +85,12 @@ def _load(name: str, description: dict[str, Any]) -> Any:
 
 def describe_modality_processors(processors: dict[str, Any]) -> dict[str, Any]:
     """What `load_modality_processors` makes the same processors of."""
-    described = {name: dict(processor.to_dict()) for name, processor in processors.items()}
-    for description in described.values():
-        description.pop("auto_map", None)  # of a folder that an image processor has been saved in
+    described = {}
+    for name, processor in processors.items():
+        described[name] = processor.to_dict()
+        if not isinstance(processor, ArrayProcessor | RecordProcessor):  # whose order is that of reading
+            # `auto_map` is of a folder that an image processor has been saved in.
+            described[name] = {key: value for key, value in sorted(described[name].items()) if key != "auto_map"}
     return described
 
 

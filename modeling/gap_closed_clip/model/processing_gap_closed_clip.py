@@ -96,20 +96,20 @@ class GapClosedClipProcessor(ProcessorMixin):
         samples: dict[str, list] = {
             name: as_samples(self.modality_processors[name], given) for name, given in further.items()
         }
+        lacking_images, images = _fill_in(images, Image.new("RGB", (32, 32)))
+        lacking_texts, text = _fill_in(text, "")
+        for name, lacking in (("image", lacking_images), ("text", lacking_texts)):
+            samples |= {} if lacking is None else {name: [None if lacks else True for lacks in lacking]}
         encoded: dict[str, Any] = {}
-        for name, values in samples.items():
-            encoded |= encode_modality(name, self.modality_processors[name], values)
-        if images is not None or text is not None:
-            kwargs.setdefault("return_tensors", "pt")
-            lacking_images, images = _fill_in(images, Image.new("RGB", (32, 32)))
-            lacking_texts, text = _fill_in(text, "")
-            encoded |= self._encode_pairs(images, text, **kwargs)
-            for name, lacking in (("image", lacking_images), ("text", lacking_texts)):
-                samples |= {} if lacking is None else {name: [None if lacks else True for lacks in lacking]}
-            if lacking_images is not None and any(lacking_images):
-                encoded["pixel_values"][lacking_images] = 0
         if any(value is None for values in samples.values() for value in values):
             encoded["modality_mask"] = self._mask(samples)
+        for name in further:
+            encoded |= encode_modality(name, self.modality_processors[name], samples[name])
+        if images is not None or text is not None:
+            kwargs.setdefault("return_tensors", "pt")
+            encoded |= self._encode_pairs(images, text, **kwargs)
+        if lacking_images is not None and any(lacking_images):
+            encoded["pixel_values"][lacking_images] = 0
         return BatchFeature(encoded)
 
     def _mask(self, samples: dict[str, list]) -> torch.Tensor:
