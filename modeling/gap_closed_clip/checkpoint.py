@@ -263,7 +263,11 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
             model = PeftModel.from_pretrained(model, name_or_path, revision=revision)
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(f"The adapter {name_or_path} does not belong to its base model {base}: {error}") from error
-    return model.merge_and_unload().eval()
+    model = model.merge_and_unload().eval()
+    run = cached_file(name_or_path, RUN_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if run is not None:  # what config.json of a whole model says
+        model.config.fusion_weights = _read_json(Path(run)).get("fusion_weights", model.config.fusion_weights)
+    return model
 
 
 def _check_modalities_of_adapter(name: str, revision: str | None, base: str, model: GapClosedClipModel) -> None:

@@ -8,15 +8,11 @@ from timm.models import group_parameters
 from torch import nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ..model.encoding_gap_closed_clip import GapClosedClipTowers
 from ..model.tower_kinds_gap_closed_clip import is_timm
 from ..model.towers_gap_closed_clip import batch_norms
 from .arguments import ModelArguments
-
-
-logger = logging.get_logger(__name__)
 
 
 def release_towers(model: GapClosedClipTowers, args: ModelArguments, modalities: Collection[str] = ()) -> None:
@@ -48,9 +44,8 @@ def release_towers(model: GapClosedClipTowers, args: ModelArguments, modalities:
 
 
 def _release_modalities(model: GapClosedClipTowers, args: ModelArguments, modalities: Collection[str]) -> None:
-    unused = [name for name in model.config.modalities or {} if name not in modalities]
     for name in model.config.modalities or {}:
-        model.modality_towers[name].requires_grad_(name not in unused)
+        model.modality_towers[name].requires_grad_(name in modalities)
         tower = model.parts(name).tower
         if name in args.freeze_modalities:
             tower.requires_grad_(False)
@@ -58,11 +53,6 @@ def _release_modalities(model: GapClosedClipTowers, args: ModelArguments, modali
         if args.freeze_batch_norm and (described is None or isinstance(described.get("tower"), str)):
             for layer in batch_norms(tower):
                 layer.requires_grad_(False)
-    if unused:
-        logger.warning(
-            f"The model takes {' and '.join(unused)}, and data.modalities has none: {' and '.join(unused)} will not "
-            "train along, while image and text move. Name the columns there to keep them aligned."
-        )
 
 
 def image_blocks(vision_model: PreTrainedModel) -> list[list[nn.Parameter]]:

@@ -9,6 +9,7 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 from ..evaluation import evaluate_model, write_report
 from .build import RunParts, build
 from .config import RunConfig
+from .fuse import set_fusion_weights
 from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
 from .recenter import RecenterCallback
@@ -34,7 +35,8 @@ def train(config: RunConfig) -> TrainingResult:
 
 def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
     """
-    Trains, and centers the projections exactly; another run's results in the output folder are deleted at the last
+    Trains, centers the projections exactly, and measures what each of more than two modalities counts for in a query;
+    another run's results in the output folder are deleted at the last
     moment, if that was asked for.
 
     Returns:
@@ -59,6 +61,8 @@ def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
+    if parts.encoder.config.modalities and parts.trains_encoder and trainer.is_world_process_zero():
+        set_fusion_weights(parts.encoder, parts.batches_to_weigh(args))
     return trainer
 
 
