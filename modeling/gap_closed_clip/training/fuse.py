@@ -1,5 +1,6 @@
 """What a query of several modalities weighs each of them with, measured when training ends."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -34,10 +35,12 @@ def set_fusion_weights(model: GapClosedClipModel, batches: Iterable[dict[str, Te
         return
     try:
         weights = fusion_weights(_embeddings(model, batches))
+        if not all(map(math.isfinite, weights.values())):
+            raise ValueError(f"the weights are {weights}, since embeddings are not finite.")
     except ValueError as error:
         logger.warning(f"How much each modality counts in a query of several stays open, so all count alike: {error}")
-        weights = None
-    model.config.fusion_weights = None if weights is None else {name: round(w, 4) for name, w in weights.items()}
+        weights = {}
+    model.config.fusion_weights = {name: round(weight, 4) for name, weight in weights.items()} or None
 
 
 @torch.no_grad()

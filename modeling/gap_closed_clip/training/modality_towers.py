@@ -61,9 +61,12 @@ def new_modalities(args: ModelArguments, given: FurtherColumns, trained: Mapping
 
 def _record(name: str, entry: Mapping[str, Any], given: FurtherColumns) -> Further:
     columns, descriptions = given.columns[name], entry.get("fields") or {}
-    fields = [{"name": column, **descriptions[column]} if column in descriptions else column for column in columns]
     others = {one.get("relative_to") for one in descriptions.values()}
-    fields = [one for one in fields if one not in others]  # the other date of a date is no field of its own
+    fields = [
+        {"name": column, **descriptions[column]} if column in descriptions else column
+        for column in columns
+        if column not in others  # the other date of a date is no field of its own
+    ]
     rows = given.values(name)
     try:
         processor = RecordProcessor.fit(rows, fields)
