@@ -313,8 +313,7 @@ def _report(
 
 
 def _unit(features: PairEmbeddings) -> PairEmbeddings:
-    image, text = (unit(z).astype("float32") for z in (features.image_embeds, features.text_embeds))
-    return replace(features, image_embeds=image, text_embeds=text)
+    return features.with_embeds({name: unit(features.embeds(name)).astype("float32") for name in features.modalities})
 
 
 def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation]) -> None:

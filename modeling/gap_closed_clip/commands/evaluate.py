@@ -48,6 +48,7 @@ from ..checkpoint import CONFIG_FILE, check_model_name, check_writable, is_local
 from ..data import DataArguments
 from ..evaluation import Comparison, ComparisonSettings
 from ..evaluation.arrays import ArrayFiles, is_arrays
+from ..evaluation.modality_report import what_captions_tell
 from ..messages import suggest
 from ..training import RunConfig, fields_of, load_config
 from . import CommandParser, keep_freed_memory
@@ -120,6 +121,9 @@ def run(command: EvalCommand) -> None:
         number = f"{len(comparison.pairs)} pairs, " if isinstance(comparison.pairs, Dataset) else ""
         what = f"{number}split '{settings.split}' of {config.data.title}"
     print(f"\n{what}\n\n{table}\n")
+    for told in dict.fromkeys(what_captions_tell(e.metrics) for e in comparison.evaluations.values()):
+        if told:
+            print(told)
     print(f"metrics.json, metrics.md and the figures are in {settings.output}")
 
 

@@ -16,7 +16,7 @@ from .captions import Captions, check_references, evaluate_captions, nearest_cap
 from .embed import PairEmbeddings, columns_of, embed_pairs
 from .evaluate_model import Evaluation, evaluate_model
 from .evaluate_pairs import evaluate_embeddings
-from .post_hoc import centering
+from .post_hoc import fit_pairs
 from .report import write_report
 
 
@@ -151,7 +151,7 @@ class Comparison:
             return
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
         if self.settings.centering:
-            centered = centering(train.image_embeds, train.text_embeds).apply(evaluation.embeddings)
+            centered = fit_pairs("centering", train).apply(evaluation.embeddings)
             self.evaluations[f"{name}, centered"] = Evaluation.of(centered, evaluate_embeddings)
         if self.settings.nearest_caption:
             self._add_nearest(name, model, processor, evaluation.embeddings, train)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -69,7 +70,9 @@ def evaluate_model(
     """
     if model.can_generate():
         return Evaluation.of(*captions_and_measure(model, processor, pairs, **settings))
-    return Evaluation.of(embed_pairs(model, processor, pairs, **settings), evaluate_embeddings)
+    weights = getattr(model.config, "fusion_weights", None)
+    measure = partial(evaluate_embeddings, fusion_weights=weights)
+    return Evaluation.of(embed_pairs(model, processor, pairs, **settings), measure)
 
 
 __all__ = ["Evaluation", "evaluate_model"]

@@ -12,7 +12,7 @@ themselves make the gap vanish by construction.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from sklearn.covariance import ledoit_wolf_shrinkage
@@ -43,15 +43,22 @@ class AffineMap:
 
 @dataclass
 class PostHocMaps:
-    """The maps of both modalities."""
+    """The maps of both modalities, and of further ones by name."""
 
     image: AffineMap
     text: AffineMap
+    further: dict[str, AffineMap] = field(default_factory=dict)
+
+    def by_modality(self) -> dict[str, AffineMap]:
+        """All maps by the names of the modalities."""
+        return {"image": self.image, "text": self.text, **self.further}
 
     def apply(self, embeddings: PairEmbeddings) -> PairEmbeddings:
-        """Other pairs, mapped; in float32, as all embeddings of pairs are."""
-        image, text = self.image(embeddings.image_embeds), self.text(embeddings.text_embeds)
-        return replace(embeddings, image_embeds=image.astype(np.float32), text_embeds=text.astype(np.float32))
+        """Other pairs, mapped; in float32, as all embeddings of pairs are. What a pair lacks stays a row of zeros."""
+        maps = self.by_modality()
+        return embeddings.with_embeds(
+            {name: maps[name](embeddings.embeds(name)).astype(np.float32) for name in embeddings.modalities}
+        )
 
 
 def mean_shift(image_embeds: np.ndarray, text_embeds: np.ndarray) -> PostHocMaps:
@@ -91,7 +98,7 @@ def centering(image_embeds: np.ndarray, text_embeds: np.ndarray, normalize: bool
         ValueError: as `fit`.
     """
     image, text = _unit_rows(image_embeds, text_embeds, normalize)
-    return PostHocMaps(*(_translation(-z.mean(axis=0), normalize) for z in (image, text)))
+    return PostHocMaps(_translation(-image.mean(axis=0), normalize), _translation(-text.mean(axis=0), normalize))
 
 
 def realign(image_embeds: np.ndarray, text_embeds: np.ndarray, epsilon: float = 1e-8) -> PostHocMaps:
@@ -143,7 +150,8 @@ def whitening(image_embeds: np.ndarray, text_embeds: np.ndarray, shrinkage: floa
     """
     if shrinkage is not None and not 0 <= shrinkage <= 1:
         raise ValueError(f"whitening: shrinkage is {shrinkage}; use a number from 0 to 1, or None for Ledoit-Wolf's.")
-    return PostHocMaps(*(_whitening_of(z, shrinkage) for z in _unit_rows(image_embeds, text_embeds)))
+    image, text = _unit_rows(image_embeds, text_embeds)
+    return PostHocMaps(_whitening_of(image, shrinkage), _whitening_of(text, shrinkage))
 
 
 def procrustes(image_embeds: np.ndarray, text_embeds: np.ndarray) -> PostHocMaps:
@@ -199,6 +207,48 @@ def fit(method: str, image_embeds: np.ndarray, text_embeds: np.ndarray) -> PostH
     return METHODS[method](image_embeds, text_embeds)
 
 
+def fit_pairs(method: str, embeddings: PairEmbeddings, normalize: bool = True) -> PostHocMaps:
+    """
+    The maps of a method for every modality of embedded pairs, each fitted on those pairs that have what it looks at.
+
+    Further modalities are treated as texts are: `centering` and `whitening` look at each modality alone; `realign` and
+    `procrustes` move each one onto the images, procrustes by the pairs that have both. Of `mean_shift`, where every
+    modality moves by the way from its mean to the mean of all M means, two modalities are the published case.
+
+    Args:
+        method: one of METHODS.
+        normalize: of `centering`.
+
+    Raises:
+        ValueError: as `fit`; no pair has a modality, or both of two.
+    """
+    if not embeddings.further:
+        if method == "centering":
+            return centering(embeddings.image_embeds, embeddings.text_embeds, normalize)
+        return fit(method, embeddings.image_embeds, embeddings.text_embeds)
+    names = embeddings.modalities
+    given = {name: embeddings.having(name).embeds(name) for name in names}
+    for name in names:
+        if not len(given[name]):
+            raise ValueError(f"{method}: none of the pairs has the modality {name}: there is nothing to fit.")
+    if method == "mean_shift":
+        means = {name: unit(z).mean(axis=0) for name, z in given.items()}
+        common = np.mean(list(means.values()), axis=0)
+        maps = {name: _translation(common - mean) for name, mean in means.items()}
+    else:
+        maps = {}
+        for name in names[1:]:
+            image, other = given["image"], given[name]
+            if method == "procrustes":
+                both = embeddings.having("image", name)
+                image, other = both.image_embeds, both.embeds(name)
+            found = centering(image, other, normalize) if method == "centering" else fit(method, image, other)
+            maps[name] = found.text
+            if "image" not in maps:
+                maps["image"] = centering(given["image"], other).image if method == "procrustes" else found.image
+    return PostHocMaps(maps.pop("image"), maps.pop("text"), maps)
+
+
 def unit(z: np.ndarray) -> np.ndarray:
     """The rows of z (N, D) at unit length, in float64. A row of zeros stays zero."""
     z = np.asarray(z, dtype=np.float64)
@@ -248,6 +298,7 @@ __all__ = [
     "PostHocMaps",
     "centering",
     "fit",
+    "fit_pairs",
     "mean_shift",
     "procrustes",
     "realign",

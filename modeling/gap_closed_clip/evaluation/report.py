@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset, IterableDataset
 
 from .. import __version__
@@ -27,9 +26,10 @@ from .caption_figure import plot_captions
 from .captions import Captions
 from .evaluate_model import Evaluation
 from .figures import plot_cosine_histograms, plot_projection
+from .modality_report import modality_report
+from .tables import Metrics, cell_of, runs_of, table
 
 
-Metrics = Mapping[str, float]
 LIBRARIES = ("torch", "transformers", "timm", "datasets", "evaluate", "scikit-learn", "numpy")
 # Metric: (what the table calls it and which way is better, format of its value). `nmi` equals the V-measure, and of
 # the recalls that chance has the table shows the one that belongs to the mean of both directions.
@@ -69,6 +69,19 @@ ROWS = {
     "linear_probe_balanced_accuracy_image_to_text": ("balanced linear probe, images to captions ↑", "{:.1%}"),
     "linear_probe_balanced_accuracy_text_to_image": ("balanced linear probe, captions to images ↑", "{:.1%}"),
     "chance_balanced_accuracy": ("chance: balanced accuracy", "{:.1%}"),
+    "mean_over_pairs_modality_gap": ("every two modalities: modality gap ↓", "{:.3f}"),
+    "mean_over_pairs_debiased_modality_gap": ("every two modalities: debiased gap ↓", "{:.3f}"),
+    "mean_over_pairs_true_pair_cosine": ("every two modalities: true-pair cosine ↑", "{:.3f}"),
+    "mean_over_pairs_random_pair_cosine": ("every two modalities: random-pair cosine", "{:.3f}"),
+    "mean_over_pairs_margin": ("every two modalities: margin ↑", "{:.3f}"),
+    "mean_over_pairs_recall@10": ("every two modalities: R@10 ↑", "{:.1%}"),
+    "mean_over_pairs_chance_recall@10": ("every two modalities: chance, R@10", "{:.1%}"),
+    "mean_over_pairs_v_measure": ("every two modalities: V-measure ↑", "{:.1%}"),
+    "mean_over_pairs_ari": ("every two modalities: adjusted Rand index ↑", "{:.3f}"),
+    "centroid_spread": ("all modalities: spread of the means ↓", "{:.3f}"),
+    "debiased_centroid_spread": ("all modalities: debiased spread ↓", "{:.3f}"),
+    "all_v_measure": ("all modalities stacked: V-measure ↑", "{:.1%}"),
+    "all_ari": ("all modalities stacked: adjusted Rand index ↑", "{:.3f}"),
     "coco_bleu_1": ("BLEU-1 ↑", "{:.1%}"),
     "coco_bleu_2": ("BLEU-2 ↑", "{:.1%}"),
     "coco_bleu_3": ("BLEU-3 ↑", "{:.1%}"),
@@ -84,6 +97,7 @@ ROWS = {
     "caption_words": ("words a caption", "{:.1f}"),
     "num_images": ("images", "{:.0f}"),
     "num_pairs": ("pairs", "{:.0f}"),
+    "num_samples": ("samples, with what they have", "{:.0f}"),
 }
 
 
@@ -94,31 +108,28 @@ def metrics_table(results: Mapping[str, Metrics | Sequence[Metrics]]) -> str:
         results: {model name: its metrics, or those of several runs of it (seeds): shown as mean ± standard deviation
             with N - 1}. Metrics that no model has are left out, nan and missing ones are shown as "-".
     """
-    runs = {name: [found] if isinstance(found, Mapping) else list(found) for name, found in results.items()}
-    cells = [["metric", *runs]]
+    runs = {name: runs_of(found) for name, found in results.items()}
+    rows = [["metric", *runs]]
     for metric, (label, form) in ROWS.items():
         if any(metric in run for found in runs.values() for run in found):
-            cells.append([label, *(_cell([run.get(metric, math.nan) for run in r], form) for r in runs.values())])
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    lines = []
-    for row in cells:
-        padded = [row[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append(f"| {' | '.join(padded)} |")
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines.insert(1, f"| {' | '.join(rule)} |")
-    return "\n".join(lines)
+            rows.append([label, *(cell_of(found, metric, form) for found in runs.values())])
+    return table(rows)
 
 
 def metrics_report(results: Mapping[str, Metrics], sources: Mapping[str, Mapping[str, Metrics]]) -> str:
     """The table of all pairs; of several sources also each one's own and the means over them.
 
-    Of one model these are columns beside the first one, of several models they are tables with headings.
+    Of one model these are columns beside the first one, of several models they are tables with headings. The tables of
+    `modality_report` follow where a model has more than two modalities.
 
     Args:
         results: {model name: its metrics of all pairs}.
         sources: {source: {model name: its metrics of the source's own pairs}}.
     """
+    return "\n\n".join(filter(None, [_report_of_all(results, sources), modality_report(results, sources)]))
+
+
+def _report_of_all(results: Mapping[str, Metrics], sources: Mapping[str, Mapping[str, Metrics]]) -> str:
     if len(sources) < 2:
         return metrics_table(results)
     means = {
@@ -130,13 +141,6 @@ def metrics_report(results: Mapping[str, Metrics], sources: Mapping[str, Mapping
         (model,) = results
         return metrics_table({title: found[model] for title, found in tables.items()})
     return "\n\n".join(f"### {title}\n\n{metrics_table(found)}" for title, found in tables.items())
-
-
-def _cell(values: list[float], form: str) -> str:
-    if any(math.isnan(value) for value in values):
-        return "-"
-    mean = form.format(np.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {form.format(np.std(values, ddof=1))}"
 
 
 def write_metrics(
@@ -231,8 +235,8 @@ def write_report(
     names = dict.fromkeys(source for evaluation in evaluations.values() for source in evaluation.by_source)
     sources = {source: {name: e.by_source.get(source, {}) for name, e in evaluations.items()} for source in names}
     write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings, sources)
-    table = metrics_report(metrics, sources)
-    (folder / "metrics.md").write_text(table + "\n", encoding="utf-8")
+    report = metrics_report(metrics, sources)
+    (folder / "metrics.md").write_text(report + "\n", encoding="utf-8")
     if embeddings:
         plot_projection(embeddings, metrics, folder / PROJECTION_FIGURE)
         plot_cosine_histograms(embeddings, metrics, folder / COSINES_FIGURE)
@@ -240,7 +244,7 @@ def write_report(
         write_captions(folder / CAPTIONS_FILE, captions)
         if isinstance(pairs, Dataset):
             plot_captions(captions, pairs, folder / CAPTIONS_FIGURE)
-    return table
+    return report
 
 
 def write_captions(path: str | Path, captions: Mapping[str, Captions]) -> None:

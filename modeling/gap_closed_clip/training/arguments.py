@@ -121,7 +121,7 @@ class ModelArguments:
 
 def lower_is_better(metric: str) -> bool:
     """Whether a metric of the evaluations is better the lower it is: a loss, or one whose row in reports says so."""
-    if metric.endswith("loss"):
+    if metric.endswith(("loss", "_median_rank", "_mae@1", "_mae@10")):  # the latter of any two modalities
         return True
     named = [name for name in ROWS if metric == name or metric.endswith(f"_{name}")]
     return bool(named) and "↓" in ROWS[max(named, key=len)][0]

@@ -22,9 +22,7 @@ def fit_post_hoc(method: str, features: PairEmbeddings) -> PostHocMaps:
     Raises:
         ValueError: an unknown method, or features that it can't be fitted on.
     """
-    if method == "centering":
-        return post_hoc.centering(features.image_embeds, features.text_embeds, normalize=False)
-    return post_hoc.fit(method, features.image_embeds, features.text_embeds)
+    return post_hoc.fit_pairs(method, features, normalize=method != "centering")
 
 
 def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapClosedClipModel:
@@ -45,7 +43,7 @@ def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapC
         ValueError: as `check_can_close`.
     """
     check_can_close(model)
-    by_modality = {"visual": maps.image, "text": maps.text}
+    by_modality = maps.by_modality()
     if method == "centering":
         changes: dict[str, Any] = {"center_projections": True}
         weights = [_centers(model, modality, found) for modality, found in by_modality.items()]
@@ -72,18 +70,23 @@ def check_can_close(model: GapClosedClipModel) -> None:
 
 
 def _centers(model: GapClosedClipModel, modality: str, found: AffineMap) -> dict[str, Any]:
-    name = f"{modality}_centering"
     mean = -found.bias
     count = torch.zeros(())
     if model.config.center_projections:
         # Features come centered by the mean that is there already: what was found is what is left of it.
-        centering = getattr(model, name)
+        centering: Any = model.parts(modality).centering
         mean, count = mean + centering.running_mean.double().cpu().numpy(), centering.num_batches_tracked
+    name = _prefix(modality) + "centering"
     return {f"{name}.running_mean": mean, f"{name}.num_batches_tracked": count}
 
 
 def _numbers_of_the_map(modality: str, found: AffineMap) -> dict[str, Any]:
-    return {f"{modality}_map.{name}": getattr(found, name) for name in ("weight", "bias", "shift")}
+    return {f"{_prefix(modality)}map.{name}": getattr(found, name) for name in ("weight", "bias", "shift")}
+
+
+def _prefix(modality: str) -> str:
+    """What the names of a modality's parts in the state dict begin with."""
+    return {"image": "visual_", "text": "text_"}.get(modality, f"modality_towers.{modality}.")
 
 
 __all__ = ["check_can_close", "close_gap", "fit_post_hoc"]
