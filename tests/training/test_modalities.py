@@ -21,7 +21,10 @@ from gap_closed_clip.training.modalities import FurtherColumns
 from gap_closed_clip.training.release import set_tower_learning_rate
 
 
-VISION = {"architecture": "eva02_tiny_patch14_224", "model_args": {"img_size": 28, "embed_dim": 48, "depth": 1, "num_heads": 3}}  # fmt: skip # noqa: E501
+VISION = {
+    "architecture": "eva02_tiny_patch14_224",
+    "model_args": {"img_size": 28, "embed_dim": 48, "depth": 1, "num_heads": 3},
+}
 TEXT = {
     "hidden_size": 48,
     "num_hidden_layers": 1,
@@ -85,24 +88,45 @@ def table(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (['modalities={record: {tower: {hidden_sise: 32}}}'], "record.tower: unknown key 'hidden_sise': did you mean 'hidden_size'"),
-        (['modalities={record: {tower: {num_numbers: 3}}}'], "record.tower.num_numbers: leave it out, training takes it"),
-        (['modalities={record: {tower: {hidden_size: 30}}}'], "hidden_size is 30: use a multiple of num_attention_heads"),
-        (['modalities={record: {towre: {}}}'], "model.modalities.record: unknown key 'towre': did you mean 'tower'"),
-        (['modalities={record: 3}'], "model.modalities.record is 3: it is a mapping with the keys tower, pooling, fields"),
-        (['modalities={record: {tower: 3}}'], "model.modalities.record.tower is 3: name a folder or a Hub id"),
-        (['modalities={record: {pooling: max}}'], "record.pooling is 'max': use one of cls, mean, pooler"),
-        (['modalities={record: {fields: [age]}}'], "it maps columns of the record to what is to be known of them"),
-        (['modalities={image: {}}'], "A modality is called 'image', a name that is taken"),
-        (['modalities={audio: {tower: {model_type: audio-spectrogram}}}'], "transformers knows no 'audio-spectrogram': did you mean 'audio-"),
-        (['modalities={audio: {tower: {model_type: vit, hiden_size: 8}}}'], "unknown key 'hiden_size': did you mean 'hidden_size'"),
-        (['modalities={lateral: {tower: {architecture: resnet_eightteen}}}'], "model.modalities.lateral.tower.architecture: timm .* has no"),
-        (['projection_hidden_dim={recrod: 32}'], "projection_hidden_dim has .*: its keys are image, text, record"),
-        (['anchor=recrod'], "anchor is 'recrod': use one of image, text, record"),
-        (['fusion_weights={image: 1}'], "unknown key 'fusion_weights'"),
+        (
+            ["modalities={record: {tower: {hidden_sise: 32}}}"],
+            "record.tower: unknown key 'hidden_sise': did you mean 'hidden_size'",
+        ),
+        (
+            ["modalities={record: {tower: {num_numbers: 3}}}"],
+            "record.tower.num_numbers: leave it out, training takes it",
+        ),
+        (
+            ["modalities={record: {tower: {hidden_size: 30}}}"],
+            "hidden_size is 30: use a multiple of num_attention_heads",
+        ),
+        (["modalities={record: {towre: {}}}"], "model.modalities.record: unknown key 'towre': did you mean 'tower'"),
+        (
+            ["modalities={record: 3}"],
+            "model.modalities.record is 3: it is a mapping with the keys tower, pooling, fields",
+        ),
+        (["modalities={record: {tower: 3}}"], "model.modalities.record.tower is 3: name a folder or a Hub id"),
+        (["modalities={record: {pooling: max}}"], "record.pooling is 'max': use one of cls, mean, pooler"),
+        (["modalities={record: {fields: [age]}}"], "it maps columns of the record to what is to be known of them"),
+        (["modalities={image: {}}"], "A modality is called 'image', a name that is taken"),
+        (
+            ["modalities={audio: {tower: {model_type: audio-spectrogram}}}"],
+            "transformers knows no 'audio-spectrogram': did you mean 'audio-",
+        ),
+        (
+            ["modalities={audio: {tower: {model_type: vit, hiden_size: 8}}}"],
+            "unknown key 'hiden_size': did you mean 'hidden_size'",
+        ),
+        (
+            ["modalities={lateral: {tower: {architecture: resnet_eightteen}}}"],
+            "model.modalities.lateral.tower.architecture: timm .* has no",
+        ),
+        (["projection_hidden_dim={recrod: 32}"], "projection_hidden_dim has .*: its keys are image, text, record"),
+        (["anchor=recrod"], "anchor is 'recrod': use one of image, text, record"),
+        (["fusion_weights={image: 1}"], "unknown key 'fusion_weights'"),
     ],
-)  # fmt: skip
-def test_a_wrong_description_is_refused_at_once(configure, words, message):  # noqa: D103
+)
+def test_a_wrong_description_is_refused_at_once(configure, words, message):
     words = [f"model.{word}" if word.startswith("modalities") else word for word in words]
     with pytest.raises(ValueError, match=message):
         configure(RECORD, *words)
@@ -111,18 +135,42 @@ def test_a_wrong_description_is_refused_at_once(configure, words, message):  # n
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.modalities={record: {}}"], "model.modalities.record is described, and data.modalities has no 'record'."),
+        (
+            ["model.modalities={record: {}}"],
+            "model.modalities.record is described, and data.modalities has no 'record'.",
+        ),
         ([RECORD, "model.modalities={recrd: {}}"], "data.modalities has no 'recrd': did you mean 'record'"),
-        (["data.modalities={audio: view}"], "data.modalities.audio is the column 'view', and nothing says which tower takes"),
-        ([RECORD, "model.modalities.record.tower=owner/name"], "is a list of columns, which is a record: its tower starts"),
-        ([RECORD, "model.modalities.record.tower={model_type: vit}"], "is a list of columns, a record, and the tower of record in model.mo"),
-        (["data.modalities={audio: view}", "model.modalities.audio.tower.hidden_size=8"], "is the column 'view' and the tower of audio .* a record's"),
-        ([RECORD, "model.modalities={record: {fields: {ages: {kind: number}}}}"], "data.modalities.record has no 'ages': did you mean 'age'"),
-        ([RECORD, "freeze_modalities=recrod"], "model.freeze_modalities: unknown modality 'recrod': did you mean 'record'"),
-        (["data.modalities={audio: view}", "model.modalities.audio.tower=./nowhere"], "model.modalities.audio.tower: there is no folder nowhere"),
+        (
+            ["data.modalities={audio: view}"],
+            "data.modalities.audio is the column 'view', and nothing says which tower takes",
+        ),
+        (
+            [RECORD, "model.modalities.record.tower=owner/name"],
+            "is a list of columns, which is a record: its tower starts",
+        ),
+        (
+            [RECORD, "model.modalities.record.tower={model_type: vit}"],
+            "is a list of columns, a record, and the tower of record in model.mo",
+        ),
+        (
+            ["data.modalities={audio: view}", "model.modalities.audio.tower.hidden_size=8"],
+            "is the column 'view' and the tower of audio .* a record's",
+        ),
+        (
+            [RECORD, "model.modalities={record: {fields: {ages: {kind: number}}}}"],
+            "data.modalities.record has no 'ages': did you mean 'age'",
+        ),
+        (
+            [RECORD, "freeze_modalities=recrod"],
+            "model.freeze_modalities: unknown modality 'recrod': did you mean 'record'",
+        ),
+        (
+            ["data.modalities={audio: view}", "model.modalities.audio.tower=./nowhere"],
+            "model.modalities.audio.tower: there is no folder nowhere",
+        ),
     ],
-)  # fmt: skip
-def test_model_and_data_that_do_not_go_together_are_refused(configure, words, message):  # noqa: D103
+)
+def test_model_and_data_that_do_not_go_together_are_refused(configure, words, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(configure(*words))
 
