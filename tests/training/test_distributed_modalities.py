@@ -22,8 +22,8 @@ EXACT = [
     *("model.text.attention_probs_dropout_prob=0.0", "model.modalities.record.tower.hidden_dropout_prob=0.0"),
     *("data.modalities={record: [age, sex], audio: spectrogram}", "per_device_train_batch_size=8"),
     "model.modalities.audio.tower={model_type: audio-spectrogram-transformer, hidden_size: 16, num_hidden_layers: "
-    "1, num_attention_heads: 2, intermediate_size: 16, patch_size: 8, max_length: 24, num_mel_bins: 16, frequency_stride: "
-    "8, time_stride: 8, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
+    "1, num_attention_heads: 2, intermediate_size: 16, patch_size: 8, max_length: 24, num_mel_bins: 16, "
+    "frequency_stride: 8, time_stride: 8, hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
 ]
 # In two processes: the same batches of 8, whole and in micro-batches.
 SHARED = {
