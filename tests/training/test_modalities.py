@@ -302,16 +302,22 @@ def test_frozen_towers_of_further_modalities_stay_and_their_projections_train(fr
     assert all(p.requires_grad for p in parts.projection.parameters())
 
 
-@pytest.mark.parametrize("source", ["scratch", "checkpoint"])
+@pytest.mark.parametrize("source", ["scratch", "checkpoint", "checkpoint of two"])
 def test_adapters_train_beside_a_record_that_is_saved_as_a_whole(configure, trained, source, tmp_path):
     words = ["data.modalities={record: [age, sex]}", "lora.layers=all", "lora.rank=2"]
-    config = configure(*words, *([f"checkpoint={trained}"] if source == "checkpoint" else []))
+    if source == "checkpoint":
+        words.append(f"checkpoint={trained}")
+    elif source == "checkpoint of two":
+        for part in build(FurtherColumns()):
+            part.save_pretrained(tmp_path / "two")
+        words.append(f"checkpoint={tmp_path / 'two'}")
+    config = configure(*words)
     train(config)
     folder = Path(config.output_dir)
     assert "modality_towers.record" in PeftConfig.from_pretrained(str(folder)).modules_to_save
-    assert (folder / "base").is_dir() == (source == "scratch")
+    assert (folder / "base").is_dir() == (source != "checkpoint")
     model, processor = load_checkpoint(folder)
-    base, _ = load_checkpoint(folder / "base" if source == "scratch" else trained)
+    base, _ = load_checkpoint(trained if source == "checkpoint" else folder / "base")
     assert model.config.fusion_weights is not None and base.config.fusion_weights is None
     changed = {name for name, tensor in base.state_dict().items() if not torch.equal(model.state_dict()[name], tensor)}
     assert {"modality_towers.record.tower.number_tokens", "modality_towers.record.projection.weight"} <= changed

@@ -144,7 +144,7 @@ def test_a_record_is_added_to_a_trained_model_of_two_modalities(two, configure):
 
 def test_a_modality_that_the_data_lack_stays_as_it_is(records, configure, caplog):
     folder, _, _ = records
-    config = configure(f"checkpoint={folder}")
+    config = configure(f"checkpoint={folder}", "weight_decay=0.5")
     train(config)
     assert "The model takes record, and data.modalities has none" in caplog.text
     before, after = (load_file(Path(path) / "model.safetensors") for path in (folder, config.output_dir))
@@ -233,6 +233,18 @@ def test_a_published_waveform_tower_brings_its_feature_extractor(table, configur
     assert all(torch.equal(kept[name], tensor) for name, tensor in tower.state_dict().items())
     assert batch_of(config, processor)["audio_input_values"].shape == (6, RATE)
     assert str(tmp_path) not in (Path(config.output_dir) / "config.json").read_text()
+
+
+def test_a_published_tower_added_to_a_checkpoint_keeps_its_weights(table, two, configure, tmp_path):
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tower = ASTModel(ASTConfig(**sizes, max_length=FRAMES, num_mel_bins=BINS))
+    tower.save_pretrained(tmp_path / "tower")
+    words = ["data.modalities={audio: spectrogram}", f"model.modalities.audio.tower={tmp_path / 'tower'}"]
+    train(configure(f"checkpoint={two}", f"data.source={table}", *words, "freeze_modalities=audio", "max_steps=1"))
+    model, _ = load_checkpoint(tmp_path / "run")
+    kept = model.parts("audio").tower.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in tower.state_dict().items())
 
 
 def test_a_second_view_gets_the_image_processor_of_its_timm_tower(table, configure, tmp_path):
