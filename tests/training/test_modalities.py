@@ -248,8 +248,8 @@ def test_a_modality_is_added_behind_those_of_a_checkpoint(trained):
 
 
 def test_fields_say_what_values_do_not():
-    entry = {"fields": {"birth": {"kind": "date", "relative_to": "seen"}, "sex": {"categories": ["male", "female"]}}}
-    entry["fields"]["sex"]["kind"] = "category"
+    sex = {"kind": "category", "categories": ["male", "female"]}
+    entry = {"fields": {"birth": {"kind": "date", "relative_to": "seen"}, "sex": sex}}
     _, processor = build(records("birth", "seen", "sex"), modalities={"record": entry})
     birth, sex = processor.modality_processors["record"].fields
     assert birth["relative_to"] == "seen" and birth["mean"] == pytest.approx((20 + 40 + 60) / 3, abs=0.01)
@@ -275,9 +275,6 @@ def test_a_record_of_numbers_or_categories_alone_gets_every_gradient(column):
     assert [
         name for name, parameter in model.named_parameters() if parameter.grad is None and parameter.requires_grad
     ] == []
-
-
-# --- what trains, and how fast
 
 
 def test_the_towers_rate_is_that_of_published_towers_and_not_of_records(trained):
