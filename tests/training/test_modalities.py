@@ -104,7 +104,7 @@ def table(tmp_path_factory) -> Path:
         (["modalities={record: {tower: 3}}"], "model.modalities.record.tower is 3: name a folder or a Hub id"),
         (["modalities={record: {pooling: max}}"], "record.pooling is 'max': use one of cls, mean, pooler"),
         (["modalities={record: {fields: [age]}}"], "it maps columns of the record to what is to be known of them"),
-        (["modalities={image: {}}"], "A modality is called 'image', a name that is taken"),
+        (["modalities={image: {}}"], "A modality cannot be called 'image'"),
         (
             ["modalities={audio: {tower: {model_type: audio-spectrogram}}}"],
             "transformers knows no 'audio-spectrogram': did you mean 'audio-",

@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint import is_local
 from ..messages import did_you_mean
-from ..model.modalities_gap_closed_clip import POOLINGS, check_name
+from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 from .package_towers import package_folder
 
@@ -84,7 +84,7 @@ def check_modality(name: Any, entry: Any) -> None:
     Raises:
         ValueError: a name that can't be one, another key, or a tower's key or value that its config does not have.
     """
-    check_name(name)
+    check_modality_names([name])
     field, known = f"model.modalities.{name}", ("tower", "pooling", "fields")
     if not isinstance(entry, Mapping):
         raise ValueError(f"{field} is {entry!r}: it is a mapping with the keys {', '.join(known)}.")
