@@ -317,6 +317,20 @@ def check_records(names: dict, place: Place) -> None:
     assert names["batch"]["categories"].tolist() == [[2, 0], [0, 0]]
 
 
+def check_fusion(names: dict, place: Place) -> None:
+    def cosine(query) -> float:
+        products = np.sum(query * names["text"], axis=1)
+        return float(np.mean(products / np.linalg.norm(query, axis=1) / np.linalg.norm(names["text"], axis=1)))
+
+    rounded = {name: round(weight, 2) for name, weight in names["best"].items()}
+    assert rounded == {"image": 1.68, "record": 0.32} and list(names["general"]) == ["image", "text", "record"]
+    assert cosine(names["queries"]) > max(cosine(names["image"]), cosine(names["record"]))
+
+
+def check_told(names: dict, place: Place) -> None:
+    assert names["told"] == {"age": 0.5, "sex": 0.5}
+
+
 CHECKS = {
     "README.md": [check_use, check_pipelines],
     "docs/captions.md": [check_captions, check_between],
@@ -324,7 +338,7 @@ CHECKS = {
     "docs/evaluation.md": [check_metrics],
     "docs/fine-tuning.md": [check_adapter],
     "docs/large-batches.md": [check_micro_batches, check_objective],
-    "docs/modalities.md": [check_records],
+    "docs/modalities.md": [check_records, check_fusion, check_told],
     "docs/publishing.md": [check_endpoint],
     "docs/search.md": [check_gallery, check_search, check_evaluator],
     "docs/training.md": [check_towers, check_trainer],

@@ -90,6 +90,16 @@ class PairCollator:
             batch |= self.tokenize([row["caption"] for row in rows])
         return batch | self._further_modalities(rows, batch["group_ids"]) if self.further else batch
 
+    def modality(self, rows: list[dict[str, Any]], name: str) -> dict[str, torch.Tensor]:
+        """The part of the batch that is one further modality, not varied: `{name}_{input of its tower}` (B, ...).
+
+        Raises:
+            ValueError: a value is nothing that the modality's processor takes.
+        """
+        plain = PairCollator(self.processor, window=self.window)
+        values = plain._values(rows, name, self.further[name], torch.empty(0))
+        return encode_modality(name, self.further[name], values)
+
     def _further_modalities(self, rows: list[dict[str, Any]], ids: torch.Tensor) -> dict[str, torch.Tensor]:
         """The inputs of the towers of further modalities, and `modality_mask` (B, M); `ids` are the group ids.
 

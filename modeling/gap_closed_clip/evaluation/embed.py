@@ -15,7 +15,6 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data import PairCollator
 from ..data.modalities import has_image, has_modality
-from ..model.modality_processing_gap_closed_clip import encode_modality
 from .fast_tower import channels_last
 from .pair_embeddings import Columns, PairEmbeddings, columns_of, first_rows, first_rows_of_those_given, no_columns
 
@@ -61,7 +60,8 @@ def embed_pairs(
         first = first_rows_of_those_given if further else first_rows
         parts = {("image",): pairs.select(list(first(columns.image_ids)))}
         for name in further:
-            parts[(name,)] = pairs.select_columns(name).select(first_rows_of_those_given(columns.values[name].ids))
+            kept = [each for each in (name, "window", "image_id", "caption") if each in pairs.column_names]
+            parts[(name,)] = pairs.select_columns(kept).select(first_rows_of_those_given(columns.values[name].ids))
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
     embeds: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("image", *further)}
     with evaluation_mode(model), channels_last(model), autocast:
@@ -137,13 +137,13 @@ def collate(
                 columns.values[name].add(row[name])
     inputs = {}
     for name in further:
-        samples = [row.get(name) for row in rows if has_modality(row, name)]
-        if samples:
-            encoded = encode_modality(name, collator.processor.modality_processors[name], samples)
+        given = [row for row in rows if has_modality(row, name)]
+        if given:
+            encoded = collator.modality(given, name)
             inputs[name] = {key.removeprefix(f"{name}_"): values for key, values in encoded.items()}
     if "image" in modalities:
-        if getattr(collator.processor, "modality_processors", None):  # then a pair may lack either
-            rows = [row | {"caption": row.get("caption") or ""} for row in rows if has_image(row)]
+        if collator.further:  # then a pair may lack the image
+            rows = [row for row in rows if has_image(row)]
         if rows:
             inputs["image"] = {"pixel_values": collator.images(rows)["pixel_values"]}
     return columns, inputs

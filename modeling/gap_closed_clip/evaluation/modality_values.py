@@ -11,7 +11,7 @@ from ..data import normalize_caption
 from ..data.hashing import hash_of_bytes
 from ..data.image_ids import image_id_of
 from ..data.modalities import has_modality
-from ..model.record_fields_gap_closed_clip import is_missing
+from ..model.record_values_gap_closed_clip import is_missing
 
 
 class ModalityValues(NamedTuple):

@@ -10,6 +10,7 @@ from datasets import Dataset
 from ..data import normalize_caption
 from ..data.image_ids import check_columns, image_id_of, image_ids_of
 from ..data.modalities import has_caption, has_image
+from ..metrics._embeddings import families_of, numbered
 from .by_source import rows_by_source
 from .modality_values import ModalityValues, values_of
 
@@ -59,7 +60,9 @@ def columns_of(pairs: Iterable[dict], modalities: Sequence[str] = ()) -> Columns
         names = pairs.column_names
         if not modalities or "caption" in names:
             check_columns(names, ("caption",))
-        if not modalities or "image" in names or "image_id" in names:
+        if modalities and "image_id" in names:
+            columns.image_ids.extend("" if value is None else str(value) for value in pairs["image_id"])
+        elif not modalities or "image" in names:
             columns.image_ids.extend(image_ids_of(pairs))
         kept = ("caption", "label", "source", *modalities)
         pairs = pairs.select_columns([name for name in kept if name in names])
@@ -67,7 +70,7 @@ def columns_of(pairs: Iterable[dict], modalities: Sequence[str] = ()) -> Columns
     for row in pairs:
         if not known:
             columns.image_ids.append(image_id_of(row) if not modalities or has_image(row) else "")
-        columns.captions.append(row["caption"] if not modalities or has_caption(row) else "")
+        columns.captions.append("" if modalities and not has_caption(row) else row["caption"])
         label = row.get("label")
         columns.labels.append("" if label is None else str(label))
         columns.sources.append(row.get("source") or "")
@@ -193,8 +196,6 @@ class PairEmbeddings:
 
     def families(self) -> np.ndarray:
         """(N,) numbers: pairs that share an image or a caption, directly or through others, have the same."""
-        from ..metrics._embeddings import families_of, numbered  # here: `evaluate`, which it imports, is slow to load
-
         own = (
             [identifier or f"row {row} has none" for row, identifier in enumerate(ids)]
             for ids in (self.image_ids, self.caption_ids)

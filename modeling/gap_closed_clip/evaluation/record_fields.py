@@ -10,7 +10,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from ..data import normalize_caption
 from ..metrics._embeddings import TIE
-from ..model.record_fields_gap_closed_clip import is_missing
+from ..model.record_values_gap_closed_clip import is_missing
 from .modality_values import is_record
 from .pair_embeddings import PairEmbeddings, record_modalities
 from .post_hoc import unit

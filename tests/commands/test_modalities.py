@@ -1,0 +1,97 @@
+"""`gap-closed-clip eval` and `center` of a model with records, as a user calls them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from evaluation.records import record_model
+from transformers import AutoModel
+
+from gap_closed_clip.checkpoint import load_checkpoint
+from gap_closed_clip.data import DataArguments, load_pairs
+from gap_closed_clip.evaluation import embed_pairs, evaluate_embeddings, read_metrics
+from gap_closed_clip.evaluation.post_hoc import METHODS
+
+
+DATA = {
+    "source": "phantoms",
+    "phantom_train_pairs": 40,
+    "phantom_validation_pairs": 24,
+    "phantom_test_pairs": 12,
+    "phantom_size": 32,
+    "modalities": {"record": ["age", "sex"]},
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    model, processor = record_model()
+    model.save_pretrained("outputs/ours")
+    processor.save_pretrained("outputs/ours")
+    (tmp_path / "outputs/ours/train_config.yaml").write_text(yaml.safe_dump({"data": DATA}))
+    return "outputs/ours"
+
+
+def test_eval(command, folder):
+    code, out, err = command("eval", folder, "num_workers=0", "split=validation")
+    assert code == 0, err
+    for title in (
+        "every two modalities",
+        "two modalities as one query, R@10",
+        "fields of the record from the caption",
+    ):
+        assert f"### ours: {title}" in out
+    assert re.search(r"Captions tell, word for word, .*'age' in \d+%", out)
+    assert "| image + record to text |" in out and "| image - record |" in out
+    metrics = read_metrics("outputs/eval/metrics.json")["ours"]
+    expected = evaluate_embeddings(
+        embed_pairs(*load_checkpoint(folder), load_pairs(DataArguments(**DATA), "validation"))
+    )
+    assert metrics.keys() == expected.keys()
+    assert metrics["image_record_margin"] == pytest.approx(expected["image_record_margin"], abs=1e-5)
+    with open("outputs/eval/metrics.md", encoding="utf-8") as file:
+        assert "image - record" in file.read()
+    config = json.loads(open(f"{folder}/config.json").read())
+    assert config.get("fusion_weights") is None
+
+
+def test_own_weights_of_a_model(command, folder):
+    model, _ = load_checkpoint(folder)
+    model.config.fusion_weights = {"image": 3.0, "text": 3.0, "record": 1.0}
+    model.save_pretrained(folder)
+    code, out, err = command("eval", folder, "num_workers=0", "split=validation")
+    assert code == 0, err
+    metrics = read_metrics("outputs/eval/metrics.json")["ours"]
+    assert metrics["image+record_to_text_weight_image"] == pytest.approx(0.75)
+
+
+def test_sources_apart(command, folder, tmp_path):
+    sources = [{"source": "phantoms", "name": name} for name in ("a", "b")]
+    own = {**DATA, "source": sources}
+    (tmp_path / "outputs/ours/train_config.yaml").write_text(yaml.safe_dump({"data": own}))
+    code, out, err = command("eval", folder, "num_workers=0", "split=test")
+    assert code == 0, err
+    assert "### ours, a: every two modalities" in out
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_center(command, folder, method):
+    code, out, err = command("center", folder, f"method={method}", "num_workers=0")
+    assert code == 0, err
+    new = f"outputs/ours-{method}"
+    before, after = read_metrics(f"{new}/metrics.json").values()
+    model = AutoModel.from_pretrained(new)
+    assert model.config.modality_names == ("image", "text", "record")
+    held_out = load_pairs(DataArguments(**DATA), "validation")
+    found = evaluate_embeddings(embed_pairs(*load_checkpoint(new), held_out), grouping=False)
+    for name in ("image_record_margin", "text_record_modality_gap", "centroid_spread"):
+        assert found[name] == pytest.approx(after[name], abs=2e-4), name
+    assert after["centroid_spread"] < before["centroid_spread"]
+    if method == "centering":
+        features = embed_pairs(*load_checkpoint(new), load_pairs(DataArguments(**DATA), "train"), normalize=False)
+        for name in features.modalities:
+            mean = features.having(name).embeds(name).mean(axis=0)
+            assert np.abs(mean).max() < 1e-5, name

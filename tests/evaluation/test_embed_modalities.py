@@ -1,0 +1,100 @@
+"""Embeddings of three and four modalities, of samples that lack some, against one forward pass a sample."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from gap_closed_clip.data import PairCollator
+from gap_closed_clip.evaluation import embed_pairs
+from gap_closed_clip.evaluation.modality_values import record_id, values_of
+
+from .records import RECORDS, record_model, record_pairs
+
+
+@pytest.fixture
+def counted():
+    """A model of four modalities, its processor, and how many of each it was given."""
+    model, processor = record_model(audio=True, center_projections=True)
+    counts = dict.fromkeys(("pixel_values", "input_ids", "record_numbers", "audio_input_values"), 0)
+
+    def count(module, args, kwargs):
+        for name in counts:
+            counts[name] += len(kwargs.get(name, ()))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    return model, processor, counts
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_equal_a_forward_pass_of_their_own(counted, batch_size, streaming):
+    model, processor, counts = counted
+    pairs = record_pairs(audio=True)
+    found = embed_pairs(model, processor, pairs.to_iterable_dataset() if streaming else pairs, batch_size=batch_size)
+    # Five images, five captions, four records (of which one has two spellings), three spectrograms.
+    assert counts == {"pixel_values": 5, "input_ids": 5, "record_numbers": 4, "audio_input_values": 3}
+    assert found.modalities == ("image", "text", "record", "audio")
+    collator = PairCollator(processor)
+    model.eval()
+    with torch.no_grad():
+        for row, pair in enumerate(pairs):
+            outputs = model(**collator([pair]))
+            for name, embeds in outputs.embeds.items():
+                np.testing.assert_allclose(found.embeds(name)[row], embeds[0].numpy(), atol=2e-6)
+    lacking = {name: np.flatnonzero(~present).tolist() for name, present in found.present.items()}
+    assert lacking == {"image": [2], "text": [5], "record": [3, 7], "audio": [5]}
+    assert not found.image_embeds[2].any() and not found.further["record"][3].any()
+    assert found.image_ids[2] == found.captions[5] == ""
+
+
+def test_equal_records_are_one_item():
+    found = embed_pairs(*record_model(), record_pairs()).ids("record")
+    assert found[0] == found[1] and found[2] == found[5] and found[3] == found[7] == ""
+    assert len({*found}) == 5
+    assert record_id({"age": 45, "sex": "F"}) == record_id({"sex": "f ", "age": 45.0, "size": None, "x": float("nan")})
+    assert record_id({"age": 45}) != record_id({"age": 46}) != record_id({"size": 46})
+
+
+def test_ids_of_arrays_files_and_sounds():
+    array = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    found = values_of([array, array.tolist(), array.T, {"path": "a.png", "bytes": None}, {"array": array}, None, []])
+    ids = found.ids
+    assert ids[0] == ids[1] == ids[4] and len({ids[0], ids[2], ids[3]}) == 3
+    assert ids[5] == ids[6] == "" and found.records == [None] * 7
+
+
+def test_not_normalised():
+    model, processor = record_model(center_projections=True)
+    pairs = record_pairs()
+    unit, raw = (embed_pairs(model, processor, pairs, normalize=normalize) for normalize in (True, False))
+    for name in unit.modalities:
+        z, present = raw.embeds(name), raw.present[name]
+        assert not z[~present].any()
+        length = np.linalg.norm(z, axis=1)[present]
+        assert np.abs(length - 1).max() > 0.01
+        np.testing.assert_allclose(z[present] / length[:, None], unit.embeds(name)[present], atol=1e-5)
+
+
+def test_pairs_without_the_column_are_of_two_modalities():
+    model, processor = record_model()
+    pairs = record_pairs().select([0, 1, 3, 4, 6, 7])
+    found = embed_pairs(model, processor, pairs.remove_columns("record"))
+    assert found.modalities == ("image", "text") and not found.values
+    np.testing.assert_array_equal(found.image_embeds, embed_pairs(model, processor, pairs).image_embeds)
+
+
+def test_records_alone_and_captions():
+    """A source without images."""
+    model, processor = record_model()
+    pairs = record_pairs().remove_columns(["image", "image_id"])
+    found = embed_pairs(model, processor, pairs)
+    assert not found.present["image"].any() and found.image_embeds.shape == found.text_embeds.shape
+    assert found.values["record"].records[2] == {"age": 62.0, "sex": "male"} and RECORDS[7]["age"] is None
+
+
+def test_parts_of_different_length_are_refused():
+    found = embed_pairs(*record_model(), record_pairs())
+    with pytest.raises(ValueError, match="'record': 3"):
+        dataclasses.replace(found, further={"record": found.further["record"][:3]})
