@@ -128,6 +128,21 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
+def further_modalities(name_or_path: str | Path, revision: str | None = None) -> dict[str, dict]:
+    """The modalities beyond image and text of a folder's or a Hub id's model, as its configuration has them.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+    """
+    if is_foreign(name_or_path, revision):
+        return {}
+    with _explained_errors(str(name_or_path), revision):
+        if is_adapter(name_or_path, revision):
+            base, base_revision = base_of_adapter(name_or_path, revision)
+            return {} if base is None else further_modalities(base, base_revision)
+        return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).modalities or {}
+
+
 def is_adapter(name_or_path: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a peft adapter and no whole model."""
     folder = Path(name_or_path)
@@ -241,13 +256,28 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
             f"{name_or_path} is an adapter, and its base model {base} could not be loaded: {error} Put the base model "
             f"there, or into {beside}, or correct base_model_name_or_path in {ADAPTER_CONFIG}."
         ) from error
+    _check_modalities_of_adapter(name_or_path, revision, base, model)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             model = PeftModel.from_pretrained(model, name_or_path, revision=revision)
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(f"The adapter {name_or_path} does not belong to its base model {base}: {error}") from error
-    return model.merge_and_unload().eval()
+    model = model.merge_and_unload().eval()
+    run = cached_file(name_or_path, RUN_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if run is not None:  # what config.json of a whole model says
+        model.config.fusion_weights = _read_json(Path(run)).get("fusion_weights", model.config.fusion_weights)
+    return model
+
+
+def _check_modalities_of_adapter(name: str, revision: str | None, base: str, model: GapClosedClipModel) -> None:
+    saved = PeftConfig.from_pretrained(name, revision=revision).modules_to_save or []
+    wanted = dict.fromkeys(path.split(".")[1] for path in saved if path.startswith("modality_towers."))
+    if lacking := [modality for modality in wanted if modality not in model.config.modality_names]:
+        raise ValueError(
+            f"The adapter {name} was trained with the modality {' and '.join(lacking)}, and its base model {base} has "
+            f"none: put the base that was saved beside it into {Path(name) / BASE}, or name it in {ADAPTER_CONFIG}."
+        )
 
 
 def _check_model(folder: Path) -> None:

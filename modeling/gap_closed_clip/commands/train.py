@@ -5,6 +5,7 @@
     gap-closed-clip train configs/demo.yaml configs/clip_lt.yaml        # a later file changes an earlier one
     gap-closed-clip train configs/demo.yaml model.align_weight=3 learning_rate=5e-4 output_dir=outputs/other
     accelerate launch -m gap_closed_clip_cli train configs/roco.yaml    # several GPUs
+    gap-closed-clip train configs/demo.yaml configs/records.yaml        # the patient's record as a third modality
     gap-closed-clip train configs/lora.yaml checkpoint=outputs/radiology_small  # adapters instead of full fine-tuning
     gap-closed-clip train configs/captioning.yaml checkpoint=outputs/demo       # a decoder that writes captions
     gap-closed-clip train push_to_hub=true hub_model_id=owner/name  # then publish it (public: hub_private_repo=false)

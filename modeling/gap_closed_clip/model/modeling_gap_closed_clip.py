@@ -3,13 +3,13 @@
 import copy
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
@@ -64,6 +64,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         keep_vision_projection: bool = False,
         vision_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
+        modality_towers: Mapping[str, PreTrainedModel] | None = None,
         **config_kwargs,
     ) -> "GapClosedClipModel":
         """
@@ -79,6 +80,7 @@ class GapClosedClipModel(GapClosedClipObjective):
                 then the head's (1024 for EVA-CLIP-g) and the projections are linear.
             vision_kwargs, text_kwargs: handed to the towers' `from_pretrained` (`dtype`, `revision`, `model_args`,
                 ...).
+            modality_towers: of further modalities (`modalities` of `config_kwargs`), by name.
             config_kwargs: fields of [`GapClosedClipConfig`]. By default `image_pooling` and `text_pooling` are what
                 the towers were trained with, where they tell.
 
@@ -109,7 +111,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         # Copies: a new composite config resets the attention implementation of the parts it is given.
         parts = {"vision_config": copy.deepcopy(vision_model.config), "text_config": copy.deepcopy(text_model.config)}
         config = GapClosedClipConfig(**parts, **config_kwargs)
-        model = cls(config, vision_model=vision_model, text_model=text_model)
+        model = cls(config, vision_model=vision_model, text_model=text_model, modality_towers=modality_towers)
         if head is not None:
             model.visual_projection.load_state_dict(head)
         return model

@@ -1,20 +1,14 @@
 """The sections `model` and `training` of a configuration: where the model starts from, and how it is trained."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import timm
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import BertConfig, Seq2SeqTrainingArguments, TimmWrapperConfig
+from transformers import Seq2SeqTrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..evaluation.report import ROWS
-from ..messages import did_you_mean
-
-
-# What a mapping under model.vision or model.text describes.
-TOWER_CONFIGS = {"vision": TimmWrapperConfig, "text": BertConfig}
+from .tower_descriptions import TOWER_CONFIGS, check_modality, check_tower
 
 
 @dataclass
@@ -52,11 +46,24 @@ class ModelArguments:
             "captions."
         },
     )
+    modalities: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Further modalities by name, whose columns data.modalities names: {audio: {tower: ..., pooling: "
+            "...}}. A tower is a Hub id or a folder, or a mapping with a model_type of transformers (or a timm "
+            "architecture) to start one from scratch. A record needs no entry; its tower may be a mapping of sizes "
+            "(hidden_size, num_hidden_layers, ...), and `fields` says of its fields what their values do not "
+            "({birth: {kind: date, relative_to: study_date}})."
+        },
+    )
     keep_vision_projection: bool = field(
         default=False, metadata={"help": "Start the image projection from the EVA-CLIP checkpoint's own head."}
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Keep the image tower as it is (text-side tuning)."})
     freeze_text: bool = field(default=False, metadata={"help": "Keep the text tower as it is."})
+    freeze_modalities: list[str] = field(
+        default_factory=list, metadata={"help": "Further modalities whose towers are kept as they are."}
+    )
     train_vision_blocks: int | None = field(
         default=None,
         metadata={"help": "With freeze_vision: the last so many blocks of the image tower train all the same."},
@@ -91,6 +98,8 @@ class ModelArguments:
                     f"model.checkpoint is {self.checkpoint!r} and model.{(given or ['keep_vision_projection'])[0]} is "
                     "set too: a checkpoint brings its own towers, so give one or the other."
                 )
+        for name, entry in (self.modalities or {}).items():
+            check_modality(name, entry)
         for name in TOWER_CONFIGS:
             if isinstance(getattr(self, name), dict):
                 check_tower(f"model.{name}", name, getattr(self, name))
@@ -108,49 +117,6 @@ class ModelArguments:
     def trains_tower(self, name: str) -> bool:
         """Whether "vision" or "text" trains, as a whole or in its last blocks."""
         return not getattr(self, f"freeze_{name}") or getattr(self, f"train_{name}_blocks") is not None
-
-
-def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
-    """
-    Checks the description of a tower from scratch. A config class takes any keyword without a word, so a typo would
-    train another tower than the one described.
-
-    Args:
-        field: of the configuration; errors name it.
-        kind: "vision" or "text".
-        description: the mapping in that field.
-
-    Raises:
-        ValueError: a key or value that the tower's config does not have.
-    """
-    config_class = TOWER_CONFIGS[kind]
-    known = ["model_type", *(f.name for f in fields(config_class))]
-    for key in description:
-        if key not in known:
-            hint = did_you_mean(key, known, otherwise=".")
-            raise ValueError(f"{field}: unknown key {key!r}{hint}")
-    settings = dict(description)
-    if settings.pop("model_type", config_class.model_type) != config_class.model_type:
-        raise ValueError(
-            f"{field}.model_type is {description['model_type']!r}: a tower from scratch is of type "
-            f"{config_class.model_type!r}. Name a folder or a Hub id for another."
-        )
-    if kind == "vision":
-        _check_architecture(settings.get("architecture"))
-    try:
-        config_class(**settings)
-    except StrictDataclassError as error:
-        raise ValueError(f"{field}: {' '.join(str(error).split())}") from error
-
-
-def _check_architecture(architecture: str | None) -> None:
-    if architecture is None:
-        raise ValueError(
-            "model.vision describes a tower without `architecture`: name one of timm, e.g. eva02_tiny_patch14_224."
-        )
-    if not timm.is_model(architecture):
-        near = did_you_mean(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
-        raise ValueError(f"model.vision.architecture: timm {timm.__version__} has no {architecture!r}{near}")
 
 
 def lower_is_better(metric: str) -> bool:

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.utils import logging
 
 from ..data import CaptionCollator, PairCollator
 from ..data.arguments import expand_path
@@ -20,15 +22,24 @@ from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGenera
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import longest_text
+from .adapter_base import AdapterBase
 from .arguments import GapClosedTrainingArguments
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
-from .lora import AdapterBase
+from .fuse import SAMPLES
+from .modalities import FurtherColumns, trained_as_heads
 from .precompute import FeatureSettings, embed_captions_once, embed_pairs_once, is_frozen
 from .preflight import RunInputs
+from .tower_descriptions import RECORD
 from .trainer import GapClosedClipTrainer
+
+
+logger = logging.get_logger(__name__)
+
+# Held-out pairs that tell more of a query's weights than training pairs do.
+LEAST_HELD_OUT = 100
 
 
 @dataclass
@@ -46,6 +57,7 @@ class RunParts:
         trainer_class, data_collator, compute_metrics: what the Trainer is called with.
         trains_encoder: whether training moves the encoder's projections, and so their centers.
         base: of adapters that are saved as such, the model they belong to.
+        pretrained_modalities: further ones whose towers come with trained weights.
     """
 
     model: PreTrainedModel | PeftModel
@@ -59,20 +71,39 @@ class RunParts:
     compute_metrics: Callable | None
     trains_encoder: bool = True
     base: AdapterBase | None = None
+    pretrained_modalities: tuple[str, ...] = ()
 
     @property
     def towers_have_run(self) -> bool:
-        """Whether both towers are frozen and have run before: a pass through all pairs then costs next to nothing."""
+        """
+        Whether image and text tower are frozen and have run before, and a record's alone is left: a pass through all
+        pairs then costs next to nothing.
+        """
         pairs = self.train_pairs
-        return isinstance(pairs, FeaturePairs) and pairs.images is not None and pairs.texts is not None
+        have_run = isinstance(pairs, FeaturePairs) and pairs.images is not None and pairs.texts is not None
+        further = (self.encoder.config.modalities or {}).values()
+        return have_run and all(entry["tower"].model_type == RECORD for entry in further)
 
-    def plain_batches(self, args: GapClosedTrainingArguments) -> DataLoader:
-        """Batches of the training pairs as inference sees them."""
+    def plain_batches(self, args: GapClosedTrainingArguments, pairs: Any = None) -> DataLoader:
+        """Batches of the training pairs, or of others, as inference sees them."""
         collator = self.pair_collator
         plain = PairCollator(collator.processor, None, collator.max_length, collator.window)
-        pairs: Any = self.train_pairs.plain() if isinstance(self.train_pairs, FeaturePairs) else self.train_pairs
+        pairs = self.train_pairs if pairs is None else pairs
+        pairs = pairs.plain() if isinstance(pairs, FeaturePairs) else pairs
         workers = 0 if self.towers_have_run else args.dataloader_num_workers
         return DataLoader(pairs, args.eval_batch_size, collate_fn=plain, num_workers=workers)
+
+    def batches_to_weigh(self, args: GapClosedTrainingArguments) -> DataLoader:
+        """
+        Batches that tell how much each modality counts in a query of several: of pairs of the evaluations during
+        training, if there are enough. What was learned by heart would count for more than it is worth elsewhere.
+        """
+        held_out, pairs = self.eval_pairs, self.train_pairs
+        if isinstance(held_out, Dataset | FeaturePairs) and len(held_out) >= LEAST_HELD_OUT:
+            pairs = held_out
+        if isinstance(pairs, Dataset | FeaturePairs) and len(pairs) > SAMPLES:
+            pairs = pairs.select(np.linspace(0, len(pairs) - 1, SAMPLES).astype(int))
+        return self.plain_batches(args, pairs)
 
 
 def build(config: RunConfig, inputs: RunInputs) -> RunParts:
@@ -89,12 +120,16 @@ def build(config: RunConfig, inputs: RunInputs) -> RunParts:
 
 def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
     args, train_pairs, eval_pairs = inputs.args, inputs.train_pairs, inputs.eval_pairs
-    encoder, processor = build_model_and_processor(config.model, inputs.captions())
+    given = FurtherColumns(config.data.all_modalities, train_pairs)
+    encoder, processor = build_model_and_processor(config.model, inputs.captions(), given)
     set_caption_length(train_pairs, encoder, processor, config.data)
+    as_heads = trained_as_heads(config.model, encoder.config)
+    pretrained = tuple(name for name in encoder.config.modalities or {} if name not in as_heads)
+    _warn_of_those_left_behind(encoder, given)
     model: PreTrainedModel | PeftModel = encoder
     base = None
     if config.lora is not None:
-        base = AdapterBase(encoder, config.model, args.output_dir)
+        base = AdapterBase(encoder, config.model, args.output_dir, as_heads)
         model = base.adapt(config.lora)
         base = None if config.lora.merge else base
     collator = _pair_collator(config, processor)
@@ -119,7 +154,17 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
         data_collator=collator,
         compute_metrics=metrics,
         base=base,
+        pretrained_modalities=pretrained,
     )
+
+
+def _warn_of_those_left_behind(encoder: GapClosedClipModel, given: FurtherColumns) -> None:
+    unused = " and ".join(name for name in encoder.config.modalities or {} if name not in given.columns)
+    if unused:
+        logger.warning(
+            f"The model takes {unused}, and data.modalities has none: {unused} will not train along, while image and "
+            "text move. Name the columns there to keep them aligned."
+        )
 
 
 def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs: RunInputs) -> RunParts:

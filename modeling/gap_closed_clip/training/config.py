@@ -5,7 +5,6 @@ for adapters, and `captioning` for a decoder.
 
 import dataclasses
 import re
-import types
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -17,8 +16,10 @@ from ..data import DataArguments
 from ..data.arguments import SOURCE_FIELDS
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
+from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
+from .config_types import fits, is_of_names
 from .lora import LoraArguments
 
 
@@ -31,11 +32,14 @@ OPTIONAL = {"lora": LoraArguments, "captioning": CaptioningArguments}
 SHAPES = ("projection_dim", "projection_hidden_dim", "projection_bias", "projection_dropout", "image_pooling")
 DISPLACED = {
     ("data", "source"): ("license",),
-    ("model", "checkpoint"): ("vision", "text", "keep_vision_projection", *SHAPES, "text_pooling"),
+    ("model", "checkpoint"): ("vision", "text", "modalities", "keep_vision_projection", *SHAPES, "text_pooling"),
 }
 # What GapClosedClipConfig itself adds to PreTrainedConfig, the towers, what the section `captioning` says and what
-# `gap-closed-clip center` and `from_clip` write aside: these are set under `model:`.
-NOT_SET_BY_HAND = ("vision_config", "text_config", "decoder_config", "embedding_map", "taken_over_from")
+# `gap-closed-clip center`, `from_clip` and training write aside: these are set under `model:`.
+NOT_SET_BY_HAND = (
+    *("vision_config", "text_config", "decoder_config", "modalities"),
+    *("embedding_map", "taken_over_from", "fusion_weights"),
+)
 CONFIG_FIELDS = {
     name: hint
     for name, hint in GapClosedClipConfig.__annotations__.items()
@@ -116,6 +120,11 @@ class RunConfig:
                     f"model.freeze_{tower} is true and lora.towers has {tower!r}: an adapter trains what freezing "
                     "keeps as it is. Leave one of them out. (Where there are adapters, all else is frozen anyway.)"
                 )
+        if self.captioning is not None and (self.data.all_modalities or self.model.modalities):
+            raise ValueError(
+                "The section captioning is there, and data.modalities: a decoder writes captions of images. Train the "
+                "encoder with its modalities first, then the decoder on it without data.modalities."
+            )
         self._check_release()
 
     def _check_release(self) -> None:
@@ -125,7 +134,7 @@ class RunConfig:
             rest = "the section lora is there: of the towers, adapters alone train, at training.learning_rate"
         elif self.captioning is not None and self.captioning.encoders == "frozen":
             rest = "captioning.encoders is frozen"
-        elif not any(self.model.trains_tower(name) for name in TOWER_CONFIGS):
+        elif not any(self.model.trains_tower(name) for name in TOWER_CONFIGS) and not self._may_train_published():
             rest = "model.freeze_vision and model.freeze_text are true"
         given = {f"model.{name}": getattr(self.model, name) for name in ("train_vision_blocks", "train_text_blocks")}
         given["training.tower_learning_rate"] = self.training.get("tower_learning_rate")
@@ -137,6 +146,16 @@ class RunConfig:
                 f"model.train_text_blocks is {self.model.train_text_blocks}, and captioning.objective_weight is 0: no "
                 "caption goes through the text tower. Leave one of them out."
             )
+
+    def _may_train_published(self) -> bool:
+        """Whether a further modality may have a tower with trained weights that trains."""
+        described = self.model.modalities or {}
+        return any(
+            name not in self.model.freeze_modalities
+            and not isinstance(columns, list)
+            and (self.model.checkpoint is not None or isinstance(described.get(name, {}).get("tower"), str))
+            for name, columns in self.data.all_modalities.items()
+        )
 
     @property
     def output_dir(self) -> str:
@@ -209,13 +228,15 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
         sections_given.add(section)
         given[section, key] = len(files)
     source = given.get(("data", "source"), 0)
+    data = DataArguments(**sections["data"])
     model = dict(sections["model"])
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
     if model.get("checkpoint") is None:  # else the checkpoint's own values belong to the check
-        GapClosedClipConfig(**config)
+        names = {name: {"tower": GapClosedClipRecordConfig()} for name in data.all_modalities}
+        GapClosedClipConfig(**config, modalities=names)  # each with any tower: the model's are built later
     return RunConfig(
         model=ModelArguments(**model, config=config),
-        data=DataArguments(**sections["data"]),
+        data=data,
         training=sections["training"],
         inherited=frozenset(key for (name, key), number in given.items() if name == "training" and number < source),
         **{name: arguments(**sections[name]) for name, arguments in OPTIONAL.items() if name in sections_given},
@@ -327,7 +348,7 @@ def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
         others = [s for s in SECTIONS if key in fields_of(s)]
         hint = f": it belongs to the section {others[0]!r}." if others else did_you_mean(key, known)
         raise ValueError(f"{given_in}: unknown key {key!r} in section {section!r}{hint}")
-    if not _fits(value, known[key]):
+    if not fits(value, known[key]):
         expected = known[key].__name__ if isinstance(known[key], type) else str(known[key]).replace("typing.", "")
         raise ValueError(
             f"{given_in}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}."
@@ -338,15 +359,7 @@ def _check_field(section: str, key: str, value: Any, given_in: str) -> None:
 
 def _listed(section: str, key: str, value: Any) -> Any:
     """A list of the one name that was given where names are expected: `label_columns=finding`."""
-    return [value] if isinstance(value, str) and _is_of_names(fields_of(section)[key]) else value
-
-
-def _is_of_names(hint: Any) -> bool:
-    """Whether a field holds a list of names, and a text alone is nothing that it could hold."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return str not in options and any(
-        typing.get_origin(option) is list and typing.get_args(option) == (str,) for option in options
-    )
+    return [value] if isinstance(value, str) and is_of_names(fields_of(section)[key]) else value
 
 
 def _check_entries(entries: list, given_in: str) -> None:
@@ -355,29 +368,6 @@ def _check_entries(entries: list, given_in: str) -> None:
         for name, value in entry.items() if isinstance(entry, dict) else ():
             if name in SOURCE_FIELDS and name != "source":
                 _check_field("data", name, value, f"{given_in}, entry {number} of data.source")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value can be of the type a field is declared with; declarations beyond plain types always fit."""
-    if isinstance(value, str) and _is_of_names(hint):
-        return True
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    hint = origin or hint
-    if hint in (types.NoneType, None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str, list, dict):
-        return isinstance(value, hint)
-    if hint is tuple:
-        return isinstance(value, list)
-    return True
 
 
 def _changed(arguments) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """From the `model:` section of a configuration to an encoder and its processor: towers, tokenizer, checkpoint."""
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
@@ -19,16 +17,19 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..checkpoint import check_model_name, is_local, load_checkpoint
+from ..checkpoint import check_model_name, load_checkpoint
 from ..conversion.preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 from ..data import DataArguments, count_truncated
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
+from ..model.record_processing_gap_closed_clip import RecordProcessor
 from ..model.tower_kinds_gap_closed_clip import is_timm, longest_text
 from .arguments import ModelArguments
-from .package_towers import package_folder
+from .modalities import FurtherColumns, check_modalities, check_records, try_modalities
+from .modality_towers import Further, new_modalities, with_modalities
 from .release import release_towers
+from .tower_descriptions import pretrained_name
 
 
 logger = logging.get_logger(__name__)
@@ -37,15 +38,25 @@ VOCABULARY_SIZE = 8000
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
-def check_towers(args: ModelArguments) -> None:
+def check_towers(args: ModelArguments, columns: Mapping[str, Any] | None = None) -> None:
     """
     Checks what can be known at once of the model that training starts from.
 
+    Args:
+        columns: `data.modalities`, by the names of further modalities.
+
     Raises:
-        ValueError, FileNotFoundError: a tower or the checkpoint is not named, missing or damaged; with its field.
+        ValueError, FileNotFoundError: a tower or the checkpoint is not named, missing or damaged, or does not belong
+            to the data; with its field.
     """
     if args.checkpoint is not None:
-        return check_model_name(args.checkpoint)
+        check_model_name(args.checkpoint)
+    check_modalities(args, columns or {})
+    for name, entry in (args.modalities or {}).items():
+        if isinstance(entry.get("tower"), str):
+            pretrained_name(f"model.modalities.{name}.tower", entry["tower"])
+    if args.checkpoint is not None:
+        return
     for name in ("vision", "text"):
         tower = getattr(args, name)
         if tower is None:
@@ -59,7 +70,7 @@ def check_towers(args: ModelArguments) -> None:
 
 
 def build_model_and_processor(
-    args: ModelArguments, captions: Iterable[str]
+    args: ModelArguments, captions: Iterable[str], given: FurtherColumns | None = None
 ) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     """
     The model that training starts from, and its processor.
@@ -67,16 +78,20 @@ def build_model_and_processor(
     Args:
         args: the `model:` section.
         captions: of the training pairs; read only for a text tower from scratch, which needs a vocabulary.
+        given: what training pairs have beyond image and text.
 
     Raises:
-        ValueError: a tower is missing, damaged or of the wrong kind, or `args.config` does not fit.
+        ValueError: a tower is missing, damaged or of the wrong kind, or `args.config` does not fit; further modalities
+            that don't fit the data.
         OSError: a tower or checkpoint that can't be found, is incomplete, or can't be downloaded.
     """
-    check_towers(args)
+    given = given or FurtherColumns()
+    check_towers(args, given.columns)
     if args.checkpoint is not None:
-        model, processor = _load_checkpoint(args.checkpoint, args)
+        model, processor = _load_checkpoint(args.checkpoint, args, given)
     else:
-        model, processor = _from_towers(args, captions)
+        model, processor = _from_towers(args, captions, new_modalities(args, given, {}))
+    try_modalities(model, processor, given)
     tokenizer, text_config = processor.tokenizer, model.config.text_config
     if len(tokenizer) > text_config.vocab_size:
         raise ValueError(
@@ -86,17 +101,45 @@ def build_model_and_processor(
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(text_config))
     if args.image_size is not None:
         set_image_size(model, processor, args.image_size)
-    release_towers(model, args)
+    release_towers(model, args, given.columns)
     return model, processor
 
 
-def _load_checkpoint(checkpoint: str, args: ModelArguments) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+def _load_checkpoint(
+    checkpoint: str, args: ModelArguments, given: FurtherColumns
+) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     model, processor = load_checkpoint(checkpoint, allow_pickle=args.allow_pickle)
-    if args.config:
-        model = with_config(model, args.config, checkpoint)
+    trained = processor.modality_processors
+    for name in given.columns:
+        if isinstance(trained.get(name), RecordProcessor):
+            check_records(checkpoint, name, trained[name], given)
+    new = new_modalities(args, given, trained)
+    changes, weights = dict(args.config), {}
+    if new:
+        changes["modalities"] = with_modalities(model.config, new)
+        processor = GapClosedClipProcessor(
+            processor.image_processor, processor.tokenizer, {**trained, **_processors(new)}
+        )
+        weights = _weights(new)
+    if changes:
+        model = with_config(model, changes, checkpoint, weights)
     # from_pretrained gives every parameter a gradient; DistributedDataParallel would wait for that of a fixed scale.
     model.logit_scale.requires_grad_(model.config.learnable_temperature)
     return model, processor
+
+
+def _processors(new: Mapping[str, Further]) -> dict[str, Any]:
+    return {name: further.processor for name, further in new.items()}
+
+
+def _weights(new: Mapping[str, Further]) -> dict[str, torch.Tensor]:
+    """The weights that towers of new modalities bring, by their names in the model."""
+    return {
+        f"modality_towers.{name}.tower.{key}": tensor
+        for name, further in new.items()
+        if further.tower is not None
+        for key, tensor in further.tower.state_dict().items()
+    }
 
 
 def with_config(
@@ -121,21 +164,29 @@ def with_config(
         ) from error
 
 
-def _from_towers(args: ModelArguments, captions: Iterable[str]) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
+def _from_towers(
+    args: ModelArguments, captions: Iterable[str], new: Mapping[str, Further]
+) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     assert args.vision is not None and args.text is not None  # check_towers has seen to it
     vision = _vision_tower(args.vision)
     tokenizer, text = _text_tower(args.text, captions)
     named = f"model.vision={args.vision!r} or model.text={args.text!r}"
     try:
         model = GapClosedClipModel.from_vision_text_pretrained(
-            vision, text, keep_vision_projection=args.keep_vision_projection, **args.config
+            vision,
+            text,
+            keep_vision_projection=args.keep_vision_projection,
+            modality_towers={name: further.tower for name, further in new.items() if further.tower is not None},
+            modalities={name: further.entry for name, further in new.items()},
+            **args.config,
         )
     except OSError as error:
         raise OSError(f"{named}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {error}") from error
     agree_on_padding(f"model.text={args.text!r}", model.config.text_config, tokenizer)
-    return model, GapClosedClipProcessor(_image_processor(model.vision_model, vision), tokenizer)
+    image_processor = _image_processor(model.vision_model, vision)
+    return model, GapClosedClipProcessor(image_processor, tokenizer, _processors(new) or None)
 
 
 def _image_processor(vision_model: PreTrainedModel, name: str | PreTrainedConfig) -> BaseImageProcessor:
@@ -231,27 +282,6 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
     trained = Tokenizer.from_str(blank.backend_tokenizer.to_str())
     trained.train_from_iterator(captions, trainer)
     return BertTokenizer(vocab=trained.get_vocab())
-
-
-def pretrained_name(field: str, name: str) -> str:
-    """A Hub id as it is, or a folder (also one in a package), after a look at what can be missing or half-written."""
-    name = package_folder(name)
-    if not is_local(name):
-        return name
-    folder = Path(name)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{field}: there is no folder {folder}.")
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{field}: {folder} is no model folder, config.json is missing.")
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt"):  # reads the header, which tells how long the file has to be
-                pass
-        except SafetensorError as error:
-            raise ValueError(
-                f"{field}: {path} is truncated or no safetensors file ({error}). Copy or download it again."
-            ) from error
-    return name
 
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from peft import (
@@ -18,16 +18,12 @@ from peft import (
     VeraConfig,
     get_peft_model,
 )
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..checkpoint import BASE, is_adapter, is_local
-from ..conversion import is_foreign
 from ..messages import did_you_mean
-from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
-from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from .arguments import TOWER_CONFIGS, ModelArguments
+from .arguments import TOWER_CONFIGS
 
 
 # Those that were tried: every adapter gets a gradient and can be merged. (AdaLoRA, for one, has to be called by the
@@ -81,12 +77,6 @@ PARTS = {"projections": ("visual_projection", "text_projection"), "temperature":
 # Moves in training whether it is asked to or not, so it belongs to every adapter.
 CENTERING = ("visual_centering", "text_centering")
 ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, Conv1D)
-
-# Fields of the configuration that say how a model is trained, not what it makes of an image or a text.
-TRAINING_FIELDS = {
-    "contrastive_weight", "align_weight", "uniformity_weight", "mask_groups",
-    "centering_momentum", "logit_scale_init_value", "learnable_temperature", "initializer_range",
-}  # fmt: skip
 
 
 @dataclass
@@ -165,10 +155,14 @@ class LoraArguments:
                 raise ValueError(f"lora.options: {config_class.__name__} has no {name!r}{did_you_mean(name, known)}")
 
 
-def build_peft_config(lora: LoraArguments, model: GapClosedClipModel) -> PeftConfig:
+def build_peft_config(lora: LoraArguments, model: GapClosedClipModel, whole: Sequence[str] = ()) -> PeftConfig:
     """
     The peft configuration for a model, as one could have written it by hand: a pattern in `target_modules`, names in
     `modules_to_save`.
+
+    Args:
+        whole: further modalities that are trained and saved with their towers; of the others the projection and the
+            centering alone. What does not train before stays as it is.
 
     Raises:
         ValueError: nothing matches, or a layer that takes no adapter does; `train` names no part of the model; options
@@ -177,7 +171,7 @@ def build_peft_config(lora: LoraArguments, model: GapClosedClipModel) -> PeftCon
     pattern = _pattern(lora)
     _check_pattern(pattern, lora, model)
     config_class, settings = METHODS[lora.method]
-    settings = {**settings, "target_modules": pattern, "modules_to_save": _modules_to_save(lora, model)}
+    settings = {**settings, "target_modules": pattern, "modules_to_save": _modules_to_save(lora, model, whole)}
     known = {f.name for f in dataclasses.fields(config_class)}
     values = {"rank": lora.rank, "alpha": lora.alpha or 2 * lora.rank, "dropout": lora.dropout}
     for name, value in values.items():
@@ -192,7 +186,13 @@ def build_peft_config(lora: LoraArguments, model: GapClosedClipModel) -> PeftCon
         raise ValueError(f"lora.options: {config_class.__name__} refuses this: {error}") from error
 
 
-def add_adapters(model: GapClosedClipModel, lora: LoraArguments, base: str | None, revision: str | None) -> PeftModel:
+def add_adapters(
+    model: GapClosedClipModel,
+    lora: LoraArguments,
+    base: str | None,
+    revision: str | None,
+    whole: Sequence[str] = (),
+) -> PeftModel:
     """
     The model wrapped by peft: adapters and the parts beside them train, all else is frozen.
 
@@ -200,11 +200,12 @@ def add_adapters(model: GapClosedClipModel, lora: LoraArguments, base: str | Non
         model: changed in place.
         base: the folder or Hub id to note in the adapter, from which its base model loads; None where it needs none.
         revision: of a Hub id.
+        whole: as of `build_peft_config`.
 
     Raises:
         ValueError: as `build_peft_config`; also layers of a shape that the method can't adapt.
     """
-    peft_config = build_peft_config(lora, model)
+    peft_config = build_peft_config(lora, model, whole)
     try:
         wrapped = get_peft_model(model, peft_config)
     except (TypeError, ValueError) as error:  # a kind of layer, or a number of features that its block size refuses
@@ -213,56 +214,6 @@ def add_adapters(model: GapClosedClipModel, lora: LoraArguments, base: str | Non
     wrapped.peft_config["default"].revision = revision
     model.train(model.training)  # a tower that has become frozen by this is in eval mode
     return wrapped
-
-
-class AdapterBase:
-    """
-    The model that adapters are trained on, as it is without them.
-
-    Args:
-        model: the model before adapters are added.
-        args: the `model:` section that the model was built from.
-        output_dir: folder of the run, which the base is saved in where nothing else holds it.
-    """
-
-    def __init__(self, model: GapClosedClipModel, args: ModelArguments, output_dir: str):
-        self.model = model
-        # The same tensors, by the names they have without adapters.
-        self.state: dict[str, Tensor] = model.state_dict()
-        self.folder = Path(output_dir).resolve() / BASE
-        self.checkpoint = args.checkpoint if self._is_whole_model(args) else None
-
-    def adapt(self, lora: LoraArguments) -> PeftModel:
-        """
-        The model wrapped by peft, with a note of where its base is.
-
-        Raises:
-            ValueError: as `add_adapters`.
-        """
-        name: str | None = str(self.folder)
-        revision = None
-        if lora.merge:
-            name = None
-        elif self.checkpoint is not None and is_local(self.checkpoint):
-            name = str(Path(self.checkpoint).resolve())
-        elif self.checkpoint is not None:
-            name, revision = self.checkpoint, self.model.config._commit_hash
-        return add_adapters(self.model, lora, name, revision)
-
-    def save(self, processor: GapClosedClipProcessor) -> None:
-        """Saves the base into the output folder's `base`, unless another folder or repository holds it."""
-        if self.checkpoint is None:
-            self.model.save_pretrained(self.folder, state_dict=self.state)
-            processor.save_pretrained(self.folder)
-
-    @staticmethod
-    def _is_whole_model(args: ModelArguments) -> bool:
-        """Whether the checkpoint in `args` gives the same embeddings as the base, and peft can load it."""
-        if args.checkpoint is None or is_foreign(args.checkpoint) or is_adapter(args.checkpoint):
-            return False
-        config = GapClosedClipConfig.from_pretrained(args.checkpoint)
-        changed = {name for name, value in args.config.items() if getattr(config, name) != value}
-        return changed <= TRAINING_FIELDS
 
 
 def _pattern(lora: LoraArguments) -> str:
@@ -312,11 +263,13 @@ def _layers_instead(lora: LoraArguments, tower: str, modules: dict[str, nn.Modul
     return f"{hint}Its {kind} layers: {listed}"
 
 
-def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str]:
+def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel, whole: Sequence[str]) -> list[str]:
     modules = {name: module for name, module in model.named_modules() if name}
     saved = list(CENTERING) if model.config.center_projections else []
+    further, parts = _of_modalities(model, whole)
+    saved += further
     for part in lora.train:
-        names = PARTS.get(part, (part,))
+        names = (*PARTS.get(part, (part,)), *(parts if part == "projections" else ()))
         if part not in PARTS and part not in modules:
             known, listed = [*PARTS, *modules], f"; known are {', '.join(PARTS)}, and names of modules."
             raise ValueError(f"lora.train: the model has no {part!r}{did_you_mean(part, known, otherwise=listed)}")
@@ -328,6 +281,19 @@ def _modules_to_save(lora: LoraArguments, model: GapClosedClipModel) -> list[str
             leaves = [f"{name}.{child}" for child, m in modules[name].named_children() if list(m.parameters())]
             saved.extend(leaves if container else [name])
     return list(dict.fromkeys(saved))
+
+
+def _of_modalities(model: GapClosedClipModel, whole: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of the further modalities, names of modules that are saved in any case, and of the projections of the others."""
+    saved, projections = [], []
+    for name in model.config.modalities or {}:
+        place, parts = f"modality_towers.{name}", model.parts(name)
+        if name in whole and any(parameter.requires_grad for parameter in parts.tower.parameters()):
+            saved.append(place)
+        elif any(parameter.requires_grad for parameter in parts.projection.parameters()):
+            saved += [f"{place}.centering"] if model.config.center_projections else []
+            projections.append(f"{place}.projection")
+    return saved, projections
 
 
 def _feedforward(pattern: str, model: GapClosedClipModel) -> list[str]:
@@ -342,4 +308,4 @@ def _peft_name(name: str, known: set[str]) -> str | None:
     return next((candidate for candidate in PEFT_NAMES[name] if candidate in known), None)
 
 
-__all__ = ["AdapterBase", "LoraArguments", "add_adapters", "build_peft_config"]
+__all__ = ["LoraArguments", "add_adapters", "build_peft_config"]

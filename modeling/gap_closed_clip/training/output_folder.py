@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 
 from ..checkpoint import ADAPTER_CONFIG, BASE, CAPTION_FILES, CONFIG_FILE, FIGURES, METRICS_FILE, RUN_FILE
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig, load_config
 from .resume import AUTO, checkpoint_to_go_on_from, checkpoints, what_is_wrong
@@ -35,12 +36,14 @@ class TrainingResult:
         num_train_pairs: number of pairs trained on; None for a stream.
         device: name of the device.
         num_processes: number of processes that trained together.
+        fusion_weights: as of `GapClosedClipConfig`, which an adapter does not have; None with two modalities.
     """
 
     metrics: dict[str, float]
     num_train_pairs: int | None
     device: str
     num_processes: int
+    fusion_weights: dict[str, float] | None = None
 
 
 def checkpoint_to_resume(args: GapClosedTrainingArguments, config: RunConfig) -> str | None:
@@ -138,14 +141,21 @@ def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int 
         num_train_pairs=num_train_pairs,
         device=torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         num_processes=args.world_size,
+        fusion_weights=_encoder_config(trainer).fusion_weights,
     )
     if trainer.is_world_process_zero():
         # The Trainer pickles its arguments beside the weights; train_config.yaml says the same in the open.
         (folder / "training_args.bin").unlink(missing_ok=True)
         config.save(folder / CONFIG_FILE)
         facts = {name: value for name, value in asdict(result).items() if name != "metrics"}
+        if result.fusion_weights is None:
+            facts.pop("fusion_weights")
         (folder / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _encoder_config(trainer: Trainer) -> GapClosedClipConfig:
+    return trainer.accelerator.unwrap_model(trainer.model).config
 
 
 __all__ = [

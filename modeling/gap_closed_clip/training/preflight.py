@@ -70,7 +70,7 @@ def preflight(config: RunConfig) -> RunInputs:
     # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
     args.push_to_hub = False
     check_devices(args)
-    check_towers(config.model)
+    check_towers(config.model, config.data.all_modalities)
     checkpoint = checkpoint_to_resume(args, config)
     captioning = config.captioning
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts

@@ -1,6 +1,7 @@
 """What trains inside the towers: all, nothing or the last blocks, whether batch statistics move, and at which rate."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from timm.models import group_parameters
@@ -14,15 +15,17 @@ from ..model.towers_gap_closed_clip import batch_norms
 from .arguments import ModelArguments
 
 
-def release_towers(model: GapClosedClipTowers, args: ModelArguments) -> None:
+def release_towers(model: GapClosedClipTowers, args: ModelArguments, modalities: Collection[str] = ()) -> None:
     """
-    Switches the gradients of both towers on or off, as the `model:` section says. What is not trained stays as it is:
-    a whole tower, and any BatchNorm, in eval mode.
+    Switches the gradients of the towers on or off, as the `model:` section says. What is not trained stays as it is:
+    a whole tower, and any BatchNorm, in eval mode. A further modality that the data lack stays as a whole.
 
     Args:
         model: changed in place.
-        args: `freeze_vision`, `freeze_text`, `train_vision_blocks`, `train_text_blocks`, `freeze_batch_norm`; the
-            last one is of published towers and checkpoints alone, since statistics that never were can't be kept.
+        args: `freeze_vision`, `freeze_text`, `freeze_modalities`, `train_vision_blocks`, `train_text_blocks`,
+            `freeze_batch_norm`; the last one is of published towers and checkpoints alone, since statistics that never
+            were can't be kept.
+        modalities: those beyond image and text that the training pairs have.
 
     Raises:
         ValueError: more blocks than the tower has, or a tower whose blocks are not known.
@@ -36,7 +39,20 @@ def release_towers(model: GapClosedClipTowers, args: ModelArguments) -> None:
     if args.freeze_batch_norm and (args.checkpoint is not None or isinstance(args.vision, str)):
         for layer in batch_norms(model.vision_model):
             layer.requires_grad_(False)
+    _release_modalities(model, args, modalities)
     model.train(model.training)
+
+
+def _release_modalities(model: GapClosedClipTowers, args: ModelArguments, modalities: Collection[str]) -> None:
+    for name in model.config.modalities or {}:
+        model.modality_towers[name].requires_grad_(name in modalities)
+        tower = model.parts(name).tower
+        if name in args.freeze_modalities:
+            tower.requires_grad_(False)
+        described = (args.modalities or {}).get(name)
+        if args.freeze_batch_norm and (described is None or isinstance(described.get("tower"), str)):
+            for layer in batch_norms(tower):
+                layer.requires_grad_(False)
 
 
 def image_blocks(vision_model: PreTrainedModel) -> list[list[nn.Parameter]]:
@@ -75,7 +91,9 @@ def text_blocks(text_model: PreTrainedModel) -> list[list[nn.Parameter]]:
     return _blocks_of_layers("train_text_blocks", text_model)
 
 
-def set_tower_learning_rate(optimizer: Optimizer, model: nn.Module, learning_rate: float) -> None:
+def set_tower_learning_rate(
+    optimizer: Optimizer, model: nn.Module, learning_rate: float, modalities: Collection[str] = ()
+) -> None:
     """
     Gives what trains inside the towers a learning rate of its own, in parameter groups of their own; all else of their
     groups stays, weight decay for one. A scheduler that is made afterwards scales both rates.
@@ -83,11 +101,14 @@ def set_tower_learning_rate(optimizer: Optimizer, model: nn.Module, learning_rat
     Args:
         optimizer: of all parameters of `model`, before its first step.
         model: an encoder, or a captioner around one.
+        modalities: further ones whose towers have trained weights, too. (What starts at random, a record's for one,
+            trains at the rate of the projections.)
 
     Raises:
         ValueError: nothing trains in the towers.
     """
-    inside = {id(p) for name, p in model.named_parameters() if {"vision_model", "text_model"} & set(name.split("."))}
+    towers = ["vision_model", "text_model", *(f"modality_towers.{name}.tower" for name in modalities)]
+    inside = {id(p) for name, p in model.named_parameters() if any(f".{tower}." in f".{name}" for tower in towers)}
     found = False
     for group in list(optimizer.param_groups):
         own = [parameter for parameter in group["params"] if id(parameter) in inside]

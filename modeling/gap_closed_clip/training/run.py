@@ -11,6 +11,7 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 from ..evaluation import evaluate_model, write_report
 from .build import RunParts, build
 from .config import RunConfig
+from .fuse import set_fusion_weights
 from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
 from .recenter import RecenterCallback
@@ -41,8 +42,8 @@ def train(config: RunConfig) -> TrainingResult:
 
 def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer:
     """
-    Trains, and centers the projections exactly; another run's results in the output folder are deleted at the last
-    moment, if that was asked for.
+    Trains, centers the projections exactly, and measures what each of more than two modalities counts for in a query;
+    another run's results in the output folder are deleted at the last moment, if that was asked for.
 
     Args:
         settings: noted in each checkpoint, see `check_settings`.
@@ -63,12 +64,15 @@ def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer
         processing_class=parts.processor,
         compute_metrics=parts.compute_metrics,
     )
+    trainer.pretrained_modalities = parts.pretrained_modalities
     if parts.trains_encoder and not inputs.streaming:
         trainer.add_callback(RecenterCallback(parts.plain_batches(args), parts.encoder, parts.towers_have_run))
     trainer.add_callback(SettingsCallback(settings))
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
+    if parts.encoder.config.modalities and parts.trains_encoder and trainer.is_world_process_zero():
+        set_fusion_weights(parts.encoder, parts.batches_to_weigh(args))
     return trainer
 
 

@@ -1,5 +1,8 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
@@ -8,17 +11,12 @@ from transformers.utils import logging
 
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
-from ..model.modeling_gap_closed_clip import GapClosedClipOutput
+from .diagnostics import RunningMeans, batch_diagnostics, warning_of
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
 
 
 logger = logging.get_logger(__name__)
-
-# Random pairs this close: both modalities sit in one narrow cone, where every pair looks aligned.
-COLLAPSED = 0.5
-# True pairs this far apart in the second half of training, although they are being aligned.
-SCATTERED = 0.15
 
 
 class TrainingProgressCallback(TrainerCallback):
@@ -41,6 +39,8 @@ class _SamplerEpochCallback(TrainerCallback):
 class CheckedTrainer(Trainer):
     """transformers' Trainer with what ours add to it, whatever they train."""
 
+    # Further modalities whose towers learn at `tower_learning_rate`.
+    pretrained_modalities: Collection[str] = ()
     _gradients_checked = False
 
     def training_step(self, *args, **kwargs) -> Tensor:
@@ -52,9 +52,14 @@ class CheckedTrainer(Trainer):
         """
         loss = super().training_step(*args, **kwargs)
         # (A sharded model's parameters may be empty on some process.)
-        if self.accelerator.sync_gradients and not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if self.accelerator.sync_gradients and not sharded and self._shows_every_gradient(*args, **kwargs):
             self._check_gradients_once()
         return loss
+
+    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> bool:
+        """Whether a batch has what every parameter needs for a gradient."""
+        return True
 
     def _check_gradients_once(self) -> None:
         if self._gradients_checked:
@@ -71,7 +76,8 @@ class CheckedTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.args.tower_learning_rate is not None:
-            set_tower_learning_rate(optimizer, self.model if model is None else model, self.args.tower_learning_rate)
+            model = self.model if model is None else model
+            set_tower_learning_rate(optimizer, model, self.args.tower_learning_rate, self.pretrained_modalities)
         return optimizer
 
     def get_decay_parameter_names(self, model) -> list[str]:
@@ -98,8 +104,9 @@ class GapClosedClipTrainer(CheckedTrainer):
     - scheduled weights follow the training's progress ([`TrainingProgressCallback`]);
     - pairs that share an image or a caption are kept out of one batch (`distinct_batches` of the arguments), and pairs
       of different sources, if that is asked for (`mix_sources`);
-    - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine and the mean cosine
-      inside each modality, averaged over the logged steps, with a warning where the space collapses or scatters;
+    - the log tells each term and its weight, the scale, gap, true-pair and random-pair cosine of each two modalities
+      and the mean cosine inside each, averaged over the logged steps, with a warning where the space collapses or
+      scatters;
     - the first step fails where a trainable parameter gets no gradient, a dead adapter for one;
     - evaluation keeps its last batch where training drops it, and vectors and scalars are not decayed.
     """
@@ -108,8 +115,7 @@ class GapClosedClipTrainer(CheckedTrainer):
         super().__init__(*args, **kwargs)
         self._prepare_micro_batches()
         self.add_callback(TrainingProgressCallback())
-        self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._means = RunningMeans()
         self._warned = False
 
     def _prepare_micro_batches(self) -> None:
@@ -137,22 +143,24 @@ class GapClosedClipTrainer(CheckedTrainer):
         self.current_gradient_accumulation_steps = 1  # the loss is that of the whole batch, no sum to be divided
         return super().training_step(model, {"micro_batches": MicroBatches(micro_batches)}, num_items_in_batch)
 
+    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> bool:
+        # An adapter of a modality that no sample of the batch has would be taken for a dead one.
+        batches = inputs["micro_batches"] if "micro_batches" in inputs else [inputs]
+        masks = [batch["modality_mask"] for batch in batches if "modality_mask" in batch]
+        return not masks or bool(torch.cat([mask.any(0, keepdim=True) for mask in masks]).any(0).all())
+
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         if model.training:
-            for name, value in batch_diagnostics(outputs).items():
-                self._sums[name] = self._sums.get(name, 0) + value
-            self._count += 1
+            self._means.add(batch_diagnostics(outputs))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if "loss" in logs and self._count:
-            means = {name: (total / self._count).item() for name, total in self._sums.items()}
+        if "loss" in logs and (means := self._means.take()):
             model = self.accelerator.unwrap_model(self.model)
             means["logit_scale"] = model.logit_scale.detach().exp().item()
             means.update({name: float(weight) for name, weight in model.objective_weights().items()})
             logs.update({name: round(value, 4) for name, value in means.items()})
-            self._sums, self._count = {}, 0
             self._warn_of_collapse_and_scatter(means)
         super().log(logs, *args, **kwargs)
 
@@ -193,46 +201,10 @@ class GapClosedClipTrainer(CheckedTrainer):
         progress = self.state.global_step / max(self.state.max_steps, 1)
         if self._warned or progress < 0.5:
             return
-        if means["random_pair_cosine"] > COLLAPSED:
+        names = self.accelerator.unwrap_model(self.model).config.modality_names
+        if warning := warning_of(means, names, progress):
             self._warned = True
-            logger.warning(
-                f"The space is collapsing: random pairs have a mean cosine of {means['random_pair_cosine']:.2f} (true "
-                f"pairs {means['true_pair_cosine']:.2f}). A gap closed by crowding is no alignment: lower "
-                "model.align_weight, keep model.uniformity_weight above 0 for longer, or set "
-                "model.center_projections=true."
-            )
-        elif means["true_pair_cosine"] < SCATTERED and means["align_weight"] > 0:
-            self._warned = True
-            logger.warning(
-                f"The space is scattered: true pairs have a mean cosine of only {means['true_pair_cosine']:.2f} after "
-                f"{progress:.0%} of training. Raise model.align_weight or lower model.uniformity_weight."
-            )
-
-
-@torch.no_grad()
-def batch_diagnostics(outputs: GapClosedClipOutput) -> dict[str, Tensor]:
-    """
-    What tells alignment from collapse and scatter in one batch: scalars, by closed forms of O(B D).
-
-    The terms of the loss; `modality_gap` = |mean image - mean text|; `true_pair_cosine`, `random_pair_cosine` (i !=
-    j); `mean_cosine_image`, `mean_cosine_text` (i != j inside a modality). Plain batch statistics of the present
-    process: over B pairs the gap has a sampling floor of about sqrt(2 / B).
-    """
-    image, text = outputs["image_embeds"].float(), outputs["text_embeds"].float()  # (B, D)
-    n = len(image)
-    others = max(n * (n - 1), 1)
-    image_sum, text_sum = image.sum(0), text.sum(0)
-    true_pair = (image * text).sum(-1)
-    return {
-        "contrastive_loss": outputs["contrastive_loss"].detach(),
-        "align_loss": outputs["align_loss"].detach(),
-        "uniformity_loss": outputs["uniformity_loss"].detach(),
-        "modality_gap": (image_sum - text_sum).norm() / n,
-        "true_pair_cosine": true_pair.mean(),
-        "random_pair_cosine": (image_sum @ text_sum - true_pair.sum()) / others,
-        "mean_cosine_image": (image_sum @ image_sum - image.square().sum()) / others,
-        "mean_cosine_text": (text_sum @ text_sum - text.square().sum()) / others,
-    }
+            logger.warning(warning)
 
 
 __all__ = ["GapClosedClipTrainer", "TrainingProgressCallback", "batch_diagnostics"]
