@@ -16,6 +16,7 @@ Weight = float | list[list[float]]
 
 # What a captioner's decoder attends to. The embedding alone is what text and images have in common.
 DECODER_MEMORIES = ("patches_and_embedding", "embedding")
+LARGEST_WEIGHT = 1e4  # of a term of the objective: beyond it, float32 has no digits left for the others
 # The fields that only a captioner uses, beside its decoder's configuration.
 CAPTION_FIELDS = (
     "decoder_memory",
@@ -310,10 +311,11 @@ def _sub_config(value: PreTrainedConfig | dict | None, name: str, default: dict)
 def _check_weight(name: str, weight: Weight) -> None:
     remedy = (
         f"{name} is {weight!r}: use a number of 0 or more, or points [fraction of training, value] like "
-        "[[0.2, 1.0], [0.7, 0.0]]; fractions lie between 0 and 1 and rise strictly, values are 0 or more."
+        "[[0.2, 1.0], [0.7, 0.0]]; fractions lie between 0 and 1 and rise strictly, values are from 0 to "
+        f"{LARGEST_WEIGHT:g}."
     )
     if isinstance(weight, int | float) and not isinstance(weight, bool):
-        if not 0 <= weight < math.inf:
+        if not 0 <= weight <= LARGEST_WEIGHT:
             raise ValueError(remedy)
         return
     if not isinstance(weight, list | tuple) or not weight:
@@ -325,7 +327,7 @@ def _check_weight(name: str, weight: Weight) -> None:
             or not all(isinstance(x, int | float) for x in point)
         ):
             raise ValueError(remedy)
-        if not 0 <= point[0] <= 1 or not 0 <= point[1] < math.inf:
+        if not 0 <= point[0] <= 1 or not 0 <= point[1] <= LARGEST_WEIGHT:
             raise ValueError(remedy)
     fractions = [point[0] for point in weight]
     if any(a >= b for a, b in zip(fractions, fractions[1:], strict=False)):

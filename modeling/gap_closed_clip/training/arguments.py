@@ -1,5 +1,7 @@
 """The sections `model` and `training` of a configuration: where the model starts from, and how it is trained."""
 
+import math
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -127,6 +129,53 @@ def lower_is_better(metric: str) -> bool:
     return bool(named) and "↓" in ROWS[max(named, key=len)][0]
 
 
+# Fields that are numbers: the least value that each takes, and whether that itself is taken.
+LEAST = {
+    "learning_rate": (0.0, True),
+    "weight_decay": (0.0, True),
+    "adam_beta1": (0.0, True),
+    "adam_beta2": (0.0, True),
+    "adam_epsilon": (0.0, True),
+    "max_grad_norm": (0.0, True),
+    "label_smoothing_factor": (0.0, True),
+    "warmup_steps": (0.0, True),
+    "num_train_epochs": (0.0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "contrastive_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "dataloader_num_workers": (0, True),
+    "early_stopping_patience": (1, True),
+    "skip_broken_steps": (0, True),
+}
+MOST_WORKERS = 256  # of a DataLoader; each is a process
+
+
+def check_numbers(args: Any) -> None:
+    """
+    Checks the numbers of the section `training` that would otherwise end in a run of NaN, or in none at all.
+
+    Raises:
+        ValueError: one is no number, not finite, or out of range.
+    """
+    for name, (least, allowed) in LEAST.items():
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"training.{name} is {value!r}: it is a number.")
+        if name == "num_train_epochs" and args.max_steps > 0:
+            continue
+        if not math.isfinite(value) or value < least or (value == least and not allowed):
+            range_ = f"{least:g} or more" if allowed else f"above {least:g}"
+            raise ValueError(f"training.{name} is {value}: use a finite number, {range_}.")
+    if args.dataloader_num_workers > MOST_WORKERS:
+        raise ValueError(
+            f"training.dataloader_num_workers is {args.dataloader_num_workers}: each is a process; use as many as "
+            f"there are cores ({os.cpu_count()}) at most."
+        )
+
+
 @dataclass
 class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     """
@@ -184,6 +233,13 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
             "training as well, which takes seconds each time. The final evaluation always does."
         },
     )
+    skip_broken_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Pass over so many steps whose loss or gradient is NaN or infinite, each with a warning, before "
+            "the run is stopped. 0: the first one stops it."
+        },
+    )
     card_license: str | None = field(
         default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
     )
@@ -211,6 +267,7 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
                     f"training.{name} is true, so this configuration needs a GPU that computes in bfloat16, and there "
                     f"is none here. On a CPU add {name}=false."
                 )
+        check_numbers(self)
         if self.tower_learning_rate is not None and self.tower_learning_rate <= 0:
             raise ValueError(
                 f"training.tower_learning_rate is {self.tower_learning_rate}: use a number above 0. To keep towers as "

@@ -144,8 +144,6 @@ def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int 
         fusion_weights=_encoder_config(trainer).fusion_weights,
     )
     if trainer.is_world_process_zero():
-        # The Trainer pickles its arguments beside the weights; train_config.yaml says the same in the open.
-        (folder / "training_args.bin").unlink(missing_ok=True)
         config.save(folder / CONFIG_FILE)
         facts = {name: value for name, value in asdict(result).items() if name != "metrics"}
         if result.fusion_weights is None:

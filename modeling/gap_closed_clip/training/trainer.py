@@ -1,12 +1,14 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import logging
 
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
@@ -14,6 +16,7 @@ from ..model.micro_batches_gap_closed_clip import MicroBatches
 from .diagnostics import RunningMeans, batch_diagnostics, warning_of
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
+from .sound_numbers import SoundNumbers
 
 
 logger = logging.get_logger(__name__)
@@ -42,22 +45,35 @@ class CheckedTrainer(Trainer):
     # Further modalities whose towers learn at `tower_learning_rate`.
     pretrained_modalities: Collection[str] = ()
     _gradients_checked = False
+    _numbers: SoundNumbers | None = None
 
-    def training_step(self, *args, **kwargs) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """
-        As transformers', with a look at the gradients of the first step.
+        As transformers', with a look at the gradients of the first step, and at every step's numbers.
 
         Raises:
-            ValueError: in the first step, a trainable parameter got no gradient.
+            ValueError: in the first step, a trainable parameter got no gradient; loss or gradient are NaN or infinite,
+                and no more such steps may be skipped.
         """
-        loss = super().training_step(*args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not self._is_sound(loss, model, inputs):
+            return torch.zeros_like(loss)
         # (A sharded model's parameters may be empty on some process.)
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.accelerator.sync_gradients and not sharded and self._shows_every_gradient(*args, **kwargs):
+        if self.accelerator.sync_gradients and not sharded and self._shows_every_gradient(model, inputs):
             self._check_gradients_once()
         return loss
 
-    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> bool:
+    def _is_sound(self, loss: Tensor, model: nn.Module, inputs: dict[str, Any]) -> bool:
+        if self._numbers is None:
+            self._numbers = SoundNumbers(self.args.skip_broken_steps, self.train_dataset)
+        scaler = self.accelerator.scaler
+        scaled = scaler is not None and scaler.is_enabled()
+        # Gradients are still being added up where no step follows.
+        whole = self.accelerator.sync_gradients
+        return self._numbers.check(loss, model, inputs, self.state.global_step + 1, scaled or not whole)
+
+    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         """Whether a batch has what every parameter needs for a gradient."""
         return True
 
@@ -79,6 +95,11 @@ class CheckedTrainer(Trainer):
             model = self.model if model is None else model
             set_tower_learning_rate(optimizer, model, self.args.tower_learning_rate, self.pretrained_modalities)
         return optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        # Pickled arguments, with the Hub's token among them; train_config.yaml says the same in the open, without it.
+        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
@@ -108,6 +129,8 @@ class GapClosedClipTrainer(CheckedTrainer):
       and the mean cosine inside each, averaged over the logged steps, with a warning where the space collapses or
       scatters;
     - the first step fails where a trainable parameter gets no gradient, a dead adapter for one;
+    - a step whose loss or gradient is NaN or infinite stops the run before it reaches the weights, or is passed over
+      (`skip_broken_steps` of the arguments);
     - evaluation keeps its last batch where training drops it, and vectors and scalars are not decayed.
     """
 
@@ -143,7 +166,7 @@ class GapClosedClipTrainer(CheckedTrainer):
         self.current_gradient_accumulation_steps = 1  # the loss is that of the whole batch, no sum to be divided
         return super().training_step(model, {"micro_batches": MicroBatches(micro_batches)}, num_items_in_batch)
 
-    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> bool:
+    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
         # An adapter of a modality that no sample of the batch has would be taken for a dead one.
         batches = inputs["micro_batches"] if "micro_batches" in inputs else [inputs]
         masks = [batch["modality_mask"] for batch in batches if "modality_mask" in batch]
