@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers import BatchFeature, CLIPImageProcessor, ProcessorMixin
 
 from .load_images_gap_closed_clip import find_channels, load_image
+from .modality_processing_gap_closed_clip import (
+    as_samples,
+    describe_modality_processors,
+    encode_modality,
+    load_modality_processors,
+    names_of,
+    to_ordered_json,
+)
 
 
 # A BERT tokenizer splits a text at every punctuation mark, and when it decodes puts spaces between nearly all parts:
@@ -32,19 +41,34 @@ def join_words(text: str) -> str:
 
 class GapClosedClipProcessor(ProcessorMixin):
     """
-    A CLIP image processor and a BERT tokenizer in one.
+    A CLIP image processor and a BERT tokenizer in one; and the processors of further modalities.
 
     Args:
         image_processor ([`CLIPImageProcessor`]): resizes, crops and normalises images to (3, height, width).
         tokenizer ([`PreTrainedTokenizerBase`]): of the text tower.
+        modality_processors (`dict[str, Any]`, *optional*): by the names of further modalities, in the order of
+            `config.modalities`: [`RecordProcessor`], [`ArrayProcessor`], image processors and feature extractors of
+            transformers, or what their `to_dict` gives. They are saved in processor_config.json.
+
+    Raises:
+        ValueError: a modality of a name that means something else, or a processor of no known type.
     """
 
-    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+    def __init__(self, image_processor=None, tokenizer=None, modality_processors=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
+        self.modality_processors = load_modality_processors(modality_processors)
 
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
         """
-        As `ProcessorMixin.__call__`, for images of more kinds, which are seen as training sees them.
+        As `ProcessorMixin.__call__`, for images of more kinds, which are seen as training sees them, and for further
+        modalities, each by its name:
+
+        ```python
+        >>> processor(images=[image, None], text=texts, record=[{"age": 62, "sex": "female"}, None], return_tensors="pt")
+        ```
+
+        A sample that lacks something has None in its place; then all that is given is of equally many samples, and
+        `modality_mask` (B, M), in the order image, text, further ones, tells what is there.
 
         Args:
             images: one image or a list of them: what [`load_image`] takes (paths, URLs, DICOM and 16-bit files, their
@@ -52,6 +76,13 @@ class GapClosedClipProcessor(ProcessorMixin):
                 Colour arrays of values from 0 to 255 are taken as transformers takes them. With `do_rescale=False`
                 arrays keep their values, and gray ones become three equal channels.
             text: a text, or a list of them.
+            kwargs: by the names of further modalities one sample or a list of them; a record is a mapping of fields to
+                values, and of several also columns or a data frame. Others are options of the image processor and the
+                tokenizer.
+
+        Returns:
+            `pixel_values`, `input_ids`, ...; `{modality}_{input of its tower}`; `modality_mask` if a sample lacks
+            something. Further modalities and samples that lack something are always tensors.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -59,6 +90,42 @@ class GapClosedClipProcessor(ProcessorMixin):
                 are neither 0 to 1 nor 0 to 255.
             ImportError: a DICOM file, where pydicom is not installed.
         """
+        further = {name: kwargs.pop(name) for name in self.modality_processors if kwargs.get(name) is not None}
+        if not further and not _lacks(images) and not _lacks(text):
+            return self._encode_pairs(images, text, **kwargs)
+        samples: dict[str, list] = {
+            name: as_samples(self.modality_processors[name], given) for name, given in further.items()
+        }
+        encoded = {}
+        for name, values in samples.items():
+            encoded |= encode_modality(name, self.modality_processors[name], values)
+        if images is not None or text is not None:
+            kwargs.setdefault("return_tensors", "pt")
+            lacking_images, images = _fill_in(images, Image.new("RGB", (32, 32)))
+            lacking_texts, text = _fill_in(text, "")
+            encoded |= self._encode_pairs(images, text, **kwargs)
+            for name, lacking in (("image", lacking_images), ("text", lacking_texts)):
+                samples |= {} if lacking is None else {name: [None if lacks else True for lacks in lacking]}
+            if lacking_images is not None and any(lacking_images):
+                encoded["pixel_values"][lacking_images] = 0
+        if any(value is None for values in samples.values() for value in values):
+            encoded["modality_mask"] = self._mask(samples)
+        return BatchFeature(encoded)
+
+    def _mask(self, samples: dict[str, list]) -> torch.Tensor:
+        """(B, M) bool: which modalities each sample has."""
+        numbers = {name: len(values) for name, values in samples.items()}
+        if len(set(numbers.values())) > 1:
+            raise ValueError(
+                f"There are different numbers of samples ({', '.join(f'{name}: {n}' for name, n in numbers.items())}), "
+                "of which some lack something (None): give a value or None for each sample."
+            )
+        nothing = [None] * next(iter(numbers.values()))
+        names = names_of(self.modality_processors)
+        return torch.tensor([[value is not None for value in samples.get(name, nothing)] for name in names]).T
+
+    def _encode_pairs(self, images: Any, text: Any, **kwargs) -> BatchFeature:
+        """As `__call__`, of images and texts alone, none of which is lacking."""
         if images is not None:
             if isinstance(images, list | tuple) and not images:
                 raise ValueError("images is an empty list: give one image or more, or leave images out.")
@@ -110,6 +177,32 @@ class GapClosedClipProcessor(ProcessorMixin):
         # processor would differ from the same one loaded.
         self.__dict__.pop("auto_map", None)
         return files
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `ProcessorMixin.to_dict`; the processors of further modalities are in it if there are any."""
+        described = super().to_dict()
+        described.pop("modality_processors", None)
+        if self.modality_processors:
+            described["modality_processors"] = describe_modality_processors(self.modality_processors)
+        return described
+
+    def to_json_string(self) -> str:
+        """As `ProcessorMixin.to_json_string`; modalities and their fields keep their order, which counts."""
+        return to_ordered_json(self.to_dict(), kept="modality_processors")
+
+
+def _lacks(values: Any) -> bool:
+    return isinstance(values, list | tuple) and any(value is None for value in values)
+
+
+def _fill_in(values: Any, filling: Any) -> tuple[list[bool] | None, Any]:
+    """Which of some values are None (None if there are no values at all), and the values with `filling` in their place."""
+    if values is None:
+        return None, None
+    if not isinstance(values, list | tuple):
+        number = len(values) if isinstance(values, np.ndarray | torch.Tensor) and values.ndim == 4 else 1
+        return [False] * number, values
+    return [value is None for value in values], [filling if value is None else value for value in values]
 
 
 def _prepare_images(images: Any, rescaled: bool, name: str) -> Any:

@@ -1,0 +1,210 @@
+"""The processors of the modalities beyond image and text: which there are, how they are saved, and what they are given."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, FeatureExtractionMixin, ImageProcessingMixin
+
+from .image_processing_gap_closed_clip import GapClosedClipImageProcessor
+from .load_images_gap_closed_clip import load_image
+from .record_fields_gap_closed_clip import is_missing
+from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor, rows_of
+
+
+OURS = {each.__name__: each for each in (ArrayProcessor, GapClosedClipImageProcessor, RecordProcessor)}
+TYPE_KEYS = ("modality_processor_type", "image_processor_type", "feature_extractor_type")
+
+# What begins the name of another input of the model, or is a column of pairs, a metric or an argument of a processor.
+RESERVED = (
+    *("image", "images", "text", "texts", "caption", "captions", "label", "labels", "source", "window", "augment"),
+    *("pixel", "input", "attention", "token", "position", "group", "modality", "pooled", "shared", "output", "return"),
+    *("videos", "common", "chat", "mean", "further", "logits", "logit", "embeds", "loss", "anchor", "use"),
+)
+
+
+def check_modality_names(names: Sequence[str]) -> None:
+    """
+    Checks that modalities beyond image and text can have these names.
+
+    Raises:
+        ValueError: one is no name in small letters, means something else already, or begins another one.
+    """
+    for name in names:
+        problem = None
+        if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name.startswith("_"):
+            problem = "it must be of small letters, digits and '_', and begin with a letter"
+        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict, name):
+            problem = "this name, or what it begins with, means something else already"
+        for other in names:
+            if isinstance(other, str) and problem is None and other != name and other.startswith(f"{name}_"):
+                problem = f"the inputs of '{other}' would begin alike"
+        if problem is not None:
+            raise ValueError(
+                f"A modality cannot be called {name!r}: {problem}. Choose another name, such as 'record', 'audio' or "
+                "'lateral'."
+            )
+
+
+def load_modality_processors(processors: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    Processors by the names of their modalities; descriptions, as processor_config.json has them, become processors.
+
+    Raises:
+        ValueError: a modality cannot have such a name, or a description is of no known type.
+        TypeError: something that is no processor.
+    """
+    loaded: dict[str, Any] = {}
+    for name, processor in (processors or {}).items():
+        loaded[name] = _load(name, processor) if isinstance(processor, dict) else processor
+        if not callable(loaded[name]) or not hasattr(loaded[name], "to_dict"):
+            raise TypeError(f"The processor of the modality '{name}' is a {type(processor).__name__}, which is none.")
+    check_modality_names(list(loaded))
+    return loaded
+
+
+def _load(name: str, description: dict[str, Any]) -> Any:
+    kind = next((description[key] for key in TYPE_KEYS if description.get(key)), None)
+    found = OURS.get(str(kind)) or getattr(transformers, str(kind), None)
+    bases = (FeatureExtractionMixin, ImageProcessingMixin, ArrayProcessor, RecordProcessor)
+    if not isinstance(found, type) or not issubclass(found, bases):
+        raise ValueError(
+            f"The processor of the modality '{name}' is of type {kind!r}; known are {', '.join(OURS)}, and image "
+            "processors and feature extractors of transformers."
+        )
+    try:
+        return found.from_dict(dict(description))
+    except ValueError as error:
+        raise ValueError(f"The processor of the modality '{name}': {error}") from error
+
+
+def describe_modality_processors(processors: dict[str, Any]) -> dict[str, Any]:
+    """What `load_modality_processors` makes the same processors of."""
+    described = {name: dict(processor.to_dict()) for name, processor in processors.items()}
+    for description in described.values():
+        description.pop("auto_map", None)  # of a folder that an image processor has been saved in
+    return described
+
+
+def to_ordered_json(configuration: dict[str, Any], kept: str) -> str:
+    """JSON with sorted keys, but for the value of `kept`, whose order counts."""
+    ordered = json.loads(json.dumps({key: configuration[key] for key in configuration if key != kept}, sort_keys=True))
+    if kept in configuration:
+        ordered = dict(sorted({**ordered, kept: configuration[kept]}.items()))
+    return json.dumps(ordered, indent=2) + "\n"
+
+
+def as_samples(processor: Any, values: Any) -> list[Any]:
+    """
+    What a modality is given, as a list of one value for each sample; None where a sample lacks it. A record of which no
+    field is given is none.
+    """
+    if isinstance(processor, RecordProcessor):
+        return [row if row and not all(map(is_missing, row.values())) else None for row in rows_of(values)]
+    if isinstance(processor, ArrayProcessor):
+        dimensions = len(processor.shape)
+    else:
+        dimensions = 3 if isinstance(processor, ImageProcessingMixin) else 1
+    if isinstance(values, np.ndarray | torch.Tensor):
+        return list(values) if values.ndim > dimensions else [values]
+    if not isinstance(values, list | tuple):
+        return [values]
+    if values and _depth(values) == dimensions and isinstance(_first(values), int | float):
+        return [values]  # one array, as nested lists
+    return list(values)
+
+
+def _depth(values: Any) -> int:
+    return 1 + _depth(values[0]) if isinstance(values, list | tuple) and values else 0
+
+
+def _first(values: Any) -> Any:
+    return _first(values[0]) if isinstance(values, list | tuple) and values else values
+
+
+def encode_modality(name: str, processor: Any, samples: Sequence[Any]) -> dict[str, Tensor]:
+    """
+    The inputs of a modality's tower.
+
+    Args:
+        name: of the modality.
+        processor: of it.
+        samples: B of them, None where a sample lacks it.
+
+    Returns:
+        `{name}_{input}` (B, ...) for each input of the tower. Where a sample lacks the modality, zeros; of an attention
+        mask, ones, since attention to nothing is not a number.
+
+    Raises:
+        ValueError: a sample that the processor does not take; the message names the modality.
+    """
+    try:
+        if isinstance(processor, ArrayProcessor | RecordProcessor):
+            encoded = processor(list(samples), return_tensors="pt")
+        else:
+            encoded = _encode_given(processor, samples)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"The modality '{name}': {error}") from error
+    return {f"{name}_{key}": values for key, values in encoded.items()}
+
+
+def _encode_given(processor: Any, samples: Sequence[Any]) -> dict[str, Tensor]:
+    """Of an image processor or feature extractor, which know no sample that is not there."""
+    places = [index for index, sample in enumerate(samples) if sample is not None]
+    given = [samples[index] for index in places]
+    encoded = _run(processor, given or [_nothing(processor)])
+    if len(given) == len(samples):
+        return dict(encoded)
+    filled = {}
+    for key, values in encoded.items():
+        whole = values.new_full((len(samples), *values.shape[1:]), 1 if key.endswith("mask") else 0)
+        if given:
+            whole[places] = values
+        filled[key] = whole
+    return filled
+
+
+def _run(processor: Any, samples: list[Any]) -> BatchFeature:
+    if isinstance(processor, ImageProcessingMixin):
+        return processor([load_image(sample) for sample in samples], return_tensors="pt")
+    rate = getattr(processor, "sampling_rate", None)
+    waves = [_wave(sample, rate) for sample in samples]
+    padding = {"padding": True} if getattr(processor, "padding_value", None) is not None else {}
+    return processor(waves, return_tensors="pt", **padding, **({} if rate is None else {"sampling_rate": rate}))
+
+
+def _wave(sample: Any, rate: int | None) -> np.ndarray:
+    """A waveform (length,) of samples a second as the feature extractor takes them."""
+    if isinstance(sample, dict) and "array" in sample:  # as `datasets.Audio` gives it
+        if rate is not None and sample.get("sampling_rate") not in (None, rate):
+            raise ValueError(f"a waveform has {sample['sampling_rate']} samples a second; resample it to {rate}.")
+        sample = sample["array"]
+    return np.asarray(sample, dtype=np.float32)
+
+
+def _nothing(processor: Any) -> Any:
+    """A sample that shows which inputs there are, and of which shape."""
+    if isinstance(processor, ImageProcessingMixin):
+        return Image.new("RGB", (32, 32))
+    return np.zeros(getattr(processor, "sampling_rate", None) or 16000, np.float32)
+
+
+def names_of(processors: Iterable[str]) -> tuple[str, ...]:
+    """Names of all modalities in order, for the columns of `modality_mask`."""
+    return ("image", "text", *processors)
+
+
+__all__ = [
+    "as_samples",
+    "check_modality_names",
+    "describe_modality_processors",
+    "encode_modality",
+    "load_modality_processors",
+    "names_of",
+    "to_ordered_json",
+]
