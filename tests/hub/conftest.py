@@ -133,7 +133,8 @@ def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
         handler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(handler)
     # The next folder has its own.
-    del sys.modules["images_gap_closed_clip"], sys.modules["handler_requests"]
+    for name in ("images_gap_closed_clip", "handler_modalities", "handler_requests"):
+        del sys.modules[name]
     return handler, sys.modules.pop("handler_images")
 
 

@@ -1,0 +1,89 @@
+"""What is searched and searched for: an item's image, text and further modalities, checked."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from transformers import ImageProcessingMixin
+
+from .load_images_gap_closed_clip import is_url
+from .modality_processing_gap_closed_clip import as_samples
+from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
+
+
+IMAGE, TEXT = "image", "text"
+
+
+def parts_of(item: Any, location: str, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    {modality: value} of an item; an image is what `load_image` takes.
+
+    Args:
+        item: a text, an image, or a mapping of one or more modalities to what each holds.
+        location: where it stands, for the error message.
+        further: the processors of further modalities, by name.
+
+    Raises:
+        ValueError: it is none of these; a value is not one of its modality.
+    """
+    further = further or {}
+    names = {IMAGE, TEXT, *further}
+    if not isinstance(item, dict) or not item or not set(item) <= names:
+        kind, value = _image_or_text(item, location, further)
+        return {kind: value}
+    parts = {}
+    for name, value in item.items():
+        if name in (IMAGE, TEXT):
+            parts[name] = _image_or_text({name: value}, location, further)[1]
+        elif isinstance(further[name], ImageProcessingMixin):
+            parts[name] = _image_or_text({IMAGE: value}, f"{location}, {name}", further)[1]
+        else:
+            parts[name] = check_sample(name, further[name], value, location)
+    return parts
+
+
+def check_sample(name: str, processor: Any, value: Any, location: str) -> Any:
+    """
+    What a further modality holds of one item, if its processor takes it.
+
+    Raises:
+        ValueError: the processor's own words, or that nothing is given; with the location.
+    """
+    try:
+        samples = as_samples(processor, [value])
+        if samples[0] is not None and isinstance(processor, ArrayProcessor | RecordProcessor):
+            processor(samples)
+    except (TypeError, ValueError) as error:
+        words = str(error).removeprefix("Record, row 0 (from 0), ").removeprefix("Record, row 0 (from 0): ")
+        raise ValueError(f"{location}, {name}: {words}") from error
+    if len(samples) != 1 or samples[0] is None:
+        wanted = f": give one of {', '.join(processor.column_names)}" if isinstance(processor, RecordProcessor) else ""
+        raise ValueError(f"{location}, {name}: there is no value{wanted}, or leave {name} out.")
+    return samples[0]
+
+
+def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tuple[str, Any]:
+    """("text", the text) or ("image", what `load_image` takes) of an item."""
+    types: tuple[type, ...] = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
+    if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in (IMAGE, TEXT):
+        kind, value = next(iter(item.items()))
+    else:
+        kind, value = TEXT if isinstance(item, str) else IMAGE, item
+        types = (str, Image.Image, np.ndarray, Tensor)
+    value = os.fspath(value) if isinstance(value, os.PathLike) and kind == IMAGE else value
+    is_vector = isinstance(value, np.ndarray | Tensor) and value.ndim not in (2, 3)
+    if not isinstance(value, str if kind == TEXT else types) or is_vector:
+        others = "".join(f", {{'{name}': ...}}" for name in further)
+        raise ValueError(
+            f"{location}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
+            f"an array or tensor (H, W) or (3, H, W), {{'image': path, URL or bytes}}{others}, or {{'text': ...}}."
+        )
+    if kind == IMAGE and isinstance(value, str) and not is_url(value) and not os.path.isfile(value):
+        raise ValueError(f"There is no file {value:.200} ({location}).")
+    return kind, value
+
+
+__all__ = ["check_sample", "parts_of"]
