@@ -144,7 +144,7 @@ def float32_model(model: GapClosedClipModel) -> GapClosedClipModel:
     if is_plain and not any(module.training for module in model.modules()):
         return model
     model = copy.deepcopy(model).cpu().float().eval()
-    for module in model.modules():
+    for module in [*model.vision_model.modules(), *model.modality_towers.modules()]:
         # Tables of positions, computed and never saved: those of a bfloat16 model are rounded to it.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()

@@ -141,8 +141,8 @@ def number(field, record):
 
 def category(field, record):
     value = record.get(field["name"])
-    words = [word.casefold() for word in field["categories"]]
-    return 0 if value is None else words.index(value.casefold()) + 2 if value.casefold() in words else 1
+    words, word = [known.casefold() for known in field["categories"]], str(value).casefold()
+    return 0 if value is None else words.index(word) + 2 if word in words else 1
 
 
 def inputs(record):
