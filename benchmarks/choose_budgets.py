@@ -33,7 +33,7 @@ from transformers import set_seed
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel
 from gap_closed_clip.data.features import FeaturePairs
-from gap_closed_clip.data.sources import assign_folds
+from gap_closed_clip.data.folds import assign_folds
 from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings
 from gap_closed_clip.evaluation.by_source import mean_over_sources, measure_sources
 from gap_closed_clip.training import GapClosedClipTrainer, RecenterCallback, RunConfig, load_config

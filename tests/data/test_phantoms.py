@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -77,7 +78,7 @@ def test_different_seeds_share_no_image(few):
 
 def test_columns_follow_the_pairs_contract(few):
     assert few.features["image"] == datasets.Image(decode=False)
-    for name in ("image_id", "caption", "label", "modality", "finding", "side", "zone", "size", "sex"):
+    for name in ("image_id", "caption", "label", "modality", "finding", "side", "zone", "size", "sex", "organ"):
         assert few.features[name] == datasets.Value("string")
     assert few.features["age"] == datasets.Value("int32")
     assert len(few) == 60
@@ -87,7 +88,8 @@ def test_columns_follow_the_pairs_contract(few):
         assert row["label"].startswith(row["modality"] + " / ")
         assert row["side"] in ("right", "left", "bilateral", "")
         assert row["size"] in ("small", "moderate", "large", "")
-        assert 0 < row["age"] < 100 and row["sex"] in ("female", "male")
+        assert row["age"] is None or 0 < row["age"] < 100
+        assert row["sex"] in ("female", "male", None)
 
 
 def test_one_image_id_is_one_image(many):
@@ -224,3 +226,49 @@ def test_no_caption_is_copied_from_roco(many, radiology_data):
             real.update(line.split("\t", 1)[1].strip(" .\n").lower() for line in lines if "\t" in line)
     copied = {caption for caption in many["caption"] if caption.strip(" .").lower() in real}
     assert not {caption for caption in copied if len(caption.split()) > 7}
+
+
+def test_records_are_of_the_case_that_is_drawn_and_told(many):
+    """What captions tell of age and size is what the record says, where it says something."""
+    told = {"age": 0, "finding_size": 0}
+    for row in many:
+        ages = re.findall(r"(\d+)-year-old|aged (\d+)", row["caption"])
+        if ages and row["age"] is not None:
+            assert str(row["age"]) in ages[0]
+            told["age"] += 1
+        sizes = re.findall(r"(\d+\.\d)(?: × \d+\.\d)? cm", row["caption"])
+        if sizes and row["finding_size"] is not None and row["size"]:
+            assert abs(10 * float(sizes[0]) - row["finding_size"]) <= 0.55
+            told["finding_size"] += 1
+        assert row["sex"] != "male" or not re.search(r"\b(woman|lady|girl)\b", row["caption"])
+    assert told["age"] > 100 and told["finding_size"] > 20
+
+
+def test_records_lack_something_at_random(many):
+    cases = {row["case_id"]: row for row in many}.values()
+    for name in ("age", "sex"):
+        assert 0.03 < sum(row[name] is None for row in cases) / len(cases) < 0.07
+    measured = [row for row in cases if any(f.millimetres[1] and f.key == row["finding"] for f in findings_of(row))]
+    assert 0.06 < sum(row["finding_size"] is None for row in measured) / len(measured) < 0.14
+    for row in cases:
+        if row["finding"].startswith("normal"):
+            assert row["finding_size"] is None
+        elif row["finding_size"] is not None:
+            (finding,) = (f for f in findings_of(row) if f.key == row["finding"])
+            assert finding.millimetres[0] <= row["finding_size"] <= finding.millimetres[1]
+    assert all(row["organ"] for row in cases)
+    organs = {row["organ"] for row in cases}
+    assert organs == {"lung", "pleura", "heart", "mediastinum", "brain", "gallbladder", "kidney", "liver", "breast"}
+    assert all(row["organ"] == row["label"].split(" / ")[1] for row in cases if row["modality"] == "ultrasound")
+
+
+def findings_of(row: dict) -> tuple:
+    return next(modality.findings for modality in phantoms.MODALITIES if modality.name == row["modality"])
+
+
+def test_images_and_captions_are_those_of_earlier_versions():
+    """Digests of version 1's pairs, before they had a record."""
+    pairs = make_phantoms(40, seed=3, image_size=48)
+    captions = hashlib.sha256("\n".join(pairs["caption"]).encode()).hexdigest()
+    images = hashlib.sha256(b"".join(pixels(row).tobytes() for row in pairs)).hexdigest()
+    assert (captions[:16], images[:16]) == ("40e175ec06804e7a", "5ff49d21d92ffb11")

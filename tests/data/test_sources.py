@@ -8,7 +8,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from gap_closed_clip.data import DataArguments, decode_image, load_pairs
-from gap_closed_clip.data.sources import assign_folds
+from gap_closed_clip.data.folds import assign_folds
 
 from .conftest import table_arguments, train_folder, write_table
 

@@ -5,36 +5,9 @@ import re
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from ..messages import did_you_mean
 from .images import Augmentation
-
-
-# What an entry of a list of sources may set for itself; where it does not, the section's value holds.
-SOURCE_FIELDS = (
-    "source",
-    "license",
-    "subset",
-    "train_split",
-    "validation_split",
-    "test_split",
-    "split_column",
-    "image_column",
-    "caption_column",
-    "image_id_column",
-    "label_columns",
-    "image_root",
-    "max_pairs",
-    "on_missing",
-    "on_bad_image",
-    "fold_column",
-    "phantom_train_pairs",
-    "phantom_validation_pairs",
-    "phantom_test_pairs",
-    "phantom_size",
-    "phantom_seed",
-    "window_center",
-    "window_width",
-)
+from .modalities import Modalities, check_modalities, join_modalities
+from .source_list import SOURCE_FIELDS, last_part, name_sources
 
 
 MOST_VIEWS = 64  # of an image; they go through the tower together
@@ -77,8 +50,8 @@ class DataArguments:
             "images with a metadata file; or a Hugging Face Hub id such as 'eltorio/ROCOv2-radiology'. "
             "Environment variables are filled in: '$RADIOLOGY_DATA/medpix2'. Or a list of sources, which are trained "
             "on together: mappings with a source, a name (default: its last part) and those fields of this section "
-            "that are its own (license, subset, splits, columns, image_root, max_pairs, on_missing, on_bad_image, "
-            "fold_column, window, phantoms)."
+            "that are its own (license, subset, splits, columns, modalities, image_root, max_pairs, on_missing, "
+            "on_bad_image, fold_column, window, phantoms)."
         },
     )
     license: str | None = field(
@@ -106,10 +79,15 @@ class DataArguments:
         },
     )
 
-    image_column: str = field(
-        default="image", metadata={"help": "Column that holds images, image bytes or file paths."}
+    image_column: str | None = field(
+        default="image",
+        metadata={
+            "help": "Column that holds images, image bytes or file paths; null, with modalities: there is none."
+        },
     )
-    caption_column: str = field(default="caption", metadata={"help": "Column that holds the captions."})
+    caption_column: str | None = field(
+        default="caption", metadata={"help": "Column that holds the captions; null, with modalities: there is none."}
+    )
     image_id_column: str | None = field(
         default=None,
         metadata={
@@ -122,6 +100,14 @@ class DataArguments:
         metadata={
             "help": "Columns whose values, joined with ' / ', are the label that grouping metrics use. A row that "
             "lacks one of them has no label. Default: the column 'label' if there is one."
+        },
+    )
+    modalities: dict[str, Any] | None = field(
+        default=None,
+        metadata={
+            "help": "Further modalities by name: a list of columns is a record ({record: [age, sex]}), one column "
+            "holds arrays, images or their files ({audio: spectrogram}). With them samples may lack some: an empty "
+            "caption, no image, a record without any value. In the entry of a source: those that it has."
         },
     )
     image_root: str | None = field(
@@ -143,8 +129,8 @@ class DataArguments:
     on_missing: Literal["error", "skip"] = field(
         default="error",
         metadata={
-            "help": "Half a pair (an image without caption, a caption without image, an empty caption): 'error' "
-            "stops, 'skip' leaves it out and logs it."
+            "help": "Half a pair (an image without caption, a caption without image, an empty caption), with "
+            "data.modalities a sample that has one modality alone: 'error' stops, 'skip' leaves it out and logs it."
         },
     )
     on_bad_image: Literal["error", "skip"] = field(
@@ -256,9 +242,17 @@ class DataArguments:
         if self.window_width is not None and self.window_width < 1:
             raise ValueError(f"data.window_width is {self.window_width}; it must be at least 1.")
         self.augmentation()  # checks its values now, before anything is loaded
+        if self.modalities is not None:
+            check_modalities(self.modalities)
         if not isinstance(self.source, str):
-            self.source = _name_sources(self.source)
+            self.source = name_sources(self.source, [each.name for each in fields(self)])
             self.sources()  # checks each one's values
+            if self.all_modalities:
+                check_modalities(self.all_modalities)
+        if self.fold_column in self.all_modalities and self.folds:
+            raise ValueError(
+                f"data.modalities: '{self.fold_column}' is data.fold_column, too. Give the modality another name."
+            )
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -274,7 +268,7 @@ class DataArguments:
             ValueError: a value is out of its range; the message names the source.
         """
         if isinstance(self.source, str):
-            return {_last_part(self.source): self}
+            return {last_part(self.source): self}
         found = {}
         for entry in self.source:
             own = {key: value for key, value in entry.items() if key != "name"}
@@ -283,6 +277,18 @@ class DataArguments:
             except ValueError as error:
                 raise ValueError(f"data.source, '{entry['name']}': {error}") from error
         return found
+
+    @property
+    def all_modalities(self) -> Modalities:
+        """The modalities beyond image and text in order, those of all sources; {} if there are none.
+
+        Raises:
+            ValueError: sources differ in what a modality is.
+        """
+        if isinstance(self.source, str):
+            return self.modalities or {}
+        parts = {name: own.modalities or {} for name, own in self.sources().items()}
+        return join_modalities({"data.modalities": self.modalities or {}, **parts})
 
     def has_split(self, split: str) -> bool:
         """Whether the source has the split "train", "validation" or "test", as far as the arguments say."""
@@ -327,51 +333,4 @@ class DataArguments:
         return Augmentation(tuple(self.crop_scale), self.brightness, self.contrast, self.horizontal_flip)
 
 
-def _last_part(source: str) -> str:
-    """The name of a source: the last part of its path or id, without the ending of a table."""
-    name = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
-    return re.sub(r"(?<=.)\.(csv|tsv|json|jsonl|parquet)(\.gz)?$", "", name)
-
-
-def _name_sources(entries: Any) -> list[dict[str, Any]]:
-    """The entries of a list of sources, each with its name; a plain text stands for a source alone.
-
-    Raises:
-        ValueError: there is none, one is no mapping with a source, has an unknown field or a name that cannot be used,
-            or two have the same name.
-    """
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(
-            f"data.source is {entries!r}; it must be a source, or a list of at least one: [{{source: a.csv}}, ...]."
-        )
-    named: dict[str, dict[str, Any]] = {}
-    for number, entry in enumerate(entries):
-        entry = {"source": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("source"), str):
-            raise ValueError(
-                f"data.source[{number}] is {entry!r}; it must be a mapping, e.g. {{source: a.csv, name: ours}}."
-            )
-        name = entry.get("name", _last_part(entry["source"]))
-        _check_name(name, number)
-        if name in named:
-            raise ValueError(f"data.source has two sources of the name '{name}': give each a name of its own.")
-        _check_keys(entry, name)
-        named[name] = {"name": name, **entry}
-    return list(named.values())
-
-
-def _check_name(name: Any, number: int) -> None:
-    # A name stands before ids, as `name/id`, and before metrics, as `name_margin`; `mean_margin` is that of all.
-    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*", name) or name == "mean":
-        raise ValueError(
-            f"data.source[{number}].name is {name!r}; it must be of letters, digits, '_', '-' and '.', and not 'mean'."
-        )
-
-
-def _check_keys(entry: dict[str, Any], name: str) -> None:
-    for key in entry:
-        if key in ("name", *SOURCE_FIELDS):
-            continue
-        if key in {field.name for field in fields(DataArguments)}:
-            raise ValueError(f"data.source, '{name}': {key} is one for all sources: set data.{key}.")
-        raise ValueError(f"data.source, '{name}': unknown key {key!r}{did_you_mean(key, ('name', *SOURCE_FIELDS))}")
+__all__ = ["MOST_VIEWS", "SOURCE_FIELDS", "DataArguments", "expand_path"]

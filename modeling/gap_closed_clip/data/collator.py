@@ -1,18 +1,25 @@
 """Turns rows of pairs into the batch that the model takes. Images are decoded here, in the DataLoader's workers."""
 
 from collections.abc import Iterable, Iterator
+from logging import getLogger
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from datasets.utils import tqdm
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from PIL import Image
+from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
 
-from .hashing import group_ids, stable_hash
+from ..model.modality_processing_gap_closed_clip import encode_modality
+from ..model.record_processing_gap_closed_clip import ArrayProcessor
+from .hashing import digest_of, group_ids, stable_hash
 from .image_ids import check_columns, image_id_of
 from .images import Augmentation, decode_image, name_of, window_of
+from .modalities import has_caption, has_image, has_modality, read_array
 
+
+logger = getLogger(__name__)
 
 # A tokenizer that knows no longest input has a `model_max_length` of 10^30; any real one is below this.
 NO_LIMIT = 10**9
@@ -42,6 +49,8 @@ class PairCollator:
         self.processor = processor
         self.augmentation = augmentation
         self.window = window
+        self.further: dict[str, Any] = getattr(processor, "modality_processors", None) or {}
+        self._warned: set[str] = set()
         self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -58,9 +67,14 @@ class PairCollator:
             regardless of case and white space: pairs that share either are not negatives of one another. `input_ids`,
             `attention_mask` and `token_type_ids` (B, L) int64. Where a tower has run before, `pooled_image` or
             `pooled_text` (B, hidden) float32 in the place of what it takes.
+            With further modalities, whose rows' columns are called as they are: `{modality}_{input of its tower}`
+            (B, ...), and `modality_mask` (B, M) bool, in the order image, text, further ones: False where a sample
+            lacks one (None or an empty image, a caption that is None or "", a record without any value). What it lacks
+            are zeros and an empty caption, and its `group_ids` are shared with no other.
 
         Raises:
-            ValueError: an image cannot be read, a column is missing, or a caption is no text.
+            ValueError: an image cannot be read, a column is missing, a caption is no text, or a further modality is
+                nothing that its processor takes.
         """
         if "pooled_text" not in rows[0]:
             check_columns(rows[0], ("caption",))
@@ -69,8 +83,56 @@ class PairCollator:
         else:
             batch = self.images(rows)
         if "pooled_text" in rows[0]:
-            return batch | {"pooled_text": _stack(rows, "pooled_text")}
-        return batch | self.tokenize([row["caption"] for row in rows])
+            batch |= {"pooled_text": _stack(rows, "pooled_text")}
+        elif self.further:
+            batch |= self.tokenize([row["caption"] if has_caption(row) else "" for row in rows])
+        else:
+            batch |= self.tokenize([row["caption"] for row in rows])
+        return batch | self._further_modalities(rows, batch["group_ids"]) if self.further else batch
+
+    def _further_modalities(self, rows: list[dict[str, Any]], ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The inputs of the towers of further modalities, and `modality_mask` (B, M); `ids` are the group ids.
+
+        Raises:
+            ValueError: a value is nothing that the modality's processor takes.
+        """
+        present = [row.get("present", (has_image(row), has_caption(row))) for row in rows]
+        columns = [torch.tensor([bool(each[place]) for each in present]) for place in (0, 1)]
+        batch: dict[str, torch.Tensor] = {}
+        for name, processor in self.further.items():
+            self._warn_if_absent(rows, name)
+            values = self._values(rows, name, processor, ids)
+            batch |= encode_modality(name, processor, values)
+            columns.append(torch.tensor([value is not None for value in values]))
+        return batch | {"modality_mask": torch.stack(columns, dim=1)}
+
+    def _values(self, rows: list[dict[str, Any]], name: str, processor: Any, ids: torch.Tensor) -> list[Any]:
+        """What a modality's processor takes of each row, None where it lacks it. Files are read, images varied."""
+        values: list[Any] = [row[name] if has_modality(row, name) else None for row in rows]
+        there = [index for index, value in enumerate(values) if value is not None]
+        titles = [f"{name} of {row.get('image_id') or row.get('caption') or 'a row'}" for row in rows]
+        if isinstance(processor, ImageProcessingMixin):
+            some = [rows[index] for index in there]
+            images = [
+                decode_image(values[index], None, window_of(rows[index], self.window), name=titles[index])
+                for index in there
+            ]
+            if self.augmentation is not None:
+                images = self._augment(self.augmentation, images, some, ids)
+            for index, image in zip(there, images, strict=True):
+                values[index] = image
+        elif isinstance(processor, ArrayProcessor):
+            for index in there:
+                values[index] = read_array(values[index], titles[index])
+        return values
+
+    def _warn_if_absent(self, rows: list[dict[str, Any]], name: str) -> None:
+        if name not in self._warned and not any(name in row for row in rows):
+            self._warned.add(name)
+            logger.warning(
+                f"The rows have no column '{name}', of which the model has a tower: all samples lack it. Name its "
+                f"columns with data.modalities, or add the column; a plain Trainer needs remove_unused_columns=False."
+            )
 
     def images(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The parts of the batch that need no tokens: `pixel_values` (B, 3, H, W) and `group_ids` (B, 2).
@@ -79,15 +141,28 @@ class PairCollator:
             ValueError: an image cannot be read, or a column is missing.
         """
         check_columns(rows[0], ("image", "caption"))
+        lacking = [bool(self.further) and not has_image(row) for row in rows]
         images = [
-            decode_image(row["image"], self._min_size(row), window_of(row, self.window), name=name_of(row))
-            for row in rows
+            Image.new("RGB", (32, 32))
+            if lacks
+            else decode_image(row["image"], self._min_size(row), window_of(row, self.window), name=name_of(row))
+            for row, lacks in zip(rows, lacking, strict=True)
         ]
-        ids = torch.tensor([group_ids(image_id_of(row), row["caption"]) for row in rows], dtype=torch.int64)
+        ids = torch.tensor([self._group_ids(row) for row in rows], dtype=torch.int64)
         if self.augmentation is not None:
             images = self._augment(self.augmentation, images, rows, ids)
         pixel_values = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+        if any(lacking):
+            pixel_values[torch.tensor(lacking)] = 0
         return {"pixel_values": pixel_values, "group_ids": ids}
+
+    def _group_ids(self, row: dict[str, Any]) -> tuple[int, int]:
+        """As `group_ids`; what a row lacks is told from that of others by all that the row has."""
+        if not self.further or (has_image(row) and has_caption(row)):
+            return group_ids(image_id_of(row), row["caption"])
+        image_id = image_id_of(row) if has_image(row) else ""
+        caption = row["caption"] if has_caption(row) else ""
+        return group_ids(image_id, caption, digest_of([image_id, caption, *(row.get(name) for name in self.further)]))
 
     def tokenize(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `token_type_ids`, (B, L) int64, of B captions padded to the longest."""

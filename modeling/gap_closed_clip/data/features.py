@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
 from .hashing import stable_hash
+from .image_ids import image_ids_of
 from .sampler import group_ids_of
 
 
@@ -211,7 +212,7 @@ class StoredFeatures:
 
     Args:
         store: where they are.
-        rows: (N,) row of each pair there.
+        rows: (N,) row of each pair there; -1 for a pair that lacks the modality, whose features are zeros.
     """
 
     def __init__(self, store: FeatureStore, rows: np.ndarray):
@@ -219,7 +220,13 @@ class StoredFeatures:
 
     def read(self, indices: np.ndarray, views: np.ndarray) -> np.ndarray:
         """(n, C) float32: one view of each of n pairs."""
-        return self.store.read(self.rows[indices], views)
+        rows = self.rows[indices]
+        there = rows >= 0
+        if there.all():
+            return self.store.read(rows, views)
+        features = np.zeros((len(rows), self.store.width), np.float32)
+        features[there] = self.store.read(rows[there], views[there])
+        return features
 
 
 class FeaturePairs(torch.utils.data.Dataset):
@@ -234,15 +241,32 @@ class FeaturePairs(torch.utils.data.Dataset):
         images: features of their images; None where the image tower is to run.
         texts: features of their captions; None where the text tower is to run.
         varied: draw a view of each image at random; without it, always the first, the plain one.
+        further: names of the further modalities, whose columns the rows have as well; with them also `present` (2,)
+            bool, whether a sample has an image and a caption.
     """
 
     def __init__(
-        self, pairs: Dataset, images: StoredFeatures | None, texts: StoredFeatures | None, varied: bool = False
+        self,
+        pairs: Dataset,
+        images: StoredFeatures | None,
+        texts: StoredFeatures | None,
+        varied: bool = False,
+        further: Sequence[str] = (),
     ):
         self.pairs, self.images, self.texts, self.varied = pairs, images, texts, varied
+        self.further = tuple(further)
         self._group_ids = np.array(group_ids_of(pairs), dtype=np.int64).reshape(-1, 2)
         columns = ["image_id", "caption"] if images is not None else pairs.column_names
-        self._rest = None if images is not None and texts is not None else pairs.select_columns(columns)
+        kept = [name for name in self.further if name in pairs.column_names]
+        if images is not None:
+            columns = kept if texts is not None else [*columns, *kept]
+        self._rest = pairs.select_columns(columns) if columns else None
+        self._present = self._find_present() if self.further else None
+
+    def _find_present(self) -> np.ndarray:
+        """(N, 2) bool: whether a pair has an image (an id of it) and a caption."""
+        columns = zip(image_ids_of(self.pairs), self.pairs["caption"], strict=True)
+        return np.array([(bool(image_id), bool(caption)) for image_id, caption in columns]).reshape(-1, 2)
 
     def select(self, indices: Sequence[int] | np.ndarray) -> "FeaturePairs":
         """Some of the pairs, in this order."""
@@ -251,11 +275,13 @@ class FeaturePairs(torch.utils.data.Dataset):
         def some(features: StoredFeatures | None) -> StoredFeatures | None:
             return None if features is None else StoredFeatures(features.store, features.rows[positions])
 
-        return FeaturePairs(self.pairs.select(positions), some(self.images), some(self.texts), self.varied)
+        return FeaturePairs(
+            self.pairs.select(positions), some(self.images), some(self.texts), self.varied, self.further
+        )
 
     def plain(self) -> "FeaturePairs":
         """The same pairs with the plain view of every image."""
-        return FeaturePairs(self.pairs, self.images, self.texts)
+        return FeaturePairs(self.pairs, self.images, self.texts, further=self.further)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -268,6 +294,8 @@ class FeaturePairs(torch.utils.data.Dataset):
         """The rows of a batch, which a DataLoader asks for at once."""
         positions = np.asarray(indices, dtype=np.int64)
         columns: dict[str, Any] = {"group_ids": self._group_ids[positions]}
+        if self._present is not None:
+            columns["present"] = self._present[positions]
         if self.images is not None:
             columns["pooled_image"] = self.images.read(positions, self._views(positions, self.images.store.views))
         if self.texts is not None:

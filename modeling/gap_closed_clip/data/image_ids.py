@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..messages import suggest
 from .hashing import hash_of_bytes
+from .modalities import has_image
 
 
 def image_id_of(row: dict[str, Any]) -> str:
@@ -43,7 +44,7 @@ def image_id_of(row: dict[str, Any]) -> str:
 
 
 def image_ids_of(pairs: Any) -> list[str]:
-    """The id of each pair's image. Without a column `image_id`, the images are read for it.
+    """The id of each pair's image, "" where it has none. Without a column `image_id`, the images are read for it.
 
     Args:
         pairs: a `datasets.Dataset`, or another that gives a column by its name.
@@ -55,7 +56,7 @@ def image_ids_of(pairs: Any) -> list[str]:
     if names is None or "image_id" in names:
         return [str(value) for value in column(pairs, "image_id")]
     check_columns(names, ("image",))
-    return [image_id_of(row) for row in pairs.select_columns("image")]
+    return [image_id_of(row) if has_image(row) else "" for row in pairs.select_columns("image")]
 
 
 def column(pairs: Any, name: str) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from ..model.images_gap_closed_clip import to_rgb
 from ..model.load_images_gap_closed_clip import array_to_rgb, decode_file, to_8_bit_by
+from .modalities import has_image
 
 
 logger = getLogger(__name__)
@@ -269,6 +270,9 @@ def _try_decode(
     """The uncompressed image (None if `shorter_side` is None) and the error message (None if readable) of each row."""
     results: list[tuple[bytes | None, str | None]] = []
     for row in rows:
+        if not has_image(row):  # with further modalities a sample may lack it
+            results.append((None, None))
+            continue
         try:
             # With a size of 1 every byte of a JPEG is still decoded, but most of its pixels are not computed.
             image = decode_image(row["image"], shorter_side or 1, window, name=name_of(row))

@@ -1,16 +1,18 @@
 """Further columns of a source as modalities beyond image and text: which are meant, and which samples have which."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Value
 from datasets.features.features import _ArrayXD
 
 from ..messages import suggest
 from ..model.modality_processing_gap_closed_clip import check_modality_names
-from ..model.record_fields_gap_closed_clip import is_missing
+from ..model.record_values_gap_closed_clip import is_missing
 
 
 RAW_IMAGE = Image(decode=False)
@@ -37,8 +39,8 @@ def check_modalities(modalities: Any) -> None:
         listed = isinstance(columns, list) and columns and all(isinstance(one, str) and one for one in columns)
         if not listed and not (isinstance(columns, str) and columns):
             raise ValueError(
-                f"data.modalities.{name} is {columns!r}; it must be a list of columns, which make a record, or the name "
-                "of one column of arrays or images."
+                f"data.modalities.{name} is {columns!r}; it must be a list of columns, which make a record, or the "
+                "name of one column of arrays or images."
             )
         if listed and len(set(columns)) < len(columns):
             raise ValueError(f"data.modalities.{name} names a column twice: {', '.join(columns)}.")
@@ -60,8 +62,8 @@ def join_modalities(parts: dict[str, Modalities]) -> Modalities:
             known = joined.setdefault(name, columns)
             if isinstance(known, list) != isinstance(columns, list):
                 raise ValueError(
-                    f"data.source, '{source}': the modality '{name}' is a record (a list of columns) in one source and "
-                    "one column in another: give them different names."
+                    f"data.source, '{source}': the modality '{name}' is a record (a list of columns) in one source "
+                    "and one column in another: give them different names."
                 )
             if isinstance(known, list):
                 joined[name] = list(dict.fromkeys([*known, *columns]))
@@ -91,7 +93,7 @@ class ModalityColumn:
 
     def value_of(self, row: dict[str, Any]) -> Any:
         """
-        What a row has: a mapping of fields to values; {"bytes", "path"}; an array as nested lists. None if it has none.
+        What a row has: a mapping of fields to values; {"bytes", "path"}; an array as nested lists. None: it lacks it.
 
         Raises:
             FileNotFoundError: the file is not there.
@@ -158,7 +160,9 @@ def _kind(name: str, columns: Any, features: Features, source_name: str) -> tupl
                     f"The column '{column}' of {source_name} holds {features[column]}; a record (data.modalities."
                     f"{name}) takes columns of single values."
                 )
-        named = {each: Value("string") if isinstance(features[each], ClassLabel) else features[each] for each in columns}
+        named = {
+            each: Value("string") if isinstance(features[each], ClassLabel) else features[each] for each in columns
+        }
         return "record", named
     feature = features[columns]
     if isinstance(feature, _ArrayXD | List | LargeList):
@@ -167,41 +171,50 @@ def _kind(name: str, columns: Any, features: Features, source_name: str) -> tupl
     if is_file or isinstance(feature, Image) or getattr(feature, "dtype", "") in ("string", "large_string", "binary"):
         return "files", RAW_IMAGE
     raise ValueError(
-        f"The column '{columns}' of {source_name} holds {feature}; data.modalities.{name} must name a column of arrays, "
-        f"of images or of files. For a record write a list: {name}: [{columns}]."
+        f"The column '{columns}' of {source_name} holds {feature}; data.modalities.{name} must name a column of "
+        f"arrays, of images or of files. For a record write a list: {name}: [{columns}]."
     )
 
 
-def add_modalities(pairs: Dataset, found: list[ModalityColumn], rows: Dataset) -> Dataset:
-    """Pairs with a column for each modality, of the same number of rows of the source. What is missing is None.
+def read_modality(modality: ModalityColumn, rows: Dataset) -> tuple[Dataset, list[bool]]:
+    """
+    A data set of the one column that pairs have, and which rows have a value there. Arrays and stored files, which may
+    be large, are not copied.
 
     Raises:
         FileNotFoundError: a file is not there; with its row.
     """
-    for modality in found:
-        values = modality_values(modality, rows)
-        if modality.name in pairs.column_names:
-            pairs = pairs.remove_columns(modality.name)
-        pairs = pairs.add_column(modality.name, values, feature=modality.feature)
-    return pairs
-
-
-def modality_values(modality: ModalityColumn, rows: Dataset) -> list[Any]:
-    """What each row has of a modality."""
+    column = modality.columns[0]
+    if modality.kind == "arrays":
+        kept = rows.select_columns(column)
+        values = kept.with_format("arrow")[:].column(0)
+        present = pc.is_valid(values).to_pylist()
+        if not isinstance(modality.feature, _ArrayXD):
+            present = [bool(length) for length in pc.list_value_length(values).to_pylist()]
+        return _renamed(kept, column, modality.name), present
+    if modality.kind == "files":
+        kept = rows.select_columns(column).cast_column(column, RAW_IMAGE)
+        stored = pc.is_valid(pc.struct_field(kept.with_format("arrow")[:].column(0), "bytes")).to_pylist()
+        if any(stored):
+            values = [modality.value_of(row) is not None for row in kept]
+            return _renamed(kept, column, modality.name), values
+        rows = kept
     selected = rows.select_columns(modality.columns)
-    for column in modality.columns:
-        if isinstance(selected.features[column], Image):
-            selected = selected.cast_column(column, RAW_IMAGE)
-    values = []
+    found = []
     for index, row in enumerate(selected):
         try:
-            values.append(modality.value_of(row))
+            found.append(modality.value_of(row))
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"Row {index} (from 0): {error}. Relative paths start from data.image_root; a sample that lacks it has "
-                "an empty cell."
+                f"Row {index} (from 0): {error}. Relative paths start from data.image_root; a sample that lacks it "
+                "has an empty cell."
             ) from error
-    return values
+    features = Features({modality.name: modality.feature})
+    return Dataset.from_dict({modality.name: found}, features=features), [value is not None for value in found]
+
+
+def _renamed(kept: Dataset, column: str, name: str) -> Dataset:
+    return kept if column == name else kept.rename_column(column, name)
 
 
 def has_image(row: dict[str, Any]) -> bool:
@@ -222,20 +235,42 @@ def has_modality(row: dict[str, Any], name: str) -> bool:
     if isinstance(value, dict):
         if set(value) <= {"bytes", "path"}:
             return value.get("bytes") is not None or bool(value.get("path"))
-        return not all(is_missing(field) for field in value.values() if not isinstance(field, np.ndarray))
-    return value is not None
+        return not all(map(is_missing, value.values()))
+    return value is not None and not (hasattr(value, "__len__") and len(value) == 0)
+
+
+def read_array(value: Any, name: str) -> Any:
+    """
+    An array as it is, or that of a file of numpy's kind (.npy).
+
+    Args:
+        value: an array, nested lists, or `{"bytes", "path"}` of a file.
+        name: what error messages call it.
+
+    Raises:
+        ValueError: the file holds no array, or cannot be read.
+    """
+    if not isinstance(value, dict):
+        return value
+    data, path = value.get("bytes"), value.get("path")
+    try:
+        return np.load(str(path) if data is None else io.BytesIO(data), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(
+            f"The array '{path or name}' cannot be read ({error}): a column of files of arrays names .npy files."
+        ) from error
 
 
 __all__ = [
     "RAW_IMAGE",
     "ModalityColumn",
     "Modalities",
-    "add_modalities",
     "check_modalities",
     "find_modalities",
     "has_caption",
     "has_image",
     "has_modality",
     "join_modalities",
-    "modality_values",
+    "read_array",
+    "read_modality",
 ]

@@ -1,136 +1,33 @@
-"""Turns a source's rows into canonical pairs: `image` (undecoded), `caption`, `image_id`, `label`, other scalars.
+"""
+Turns a source's rows into canonical pairs: `image` (undecoded), `caption`, `image_id`, `label`, a column for each
+further modality, other scalars. With further modalities a sample may lack some, but one alone is no pair.
 
 What can be wrong with a row is checked here: for all rows at once, or, if they are streamed, as each row passes.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value
+from datasets import Dataset, IterableDataset, Value, concatenate_datasets
 
-from ..messages import shorten, suggest
+from ..messages import shorten
 from .arguments import DataArguments
+from .columns import Columns, find_columns
 from .hashing import hash_of_bytes
+from .modalities import RAW_IMAGE, read_modality
 
 
 logger = getLogger(__name__)
 
-RAW_IMAGE = Image(decode=False)
-CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
-# Columns that `sources.py` adds: a source's own of these names are not kept.
-ADDED_COLUMNS = ("augment", "source", "window")
+NO_IMAGES, NO_CAPTIONS = " no images", " no captions"  # columns in the place of those that a source does not have
 
 
 class MissingSplitError(FileNotFoundError, ValueError):
     """A source has no split of the name that it was asked for."""
-
-
-@dataclass
-class Columns:
-    """Which columns of a source hold what, and how their values are read.
-
-    Args:
-        image, caption: names of these columns.
-        image_id: name of the column that identifies an image; None if there is none.
-        labels: names of the columns that make up the label.
-        extras: names of the scalar columns that are kept as they are.
-        class_names: for each label column the names of its classes, if it holds their numbers; else None.
-        root: folder that relative image paths start from.
-        source_name: what error messages call the source.
-    """
-
-    image: str
-    caption: str
-    image_id: str | None
-    labels: list[str]
-    extras: list[str]
-    class_names: list[list[str] | None]
-    root: Path | None
-    source_name: str
-
-    def caption_of(self, value: Any) -> str:
-        """The caption without white space around it; "" if there is none."""
-        return "" if value is None else str(value).strip()
-
-    def path_of(self, value: str | None) -> str | None:
-        """The full path of an image file, or its URL; None if the source gives none."""
-        if not value or "://" in value or self.root is None:
-            return value or None
-        return str(self.root / value)
-
-    def id_of(self, path: str) -> str:
-        """The image's path relative to `root`, which is the same on every machine."""
-        if self.root is not None and Path(path).is_relative_to(self.root):
-            return Path(path).relative_to(self.root).as_posix()
-        return path
-
-    def label_of(self, values: Iterable[Any]) -> str:
-        """The values of one row's label columns joined by " / "; "" if one of them is missing."""
-        parts = []
-        for value, names in zip(values, self.class_names, strict=True):
-            if value is None or value == "" or (names is not None and value < 0):  # -1: a ClassLabel not given
-                return ""
-            if names is not None:
-                value = names[value]
-            parts.append(", ".join(map(str, value)) if isinstance(value, list) else str(value))
-        return " / ".join(parts)
-
-
-def find_columns(features: Features, args: DataArguments, source_name: str, root: Path | None) -> Columns:
-    """Find the columns that the arguments name among those that the source has.
-
-    Raises:
-        ValueError: a column does not exist (the message names the nearest and all there are), or it holds neither
-            text nor images.
-    """
-    image_id = args.image_id_column or ("image_id" if "image_id" in features else None)
-    labels = args.label_columns or (["label"] if "label" in features else [])
-    wanted: list[tuple[str, str | None]] = [
-        ("image_column", args.image_column),
-        ("caption_column", args.caption_column),
-        ("image_id_column", image_id),
-        *(("label_columns", name) for name in labels),
-        ("fold_column", args.fold_column if args.folds else None),
-    ]
-    for argument, name in wanted:
-        if name is not None and name not in features:
-            hint = suggest(name, list(features), "columns")
-            if argument in ("image_id_column", "label_columns", "fold_column"):  # perhaps another source's
-                hint += f" If there is none, data.{argument}=null."
-            raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
-    if not is_text(features[args.caption_column]):
-        raise ValueError(
-            f"The column '{args.caption_column}' of {source_name} holds {features[args.caption_column]}, not text; "
-            "data.caption_column must name a column of captions."
-        )
-    if not _holds_images(features[args.image_column]):
-        raise ValueError(
-            f"The column '{args.image_column}' of {source_name} holds {features[args.image_column]}; "
-            "data.image_column must name a column of images, image bytes or file paths."
-        )
-    added = {name for name in ADDED_COLUMNS if not (args.folds and name == args.fold_column)}  # until folds are cut
-    taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS, *added}
-    extras = [n for n, feature in features.items() if n not in taken and isinstance(feature, (Value, ClassLabel))]
-    class_names = [features[n].names if isinstance(features[n], ClassLabel) else None for n in labels]
-    return Columns(args.image_column, args.caption_column, image_id, labels, extras, class_names, root, source_name)
-
-
-def is_text(feature: Any) -> bool:
-    """Whether a column holds text. An empty column, whose type is "null", counts as one."""
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view", "null")
-
-
-def _holds_images(feature: Any) -> bool:
-    if isinstance(feature, dict):
-        return bool({"bytes", "path"} & set(feature))
-    return (
-        isinstance(feature, Image) or is_text(feature) or getattr(feature, "dtype", "") in ("binary", "large_binary")
-    )
 
 
 def report_half_pairs(halves: dict[str, list[str]], source_name: str, on_missing: str, hint: str = "") -> None:
@@ -164,16 +61,24 @@ def to_pairs(rows: Dataset, args: DataArguments, source_name: str, root: Path | 
         source_name: what error messages call the source.
         root: folder that relative image paths start from.
 
+    Returns:
+        The pairs. A sample that lacks the image has the `image_id` "", one that lacks the caption the caption "", one
+        that lacks a further modality None.
+
     Raises:
-        ValueError: a column is missing, a caption is empty, an image is missing, or one id stands for two images.
+        ValueError: a column is missing, a caption is empty, an image is missing, or one id stands for two images. With
+            `args.modalities`: a sample has one modality alone.
     """
     columns = find_columns(rows.features, args, source_name, root)
-    rows = rows.cast_column(columns.image, RAW_IMAGE)  # works for a column of paths, too
+    rows, columns = _with_all_columns(rows, columns)
+    assert columns.image is not None and columns.caption is not None
     images = rows.select_columns(columns.image).with_format("arrow")[:].column(0)
     paths = [columns.path_of(path) for path in pc.struct_field(images, "path").to_pylist()]
     stored = pc.is_valid(pc.struct_field(images, "bytes")).to_pylist()
     captions = [columns.caption_of(caption) for caption in _values(rows, columns.caption)]
-    keep = _complete_rows(captions, paths, stored, columns, args.on_missing)
+    further = _read_modalities(rows, columns)
+    present = {name: each for name, (_, each) in further.items()}
+    keep = _complete_rows(captions, paths, stored, present, columns, args.on_missing)
     ids = _image_ids(rows, paths, stored, keep, columns)
     labels = [columns.label_of(values) for values in zip(*(_values(rows, n) for n in columns.labels), strict=True)]
 
@@ -187,7 +92,28 @@ def to_pairs(rows: Dataset, args: DataArguments, source_name: str, root: Path | 
         pairs = pairs.remove_columns(columns.image).add_column("image", structs, feature=RAW_IMAGE)
     elif columns.image != "image":
         pairs = pairs.rename_column(columns.image, "image")
+    if further:
+        pairs = concatenate_datasets([pairs, *(column for column, _ in further.values())], axis=1)
     return pairs if len(keep) == len(pairs) else pairs.select(keep)
+
+
+def _with_all_columns(rows: Dataset, columns: Columns) -> tuple[Dataset, Columns]:
+    """The rows with a column of images, undecoded, and one of captions, both empty where the source has none."""
+    if columns.image is None:
+        rows = rows.add_column(NO_IMAGES, [None] * len(rows), feature=RAW_IMAGE)
+    else:
+        rows = rows.cast_column(columns.image, RAW_IMAGE)  # works for a column of paths, too
+    if columns.caption is None:
+        rows = rows.add_column(NO_CAPTIONS, [""] * len(rows), feature=Value("string"))
+    return rows, replace(columns, image=columns.image or NO_IMAGES, caption=columns.caption or NO_CAPTIONS)
+
+
+def _read_modalities(rows: Dataset, columns: Columns) -> dict[str, tuple[Dataset, list[bool]]]:
+    """The column of each further modality, and which rows have it."""
+    try:
+        return {modality.name: read_modality(modality, rows) for modality in columns.modalities}
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{columns.source_name}: {error}") from error
 
 
 def _values(rows: Dataset, column: str) -> list:
@@ -199,33 +125,71 @@ def _is_missing(path: str | None, stored: bool) -> bool:
     return not stored and (path is None or ("://" not in path and not Path(path).is_file()))
 
 
-def _complete_rows(captions: list, paths: list, stored: list, columns: Columns, on_missing: str) -> list[int]:
-    """Indices of the rows that have a caption and an image. Others raise an error or are logged."""
+def _complete_rows(
+    captions: list, paths: list, stored: list, present: dict[str, list[bool]], columns: Columns, on_missing: str
+) -> list[int]:
+    """Indices of the rows that have a caption and an image, or, with further modalities, any two of all. Others raise
+    an error or are logged."""
     empty = [index for index, caption in enumerate(captions) if not caption]
     missing = [index for index, image in enumerate(zip(paths, stored, strict=True)) if _is_missing(*image)]
-    halves = {
-        "empty captions": [f"row {index}" for index in empty],
-        "images that do not exist": [f"row {index}: '{paths[index]}'" for index in missing],
-    }
+    halves = {"empty captions": empty, "images that do not exist": missing}
+    found: dict[str, list[str]] = {}
+    if present:
+        gone = [index for index in missing if paths[index]]  # a path to nothing is a mistake, not an empty cell
+        has = {"image": _all_but(missing, len(captions)), "text": _all_but(empty, len(captions)), **present}
+        alone = [index for index in range(len(captions)) if sum(each[index] for each in has.values()) < 2]
+        halves = {"images that do not exist": gone, "samples of one modality alone": alone}
+        found["samples of one modality alone"] = [f"row {index}: {_names_of(has, index)}" for index in alone]
+    found["images that do not exist"] = [
+        f"row {index}: '{paths[index]}'" for index in halves["images that do not exist"]
+    ]
+    found["empty captions"] = [f"row {index}" for index in halves.get("empty captions", ())]
     hint = "Rows are counted from 0, and relative image paths start from data.image_root. "
-    report_half_pairs(halves, columns.source_name, on_missing, hint)
-    incomplete = {*empty, *missing}
+    report_half_pairs(dict(sorted(found.items())), columns.source_name, on_missing, hint)
+    incomplete = {index for indices in halves.values() for index in indices}
     if len(incomplete) == len(captions):
-        raise ValueError(f"{columns.source_name} holds no pair of an image and a caption.")
-    return [index for index in range(len(captions)) if index not in incomplete]
+        what = "no sample of two modalities" if present else "no pair of an image and a caption"
+        raise ValueError(f"{columns.source_name} holds {what}.")
+    keep = [index for index in range(len(captions)) if index not in incomplete]
+    if present:
+        _tell_what_is_lacking(has, keep, columns.source_name)
+    return keep
+
+
+def _all_but(indices: list[int], number: int) -> list[bool]:
+    lacking = set(indices)
+    return [index not in lacking for index in range(number)]
+
+
+def _names_of(has: dict[str, list[bool]], index: int) -> str:
+    names = [name for name, present in has.items() if present[index]]
+    return f"the {names[0]}" if names else "nothing"
+
+
+def _tell_what_is_lacking(has: dict[str, list[bool]], keep: list[int], source_name: str) -> None:
+    numbers = {name: sum(not present[index] for index in keep) for name, present in has.items()}
+    lacking = ", ".join(f"the {name}: {number}" for name, number in numbers.items() if number)
+    if lacking:
+        logger.warning(
+            f"{source_name}: of {len(keep)} samples some lack something ({lacking}). Each counts for those pairs of "
+            "modalities that it has."
+        )
 
 
 def _image_ids(rows: Dataset, paths: list, stored: list, keep: list[int], columns: Columns) -> list[str]:
-    """The id of each row's image; "" for the rows that are not in `keep`."""
+    """The id of each row's image; "" for the rows that are not in `keep`, or have no image."""
     ids = [""] * len(rows)
     if columns.image_id is None:
         for index in keep:
             data = rows[index][columns.image]["bytes"] if stored[index] else None
-            ids[index] = columns.id_of(paths[index]) if data is None else hash_of_bytes(data)
+            if data is not None or paths[index]:
+                ids[index] = columns.id_of(paths[index]) if data is None else hash_of_bytes(data)
         return ids
     values = _values(rows, columns.image_id)
     first_rows: dict[str, int] = {}
     for index in keep:
+        if _is_missing(paths[index], stored[index]):
+            continue
         ids[index] = _given_id(values[index], index, columns)
         other = first_rows.setdefault(ids[index], index)
         if other != index and not _is_same_image(rows, other, index, paths, stored, columns):
@@ -279,21 +243,18 @@ def to_streamed_pairs(
 
 
 def _is_complete(pair: dict) -> bool:
-    return bool(pair["caption"])
+    return pair["caption"] is not None
 
 
 def _stream_pair(row: dict, index: int, columns: Columns, skip: bool) -> dict:
-    """The canonical pair of one row. A half pair raises an error, or, with `skip`, gets an empty caption."""
-    image = row[columns.image]
-    if isinstance(image, (bytes, bytearray)):
-        image = {"bytes": image, "path": None}
-    elif not isinstance(image, dict):
-        image = {"bytes": None, "path": image}
-    image = {"bytes": image.get("bytes"), "path": columns.path_of(image.get("path"))}
-    caption = columns.caption_of(row[columns.caption])
-    problem = None if caption else "its caption is empty"
-    if _is_missing(image["path"], image["bytes"] is not None):
-        problem = f"its image '{image['path']}' does not exist"
+    """The canonical pair of one row. A half pair raises an error, or, with `skip`, has the caption None."""
+    image = _undecoded(row.get(columns.image), columns)
+    caption = columns.caption_of(row.get(columns.caption))
+    try:
+        further = {modality.name: modality.value_of(row) for modality in columns.modalities}
+        problem = _problem(image, caption, further, bool(columns.modalities))
+    except FileNotFoundError as error:
+        further, problem = {}, str(error)
     if problem and not skip:
         raise ValueError(
             f"{columns.source_name}, row {index} (from 0): {problem}. Complete the pair, or leave such rows out with "
@@ -301,12 +262,36 @@ def _stream_pair(row: dict, index: int, columns: Columns, skip: bool) -> dict:
         )
     if problem:
         logger.warning("%s, row %d (from 0): skipped, %s", columns.source_name, index, problem)
-        return {"image": image, "caption": "", "image_id": "", **{name: row[name] for name in columns.extras}}
-    if columns.image_id is not None:
+        pair = {"image": image, "caption": None, "image_id": "", **{name: row[name] for name in columns.extras}}
+        return pair | dict.fromkeys(modality.name for modality in columns.modalities)
+    if _is_missing(image["path"], image["bytes"] is not None):
+        image_id = ""
+    elif columns.image_id is not None:
         image_id = _given_id(row[columns.image_id], index, columns)
     else:
         image_id = columns.id_of(image["path"]) if image["bytes"] is None else hash_of_bytes(image["bytes"])
     pair = {"image": image, "caption": caption, "image_id": image_id}
     if columns.labels:
         pair["label"] = columns.label_of(row[name] for name in columns.labels)
-    return pair | {name: row[name] for name in columns.extras}
+    return pair | further | {name: row[name] for name in columns.extras}
+
+
+def _undecoded(image: Any, columns: Columns) -> dict[str, Any]:
+    """An image of any kind that a column holds as `{"bytes", "path"}`, with its full path."""
+    if isinstance(image, (bytes, bytearray)):
+        return {"bytes": image, "path": None}
+    if not isinstance(image, dict):
+        image = {"bytes": None, "path": image}
+    return {"bytes": image.get("bytes"), "path": columns.path_of(image.get("path"))}
+
+
+def _problem(image: dict[str, Any], caption: str, further: dict[str, Any], may_lack: bool) -> str | None:
+    """What makes a row half a pair; None if it is a whole one."""
+    missing = _is_missing(image["path"], image["bytes"] is not None)
+    if missing and (image["path"] or not may_lack):
+        return f"its image '{image['path']}' does not exist"
+    if not may_lack:
+        return None if caption else "its caption is empty"
+    names = [name for name, has in (("image", not missing), ("text", caption)) if has]
+    names += [name for name, value in further.items() if value is not None]
+    return None if len(names) >= 2 else f"it has {f'the {names[0]} alone' if names else 'nothing'}"

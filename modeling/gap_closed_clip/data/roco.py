@@ -23,7 +23,7 @@ def is_roco(folder: Path, splits: list[str]) -> bool:
     return any((folder / split / "radiology").is_dir() for split in splits)
 
 
-def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
+def read_roco(folder: Path, split: str, on_missing: str = "error", may_lack: bool = False) -> Dataset:
     """Read one split: a row for each line of its captions, in their order.
 
     An ID may have several lines: that is one image with several captions.
@@ -33,6 +33,8 @@ def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
         split: name of the split's folder.
         on_missing: what to do with captions without image, images without caption and empty captions: "error" stops,
             "skip" leaves them out and logs their number.
+        may_lack: there are further modalities, of which a half may have one: such rows are kept, with "" for what they
+            lack.
 
     Returns:
         Rows of `image` (a file path), `caption`, `image_id` and the scalar columns of `metadata.jsonl`.
@@ -51,12 +53,16 @@ def read_roco(folder: Path, split: str, on_missing: str = "error") -> Dataset:
     file = _captions_file(root)
     images = _list_images(root / "images")
     captions = read_captions(file)
-    report_half_pairs(_find_halves(captions, images), str(file), on_missing)
-    rows = [(image_id, text) for _, image_id, text in captions if image_id in images and text]
+    rows = [(image_id, text) for _, image_id, text in captions if may_lack or (image_id in images and text)]
+    if may_lack:
+        captioned = {image_id for image_id, _ in rows}
+        rows += [(image_id, "") for image_id in images if image_id not in captioned]
+    else:
+        report_half_pairs(_find_halves(captions, images), str(file), on_missing)
     if not rows:
         raise ValueError(f"'{root}' holds no pair of an image and a caption.")
     columns = {
-        "image": [str(images[image_id]) for image_id, _ in rows],
+        "image": [str(images.get(image_id, "")) for image_id, _ in rows],
         "caption": [text for _, text in rows],
         "image_id": [image_id for image_id, _ in rows],
     }

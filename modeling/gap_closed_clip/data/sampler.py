@@ -22,10 +22,13 @@ MAX_PROBES = 64
 def group_ids_of(pairs: Dataset) -> list[tuple[int, int]]:
     """The `group_ids` of every pair, as the collator makes them, by the column `image_id` without reading an image.
 
+    An image or a caption that is lacking (the id or the caption is "") has an id of its own, shared with no other.
+
     Raises:
         ValueError: a column is missing.
     """
-    return [group_ids(*row) for row in zip(image_ids_of(pairs), column(pairs, "caption"), strict=True)]
+    rows = zip(image_ids_of(pairs), column(pairs, "caption"), strict=True)
+    return [group_ids(*row, lacking=str(index)) for index, row in enumerate(rows)]
 
 
 def sources_of(pairs: Dataset) -> list[str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from logging import getLogger
@@ -16,10 +15,12 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import CsvConfig
 
 from .arguments import DataArguments, expand_path
-from .hashing import stable_hash
+from .columns import ADDED_COLUMNS
+from .folds import take_fold
 from .images import cache_images, check_images, decode_image
 from .join import error_of_source, join_pairs, join_streams, name_source
-from .pairs import ADDED_COLUMNS, to_pairs, to_streamed_pairs
+from .modalities import has_image
+from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
 from .split_column import find_split_column, missing_split, rows_of_split
 
@@ -91,7 +92,7 @@ def _load_all(args: DataArguments, split: str, check: Check) -> Dataset | Iterab
             continue
         try:
             window = list(own.window or ()) if windows_differ else None
-            pairs = name_source(_load_one(own, split), name, window, own.streaming)
+            pairs = name_source(_load_one(own, split), name, window, own.streaming, args.all_modalities)
             parts.append(_finish(pairs, own, split, check))
         except (OSError, ValueError) as error:
             raise error_of_source(error, name, split) from error
@@ -106,7 +107,7 @@ def _load_one(args: DataArguments, split: str) -> Dataset | IterableDataset:
     split_name = args.split_name(source_split)
     pairs = _draw_phantoms(args, source_split) if args.source == "phantoms" else _read_source(args, split_name)
     if args.folds and split != "test":
-        pairs = _take_fold(pairs, args, held_out=split == "validation")
+        pairs = take_fold(pairs, args, held_out=split == "validation")
     if args.folds and args.fold_column in ADDED_COLUMNS:
         pairs = pairs.remove_columns(args.fold_column)
     if args.max_pairs is not None:
@@ -151,6 +152,8 @@ def _stream(pairs: Dataset | IterableDataset, args: DataArguments, shuffle: bool
 
 def _is_readable(row: dict, window: tuple[float, float] | None) -> bool:
     """Whether the row's image can be decoded; if not, that is logged."""
+    if not has_image(row):
+        return True
     try:
         decode_image(row["image"], min_size=1, window=window, name=row["image_id"])
     except (ValueError, FileNotFoundError) as error:
@@ -178,7 +181,7 @@ def _read_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
     root = None if args.image_root is None else Path(expand_path(args.image_root, "image_root"))
     source_name = f"split '{split}' of '{args.source}'"
     if path.is_dir() and is_roco(path, args.split_names()):
-        rows = read_roco(path, split, args.on_missing)
+        rows = read_roco(path, split, args.on_missing, bool(args.modalities))
         args = dataclasses.replace(args, image_column="image", caption_column="caption", image_id_column="image_id")
         return to_pairs(rows, args, source_name)
     if path.exists():
@@ -301,56 +304,3 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
     if _without_slice(split) == split:
         return loaded[split]
     return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)
-
-
-def _take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: bool) -> Dataset | IterableDataset:
-    """The pairs of the held-out fold, or those of all others.
-
-    In a stream each group's hash chooses its fold, so that the sizes of the folds are only roughly equal.
-    """
-    column = args.fold_column or "image_id"
-    if isinstance(pairs, IterableDataset):
-        return pairs.filter(partial(_in_fold, column=column, args=args, held_out=held_out))
-    groups = [_group(*row) for row in zip(pairs[column], pairs["image_id"], strict=True)]
-    assert args.folds is not None  # folds were asked for
-    folds = assign_folds(groups, args.folds)
-    return pairs.select([index for index, fold in enumerate(folds) if (fold == args.fold) == held_out])
-
-
-def _group(value: str | int | None, image_id: str) -> str:
-    """The group that stays in one fold: all rows with this value (a case, a patient), or else those of the image."""
-    return str(value) if value not in (None, "") else f"image {image_id}"
-
-
-def _in_fold(row: dict, column: str, args: DataArguments, held_out: bool) -> bool:
-    """Whether a streamed row is in the held-out fold, or, if `held_out` is False, in one of the others."""
-    assert args.folds is not None  # folds were asked for
-    fold = stable_hash(_group(row[column], row["image_id"])) % args.folds
-    return (fold == args.fold) == held_out
-
-
-def assign_folds(groups: list[str], folds: int) -> list[int]:
-    """Assign rows to folds of nearly equal size so that all rows of a group are in one fold.
-
-    From the largest group to the smallest, each goes to the fold that has the fewest rows. Groups of equal size come
-    in the order of their hashes, so that neighbouring cases are spread. The result is the same in every run.
-
-    Args:
-        groups: of each row.
-        folds: how many there are to be.
-
-    Returns:
-        The fold of each row, from 0.
-
-    Raises:
-        ValueError: there are fewer groups than folds.
-    """
-    sizes = Counter(groups)
-    if len(sizes) < folds:
-        raise ValueError(f"data.folds is {folds}, but the training split has only {len(sizes)} groups (cases).")
-    filled = [0] * folds
-    fold_of = {}
-    for group in sorted(sizes, key=lambda group: (-sizes[group], stable_hash(group))):
-        fold_of[group] = filled.index(min(filled))
-        filled[fold_of[group]] += sizes[group]
-    return [fold_of[group] for group in groups]

@@ -1,4 +1,4 @@
-"""The processors of the modalities beyond image and text: which there are, how they are saved, and what they are given."""
+"""The processors of the modalities beyond image and text: which there are, how they are saved and what they take."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,8 +13,8 @@ from transformers import BatchFeature, FeatureExtractionMixin, ImageProcessingMi
 
 from .image_processing_gap_closed_clip import GapClosedClipImageProcessor
 from .load_images_gap_closed_clip import load_image
-from .record_fields_gap_closed_clip import is_missing
 from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor, rows_of
+from .record_values_gap_closed_clip import is_missing
 
 
 OURS = {each.__name__: each for each in (ArrayProcessor, GapClosedClipImageProcessor, RecordProcessor)}
@@ -39,7 +39,7 @@ def check_modality_names(names: Sequence[str]) -> None:
         problem = None
         if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name.startswith("_"):
             problem = "it must be of small letters, digits and '_', and begin with a letter"
-        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict, name):
+        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict(), name):
             problem = "this name, or what it begins with, means something else already"
         for other in names:
             if isinstance(other, str) and problem is None and other != name and other.startswith(f"{name}_"):
@@ -85,9 +85,12 @@ def _load(name: str, description: dict[str, Any]) -> Any:
 
 def describe_modality_processors(processors: dict[str, Any]) -> dict[str, Any]:
     """What `load_modality_processors` makes the same processors of."""
-    described = {name: dict(processor.to_dict()) for name, processor in processors.items()}
-    for description in described.values():
-        description.pop("auto_map", None)  # of a folder that an image processor has been saved in
+    described = {}
+    for name, processor in processors.items():
+        described[name] = processor.to_dict()
+        if not isinstance(processor, ArrayProcessor | RecordProcessor):  # whose order is that of reading
+            # `auto_map` is of a folder that an image processor has been saved in.
+            described[name] = {key: value for key, value in sorted(described[name].items()) if key != "auto_map"}
     return described
 
 
@@ -101,8 +104,8 @@ def to_ordered_json(configuration: dict[str, Any], kept: str) -> str:
 
 def as_samples(processor: Any, values: Any) -> list[Any]:
     """
-    What a modality is given, as a list of one value for each sample; None where a sample lacks it. A record of which no
-    field is given is none.
+    What a modality is given, as a list of one value for each sample; None where a sample lacks it. A record without
+    any value is none.
     """
     if isinstance(processor, RecordProcessor):
         return [row if row and not all(map(is_missing, row.values())) else None for row in rows_of(values)]
@@ -137,8 +140,8 @@ def encode_modality(name: str, processor: Any, samples: Sequence[Any]) -> dict[s
         samples: B of them, None where a sample lacks it.
 
     Returns:
-        `{name}_{input}` (B, ...) for each input of the tower. Where a sample lacks the modality, zeros; of an attention
-        mask, ones, since attention to nothing is not a number.
+        `{name}_{input}` (B, ...) for each input of the tower. Where a sample lacks the modality, zeros; of an
+        attention mask, ones, since attention to nothing is not a number.
 
     Raises:
         ValueError: a sample that the processor does not take; the message names the modality.

@@ -64,7 +64,7 @@ class GapClosedClipProcessor(ProcessorMixin):
         modalities, each by its name:
 
         ```python
-        >>> processor(images=[image, None], text=texts, record=[{"age": 62, "sex": "female"}, None], return_tensors="pt")
+        >>> processor(images=[image, None], text=texts, record=[{"age": 62, "sex": "female"}, None], padding=True)
         ```
 
         A sample that lacks something has None in its place; then all that is given is of equally many samples, and
@@ -96,20 +96,20 @@ class GapClosedClipProcessor(ProcessorMixin):
         samples: dict[str, list] = {
             name: as_samples(self.modality_processors[name], given) for name, given in further.items()
         }
-        encoded = {}
-        for name, values in samples.items():
-            encoded |= encode_modality(name, self.modality_processors[name], values)
-        if images is not None or text is not None:
-            kwargs.setdefault("return_tensors", "pt")
-            lacking_images, images = _fill_in(images, Image.new("RGB", (32, 32)))
-            lacking_texts, text = _fill_in(text, "")
-            encoded |= self._encode_pairs(images, text, **kwargs)
-            for name, lacking in (("image", lacking_images), ("text", lacking_texts)):
-                samples |= {} if lacking is None else {name: [None if lacks else True for lacks in lacking]}
-            if lacking_images is not None and any(lacking_images):
-                encoded["pixel_values"][lacking_images] = 0
+        lacking_images, images = _fill_in(images, Image.new("RGB", (32, 32)))
+        lacking_texts, text = _fill_in(text, "")
+        for name, lacking in (("image", lacking_images), ("text", lacking_texts)):
+            samples |= {} if lacking is None else {name: [None if lacks else True for lacks in lacking]}
+        encoded: dict[str, Any] = {}
         if any(value is None for values in samples.values() for value in values):
             encoded["modality_mask"] = self._mask(samples)
+        for name in further:
+            encoded |= encode_modality(name, self.modality_processors[name], samples[name])
+        if images is not None or text is not None:
+            kwargs.setdefault("return_tensors", "pt")
+            encoded |= self._encode_pairs(images, text, **kwargs)
+        if lacking_images is not None and any(lacking_images):
+            encoded["pixel_values"][lacking_images] = 0
         return BatchFeature(encoded)
 
     def _mask(self, samples: dict[str, list]) -> torch.Tensor:
@@ -117,8 +117,8 @@ class GapClosedClipProcessor(ProcessorMixin):
         numbers = {name: len(values) for name, values in samples.items()}
         if len(set(numbers.values())) > 1:
             raise ValueError(
-                f"There are different numbers of samples ({', '.join(f'{name}: {n}' for name, n in numbers.items())}), "
-                "of which some lack something (None): give a value or None for each sample."
+                f"There are different numbers of samples ({', '.join(f'{name}: {n}' for name, n in numbers.items())})"
+                ", of which some lack something (None): give a value or None for each sample."
             )
         nothing = [None] * next(iter(numbers.values()))
         names = names_of(self.modality_processors)
@@ -196,7 +196,7 @@ def _lacks(values: Any) -> bool:
 
 
 def _fill_in(values: Any, filling: Any) -> tuple[list[bool] | None, Any]:
-    """Which of some values are None (None if there are no values at all), and the values with `filling` in their place."""
+    """Which of some values are None (None: there are no values at all), and the values with `filling` instead."""
     if values is None:
         return None, None
     if not isinstance(values, list | tuple):

@@ -1,97 +1,28 @@
-"""The fields of a record: what the values of each are, what is learned of them in training, and what is wrong with one."""
+"""The fields of a record: what their values are, what is learned of them in training, and what is wrong with one."""
 
 import datetime
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from .record_values_gap_closed_clip import (
+    EMPTY_REMEDY,
+    FieldError,
+    as_date,
+    as_number,
+    as_text,
+    is_missing,
+    plain,
+)
+
 
 MISSING, UNKNOWN = 0, 1  # ids that categories begin with
 MOST_CATEGORIES = 10_000
-FEW_ROWS = 20  # below this many values nothing is concluded from how many differ
-LONG = 40  # characters; the values of free text are longer on average
 DAYS_OF_A_YEAR = 365.25
-
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].*)?")
-EMPTY_REMEDY = "Correct it, or leave it empty (None) where it is not known."
-
-
-class FieldError(ValueError):
-    """What is wrong with a value or a field, without the place where it stands."""
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a field is not given: None, NaN (and pandas' NA and NaT), or a text without any character to see."""
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    if isinstance(value, str):
-        return not value.strip()
-    if isinstance(value, np.datetime64 | np.timedelta64):
-        return bool(np.isnat(value))
-    return isinstance(value, float | np.floating) and math.isnan(value)
-
-
-def plain(value: Any) -> Any:
-    """The value of a numpy scalar or of an array or tensor of no dimension as Python's own.
-
-    Raises:
-        FieldError: it is a list, an array, a mapping or another thing of several values.
-    """
-    if isinstance(value, np.datetime64):
-        return value.astype("datetime64[us]").item()
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        value = value.item()
-    if isinstance(value, str | bool | int | float | datetime.date) or value is None:
-        return value
-    if type(value).__name__ == "Decimal":
-        return float(value)
-    kind = "a mapping" if isinstance(value, dict) else f"of type {type(value).__name__}"
-    raise FieldError(
-        f"{value!r:.60} is {kind}; a field takes one text, number, boolean or date. Make a field of each of its values."
-    )
-
-
-def _as_number(value: Any) -> float | None:
-    """The number that a value is or writes; None if it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    if isinstance(value, str):
-        value = value.strip()
-        if not _NUMBER.fullmatch(value):
-            return {"inf": math.inf, "infinity": math.inf}.get(value.lstrip("+-").casefold())
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _as_date(value: Any) -> datetime.date | None:
-    """The day that a value is or writes (ISO 8601, `2021-03-31`, with or without a time); None if it is none."""
-    if isinstance(value, datetime.datetime):
-        return value.date()
-    if isinstance(value, datetime.date):
-        return value
-    if isinstance(value, str) and _DATE.fullmatch(value.strip()):
-        try:
-            return datetime.date.fromisoformat(value.strip()[:10])
-        except ValueError:
-            return None
-    return None
-
-
-def _as_text(value: Any) -> str:
-    """A category as it is written: white space made single, `true` and `false`, whole numbers without `.0`."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return " ".join(str(value).split())
 
 
 @dataclass
@@ -158,7 +89,7 @@ class NumberField(RecordField):
         value = row.get(self.name)
         if is_missing(value):
             return None
-        number = _as_number(plain(value))
+        number = as_number(plain(value))
         if number is None:
             raise FieldError(f"{value!r:.60} is no number. {EMPTY_REMEDY} If the field holds words, it is a category.")
         if math.isnan(number) or math.isinf(number):
@@ -171,12 +102,12 @@ class NumberField(RecordField):
         if number is None or self.mean is None or self.std is None:
             return None
         standard = (number - self.mean) / self.std
-        if abs(standard) > np.finfo(np.float32).max:
+        if abs(standard) > float(np.finfo(np.float32).max):
             raise FieldError(f"{row.get(self.name)!r:.60} is beyond what can be computed with. {EMPTY_REMEDY}")
         return standard
 
     def fit(self, rows: Sequence[dict[str, Any]]) -> None:
-        numbers = _each(rows, self.number)
+        numbers = read_each(rows, self.number)
         if self.mean is not None and self.std is not None:
             return
         if not numbers:
@@ -208,10 +139,17 @@ class DateField(NumberField):
     relative_to: str | None = None
     allow_later: bool | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.relative_to, datetime.date):  # as YAML reads one
+            self.relative_to = self.relative_to.isoformat()[:10]
+        if self.relative_to is not None and (not isinstance(self.relative_to, str) or not self.relative_to):
+            raise FieldError(f"its relative_to is {self.relative_to!r}; it must be a date or the name of a column.")
+
     @property
     def columns(self) -> tuple[str, ...]:
         other = self.relative_to
-        return (self.name,) if other is None or _as_date(other) is not None else (self.name, other)
+        return (self.name,) if other is None or as_date(other) is not None else (self.name, other)
 
     def number(self, row: dict[str, Any]) -> float | None:
         date, other = self._date(row, self.name), self._other(row)
@@ -226,7 +164,7 @@ class DateField(NumberField):
 
     def fit(self, rows: Sequence[dict[str, Any]]) -> None:
         if self.relative_to is None:
-            dates = _each(rows, lambda row: self._date(row, self.name))
+            dates = read_each(rows, lambda row: self._date(row, self.name))
             if not dates:
                 raise FieldError("it is empty in every training row. Leave the field out.")
             self.relative_to = max(dates).isoformat()
@@ -235,14 +173,14 @@ class DateField(NumberField):
         super().fit(rows)
 
     def _other(self, row: dict[str, Any]) -> datetime.date | None:
-        fixed = _as_date(self.relative_to)
+        fixed = as_date(self.relative_to)
         return fixed if fixed is not None or self.relative_to is None else self._date(row, self.relative_to)
 
     def _date(self, row: dict[str, Any], column: str) -> datetime.date | None:
         value = row.get(column)
         if is_missing(value):
             return None
-        date = _as_date(plain(value))
+        date = as_date(plain(value))
         if date is None:
             which = "" if column == self.name else f"{column} is "
             raise FieldError(f"{which}{value!r:.60} is no date. Write it as 2021-03-31. {EMPTY_REMEDY}")
@@ -267,11 +205,11 @@ class CategoryField(RecordField):
             return
         if not isinstance(self.categories, list | tuple) or not self.categories:
             raise FieldError(f"its categories are {self.categories!r:.60}; they must be a list of words.")
-        self.categories = [_as_text(plain(word)) for word in self.categories]
+        self.categories = [as_text(plain(word)) for word in self.categories]
         self._ids = {word.casefold(): index for index, word in enumerate(self.categories, start=2)}
         if len(self._ids) < len(self.categories) or "" in self._ids:
             raise FieldError("of its categories one is empty, or two differ in nothing but case or white space.")
-        _check_number(len(self._ids))
+        check_number_of_categories(len(self._ids))
 
     @property
     def size(self) -> int:
@@ -291,28 +229,28 @@ class CategoryField(RecordField):
         return MISSING if word is None else self._ids.get(word.casefold(), UNKNOWN)
 
     def fit(self, rows: Sequence[dict[str, Any]]) -> None:
-        words = _each(rows, self._word)
+        words = read_each(rows, self._word)
         if self.categories is not None:
             return
         if not words:
             raise FieldError("it is empty in every training row. Leave the field out.")
         spellings = Counter(words)
         counts = Counter(word.casefold() for word in words)
-        _check_number(len(counts))
+        check_number_of_categories(len(counts))
         best = {word.casefold(): word for word, _ in sorted(spellings.items(), key=lambda item: (item[1], item[0]))}
         self.categories = [best[key] for key, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
         self.__post_init__()
 
     def _word(self, row: dict[str, Any]) -> str | None:
         value = row.get(self.name)
-        return None if is_missing(value) else _as_text(plain(value))
+        return None if is_missing(value) else as_text(plain(value))
 
 
-def _check_number(categories: int) -> None:
+def check_number_of_categories(categories: int) -> None:
     if categories > MOST_CATEGORIES:
         raise FieldError(
-            f"it has {categories:,} categories, more than {MOST_CATEGORIES:,}: most are too rare to be learned, and an "
-            "identifier tells nothing of other patients. Leave the field out, or group its values first."
+            f"it has {categories:,} categories, more than {MOST_CATEGORIES:,}: most are too rare to be learned, and "
+            "an identifier tells nothing of other patients. Leave the field out, or group its values first."
         )
 
 
@@ -324,7 +262,7 @@ class RowError(FieldError):
         self.row = row
 
 
-def _each(rows: Sequence[dict[str, Any]], read: Any) -> list:
+def read_each(rows: Sequence[dict[str, Any]], read: Any) -> list:
     """What is read of each row, without those where the value is missing."""
     values = []
     for index, row in enumerate(rows):
@@ -337,75 +275,12 @@ def _each(rows: Sequence[dict[str, Any]], read: Any) -> list:
     return values
 
 
-def guess_field(name: str, rows: Sequence[dict[str, Any]]) -> RecordField:
-    """
-    A field of the kind that its training values show: numbers, or texts that write numbers; dates; else categories.
-
-    Raises:
-        FieldError: it is empty, free text, an identifier, or numbers mixed with words.
-    """
-    values = _each(rows, lambda row: None if is_missing(row.get(name)) else plain(row[name]))
-    if not values:
-        raise FieldError("it is empty in every training row. Leave the field out.")
-    for read, kind, what in ((_as_number, NumberField, "numbers"), (_as_date, DateField, "dates")):
-        strange = [value for value in values if read(value) is None]
-        if not strange:
-            return kind(name)
-        if len(strange) < len(values) / 2:
-            raise FieldError(
-                f"most of its values are {what}, but {len(strange)} are not ({_some(strange)}). Correct those or leave "
-                f'them empty, or describe the field: {{"name": "{name}", "kind": "{kind.kind}"}} or "category".'
-            )
-    _check_words(name, [_as_text(value) for value in values])
-    return CategoryField(name)
-
-
-def _check_words(name: str, words: list[str]) -> None:
-    distinct = set(map(str.casefold, words))
-    _check_number(len(distinct))
-    if len(words) < FEW_ROWS or len(distinct) <= len(words) / 2:
-        return
-    remedy = f'If it is a category all the same, describe it: {{"name": "{name}", "kind": "category"}}.'
-    if sum(map(len, distinct)) / len(distinct) > LONG:
-        raise FieldError(
-            f"it is free text ({_some(words)}), which is for the text tower: make it part of the caption. {remedy}"
-        )
-    if len(distinct) > 0.9 * len(words):
-        raise FieldError(
-            f"nearly every training row has a value of its own ({_some(words)}): an identifier tells nothing of other "
-            f"patients. Leave the field out. {remedy}"
-        )
-
-
-def _some(values: Sequence[Any]) -> str:
-    shown = [f"{value!r:.40}" for value in dict.fromkeys(values)]
-    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
-
-
-KINDS: dict[str, type[RecordField]] = {kind.kind: kind for kind in (NumberField, CategoryField, DateField)}
-
-
-def field_from_dict(description: Any) -> RecordField:
-    """
-    A field of its description, `{"name": ..., "kind": ..., ...}`.
-
-    Raises:
-        ValueError: it has no name, an unknown kind or key, or a value that can't be.
-    """
-    if not isinstance(description, dict) or not isinstance(description.get("name"), str):
-        raise ValueError(f'A field is {description!r:.80}; describe it as {{"name": "age", "kind": "number"}}.')
-    options = dict(description)
-    name, kind = options.pop("name"), options.pop("kind", None)
-    if kind not in KINDS:
-        raise ValueError(f"The field '{name}' is of kind {kind!r}; known are {', '.join(KINDS)}.")
-    known = [each.name for each in fields(KINDS[kind]) if each.init and each.name != "name"]
-    for key in options:
-        if key not in known:
-            raise ValueError(f"The field '{name}' has an unknown key {key!r}; a {kind} has {', '.join(known)}.")
-    try:
-        return KINDS[kind](name, **options)
-    except FieldError as error:
-        raise ValueError(f"The field '{name}': {error}") from error
-
-
-__all__ = ["CategoryField", "DateField", "FieldError", "NumberField", "RecordField", "field_from_dict", "guess_field", "is_missing"]
+__all__ = [
+    "CategoryField",
+    "DateField",
+    "NumberField",
+    "RecordField",
+    "RowError",
+    "check_number_of_categories",
+    "read_each",
+]

@@ -9,14 +9,9 @@ import torch
 from transformers import BatchFeature
 from transformers.utils import logging
 
-from .record_fields_gap_closed_clip import (
-    CategoryField,
-    FieldError,
-    NumberField,
-    RecordField,
-    field_from_dict,
-    guess_field,
-)
+from .record_fields_gap_closed_clip import CategoryField, NumberField, RecordField, RowError
+from .record_schema_gap_closed_clip import field_from_dict, guess_field
+from .record_values_gap_closed_clip import FieldError
 
 
 logger = logging.get_logger(__name__)
@@ -43,7 +38,9 @@ def rows_of(rows: Any) -> list[dict[str, Any] | None]:
     if rows is None:
         return [None]
     if not isinstance(rows, Iterable) or isinstance(rows, str | bytes):
-        raise ValueError(f"Records are {rows!r:.80}; give a list of mappings, such as [{{'age': 62, 'sex': 'female'}}].")
+        raise ValueError(
+            f"Records are {rows!r:.80}; give a list of mappings, such as [{{'age': 62, 'sex': 'female'}}]."
+        )
     found = list(rows)
     for index, row in enumerate(found):
         if row is not None and not isinstance(row, dict):
@@ -121,7 +118,7 @@ class RecordProcessor:
             try:
                 fitted.append(_fit_field(one, known, [row for _, row in given]))
             except FieldError as error:
-                place = "" if not hasattr(error, "row") else f", row {given[error.row][0]} (from 0)"
+                place = f", row {given[error.row][0]} (from 0)" if isinstance(error, RowError) else ""
                 raise ValueError(f"Record{place}, field '{name}': {error}") from error
         return cls([field.to_dict() for field in fitted])
 
@@ -153,7 +150,7 @@ class RecordProcessor:
     def __call__(self, rows: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """
         Args:
-            rows: B of them as `rows_of` takes them: mappings, None where a sample has no record; columns; a data frame.
+            rows: B of them as `rows_of` takes them: mappings, None where a sample has no record; columns; data frames.
                 None, NaN and "" are missing values, and so is a field that a row does not have.
             return_tensors: "pt" or "np"; None for lists.
 
@@ -191,8 +188,8 @@ class RecordProcessor:
                 near = difflib.get_close_matches(str(name), self._columns, n=1)
                 hint = f"Did you mean '{near[0]}'? " if near else ""
                 raise ValueError(
-                    f"Record, row {index} (from 0), field '{name}' with the value {row[name]!r:.60}: the schema has no "
-                    f"such field. {hint}Its fields are: {', '.join(self._columns)}. Leave it out, or rename it."
+                    f"Record, row {index} (from 0), field '{name}' with the value {row[name]!r:.60}: the schema has "
+                    f"no such field. {hint}Its fields are: {', '.join(self._columns)}. Leave it out, or rename it."
                 )
 
     def _warn_of_absent(self, samples: list[dict[str, Any] | None]) -> None:
@@ -204,8 +201,8 @@ class RecordProcessor:
             if name not in self._warned and not any(name in row for row in given):
                 self._warned.add(name)
                 logger.warning(
-                    f"None of the {len(given)} records has the field '{name}': it counts as missing. If it has another "
-                    f"name there, rename it."
+                    f"None of the {len(given)} records has the field '{name}': it counts as missing. If it has "
+                    "another name there, rename it."
                 )
 
     def to_dict(self) -> dict[str, Any]:

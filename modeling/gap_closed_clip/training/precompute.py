@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..data import PairCollator, decode_image
 from ..data.features import DTYPE, FeaturePairs, FeatureStore, StoredFeatures, digest
 from ..data.images import Augmentation, name_of, stored_bytes, window_of
+from ..data.modalities import has_image
 from ..evaluation.embed import embed_captions, evaluation_mode
 from ..evaluation.fast_tower import FastTower
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
@@ -95,7 +96,7 @@ def embed_pairs_once(
         texts = _text_features(pairs, model, collator, settings)
     if images is None and texts is None:
         return pairs
-    return FeaturePairs(pairs, images, texts, varied=vary)
+    return FeaturePairs(pairs, images, texts, varied=vary, further=tuple(collator.further))
 
 
 def _image_features(
@@ -119,6 +120,8 @@ def _image_features(
         description["pooling"] = model.config.image_pooling
     store = FeatureStore(settings.folder, description, views, image_width(tower))
     images = pairs.select_columns([name for name in ("image", "image_id", "window") if name in pairs.column_names])
+    there = np.array([has_image(row) for row in images]) if collator.further else np.ones(len(images), bool)
+    images = images if there.all() else images.select(np.flatnonzero(there))
     digests = [_image_digest(row, collator) for row in images]
     with store.writing(digests) as missing:
         if missing:
@@ -131,7 +134,9 @@ def _image_features(
             title = f"Embedding {len(missing)} images" + (f" in {views} views" if views > 1 else "")
             batches = ((part, {"pixel_values": pixel_values}) for part, pixel_values in _prefetched(loader))
             _fill(store, tower, pool_images, digests, batches, len(missing), title, settings)
-    return StoredFeatures(store, store.rows(digests))
+    rows = np.full(len(there), -1, np.int64)  # a pair that lacks its image has none
+    rows[there] = store.rows(digests)
+    return StoredFeatures(store, rows)
 
 
 def _text_features(
@@ -142,7 +147,8 @@ def _text_features(
 
     description = _description("text", model.text_model, settings.device) | {"pooling": model.config.text_pooling}
     store = FeatureStore(settings.folder, description, 1, text_width(model.config.text_config))
-    captions = sorted(set(pairs["caption"]), key=lambda caption: (len(caption), caption))
+    distinct = set(pairs["caption"]) - ({""} if collator.further else set())  # "": a pair that lacks its caption
+    captions = sorted(distinct, key=lambda caption: (len(caption), caption))
     # Of the tokens and not the caption: what the tokenizer makes of a caption, and where it is cut, counts as well.
     digests = [digest(tokens.tobytes()) for tokens in _each_tokens(captions, collator)]
     with store.writing(digests) as missing:
@@ -151,8 +157,8 @@ def _text_features(
         batches = ((part, collator.tokenize([captions[index] for index in part])) for part in parts)
         title = f"Embedding {len(missing)} captions"
         _fill(store, model.text_model, pool_texts, digests, batches, len(missing), title, settings)
-    digest_of = dict(zip(captions, digests, strict=True))
-    return StoredFeatures(store, store.rows([digest_of[caption] for caption in pairs["caption"]]))
+    row_of = dict(zip(captions, store.rows(digests).tolist(), strict=True))
+    return StoredFeatures(store, np.array([row_of.get(caption, -1) for caption in pairs["caption"]], np.int64))
 
 
 def _each_tokens(captions: Sequence[str], collator: PairCollator, batch_size: int = 1000) -> Iterator[np.ndarray]:

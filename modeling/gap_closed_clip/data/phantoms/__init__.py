@@ -52,8 +52,12 @@ FEATURES = Features(
         "size": Value("string"),
         "age": Value("int32"),
         "sex": Value("string"),
+        "organ": Value("string"),
+        "finding_size": Value("float32"),
     }
 )
+RECORD = 2  # what tells the random numbers of records from those of images, which have 1 there
+UNKNOWN = {"age": 0.05, "sex": 0.05, "finding_size": 0.1}  # shares of the records that do not tell it
 
 
 def make_phantoms(num_pairs: int, seed: int, image_size: int = 128) -> Dataset:
@@ -68,8 +72,11 @@ def make_phantoms(num_pairs: int, seed: int, image_size: int = 128) -> Dataset:
 
     Returns:
         A data set with the columns `image` (8-bit gray PNG bytes, undecoded), `image_id`, `caption`, `label`
-        ("modality / family of findings") and the facts that the image was drawn from: `case_id`, `modality`, `view`,
-        `finding`, `side` (the patient's), `zone`, `size`, `age` (years), `sex`.
+        ("modality / family of findings"), the facts that the image was drawn from: `case_id`, `modality`, `view`,
+        `finding`, `side` (the patient's), `zone`, `size`, and what the patient's record tells: `age` (years), `sex`,
+        `organ` (of the finding) and `finding_size` (mm, as a caption may quote it). As in real records some is missing
+        (None): of every twentieth case the age, of others the sex; the size of what nobody measures, of no finding,
+        and of every tenth other.
 
     Raises:
         ValueError: `num_pairs` is below 1, `seed` is negative, or `image_size` is below 32.
@@ -101,6 +108,7 @@ def _rows_of_case(seed: int, case_number: int, image_size: int) -> Iterator[dict
     caption = write_caption(case, views[0], rng)
     second_caption = write_caption(case, views[0], rng) if num_images == 1 and rng.random() < 0.03 else None
     case_id = f"phantom-{seed}-{case_number:06d}"
+    record = _record(case, np.random.default_rng([seed, case_number, 0, RECORD]))
     for image_number, view in enumerate(views):
         entropy = [seed, case_number, image_number]
         row = {
@@ -115,12 +123,18 @@ def _rows_of_case(seed: int, case_number: int, image_size: int) -> Iterator[dict
             "side": case.side,
             "zone": case.zone,
             "size": case.size_word,
-            "age": case.age,
-            "sex": case.sex,
+            **record,
         }
         yield row
         if second_caption is not None:
             yield row | {"caption": second_caption}
+
+
+def _record(case: Case, rng: np.random.Generator) -> dict[str, str | float | None]:
+    """What the patient's record tells of a case; what it does not tell is None."""
+    record: dict[str, str | float | None] = {"age": case.age, "sex": case.sex, "organ": case.organ}
+    record["finding_size"] = case.millimetres
+    return {name: None if rng.random() < UNKNOWN.get(name, 0) else value for name, value in record.items()}
 
 
 def draw_image(case: Case, view: str, arrow: bool, image_size: int, entropy: list[int], jitter: float = 1.0) -> bytes:

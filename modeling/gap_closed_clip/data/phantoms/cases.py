@@ -9,6 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 
+ORGANS_OF_MODALITIES = {"chest radiograph": "lung", "chest CT": "lung", "brain MR": "brain", "mammogram": "breast"}
+ORGANS = {  # of families of findings elsewhere
+    ("chest radiograph", "pleural space"): "pleura",
+    ("chest radiograph", "heart and mediastinum"): "heart",
+    ("chest CT", "pleural space"): "pleura",
+    ("chest CT", "mediastinum and vessels"): "mediastinum",
+    ("ultrasound", "gallbladder"): "gallbladder",
+    ("ultrasound", "kidney"): "kidney",
+    ("ultrasound", "liver"): "liver",
+}
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something to draw, and the words for it.
@@ -81,6 +93,17 @@ class Case:
         if self.finding.key.startswith("normal"):
             return ""
         return ("small", "moderate", "large")[min(2, int(3 * self.size))]
+
+    @property
+    def millimetres(self) -> float | None:
+        """The finding's size as a caption may quote it, to a tenth; None if nobody measures it."""
+        smallest, largest = self.finding.millimetres
+        return round(smallest + self.size * (largest - smallest), 1) if largest else None
+
+    @property
+    def organ(self) -> str:
+        """Where the finding is, or, if nothing is wrong, what was looked at."""
+        return ORGANS.get((self.modality, self.finding.family), ORGANS_OF_MODALITIES.get(self.modality, self.modality))
 
     @property
     def signs(self) -> tuple[float, ...]:

@@ -1,0 +1,133 @@
+"""Which columns of a source hold what, and how their values are read."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Features, Image, Value
+
+from ..messages import suggest
+from .arguments import DataArguments
+from .modalities import ModalityColumn, find_modalities
+
+
+CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
+# Columns that `sources.py` adds: a source's own of these names are not kept.
+ADDED_COLUMNS = ("augment", "source", "window")
+
+
+@dataclass
+class Columns:
+    """Which columns of a source hold what, and how their values are read.
+
+    Args:
+        image, caption: names of these columns.
+        image_id: name of the column that identifies an image; None if there is none.
+        labels: names of the columns that make up the label.
+        extras: names of the scalar columns that are kept as they are.
+        class_names: for each label column the names of its classes, if it holds their numbers; else None.
+        modalities: the columns of further modalities.
+        root: folder that relative image paths start from.
+        source_name: what error messages call the source.
+    """
+
+    image: str | None
+    caption: str | None
+    image_id: str | None
+    labels: list[str]
+    extras: list[str]
+    class_names: list[list[str] | None]
+    modalities: list[ModalityColumn]
+    root: Path | None
+    source_name: str
+
+    def caption_of(self, value: Any) -> str:
+        """The caption without white space around it; "" if there is none."""
+        return "" if value is None else str(value).strip()
+
+    def path_of(self, value: str | None) -> str | None:
+        """The full path of an image file, or its URL; None if the source gives none."""
+        if not value or "://" in value or self.root is None:
+            return value or None
+        return str(self.root / value)
+
+    def id_of(self, path: str) -> str:
+        """The image's path relative to `root`, which is the same on every machine."""
+        if self.root is not None and Path(path).is_relative_to(self.root):
+            return Path(path).relative_to(self.root).as_posix()
+        return path
+
+    def label_of(self, values: Iterable[Any]) -> str:
+        """The values of one row's label columns joined by " / "; "" if one of them is missing."""
+        parts = []
+        for value, names in zip(values, self.class_names, strict=True):
+            if value is None or value == "" or (names is not None and value < 0):  # -1: a ClassLabel not given
+                return ""
+            if names is not None:
+                value = names[value]
+            parts.append(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        return " / ".join(parts)
+
+
+def find_columns(features: Features, args: DataArguments, source_name: str, root: Path | None) -> Columns:
+    """Find the columns that the arguments name among those that the source has.
+
+    Raises:
+        ValueError: a column does not exist (the message names the nearest and all there are), or it holds neither
+            text nor images.
+    """
+    image_id = args.image_id_column or ("image_id" if "image_id" in features else None)
+    labels = args.label_columns or (["label"] if "label" in features else [])
+    if not args.modalities and None in (args.image_column, args.caption_column):
+        raise ValueError(
+            f"{source_name} has no images or no captions (data.image_column and data.caption_column are "
+            f"{args.image_column} and {args.caption_column}): then data.modalities must name something beside."
+        )
+    wanted: list[tuple[str, str | None]] = [
+        ("image_column", args.image_column),
+        ("caption_column", args.caption_column),
+        ("image_id_column", image_id),
+        *(("label_columns", name) for name in labels),
+        ("fold_column", args.fold_column if args.folds else None),
+    ]
+    for argument, name in wanted:
+        if name is not None and name not in features:
+            hint = suggest(name, list(features), "columns")
+            if argument in ("image_id_column", "label_columns", "fold_column"):  # perhaps another source's
+                hint += f" If there is none, data.{argument}=null."
+            raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
+    if args.caption_column is not None and not is_text(features[args.caption_column]):
+        raise ValueError(
+            f"The column '{args.caption_column}' of {source_name} holds {features[args.caption_column]}, not text; "
+            "data.caption_column must name a column of captions."
+        )
+    if args.image_column is not None and not _holds_images(features[args.image_column]):
+        raise ValueError(
+            f"The column '{args.image_column}' of {source_name} holds {features[args.image_column]}; "
+            "data.image_column must name a column of images, image bytes or file paths."
+        )
+    added = {name for name in ADDED_COLUMNS if not (args.folds and name == args.fold_column)}  # until folds are cut
+    modalities = find_modalities(features, args.modalities, source_name, root)
+    taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS, *added, *(args.modalities or ())}
+    extras = [n for n, feature in features.items() if n not in taken and isinstance(feature, (Value, ClassLabel))]
+    class_names = [features[n].names if isinstance(features[n], ClassLabel) else None for n in labels]
+    return Columns(
+        args.image_column, args.caption_column, image_id, labels, extras, class_names, modalities, root, source_name
+    )
+
+
+def is_text(feature: Any) -> bool:
+    """Whether a column holds text. An empty column, whose type is "null", counts as one."""
+    return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view", "null")
+
+
+def _holds_images(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return bool({"bytes", "path"} & set(feature))
+    return (
+        isinstance(feature, Image) or is_text(feature) or getattr(feature, "dtype", "") in ("binary", "large_binary")
+    )
+
+
+__all__ = ["ADDED_COLUMNS", "Columns", "find_columns", "is_text"]

@@ -1,0 +1,71 @@
+"""Folds for cross-validation: each case in one of them."""
+
+from collections import Counter
+from functools import partial
+
+from datasets import Dataset, IterableDataset
+
+from .arguments import DataArguments
+from .hashing import stable_hash
+
+
+def take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: bool) -> Dataset | IterableDataset:
+    """The pairs of the held-out fold, or those of all others.
+
+    In a stream each group's hash chooses its fold, so that the sizes of the folds are only roughly equal.
+    """
+    column = args.fold_column or "image_id"
+    if isinstance(pairs, IterableDataset):
+        return pairs.filter(partial(_in_fold, column=column, args=args, held_out=held_out), with_indices=True)
+    rows = zip(pairs[column], pairs["image_id"], pairs["caption"], strict=True)
+    groups = [_group(*row, index) for index, row in enumerate(rows)]
+    assert args.folds is not None  # folds were asked for
+    folds = assign_folds(groups, args.folds)
+    return pairs.select([index for index, fold in enumerate(folds) if (fold == args.fold) == held_out])
+
+
+def _group(value: str | int | None, image_id: str, caption: str, index: int) -> str:
+    """The group that stays in one fold: all rows with this value (a case, a patient), or else those of the image, or,
+    if there is none, of the caption."""
+    if value not in (None, ""):
+        return str(value)
+    if image_id:
+        return f"image {image_id}"
+    return f"caption {caption}" if caption else f"row {index}"
+
+
+def _in_fold(row: dict, index: int, column: str, args: DataArguments, held_out: bool) -> bool:
+    """Whether a streamed row is in the held-out fold, or, if `held_out` is False, in one of the others."""
+    assert args.folds is not None  # folds were asked for
+    fold = stable_hash(_group(row[column], row["image_id"], row["caption"], index)) % args.folds
+    return (fold == args.fold) == held_out
+
+
+def assign_folds(groups: list[str], folds: int) -> list[int]:
+    """Assign rows to folds of nearly equal size so that all rows of a group are in one fold.
+
+    From the largest group to the smallest, each goes to the fold that has the fewest rows. Groups of equal size come
+    in the order of their hashes, so that neighbouring cases are spread. The result is the same in every run.
+
+    Args:
+        groups: of each row.
+        folds: how many there are to be.
+
+    Returns:
+        The fold of each row, from 0.
+
+    Raises:
+        ValueError: there are fewer groups than folds.
+    """
+    sizes = Counter(groups)
+    if len(sizes) < folds:
+        raise ValueError(f"data.folds is {folds}, but the training split has only {len(sizes)} groups (cases).")
+    filled = [0] * folds
+    fold_of = {}
+    for group in sorted(sizes, key=lambda group: (-sizes[group], stable_hash(group))):
+        fold_of[group] = filled.index(min(filled))
+        filled[fold_of[group]] += sizes[group]
+    return [fold_of[group] for group in groups]
+
+
+__all__ = ["assign_folds", "take_fold"]

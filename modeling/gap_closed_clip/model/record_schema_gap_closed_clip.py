@@ -1,0 +1,93 @@
+"""The fields that a record has: of their descriptions, or guessed by their training values."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from .record_fields_gap_closed_clip import (
+    CategoryField,
+    DateField,
+    NumberField,
+    RecordField,
+    check_number_of_categories,
+    read_each,
+)
+from .record_values_gap_closed_clip import FieldError, as_date, as_number, as_text, is_missing, plain
+
+
+FEW_ROWS = 20  # below this many values nothing is concluded from how many differ
+LONG = 40  # characters; the values of free text are longer on average
+
+
+def guess_field(name: str, rows: Sequence[dict[str, Any]]) -> RecordField:
+    """
+    A field of the kind that its training values show: numbers, or texts that write numbers; dates; else categories.
+
+    Raises:
+        FieldError: it is empty, free text, an identifier, or numbers mixed with words.
+    """
+    values = read_each(rows, lambda row: None if is_missing(row.get(name)) else plain(row[name]))
+    if not values:
+        raise FieldError("it is empty in every training row. Leave the field out.")
+    for read, kind, what in ((as_number, NumberField, "numbers"), (as_date, DateField, "dates")):
+        strange = [value for value in values if read(value) is None]
+        if not strange:
+            return kind(name)
+        if len(strange) < len(values) / 2:
+            raise FieldError(
+                f"most of its values are {what}, but {len(strange)} are not ({_some(strange)}). Correct those or "
+                f'leave them empty, or describe the field: {{"name": "{name}", "kind": "{kind.kind}"}} or "category".'
+            )
+    _check_words(name, [as_text(value) for value in values])
+    return CategoryField(name)
+
+
+def _check_words(name: str, words: list[str]) -> None:
+    distinct = set(map(str.casefold, words))
+    check_number_of_categories(len(distinct))
+    if len(words) < FEW_ROWS or len(distinct) <= len(words) / 2:
+        return
+    remedy = f'If it is a category all the same, describe it: {{"name": "{name}", "kind": "category"}}.'
+    if sum(map(len, distinct)) / len(distinct) > LONG:
+        raise FieldError(
+            f"it is free text ({_some(words)}), which is for the text tower: make it part of the caption. {remedy}"
+        )
+    if len(distinct) > 0.9 * len(words):
+        raise FieldError(
+            f"nearly every training row has a value of its own ({_some(words)}): an identifier tells nothing of other "
+            f"patients. Leave the field out. {remedy}"
+        )
+
+
+def _some(values: Sequence[Any]) -> str:
+    shown = [f"{value!r:.40}" for value in dict.fromkeys(values)]
+    return ", ".join(shown[:3]) + (", ..." if len(shown) > 3 else "")
+
+
+KINDS: dict[str, type[RecordField]] = {kind.kind: kind for kind in (NumberField, CategoryField, DateField)}
+
+
+def field_from_dict(description: Any) -> RecordField:
+    """
+    A field of its description, `{"name": ..., "kind": ..., ...}`.
+
+    Raises:
+        ValueError: it has no name, an unknown kind or key, or a value that can't be.
+    """
+    if not isinstance(description, dict) or not isinstance(description.get("name"), str):
+        raise ValueError(f'A field is {description!r:.80}; describe it as {{"name": "age", "kind": "number"}}.')
+    options = dict(description)
+    name, kind = options.pop("name"), options.pop("kind", None)
+    if kind not in KINDS:
+        raise ValueError(f"The field '{name}' is of kind {kind!r}; known are {', '.join(KINDS)}.")
+    known = [each.name for each in fields(KINDS[kind]) if each.init and each.name != "name"]
+    for key in options:
+        if key not in known:
+            raise ValueError(f"The field '{name}' has an unknown key {key!r}; a {kind} has {', '.join(known)}.")
+    try:
+        return KINDS[kind](name, **options)
+    except FieldError as error:
+        raise ValueError(f"The field '{name}': {error}") from error
+
+
+__all__ = ["field_from_dict", "guess_field"]

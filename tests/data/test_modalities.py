@@ -1,0 +1,414 @@
+"""Further modalities of any source: which samples have which, held against batches written out by hand."""
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Array2D, ClassLabel, Dataset, Features, Value
+from PIL import Image
+from transformers import CLIPImageProcessor
+
+from gap_closed_clip import GapClosedClipProcessor
+from gap_closed_clip.data import (
+    Augmentation,
+    DataArguments,
+    DistinctSampler,
+    PairCollator,
+    group_ids,
+    group_ids_of,
+    load_checked_pairs,
+    load_pairs,
+)
+from gap_closed_clip.data.features import FeaturePairs, FeatureStore, StoredFeatures
+from gap_closed_clip.model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
+
+from .conftest import draw, train_folder
+
+
+ARRAY = [[1.0, 2.0], [3.0, 4.0]]
+AGE = {"name": "age", "kind": "number", "mean": 50.0, "std": 10.0}
+SEX = {"name": "sex", "kind": "category", "categories": ["f", "m"]}
+MODALITIES = {"record": ["age", "sex"], "audio": "wave"}
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A table of all kinds of samples; its last row has one modality alone."""
+    for gray in range(3):
+        draw(tmp_path / "set" / f"{gray}.png", gray)
+    rows = [
+        {"image": "0.png", "caption": "zero", "age": 60, "sex": "f", "wave": ARRAY},
+        {"image": "", "caption": "one", "age": None, "sex": "m", "wave": None},
+        {"image": "1.png", "caption": "", "age": 40, "sex": None, "wave": ARRAY},
+        {"image": "2.png", "caption": "two", "age": None, "sex": "", "wave": None},
+        {"image": "", "caption": "", "age": 30, "sex": "m", "wave": ARRAY},
+        {"image": "", "caption": "only text", "age": None, "sex": "", "wave": []},
+    ]
+    (tmp_path / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "set"
+
+
+def arguments(source: Path | str, **options) -> DataArguments:
+    return DataArguments(source=str(source), **{"modalities": MODALITIES, "on_missing": "skip", **options})
+
+
+@pytest.fixture
+def processor(tiny_processor) -> GapClosedClipProcessor:
+    further = {"record": RecordProcessor([AGE, SEX]), "audio": ArrayProcessor("input_values", [2, 2])}
+    return GapClosedClipProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, further)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_batch_of_samples_that_lack_something(source, processor, streaming, caplog):
+    pairs = load_pairs(arguments(source, streaming=streaming, shuffle_buffer=0), "train")
+    rows = list(pairs)
+    assert [row["caption"] for row in rows] == ["zero", "one", "", "two", ""]
+    assert [bool(row["image_id"]) for row in rows] == [True, False, True, True, False]
+    assert [row["record"] for row in rows] == [
+        {"age": 60, "sex": "f"},
+        {"age": None, "sex": "m"},
+        {"age": 40, "sex": None},
+        None,
+        {"age": 30, "sex": "m"},
+    ]
+    batch = PairCollator(processor)(rows)
+    mask = [[1, 1, 1, 1], [0, 1, 1, 0], [1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1]]
+    assert batch["modality_mask"].tolist() == [[bool(value) for value in row] for row in mask]
+    assert batch["record_numbers"].tolist() == [[1], [0], [-1], [0], [-2]]
+    assert batch["record_numbers_mask"].tolist() == [[True], [False], [True], [False], [True]]
+    assert batch["record_categories"].tolist() == [[2], [3], [0], [0], [3]]
+    assert batch["audio_input_values"].tolist() == [ARRAY, [[0, 0]] * 2, ARRAY, [[0, 0]] * 2, ARRAY]
+    plain = PairCollator(processor)([rows[0], rows[2], rows[3]])["pixel_values"]
+    assert torch.equal(batch["pixel_values"][[0, 2, 3]], plain) and not batch["pixel_values"][[1, 4]].any()
+    empty = processor.tokenizer("")["input_ids"]
+    assert batch["input_ids"][2, : len(empty)].tolist() == empty and batch["attention_mask"][2].sum() == len(empty)
+    told = " ".join(record.getMessage() for record in caplog.records)
+    assert ("row 5" in told) and ("the text" in told)
+    assert (
+        streaming
+        or "of 5 samples some lack something (the image: 2, the text: 2, the record: 1, the audio: 2)" in told
+    )
+
+
+def test_one_modality_alone_is_an_error_that_names_it(source):
+    message = r"has half pairs: samples of one modality alone: 1 \(row 5: the text\).*data.on_missing=skip"
+    with pytest.raises(ValueError, match=message):
+        load_pairs(arguments(source, on_missing="error"), "train")
+    with pytest.raises(
+        ValueError, match=r"row 5 \(from 0\): it has the text alone\. Complete .* data.on_missing=skip"
+    ):
+        list(load_pairs(arguments(source, on_missing="error", streaming=True, shuffle_buffer=0), "train"))
+
+
+def test_a_path_to_nothing_is_a_mistake_and_no_empty_cell(source):
+    (source / "1.png").unlink()
+    with pytest.raises(ValueError, match=r"images that do not exist: 1 \(row 2: '.*1.png'\); samples of one"):
+        load_pairs(arguments(source, on_missing="error"), "train")
+    assert len(load_pairs(arguments(source), "train")) == 4
+
+
+def test_without_further_modalities_half_pairs_are_errors(source):
+    with pytest.raises(ValueError, match=r"empty captions: 2 \(row 2, row 4\); images that do not exist: 3"):
+        load_pairs(arguments(source, modalities=None, on_missing="error"), "train")
+    assert load_pairs(arguments(source, modalities=None), "train").column_names == [
+        "age",
+        "sex",
+        "caption",
+        "image_id",
+        "image",
+    ]
+
+
+def test_damaged_images_are_found_and_lacking_ones_are_none(source):
+    pairs = load_checked_pairs(arguments(source), "train")
+    assert len(pairs) == 5
+    cached = load_checked_pairs(arguments(source, cache_images=4), "train")
+    assert [row["image"]["bytes"] is not None for row in cached] == [True, False, True, True, False]
+    (source / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="1 of 5 images cannot be read"):
+        load_checked_pairs(arguments(source), "train")
+    assert len(load_checked_pairs(arguments(source, on_bad_image="skip"), "train")) == 4
+    streamed = load_checked_pairs(arguments(source, on_bad_image="skip", streaming=True), "train")
+    assert len(list(streamed)) == 4
+
+
+def test_what_is_lacking_makes_no_group(source, processor):
+    pairs = load_pairs(arguments(source), "train")
+    groups = group_ids_of(pairs)
+    assert len({image for image, _ in groups}) == len({caption for _, caption in groups}) == 5
+    assert groups[0] == group_ids("0.png", "zero")
+    batch = PairCollator(processor)(list(pairs))["group_ids"]
+    assert all(len(set(batch[:, place].tolist())) == 5 for place in (0, 1))
+    assert batch[0].tolist() == list(groups[0]) and batch[3].tolist() == list(groups[3])
+    assert (batch >= 0).all() and torch.equal(PairCollator(processor)(list(pairs))["group_ids"], batch)
+    order = list(DistinctSampler(groups, batch_size=5))
+    assert sorted(order) == list(range(5))
+
+
+def test_rows_in_memory_without_ids_or_columns(processor, caplog):
+    image = Image.new("L", (28, 28), 9)
+    rows = [{"image": image, "caption": None, "record": {"age": 60}}, {"image": None, "caption": "a", "record": None}]
+    batch = PairCollator(processor)(rows)
+    assert batch["modality_mask"].tolist() == [[True, False, True, False], [False, True, False, False]]
+    assert caplog.text.count("no column 'audio', of which the model has a tower") == 1
+    assert batch["audio_input_values"].tolist() == [[[0, 0]] * 2] * 2
+
+
+def test_of_two_modalities_nothing_changes(tiny_processor, source):
+    rows = [{"image": Image.new("L", (28, 28)), "caption": "a", "image_id": "1", "record": {"age": 60}}]
+    names = {"pixel_values", "group_ids", "input_ids", "attention_mask", "token_type_ids"}
+    assert set(PairCollator(tiny_processor)(rows)) == names
+
+
+def test_a_bad_record_is_told_by_the_collator(processor):
+    rows = [{"image": Image.new("L", (28, 28)), "caption": "a", "record": {"age": "old", "sex": None}}]
+    with pytest.raises(ValueError, match="The modality 'record': Record, row 0 .*field 'age': 'old' is no number"):
+        PairCollator(processor)(rows)
+
+
+# --- features of frozen towers
+
+
+def stored(folder: Path, rows: list[int], width: int) -> StoredFeatures:
+    store = FeatureStore(folder, {"width": width}, 1, width)
+    digests = [bytes([index]) * 16 for index in range(3)]
+    with store.writing(digests):
+        store.append(digests, np.arange(1, 3 * width + 1, dtype=np.float32).reshape(3, 1, width))
+    return StoredFeatures(store, np.array(rows))
+
+
+def test_features_and_what_goes_with_them(source, processor, tmp_path):
+    pairs = load_pairs(arguments(source), "train")
+    images, texts = stored(tmp_path / "f", [0, -1, 1, 2, -1], 2), stored(tmp_path / "f", [0, 1, -1, 2, -1], 3)
+    whole = PairCollator(processor)(list(pairs))
+    both = FeaturePairs(pairs, images, texts, varied=True, further=["record", "audio"])
+    for given in (both, pickle.loads(pickle.dumps(both)), both.plain(), both.select(range(5))):
+        batch = PairCollator(processor)(given.__getitems__([0, 1, 2, 3, 4]))
+        assert batch["pooled_image"].tolist() == [[1, 2], [0, 0], [3, 4], [5, 6], [0, 0]]
+        assert batch["pooled_text"].tolist() == [[1, 2, 3], [4, 5, 6], [0, 0, 0], [7, 8, 9], [0, 0, 0]]
+        for name in ("modality_mask", "record_numbers", "record_categories", "audio_input_values"):
+            assert torch.equal(batch[name], whole[name])
+        assert len(set(batch["group_ids"][:, 0].tolist())) == 5
+    only_images = FeaturePairs(pairs, images, None, further=["record", "audio"])
+    batch = PairCollator(processor)(only_images.__getitems__([0, 1, 2, 3, 4]))
+    assert torch.equal(batch["input_ids"], whole["input_ids"]) and torch.equal(
+        batch["modality_mask"], whole["modality_mask"]
+    )
+    assert PairCollator(processor)(both.select([4, 0]).__getitems__([0]))["pooled_image"].tolist() == [[0, 0]]
+    assert set(FeaturePairs(pairs, images, texts)[0]) == {"group_ids", "pooled_image", "pooled_text"}
+
+
+# --- sources
+
+
+def test_a_record_of_classes_and_of_columns_that_have_other_uses(tmp_path):
+    features = Features(
+        {"image": Value("string"), "caption": Value("string"), "label": ClassLabel(names=["cat", "dog"])}
+        | {"seen": Value("timestamp[s]"), "spectrogram": Array2D((2, 2), "float32"), "path": Value("string")}
+    )
+    np.save(tmp_path / "array.npy", np.array(ARRAY))
+    rows = {
+        "image": [draw(tmp_path / "0.png", 0), draw(tmp_path / "1.png", 1)],
+        "caption": ["a", "b"],
+        "label": [1, -1],
+        "seen": [None, "2020-02-03"],
+        "spectrogram": [ARRAY, None],
+        "path": ["array.npy", None],
+    }
+    Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "train.parquet"))
+    modalities = {"record": ["label", "seen"], "sound": "spectrogram", "file": "path"}
+    pairs = load_pairs(arguments(tmp_path / "train.parquet", modalities=modalities, image_root=str(tmp_path)), "train")
+    assert pairs["label"] == ["dog", ""]
+    assert pairs[0]["record"] == {"label": "dog", "seen": None}
+    assert pairs[1]["record"]["label"] is None and pairs[1]["record"]["seen"].isoformat()[:10] == "2020-02-03"
+    assert np.asarray(pairs[0]["sound"]).tolist() == ARRAY and pairs[1]["sound"] is None
+    assert pairs[0]["file"] == {"bytes": None, "path": str(tmp_path / "array.npy")} and pairs[1]["file"] is None
+
+
+def test_files_of_arrays_and_of_a_second_image(tiny_processor, tmp_path):
+    np.save(tmp_path / "a.npy", np.array(ARRAY))
+    rows = [{"image": draw(tmp_path / f"{gray}.png", gray), "caption": str(gray)} for gray in (0, 250)]
+    rows[0] |= {"array": "a.npy", "second": draw(tmp_path / "b.png", 100)}
+    (tmp_path / "train.csv").write_text(
+        "image,caption,array,second\n"
+        + "".join(f"{r['image']},{r['caption']},{r.get('array', '')},{r.get('second', '')}\n" for r in rows)
+    )
+    side = {"height": 8, "width": 8}
+    image_processor = CLIPImageProcessor(
+        size={"shortest_edge": 8}, crop_size=side, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    further = {"audio": ArrayProcessor("values", [2, 2]), "lateral": image_processor}
+    processor = GapClosedClipProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, further)
+    args = arguments(tmp_path / "train.csv", modalities={"audio": "array", "lateral": "second"})
+    pairs = list(load_pairs(args, "train"))
+    batch = PairCollator(processor)(pairs)
+    assert batch["audio_values"].tolist() == [ARRAY, [[0, 0]] * 2]
+    assert batch["lateral_pixel_values"][0].unique().tolist() == pytest.approx([100 / 255])
+    assert not batch["lateral_pixel_values"][1].any()
+    darker = Augmentation((1.0, 1.0), brightness=0.9, contrast=0.0)
+    varied = PairCollator(processor, darker)(pairs)["lateral_pixel_values"][0]
+    assert varied.unique().numel() == 1 and abs(varied.unique().item() - 100 / 255) > 0.01
+    held_out = PairCollator(processor, darker)([row | {"augment": False} for row in pairs])
+    assert torch.equal(held_out["lateral_pixel_values"], batch["lateral_pixel_values"])
+    (tmp_path / "a.npy").write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"The array '.*a.npy' cannot be read"):
+        PairCollator(processor)(pairs)
+    (tmp_path / "a.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"Row 0 \(from 0\): the file '.*a.npy' of 'audio' does not exist"):
+        load_pairs(args, "train")
+
+
+def test_a_source_without_captions_or_images(source):
+    for column, lacking in (("caption_column", 1), ("image_column", 0)):
+        for streaming in (False, True):
+            pairs = list(
+                load_pairs(arguments(source, **{column: None}, streaming=streaming, shuffle_buffer=0), "train")
+            )
+            there = [(bool(row["image_id"]), bool(row["caption"])) for row in pairs]
+            assert not any(each[lacking] for each in there) and len(pairs) == (3 if lacking else 4)
+    with pytest.raises(ValueError, match="then data.modalities must name something beside"):
+        load_pairs(arguments(source, caption_column=None, modalities=None), "train")
+
+
+def test_roco_with_records(roco):
+    lines = [{"id": "train_0", "age": 60}, {"id": "train_1", "age": None}, {"id": "other", "age": 3}]
+    (train_folder(roco) / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (train_folder(roco) / "images" / "train_2.png").unlink()
+    (train_folder(roco) / "images" / "train_0.png").rename(train_folder(roco) / "images" / "other.png")
+    args = arguments(roco, modalities={"record": ["age"]})
+    pairs = load_pairs(args, "train")
+    assert [(row["caption"], row["image_id"], row["record"]) for row in pairs] == [
+        ("caption 0 ü", "", {"age": 60}),
+        ("caption 1 ü", "train_1", None),
+        ("", "other", {"age": 3}),
+    ]
+    with pytest.raises(ValueError, match=r"samples of one modality alone: 1 \(row 2: the text\)"):
+        load_pairs(arguments(roco, modalities={"record": ["age"]}, on_missing="error"), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_sources_of_different_modalities(source, roco, streaming, tmp_path):
+    for index in range(2):
+        draw(tmp_path / "c" / f"{index}.png", index)
+    table = "image,caption,age,ward\n0.png,c0,7.0,A\n1.png,c1,,\n"
+    (tmp_path / "c" / "train.csv").write_text(table)
+    entries = [
+        {"source": str(source), "name": "a"},
+        {"source": str(roco), "name": "b", "modalities": None},
+        {"source": str(tmp_path / "c" / "train.csv"), "name": "c", "modalities": {"record": ["age", "ward"]}},
+    ]
+    args = DataArguments(
+        source=entries, modalities=MODALITIES, on_missing="skip", streaming=streaming, shuffle_buffer=0
+    )
+    assert args.all_modalities == {"record": ["age", "sex", "ward"], "audio": "wave"}
+    rows = sorted(load_pairs(args, "train"), key=lambda row: row["source"])
+    records = [row["record"] for row in rows]
+    assert len(rows) == 10 and [row["source"] for row in rows] == [*"aaaaa", *"bbb", *"cc"]
+    assert set(records[0]) == {"age", "sex", "ward"} and records[3] is None and records[5:8] == [None] * 3
+    assert records[8]["ward"] == "A" and records[8]["sex"] is None and records[0]["sex"] == "f" and records[9] is None
+    found = [None if record is None else record["age"] for record in records]
+    assert found == ["60", None, "40", None, "30", None, None, None, "7.0", None]  # texts, as in the one that is a csv
+    assert [row["audio"] for row in rows] == [ARRAY, None, ARRAY, None, ARRAY, *[None] * 5]
+    assert [row["image_id"] for row in rows][:2] == ["a/0.png", ""]
+
+
+def test_folds_keep_samples_without_an_image_apart(source):
+    held_out = [len(load_pairs(arguments(source, folds=5, fold=fold), "validation")) for fold in range(5)]
+    assert held_out == [1] * 5
+    streams = [
+        list(load_pairs(arguments(source, folds=2, fold=fold, streaming=True), "validation")) for fold in (0, 1)
+    ]
+    assert sorted(map(len, streams)) != [0, 5] and sum(map(len, streams)) == 5
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ({}, "must be a mapping of names to columns"),
+        ([], "must be a mapping of names to columns"),
+        ({"image": ["age"]}, "data.modalities: A modality cannot be called 'image'"),
+        ({"record": []}, "data.modalities.record is []"),
+        ({"record": 3}, "data.modalities.record is 3"),
+        ({"record": ["age", "age"]}, "data.modalities.record names a column twice: age, age."),
+    ],
+)
+def test_bad_modalities_are_told_at_once(modalities, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        DataArguments(modalities=modalities)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        (
+            {"record": ["aeg"]},
+            r"has no column 'aeg' \(data.modalities.record\). Did you mean 'age'\?.* in its own entry",
+        ),
+        ({"record": ["wave"]}, r"The column 'wave' of .* a record \(data.modalities.record\) takes columns of single"),
+        ({"audio": "age"}, r"must name a column of arrays, of images or of files. For a record .* audio: \[age\]"),
+    ],
+)
+def test_columns_that_cannot_be(source, modalities, message):
+    with pytest.raises(ValueError, match=message):
+        load_pairs(arguments(source, modalities=modalities), "train")
+
+
+def test_sources_that_contradict_one_another(source):
+    entries = [{"source": "a.csv"}, {"source": "b.csv", "modalities": {"record": "wave"}}]
+    with pytest.raises(ValueError, match="'b': the modality 'record' is a record .* in one source and one column"):
+        DataArguments(source=entries, modalities={"record": ["age"]})
+    with pytest.raises(ValueError, match="data.modalities: 'age' is data.fold_column, too"):
+        DataArguments(source=str(source), modalities={"age": ["age"]}, fold_column="age", folds=2)
+
+
+# --- phantoms and MedPix
+
+
+def test_records_of_phantoms():
+    args = DataArguments(
+        phantom_train_pairs=60, phantom_size=32, modalities={"record": ["age", "sex", "organ", "finding_size"]}
+    )
+    pairs, plain = (
+        load_pairs(args, "train"),
+        load_pairs(DataArguments(phantom_train_pairs=60, phantom_size=32), "train"),
+    )
+    assert pairs["caption"] == plain["caption"] and pairs["image"] == plain["image"]
+    processor = RecordProcessor.fit(pairs["record"])
+    assert processor.field_names == ["age", "finding_size", "sex", "organ"]
+    batch = processor(pairs["record"])
+    given = np.array([[row["age"] is not None, row["finding_size"] is not None] for row in pairs])
+    assert (batch["numbers_mask"].numpy() == given).all() and not given.all()
+    ages = np.array([row["age"] for row in pairs if row["age"] is not None], np.float64)
+    standardised = batch["numbers"][batch["numbers_mask"][:, 0], 0].numpy()
+    np.testing.assert_allclose(standardised, (ages - ages.mean()) / ages.std(), atol=1e-5)
+
+
+MEDPIX = Path(os.environ.get("RADIOLOGY_DATA", "/nowhere")) / "medpix2"
+
+
+@pytest.mark.skipif(not MEDPIX.is_dir(), reason="needs RADIOLOGY_DATA with medpix2")
+@pytest.mark.parametrize("fields", [["age", "sex"], ["age", "sex", "location_category", "modality", "plane"]])
+def test_records_of_medpix(fields):
+    args = DataArguments(source=str(MEDPIX), modalities={"record": fields})
+    pairs = load_pairs(args, "train")
+    lines = [json.loads(line) for line in open(MEDPIX / "train" / "radiology" / "metadata.jsonl", encoding="utf-8")]
+    metadata = {line["id"]: {field: line[field] for field in fields} for line in lines}
+    assert all((row["record"] or dict.fromkeys(fields)) == metadata[row["image_id"]] for row in pairs)
+    processor = RecordProcessor.fit(pairs["record"])
+    assert processor.field_names == fields
+    ages = np.array([float(line["age"]) for line in lines if line["age"]])
+    assert processor.fields[0]["mean"] == pytest.approx(ages.mean())
+    held_out = processor(load_pairs(args, "validation")["record"])
+    known = {field["name"]: set(field["categories"]) for field in processor.fields if field["kind"] == "category"}
+    lines = [
+        json.loads(line) for line in open(MEDPIX / "validation" / "radiology" / "metadata.jsonl", encoding="utf-8")
+    ]
+    unknown = sum(
+        line[name] is not None and line[name] not in words for line in lines for name, words in known.items()
+    )
+    assert (held_out["categories"] == 1).sum().item() == unknown
