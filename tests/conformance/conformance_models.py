@@ -9,7 +9,9 @@ from typing import Any
 
 from conftest import IMAGE_SIZE, tiny_config
 from dual_encoders import LAYERS, PATCH_SIZE, PATCHES_A_SIDE, DualEncoderTester, DualEncoderTestsMixin
+from modalities import modalities_config, modalities_inputs
 from transformers import CLIPConfig, CLIPModel
+from transformers.testing_utils import torch_device
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
@@ -116,6 +118,29 @@ class GapClosedClipOfClipTowersTest(DualEncoderTestsMixin, ModelTesterMixin, uni
 
 class GapClosedClipOfDinov2AndModernBertTest(GapClosedClipOfClipTowersTest):
     towers = {"vision": "dinov2", "text": "modernbert"}
+
+
+class FourModalitiesTester(GapClosedClipTester):
+    """With a record and sounds beside the images and texts."""
+
+    input_names = tuple(modalities_inputs())
+
+    def get_config(self) -> GapClosedClipConfig:
+        config = modalities_config(**self.options)
+        config.vision_config.model_args["depth"] = config.text_config.num_hidden_layers = LAYERS
+        return config
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[GapClosedClipConfig, dict[str, Any]]:
+        inputs = modalities_inputs()
+        return self.get_config(), {name: inputs[name].to(torch_device) for name in self.input_names}
+
+
+class GapClosedClipOfFourModalitiesTest(GapClosedClipModelTest):
+    """Further modalities under the one mechanism."""
+
+    def setUp(self):
+        super().setUp()
+        self.model_tester = FourModalitiesTester(center_projections=True)
 
 
 class CLIPTester(DualEncoderTester):

@@ -27,6 +27,7 @@ SUITES = [
     Suite("GapClosedClipOtherOptionsTest", "the same, other options", "CLIPModelTest"),
     Suite("GapClosedClipOfClipTowersTest", "the same, of CLIP's own towers", "CLIPModelTest"),
     Suite("GapClosedClipOfDinov2AndModernBertTest", "the same, of DINOv2 and ModernBERT", "CLIPModelTest"),
+    Suite("GapClosedClipOfFourModalitiesTest", "the same, with a record and spectrograms", "CLIPModelTest"),
     Suite("CLIPModelTest", "`CLIPModel` (reference)"),
     Suite(
         "GapClosedClipCaptionerTest",

@@ -118,7 +118,7 @@ def test_what_is_transparent_is_black():
         (3, r"images\[3\] is 3: give a path, a URL, the bytes of a file"),
         (None, "is None: give a path"),
         ({"image": "a.png"}, "is {'image': 'a.png'}: give a path"),
-        (b"no image", r"images\[3\] can't be read as an image: neither DICOM nor a format that Pillow knows\."),
+        (b"no image", r"images\[3\] can't be read as an image: it is neither DICOM nor of a format that is read here"),
         (dicom_file(DEEP)[:600], r"images\[3\] can't be read as an image: "),
     ],
 )

@@ -5,53 +5,13 @@ import json
 import pytest
 import torch
 from conftest import tiny_config, tiny_inputs
+from modalities import RECORD, modalities_config, modalities_inputs
 from transformers import ASTConfig, ASTModel, AutoModel
 
-from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel
+from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.model.micro_batches_gap_closed_clip import MicroBatches
 from gap_closed_clip.model.modalities_gap_closed_clip import inputs_by_modality, pairs_of
 from gap_closed_clip.model.record_tower_gap_closed_clip import GapClosedClipRecordConfig, GapClosedClipRecordTower
-
-
-RECORD = {
-    "model_type": "gap_closed_clip_record",
-    "num_numbers": 2,
-    "categories": [4, 3],
-    "hidden_size": 16,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-    "hidden_dropout_prob": 0.0,
-}
-AUDIO = {
-    "model_type": "audio-spectrogram-transformer",
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "num_mel_bins": 16,
-    "max_length": 24,
-    "patch_size": 8,
-    "frequency_stride": 8,
-    "time_stride": 8,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-}
-
-
-def modalities_config(**kwargs) -> GapClosedClipConfig:
-    """Image, text, a record of two numbers and two categories, and spectrograms."""
-    return tiny_config(modalities={"record": {"tower": RECORD}, "audio": {"tower": AUDIO}}, **kwargs)
-
-
-def modalities_inputs(n: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        **tiny_inputs(n, seed),
-        "record_numbers": torch.randn(n, 2, generator=generator),
-        "record_numbers_mask": torch.rand(n, 2, generator=generator) > 0.3,
-        "record_categories": torch.randint(0, 3, (n, 2), generator=generator),
-        "audio_input_values": torch.randn(n, 24, 16, generator=generator),
-    }
 
 
 @pytest.fixture
@@ -121,6 +81,7 @@ def test_what_a_sample_lacks_is_a_row_of_zeros_and_moves_nothing(model):
         inputs["record_numbers"][1] = filler
         inputs["audio_input_values"][3] = filler
         model.zero_grad()
+        torch.manual_seed(0)  # of the dropout
         outputs = model(**inputs, modality_mask=mask)
         outputs.loss.backward()
         assert outputs.embeds["record"][1].abs().sum() == 0 == outputs.embeds["audio"][3].abs().sum()
@@ -142,7 +103,9 @@ def test_micro_batches_give_the_same_loss_and_gradients(model):
     inputs["modality_mask"][:, :2] = True
     found = []
     for whole in (True, False):
-        copy = GapClosedClipModel(modalities_config(center_projections=True)).train()
+        config = modalities_config(center_projections=True)
+        config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
+        copy = GapClosedClipModel(config).train()
         copy.load_state_dict(model.state_dict())
         outputs = copy(**inputs) if whole else copy(micro_batches=MicroBatches.split(inputs, 2))
         outputs.loss.backward()

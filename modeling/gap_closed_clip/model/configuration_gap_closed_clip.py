@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, read_modalities
+from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, SubConfigs, read_modalities
 
 
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
@@ -140,7 +140,7 @@ class GapClosedClipConfig(PreTrainedConfig):
     """
 
     model_type = "gap_closed_clip"
-    sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig, "decoder_config": AutoConfig}
+    sub_configs = SubConfigs("vision_config", "text_config", "decoder_config")
     # Everything but the (N, D) embeddings and the ids: N x N logits and token states must not be gathered over a whole
     # evaluation set by the Trainer, and scalars can't be.
     keys_to_ignore_at_inference = [
@@ -200,6 +200,13 @@ class GapClosedClipConfig(PreTrainedConfig):
         self.modalities = read_modalities(self.modalities)
         super().__post_init__(**kwargs)
         self._check()
+
+    def __getattr__(self, name: str) -> Any:
+        """`NAME_config`, that of a further modality's tower, by which transformers sets its attention and dtype."""
+        modalities = self.__dict__.get("modalities") or {}
+        if name.endswith("_config") and name.removesuffix("_config") in modalities:
+            return modalities[name.removesuffix("_config")]["tower"]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def modality_names(self) -> tuple[str, ...]:

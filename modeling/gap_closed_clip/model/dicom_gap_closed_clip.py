@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .images_gap_closed_clip import scale_to_8_bit
+from .images_gap_closed_clip import by_value, check_size, scale_to_8_bit
 
 
 def is_dicom(data: bytes, name: str) -> bool:
@@ -47,6 +47,7 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
         ) from error
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
     middle = int(dataset.get("NumberOfFrames") or 1) // 2
+    check_size(int(dataset.get("Columns") or 1), int(dataset.get("Rows") or 1))
     pixels = transforms.pixel_array(dataset, index=middle)  # YBR becomes RGB here
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
         pixels = transforms.apply_color_lut(pixels, dataset)
@@ -79,22 +80,26 @@ def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None, 
 
 
 def apply_window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:
-    """Map values of any shape to uint8 through an intensity window.
+    """Map values of any type and shape to uint8 through an intensity window.
 
     Args:
         values: in the units of the window.
         center, width: of the window.
         function: "LINEAR" (DICOM PS3.3 C.11.2.1.2), "LINEAR_EXACT" or "SIGMOID" (C.11.2.1.3).
     """
-    if function == "SIGMOID":
-        share = 1 / (1 + np.exp(-4 * (values - center) / width))
-    elif function == "LINEAR_EXACT":
-        share = (values - center) / width + 0.5
-    elif width <= 1:  # a threshold; the linear form would divide by width - 1
-        share = (values > center - 0.5).astype(np.float64)
-    else:
-        share = (values - (center - 0.5)) / (width - 1) + 0.5
-    return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+    def apply(values: np.ndarray) -> np.ndarray:
+        if function == "SIGMOID":
+            share = 1 / (1 + np.exp(-4 * (values - center) / width))
+        elif function == "LINEAR_EXACT":
+            share = (values - center) / width + 0.5
+        elif width <= 1:  # a threshold; the linear form would divide by width - 1
+            share = (values > center - 0.5).astype(np.float64)
+        else:
+            share = (values - (center - 0.5)) / (width - 1) + 0.5
+        return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+    return by_value(apply, values)
 
 
 __all__ = ["apply_window", "decode_dicom", "is_dicom"]

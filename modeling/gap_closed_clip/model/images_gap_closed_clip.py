@@ -5,10 +5,48 @@ Training, the pipeline and the endpoint's handler all go through here. The handl
 from the model folder, where the package is not installed.
 """
 
+import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+
+MAX_PIXELS = 50_000_000
+MAX_ASPECT = 50  # long side to short side: the short one is resized to the tower's, the long one follows
+# No more than these: Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found.
+FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM")
+
+
+def open_image(data: bytes) -> Image.Image:
+    """
+    An image file, opened but not decoded.
+
+    Raises:
+        ValueError: it is in none of `FORMATS`, or has too many pixels.
+        What Pillow raises, of many types, where the file is damaged.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"it is neither DICOM nor of a format that is read here ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"it has too many pixels, more than {MAX_PIXELS:,}") from None
+    check_size(*image.size)
+    return image
+
+
+def check_size(width: int, height: int) -> None:
+    """
+    Raises:
+        ValueError: an image of so many pixels takes too much memory, or would once its short side is resized.
+    """
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller first")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(
+            f"it has {width} x {height} pixels, one side more than {MAX_ASPECT} times the other: cut out what matters"
+        )
 
 
 def scale_to_8_bit(values: np.ndarray) -> np.ndarray:
@@ -18,8 +56,7 @@ def scale_to_8_bit(values: np.ndarray) -> np.ndarray:
     The range is that between the 0.1th and 99.9th percentile, so that 12 bits stored in 16 use all of 0..255, and a
     few hot pixels or a burned-in mark at the container's maximum do not turn the rest black. NaN and -inf become 0.
     """
-    values = values.astype(np.float64, copy=False)
-    finite = values[np.isfinite(values)]
+    finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
     if not finite.size:
         return np.zeros(values.shape, np.uint8)
     low, high = np.percentile(finite, (0.1, 99.9))
@@ -27,8 +64,23 @@ def scale_to_8_bit(values: np.ndarray) -> np.ndarray:
         low, high = finite.min(), finite.max()
     if high <= low:
         low, high = 0.0, max(high, 1.0)
-    share = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
-    return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+    def scale(values: np.ndarray) -> np.ndarray:
+        share = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+        return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+    return by_value(scale, values)
+
+
+def by_value(function: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    """
+    What a function of each value by itself makes of an array; it is given float64. Of 16-bit integers every value is
+    looked up, which takes an eighth of the memory.
+    """
+    if values.dtype not in (np.uint16, np.int16) or values.size < 2**16:
+        return function(values.astype(np.float64))
+    table = function(np.arange(2**16, dtype=np.uint16).view(values.dtype).astype(np.float64))
+    return table[values.view(np.uint16)]
 
 
 def to_rgb(image: Image.Image, to_8_bit: Callable[[np.ndarray], np.ndarray] = scale_to_8_bit) -> Image.Image:
@@ -42,22 +94,26 @@ def to_rgb(image: Image.Image, to_8_bit: Callable[[np.ndarray], np.ndarray] = sc
 
     Args:
         image: of any mode; its pixels may still be in the file.
-        to_8_bit: float64 values (H, W) to uint8.
+        to_8_bit: values (H, W), integers or floats, to uint8.
 
     Raises:
+        ValueError: it has too many pixels, see `check_size`.
         OSError, and what else Pillow raises: the file is damaged or truncated.
     """
+    check_size(*image.size)
     image.load()
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else exif_transpose would copy the image
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode[0] in "IF":  # I, I;16, I;16B, I;16L, F
-        return Image.fromarray(to_8_bit(np.asarray(image).astype(np.float64))).convert("RGB")
+        values = np.asarray(image)
+        values = values.astype(values.dtype.newbyteorder("="))
+        return Image.fromarray(to_8_bit(values)).convert("RGB")
     if image.mode.lower() in ("rgba", "la", "pa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
     return image.convert("RGB")
 
 
-__all__ = ["scale_to_8_bit", "to_rgb"]
+__all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "by_value", "check_size", "open_image", "scale_to_8_bit", "to_rgb"]

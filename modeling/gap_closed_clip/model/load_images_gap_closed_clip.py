@@ -6,23 +6,21 @@ Training, the processor and the pipelines read images here.
 
 import base64
 import binascii
-import io
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from .dicom_gap_closed_clip import apply_window, decode_dicom, is_dicom
-from .images_gap_closed_clip import scale_to_8_bit, to_rgb
+from .fetch_gap_closed_clip import fetch
+from .images_gap_closed_clip import check_size, open_image, scale_to_8_bit, to_rgb
 
 
-FETCH_SECONDS = 30.0  # for how long a URL's server may be silent
 Window = tuple[float, float]
 
 
@@ -67,8 +65,6 @@ def load_image(image: Any, window: Window | None = None, name: str = "The image"
         raise
     except Exception as error:  # a damaged file makes Pillow and pydicom raise a dozen different types
         reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "neither DICOM nor a format that Pillow knows"
         raise ValueError(f"{name} can't be read as an image: {reason}.") from error
 
 
@@ -88,7 +84,7 @@ def decode_file(data: bytes, name: str, window: Window | None = None, min_size: 
     """
     if is_dicom(data, name):
         return Image.fromarray(decode_dicom(data, window)).convert("RGB")
-    opened = Image.open(io.BytesIO(data))
+    opened = open_image(data)
     if min_size is not None:
         opened.draft("RGB", (min_size, min_size))
     return to_rgb(opened, to_8_bit_by(window))
@@ -115,17 +111,28 @@ def read_file(path: str) -> bytes:
         FileNotFoundError: it is none of these.
     """
     if is_url(path):
-        request = Request(path, headers={"User-Agent": "gap_closed_clip"})  # some servers refuse urllib's own name
-        with urlopen(request, timeout=FETCH_SECONDS) as response:
-            return response.read()
+        return read_data_url(path) if path[:5].lower() == "data:" else fetch(path)
     if os.path.isfile(path):
         return Path(path).read_bytes()
     try:
         data = base64.b64decode("".join(path.split()), validate=True)
-        Image.open(io.BytesIO(data))  # letters of a name may be base64 by chance, an image file is not
-    except (binascii.Error, ValueError, UnidentifiedImageError):
+        open_image(data)  # letters of a name may be base64 by chance, an image file is not
+    except (binascii.Error, ValueError):
         raise FileNotFoundError(f"There is no file {path:.200}.") from None
     return data
+
+
+def read_data_url(url: str) -> bytes:
+    """
+    The bytes in a `data:` URL.
+
+    Raises:
+        ValueError: they are not base64.
+    """
+    header, _, value = url.partition(",")
+    if not header.lower().endswith(";base64"):
+        raise ValueError("its data: URL holds no base64")
+    return base64.b64decode("".join(value.split()), validate=True)
 
 
 def array_to_rgb(values: np.ndarray | torch.Tensor, window: Window | None = None) -> Image.Image:
@@ -149,12 +156,14 @@ def array_to_rgb(values: np.ndarray | torch.Tensor, window: Window | None = None
     if values.dtype == bool:
         values = values.astype(np.uint8) * 255
     channels, axis = find_channels(values.shape)
+    height, width = (size for place, size in enumerate(values.shape) if values.ndim == 2 or place != axis % 3)
+    check_size(width, height)
     if channels > 1:
         colour = np.ascontiguousarray(_colour_to_8_bit(np.moveaxis(values, axis, -1)))
         return to_rgb(Image.fromarray(colour))
     gray = values if values.ndim == 2 else values.squeeze(axis)
     if gray.dtype != np.uint8:
-        gray = to_8_bit_by(window)(gray.astype(np.float64))
+        gray = to_8_bit_by(window)(gray)
     return Image.fromarray(np.ascontiguousarray(gray)).convert("RGB")
 
 

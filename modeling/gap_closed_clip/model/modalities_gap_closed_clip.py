@@ -26,6 +26,20 @@ RESERVED = (
 )
 
 
+class SubConfigs:
+    """
+    The towers' configurations that transformers looks for in one: as a class attribute those that every configuration
+    has, of an instance also `NAME_config` of each further modality.
+    """
+
+    def __init__(self, *names: str):
+        self.names = names
+
+    def __get__(self, config: PreTrainedConfig | None, owner: type) -> dict[str, Any]:
+        further = {} if config is None else config.__dict__.get("modalities") or {}
+        return dict.fromkeys((*self.names, *(f"{name}_config" for name in further)), AutoConfig)
+
+
 def read_modalities(value: Any) -> dict[str, dict[str, Any]]:
     """
     The entries of `config.modalities`, checked, with towers as configurations; of a mapping by name, or of a list of
@@ -132,4 +146,4 @@ def inputs_by_modality(names: Iterable[str], inputs: Mapping[str, Any]) -> dict[
     return found
 
 
-__all__ = ["check_name", "inputs_by_modality", "pairs_of", "read_modalities", "tower_config"]
+__all__ = ["SubConfigs", "check_name", "inputs_by_modality", "pairs_of", "read_modalities", "tower_config"]

@@ -93,11 +93,7 @@ class GapClosedClipObjective(GapClosedClipTowers):
             weights["pairs"] = pairs_of(list(embeddings), self.config.anchor)
             embeddings = list(embeddings.values())
         scale = self.temperature().to(embeddings[0].device)
-        if len(embeddings) == 2 and modality_mask is None:
-            weights.pop("pairs", None)
-        else:
-            weights["modality_mask"] = modality_mask
-        return gap_closed_loss(embeddings, scale, group_ids, **weights)
+        return gap_closed_loss(embeddings, scale, group_ids, modality_mask=modality_mask, **weights)
 
     def _warn_of_standing_schedule(self) -> None:
         weights = (self.config.contrastive_weight, self.config.align_weight, self.config.uniformity_weight)
