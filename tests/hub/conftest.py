@@ -32,9 +32,7 @@ CAPTIONER_CODE = [
     "captioning_gap_closed_clip.py",
     "decoder_gap_closed_clip.py",
 ]
-# Only with the image processor in it, which a CLIP of open_clip brings along.
-OPEN_CLIP_CODE = ["image_processing_gap_closed_clip.py"]
-CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER_CODE + OPEN_CLIP_CODE]
+CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER_CODE]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """
 import sys

@@ -196,7 +196,7 @@ def test_modules_of_others_are_not_run(model_folder, name):
 def test_other_embeddings_are_not_published(online, model_folder):
     path = model_folder / "sentence_transformers_gap_closed_clip.py"
     code = path.read_text()
-    path.write_text(code.replace("together = fuse(", "together = -fuse("))
+    path.write_text(code.replace("found = together(", "found = -together("))
     assert path.read_text() != code
     with pytest.raises(ValueError, match="encoded of a clean process differ from this package's by"):
         publish(model_folder, "tester/demo", trust_remote_code=True)

@@ -98,7 +98,7 @@ class EndpointHandler:
         self.names = tuple(self.model.config.modality_names)
         self.further = {name: self.processor.modality_processors[name] for name in self.names[2:]}
         package = type(self.model).__module__.rpartition(".")[0]  # of the code beside the weights
-        self._fuse = importlib.import_module(".fusion_gap_closed_clip", package).fuse
+        self._together = importlib.import_module(".items_gap_closed_clip", package).together
         # A tokenizer can't be set to another padding while it runs in another thread; and forward passes side by side
         # need twice the memory and are no faster.
         self._lock = threading.Lock()
@@ -235,7 +235,7 @@ class EndpointHandler:
                 rows += own.values()
             else:
                 own = {kind: vector.unsqueeze(0) for kind, vector in own.items()}
-                rows.append(self._fuse(own, self.model.config.fusion_weights)[0])
+                rows.append(self._together(own, self.model.config.fusion_weights)[0])
         return torch.stack(rows)
 
     def _vectors(self, items: list[Item]) -> list[Tensor]:

@@ -1,38 +1,36 @@
-"""Queries of several modalities: one unit vector of an image and a record together, for one."""
+"""Several modalities of one sample as one query."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from .losses_gap_closed_clip import unit_vectors
-
 
 def fuse(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
     """
-    The weighted sum of a sample's embeddings in several modalities, as a unit vector.
+    The query of several modalities: unit(sum_m w_m z_m), (B, D).
 
     Args:
-        embeds: {modality: (B, D)} unit vectors; a row of zeros where a sample lacks the modality.
-        weights: what each modality counts, as `config.fusion_weights` has them. Modalities weigh alike with None, and
-            where one of `embeds` has no weight, since nothing measured says what it counts beside the others.
+        embeds: by the names of modalities, (B, D) unit vectors, as `outputs.embeds` gives them; rows of zeros where a
+            sample lacks a modality, which is then found by its others.
+        weights: by name, such as `config.fusion_weights`; default: all 1, the plain mean.
 
     Returns:
-        (B, D). A sample that has one modality alone has that one's embedding, whatever it weighs; one that has none, a
-        row of zeros.
+        Unit vectors; a row of zeros where a sample has none of the modalities.
 
     Raises:
-        ValueError: there are no embeddings, or of different shapes.
+        ValueError: no embeddings, embeddings of different shapes, or a modality without a weight.
     """
-    if not embeds or len({tuple(each.shape) for each in embeds.values()}) > 1:
-        shapes = {name: tuple(each.shape) for name, each in embeds.items()}
-        raise ValueError(f"To fuse are {shapes}: give embeddings (B, D) of one modality or more, all of one shape.")
-    known = weights is not None and all(name in weights for name in embeds)
-    stacked = torch.stack(list(embeds.values()))  # (M, B, D)
-    scale = stacked.new_tensor([weights[name] if known else 1.0 for name in embeds])  # type: ignore[index]
-    summed = (scale[:, None, None] * stacked).sum(0)
-    # Of weight 0 alone: what else should such a query ask for?
-    return unit_vectors(torch.where(summed.any(-1, keepdim=True), summed, stacked.sum(0)))
+    if not embeds:
+        raise ValueError("fuse: there are no embeddings to put together.")
+    shapes = {name: tuple(z.shape) for name, z in embeds.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"fuse: the embeddings are of different shapes, {shapes}: give a row for each sample.")
+    if missing := [name for name in embeds if weights is not None and name not in weights]:
+        raise ValueError(f"fuse: there is no weight of {', '.join(missing)}, only of {', '.join(weights or ())}.")
+    scale = {name: 1.0 if weights is None else float(weights[name]) for name in embeds}
+    summed = torch.stack([scale[name] * z for name, z in embeds.items()]).sum(0)
+    return torch.nn.functional.normalize(summed, dim=-1)
 
 
 __all__ = ["fuse"]

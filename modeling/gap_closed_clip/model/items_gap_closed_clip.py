@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import ImageProcessingMixin
 
+from .fusion_gap_closed_clip import fuse
 from .load_images_gap_closed_clip import is_url
 from .modality_processing_gap_closed_clip import as_samples
 from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
@@ -65,6 +67,22 @@ def check_sample(name: str, processor: Any, value: Any, location: str) -> Any:
     return samples[0]
 
 
+def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
+    """
+    Items of several modalities to unit vectors (N, D).
+
+    Args:
+        embeds: {modality: (N, D)} unit vectors, rows of zeros where an item lacks the modality.
+        weights: `config.fusion_weights`. All weigh alike where one of the modalities has no weight there, since nothing
+            measured says what it counts beside the others; and in an item whose modalities all weigh 0.
+    """
+    plain = fuse(embeds)
+    if weights is None or not set(embeds) <= set(weights):
+        return plain
+    weighted = fuse(embeds, weights)
+    return torch.where(weighted.any(-1, keepdim=True), weighted, plain)
+
+
 def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tuple[str, Any]:
     """("text", the text) or ("image", what `load_image` takes) of an item."""
     types: tuple[type, ...] = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
@@ -86,4 +104,4 @@ def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tupl
     return kind, value
 
 
-__all__ = ["check_sample", "parts_of"]
+__all__ = ["check_sample", "parts_of", "together"]

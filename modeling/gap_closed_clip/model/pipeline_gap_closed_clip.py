@@ -11,8 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import ImageProcessingMixin, Pipeline
 
-from .fusion_gap_closed_clip import fuse
-from .items_gap_closed_clip import parts_of
+from .items_gap_closed_clip import parts_of, together
 from .load_images_gap_closed_clip import load_image
 
 
@@ -159,7 +158,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         if len(parts) == 1:
             return next(iter(parts.values()))
         rows = {kind: vector.unsqueeze(0) for kind, vector in parts.items()}
-        return fuse(rows, self.model.config.fusion_weights)[0]
+        return together(rows, self.model.config.fusion_weights)[0]
 
     def _gallery_embeddings(self, gallery: Tensor | np.ndarray) -> Tensor:
         """A gallery that is embeddings, which need not be unit vectors, as (N, D) float32 on the CPU."""

@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import ImageProcessingMixin
 
-from .fusion_gap_closed_clip import fuse
-from .items_gap_closed_clip import parts_of
+from .items_gap_closed_clip import parts_of, together
 from .load_images_gap_closed_clip import load_image
 from .modalities_gap_closed_clip import inputs_by_modality
 
@@ -114,8 +113,8 @@ class GapClosedClipEmbedder(Transformer):
                 found = self.model.get_features(kind, return_dict=True, **inputs[kind]).pooler_output
             placed = found.new_zeros(features["num_items"], found.shape[1])
             embeds[kind] = placed.index_add(0, rows, normalize(found, dim=-1))
-        together = fuse(embeds, self.model.config.fusion_weights) if embeds else None
-        return {**features, "sentence_embedding": together}
+        found = together(embeds, self.model.config.fusion_weights) if embeds else None
+        return {**features, "sentence_embedding": found}
 
     def _parts(self, item: Any, location: str) -> dict[str, Any]:
         """What an item has of each modality; images upright and RGB."""
