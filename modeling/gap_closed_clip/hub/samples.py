@@ -54,10 +54,13 @@ def _samples(processor: Any) -> list[Any]:
     return [np.sin(np.arange(math.prod(shape)) / 7).round(4).reshape(shape).tolist()]
 
 
-def records(processor: RecordProcessor) -> list[dict[str, Any]]:
-    """Two records of a schema: one that has every field, and one of the last field alone, with another value."""
+def records(processor: RecordProcessor, fields: int | None = None) -> list[dict[str, Any]]:
+    """
+    Two records of a schema: one that has every field, or the first so many, and one of the last field alone, with
+    another value.
+    """
     full: dict[str, Any] = {}
-    for field in processor.fields:
+    for field in processor.fields[:fields]:
         full |= _values(field, 1.0)
     return [full, _values(processor.fields[-1], -1.0)]
 
