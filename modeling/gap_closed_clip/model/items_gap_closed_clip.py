@@ -12,8 +12,6 @@ from transformers import ImageProcessingMixin
 
 from .fusion_gap_closed_clip import fuse
 from .load_images_gap_closed_clip import is_url
-from .modality_processing_gap_closed_clip import as_samples
-from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
 
 
 IMAGE, TEXT = "image", "text"
@@ -54,17 +52,22 @@ def check_sample(name: str, processor: Any, value: Any, location: str) -> Any:
     Raises:
         ValueError: the processor's own words, or that nothing is given; with the location.
     """
-    try:
-        samples = as_samples(processor, [value])
-        if samples[0] is not None and isinstance(processor, ArrayProcessor | RecordProcessor):
-            processor(samples)
-    except (TypeError, ValueError) as error:
-        words = str(error).removeprefix("Record, row 0 (from 0), ").removeprefix("Record, row 0 (from 0): ")
-        raise ValueError(f"{location}, {name}: {words}") from error
-    if len(samples) != 1 or samples[0] is None:
-        wanted = f": give one of {', '.join(processor.column_names)}" if isinstance(processor, RecordProcessor) else ""
-        raise ValueError(f"{location}, {name}: there is no value{wanted}, or leave {name} out.")
-    return samples[0]
+    place = f"{location}, {name}"
+    # By what they have and not by their classes: this may be the code of a model folder, and the processor the package's.
+    is_record = hasattr(processor, "column_names")
+    if is_record and not isinstance(value, dict):
+        raise ValueError(f"{place}: {value!r:.80} is no record: give a mapping of fields to values.")
+    if value is None:
+        raise ValueError(f"{place}: there is no value: give one, or leave {name} out.")
+    if is_record or hasattr(processor, "shape"):
+        try:
+            encoded = processor([value])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: {str(error).removeprefix('Record, row 0 (from 0), ')}") from error
+        if is_record and not encoded["numbers_mask"].any() and not encoded["categories"].any():
+            columns = ", ".join(processor.column_names)
+            raise ValueError(f"{place}: there is no value: give one of {columns}, or leave {name} out.")
+    return value
 
 
 def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:

@@ -10,7 +10,6 @@ from transformers import ImageProcessingMixin
 
 from .items_gap_closed_clip import parts_of, together
 from .load_images_gap_closed_clip import load_image
-from .modalities_gap_closed_clip import inputs_by_modality
 
 
 # In a try block, because transformers fetches this file with the others and asks for all that it imports outside one.
@@ -95,7 +94,8 @@ class GapClosedClipEmbedder(Transformer):
             if kind in _KINDS:
                 features |= super().preprocess([{kind: value} for value in values], prompt=prompt, **kwargs)
             else:
-                features |= self.processor(**{kind: values}, return_tensors="pt")
+                encoded = self.processor(**{kind: values}, return_tensors="pt")
+                features |= {**encoded, f"{kind}_names": list(encoded)}
             features[f"{kind}_rows"] = torch.tensor(rows)
         return {**features, "modality": "message", "num_items": len(inputs)}
 
@@ -109,8 +109,8 @@ class GapClosedClipEmbedder(Transformer):
             if kind in _KINDS:
                 found = super().forward({**features, "modality": kind}, **kwargs)["sentence_embedding"]
             else:
-                inputs = inputs_by_modality((kind,), {name: features[name] for name in features if name != f"{kind}_rows"})
-                found = self.model.get_features(kind, return_dict=True, **inputs[kind]).pooler_output
+                inputs = {name.removeprefix(f"{kind}_"): features[name] for name in features[f"{kind}_names"]}
+                found = self.model.get_features(kind, return_dict=True, **inputs).pooler_output
             placed = found.new_zeros(features["num_items"], found.shape[1])
             embeds[kind] = placed.index_add(0, rows, normalize(found, dim=-1))
         found = together(embeds, self.model.config.fusion_weights) if embeds else None
