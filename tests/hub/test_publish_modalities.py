@@ -98,8 +98,7 @@ def test_a_model_of_four_modalities_works_from_the_hub(online, python, model, pr
     ranked = sorted(enumerate((gallery @ both).tolist()), key=lambda hit: -hit[1])
     assert hits == [[index, pytest.approx(score, abs=1e-5)] for index, score in ranked] and hits[0][0] == 3
     assert {path.name for path in (tmp_path / "again").glob("*.py")} == set(CODE)
-    for name in ("config.json", "processor_config.json"):
-        assert json.loads((tmp_path / "again" / name).read_text()) == json.loads((folder / name).read_text())
+    assert (tmp_path / "again" / "processor_config.json").read_bytes() == (folder / "processor_config.json").read_bytes()
 
 
 @pytest.mark.parametrize(
