@@ -231,7 +231,15 @@ def search_tab(handlers: Handlers) -> None:
         show_progress="hidden",
     )
     search = friendly(handlers.search)
-    for start in (text.submit, ask.click, go.click, seek.click, wanted.input, picked.success, examples.load_input_event.success):
+    for start in (
+        text.submit,
+        ask.click,
+        go.click,
+        seek.click,
+        wanted.input,
+        picked.success,
+        examples.load_input_event.success,
+    ):
         start(search, inputs, outputs, **EVENT)
 
 

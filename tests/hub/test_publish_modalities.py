@@ -98,19 +98,29 @@ def test_a_model_of_four_modalities_works_from_the_hub(online, python, model, pr
     ranked = sorted(enumerate((gallery @ both).tolist()), key=lambda hit: -hit[1])
     assert hits == [[index, pytest.approx(score, abs=1e-5)] for index, score in ranked] and hits[0][0] == 3
     assert {path.name for path in (tmp_path / "again").glob("*.py")} == set(CODE)
-    assert (tmp_path / "again" / "processor_config.json").read_bytes() == (folder / "processor_config.json").read_bytes()
+    assert (tmp_path / "again" / "processor_config.json").read_bytes() == (
+        folder / "processor_config.json"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("record_processing_gap_closed_clip.py", "= value, True", "= -value, True", "record_embeds of a clean process"),
-        ("record_processing_gap_closed_clip.py", "stacked[index] = self", "stacked[index] = 2 * self", "audio_embeds of"),
+        (
+            "record_processing_gap_closed_clip.py",
+            "= value, True",
+            "= -value, True",
+            "record_embeds of a clean process",
+        ),
+        (
+            "record_processing_gap_closed_clip.py",
+            "stacked[index] = self",
+            "stacked[index] = 2 * self",
+            "audio_embeds of",
+        ),
     ],
 )
-def test_other_embeddings_of_a_further_modality_are_not_published(
-    model, processor, tmp_path, file, old, new, message
-):
+def test_other_embeddings_of_a_further_modality_are_not_published(model, processor, tmp_path, file, old, new, message):
     folder = save_folder(tmp_path / "four", model, processor)
     code = (folder / file).read_text()
     assert code.count(old) == 1
@@ -132,7 +142,9 @@ def test_onnx_files_of_further_modalities_go_and_are_deleted(online, model, proc
 
 
 def test_a_processor_of_other_modalities_is_refused(model, tiny_processor, processor):
-    with pytest.raises(ValueError, match="embeds image, text, record, audio, and its processor makes .* image, text: "):
+    with pytest.raises(
+        ValueError, match="embeds image, text, record, audio, and its processor makes .* image, text: "
+    ):
         check_modalities(model, tiny_processor)
     other = [*FIELDS[:3], {"name": "ward", "kind": "category", "categories": ["3", "4"]}]
     with pytest.raises(ValueError, match=re.escape("the sizes [4, 3]; the processor's schema has 2 and [4, 4]")):

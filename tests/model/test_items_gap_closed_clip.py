@@ -70,7 +70,10 @@ NO_RECORD = "gallery[0], record: there is no value: give one of sex, age, birth,
     [
         ({"record": {"age": "old"}}, "gallery[0], record: field 'age': 'old' is no number."),
         ({"record": {"agee": 3}}, "gallery[0], record: field 'agee' with the value 3: the schema has no such field."),
-        ({"record": {"birth": "yesterday"}, "image": IMAGES[0]}, "gallery[0], record: field 'birth': 'yesterday' is no"),
+        (
+            {"record": {"birth": "yesterday"}, "image": IMAGES[0]},
+            "gallery[0], record: field 'birth': 'yesterday' is no",
+        ),
         ({"record": {}}, NO_RECORD),
         ({"record": {"age": None, "sex": " "}}, NO_RECORD),
         ({"record": None}, "gallery[0], record: None is no record: give a mapping of fields to values."),

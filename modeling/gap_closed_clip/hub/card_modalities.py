@@ -38,7 +38,11 @@ def read_modalities(folder: Path, config: GapClosedClipConfig) -> list[dict[str,
 def _facts(folder: Path, name: str, entry: dict[str, Any], processor: Any) -> dict[str, Any]:
     tower = entry["tower"]
     facts = {"name": name, "tower": _tower(tower), "num_parameters": _count(folder, f"modality_towers.{name}.")}
-    facts |= {"fields": [], "example": None, "takes": f"what its processor makes of it, a `{type(processor).__name__}`"}
+    facts |= {
+        "fields": [],
+        "example": None,
+        "takes": f"what its processor makes of it, a `{type(processor).__name__}`",
+    }
     if isinstance(processor, RecordProcessor):
         shown = records(processor, IN_EXAMPLE)[0]
         fields = [_field(field) for field in processor.fields]
@@ -58,7 +62,9 @@ def _tower(tower: Any) -> str:
     layers, width = getattr(tower, "num_hidden_layers", None), getattr(tower, "hidden_size", None)
     size = f" ({layers} layers of width {width})" if layers and width else ""
     if isinstance(tower, GapClosedClipRecordConfig):
-        return f"a transformer over fields, FT-Transformer ([arXiv 2106.11959](https://arxiv.org/abs/2106.11959)){size}"
+        return (
+            f"a transformer over fields, FT-Transformer ([arXiv 2106.11959](https://arxiv.org/abs/2106.11959)){size}"
+        )
     return f"`{tower.model_type}`{size}"
 
 

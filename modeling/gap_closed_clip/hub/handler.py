@@ -150,7 +150,9 @@ class EndpointHandler:
 
     def _embeddings(self, inputs: Any) -> dict[str, list[list[float]]]:
         if isinstance(inputs, dict):
-            check_names(inputs, tuple(key for name in self.names for key in (name, f"{name}s")), "inputs of embeddings")
+            check_names(
+                inputs, tuple(key for name in self.names for key in (name, f"{name}s")), "inputs of embeddings"
+            )
             arrays = [name for name in self.further if is_array(self.further[name])]
             items = [item for name in self.names for item in listed(inputs, name, name in arrays)[0]]
         else:

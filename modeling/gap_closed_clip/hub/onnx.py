@@ -160,7 +160,9 @@ def _export_images(
     if step is not None:
         axes |= {2: _multiple("height", step[0]), 3: _multiple("width", step[1])}
     pixel_values = torch.zeros(2, 3, height, width)
-    _export(ImageEncoder(model), {"pixel_values": pixel_values}, axes, "image_embeds", folder, external_data, VISION_MODEL)
+    _export(
+        ImageEncoder(model), {"pixel_values": pixel_values}, axes, "image_embeds", folder, external_data, VISION_MODEL
+    )
 
 
 def _export_texts(model: GapClosedClipModel, max_length: int, folder: Path, external_data: bool) -> None:

@@ -90,7 +90,9 @@ def further_rows(description: dict[str, Any]) -> list[str]:
         takes = ", ".join(
             f"`{key}` ({', '.join(map(str, part['shape']))}) {part['dtype']}" for key, part in each["inputs"].items()
         )
-        rows.append(f"| `{each['file']}` | {takes} | `{each['output']}` (batch, {description['embedding']['dimension']}) |\n")
+        rows.append(
+            f"| `{each['file']}` | {takes} | `{each['output']}` (batch, {description['embedding']['dimension']}) |\n"
+        )
     return rows
 
 
@@ -110,7 +112,7 @@ OTHERS = """\
 Further modalities are under `modalities` in `preprocessing.json`: the inputs of each file, and what its processor
 (`preprocessing`) does. Arrays go in as they are, in the shape that is given there.
 """
-RECORD = '''\
+RECORD = """\
 A record becomes three arrays. A number is standardised by its field's `mean` and `std`; of a date it is the years
 (365.25 days each) from it to `relative_to`, another date of the record or the one that is written there. Where it is
 missing, `numbers` is 0 and `numbers_mask` false. Of a category 0 is missing, 1 an unknown word, and from 2 on the field's
@@ -159,7 +161,7 @@ taken = {each.name for each in record_model.get_inputs()}
 given = {name: array for name, array in inputs(schema["example"]).items() if name in taken}
 record_embeds = record_model.run(None, given)[0]
 ```
-'''
+"""
 
 __all__ = [
     "FurtherEncoder",
