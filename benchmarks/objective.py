@@ -259,9 +259,11 @@ def parse() -> argparse.Namespace:
 
 def main() -> int:
     args = parse()
+    on_gpu = args.device == "cuda"
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     name_parts = ["objective", device_slug(args.device)]
     name_parts += [f"{args.modalities}-modalities"] * (args.modalities != 2) + ["groups"] * args.groups
+    name_parts += args.dtypes if len(args.dtypes) == 1 and on_gpu else []
     sweep = Sweep(args, args.output / f"{'_'.join(name_parts)}.md")
     smallest = Case(args.sizes[0], args.dim, "float32", "all", args.modalities, args.groups, args.device)
     kinds = [replace(smallest, dtype=dtype, terms=terms) for dtype in args.dtypes for terms in args.terms]

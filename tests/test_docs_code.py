@@ -307,6 +307,16 @@ def check_taken_over(names: dict, place: Place) -> None:
     close(loaded(**names["inputs"]).text_embeds, source[1])
 
 
+def check_records(names: dict, place: Place) -> None:
+    assert names["processor"].fields == [
+        {"name": "age", "kind": "number", "mean": 51.5, "std": 10.5},
+        {"name": "sex", "kind": "category", "categories": ["F", "M"]},
+        {"name": "ward", "kind": "category", "categories": ["3", "4"]},
+    ]
+    assert names["batch"]["numbers"].tolist() == [[pytest.approx(-1.5 / 10.5)], [0]]
+    assert names["batch"]["categories"].tolist() == [[2, 0], [0, 0]]
+
+
 CHECKS = {
     "README.md": [check_use, check_pipelines],
     "docs/captions.md": [check_captions, check_between],
@@ -314,6 +324,7 @@ CHECKS = {
     "docs/evaluation.md": [check_metrics],
     "docs/fine-tuning.md": [check_adapter],
     "docs/large-batches.md": [check_micro_batches, check_objective],
+    "docs/modalities.md": [check_records],
     "docs/publishing.md": [check_endpoint],
     "docs/search.md": [check_gallery, check_search, check_evaluator],
     "docs/training.md": [check_towers, check_trainer],

@@ -18,6 +18,7 @@ from .model.micro_batches_gap_closed_clip import MicroBatches
 from .model.modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
 from .model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
 from .model.processing_gap_closed_clip import GapClosedClipProcessor
+from .model.record_processing_gap_closed_clip import RecordProcessor
 
 
 AutoConfig.register("gap_closed_clip", GapClosedClipConfig)
@@ -40,6 +41,7 @@ __all__ = [
     "GapClosedClipProcessor",
     "ImageTextRetrievalPipeline",
     "MicroBatches",
+    "RecordProcessor",
     "from_clip",
     "gap_closed_loss",
 ]

@@ -219,6 +219,20 @@ def test_centering_by_those_present():
     torch.testing.assert_close(centering(x, torch.tensor([True, False, True])), x - running_mean)
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_broken_row_leaves_no_trace_in_the_running_mean(broken):
+    """Not even where the next batches are sound."""
+    centering = ProjectionCentering(3, momentum=0.5)
+    sound = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
+    centering(sound)
+    bad = sound.clone()
+    bad[1, 2] = broken
+    assert not centering(bad).isfinite().all()  # nothing is hidden from who looks at the loss
+    assert centering.running_mean.tolist() == [2.0, 2.0, 2.0] and centering.num_batches_tracked == 1
+    centering(sound + 2)
+    assert centering.running_mean.tolist() == [3.0, 3.0, 3.0]
+
+
 def test_gradients_of_centering_are_those_of_the_present_rows_alone():
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mask, weights = torch.tensor([True, False, True, True, False, True]), torch.arange(24.0).reshape(6, 4).double()

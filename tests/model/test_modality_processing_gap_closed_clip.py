@@ -11,7 +11,7 @@ from transformers import Wav2Vec2FeatureExtractor
 
 from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.model.image_processing_gap_closed_clip import GapClosedClipImageProcessor
-from gap_closed_clip.model.modality_processing_gap_closed_clip import check_modality_names
+from gap_closed_clip.model.modalities_gap_closed_clip import check_modality_names
 from gap_closed_clip.model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
 
 

@@ -219,9 +219,9 @@ UNFIT = {
     "one number": (column([52, None, "52"]), "it is 52 in every training row that has it, and so tells nothing."),
     "free text": (column(REPORTS), "which is for the text tower: make it part of the caption."),
     "an identifier": (column(f"P{i:05d}" for i in range(99)), "an identifier tells nothing of other patients."),
-    "a million categories": (
-        column(f"id {i}" for i in range(1_000_000)),
-        "field 'it': it has 1,000,000 categories, more than 10,000: most are too rare to be learned, and an "
+    "too many categories": (
+        column(f"id {i}" for i in range(20_000)),
+        "field 'it': it has 20,000 categories, more than 10,000: most are too rare to be learned, and an "
         "identifier tells nothing of other patients. Leave the field out, or group its values first.",
     ),
     "numbers and words": (

@@ -1,9 +1,6 @@
 """Two and four processes do what one process does with the whole batch: gradients, running means, Trainer, train()."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from conftest import CAPTIONS, tiny_config, tiny_inputs
+from processes import run_in_processes
 from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -206,32 +204,7 @@ def run_processes(folder: Path, number: int) -> Path:
         f"model:\n  checkpoint: {folder / 'run'}\ncaptioning: {{encoders: joint, max_new_tokens: 4}}\n"
         f"{data_and_training}  predict_with_generate: true\n"
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "WORLD_SIZE": str(number),
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(number)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0] * number, "\n".join(errors)
+    run_in_processes(__file__, folder, number)
     return folder
 
 

@@ -1,82 +1,16 @@
 """train() from end to end, on a few phantoms."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_run import NO_MORE, TINY, configure, finished, tiny  # noqa: F401
 
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_pairs
 from gap_closed_clip.evaluation import evaluate_model, read_metrics
-from gap_closed_clip.training import GapClosedTrainingArguments, load_config, output_folder, train
-
-
-TINY = """
-model:
-  vision:
-    architecture: eva02_tiny_patch14_224
-    model_args: {img_size: 28, embed_dim: 48, depth: 1, num_heads: 3}
-  text: {hidden_size: 48, num_hidden_layers: 1, num_attention_heads: 3, intermediate_size: 64, vocab_size: 300, max_position_embeddings: 96}
-  projection_dim: 16
-  align_weight: [[0.2, 1.0], [0.8, 3.0]]
-  uniformity_weight: 0.0
-  center_projections: true
-data:
-  phantom_train_pairs: 24
-  phantom_validation_pairs: 10
-  phantom_test_pairs: 12
-  phantom_size: 32
-training:
-  max_steps: 6
-  per_device_train_batch_size: 8
-  per_device_eval_batch_size: 8
-  learning_rate: 1e-3
-  logging_steps: 1
-  save_steps: 2
-  eval_strategy: steps
-  eval_steps: 3
-  final_split: test
-  use_cpu: true
-  disable_tqdm: true
-  report_to: none
-"""  # noqa: E501
-# What matters when only the beginning of a run is looked at.
-NO_MORE = ["max_steps=1", "eval_strategy=no", "final_split=none", "save_strategy=no"]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
-    path.write_text(TINY)
-    return path
-
-
-@pytest.fixture
-def configure(tiny, tmp_path):
-    """configure("seed=3", ...) -> the tiny run, into a new folder `run`."""
-    return lambda *words: load_config([tiny], [f"output_dir={tmp_path / 'run'}", *words])
-
-
-@pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
-    """Folder, configuration and result of a run."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    config = load_config([tiny], [f"output_dir={folder}", "report_to=tensorboard"])
-    return folder, config, train(config)
-
-
-@pytest.fixture
-def interrupted(finished, tmp_path) -> Path:
-    """The run as if it had been killed while it wrote its second checkpoint."""
-    folder = tmp_path / "run"
-    shutil.copytree(finished[0] / "checkpoint-2", folder / "checkpoint-2")
-    shutil.copytree(finished[0] / "checkpoint-4", folder / "checkpoint-4")
-    state = folder / "checkpoint-4" / "trainer_state.json"
-    state.write_text(state.read_text()[:100])
-    return folder
+from gap_closed_clip.training import GapClosedTrainingArguments, load_config, train
 
 
 def test_the_model_folder_is_complete_and_holds_no_pickle(finished):
@@ -127,67 +61,6 @@ def test_the_validation_pairs_are_evaluated_during_training(finished):
         2.56,
         3.0,
     ]
-
-
-# --- the output folder
-
-
-def test_another_run_is_not_written_over(finished, configure, interrupted):
-    for folder in (finished[0], interrupted):
-        with pytest.raises(ValueError, match=f"training.output_dir {folder} holds another run.*overwrite_output_dir"):
-            train(configure(f"output_dir={folder}", "source=nowhere"))  # seen before the data are
-
-
-def test_a_folder_with_other_things_is_kept(configure, tmp_path):
-    (tmp_path / "run" / "checkpoint-notes").mkdir(parents=True)
-    (tmp_path / "run" / "notes.txt").touch()
-    train(configure(*NO_MORE, "overwrite_output_dir=true"))
-    assert {"notes.txt", "checkpoint-notes", "model.safetensors"} <= {p.name for p in (tmp_path / "run").iterdir()}
-
-
-def test_overwriting_deletes_the_other_run_but_not_before_the_new_one_can_start(configure, interrupted):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        train(configure("overwrite_output_dir=true", "source=nowhere"))
-    with pytest.raises(ValueError, match="max_caption_tokens"):
-        train(configure("overwrite_output_dir=true", "max_caption_tokens=1000"))
-    assert (interrupted / "checkpoint-2" / "model.safetensors").exists()
-    train(configure(*NO_MORE, "overwrite_output_dir=true"))
-    assert (interrupted / "model.safetensors").exists() and not list(interrupted.glob("checkpoint-*"))
-
-
-# --- resuming
-
-
-def test_resuming_takes_the_last_complete_checkpoint_and_ends_where_the_unbroken_run_did(
-    finished, interrupted, configure, caplog
-):
-    (interrupted / "checkpoint-best").mkdir()  # not the Trainer's
-    result = train(configure("resume_from_checkpoint=true"))
-    assert (
-        f"{interrupted}/checkpoint-4 was left half-written by a run that was killed; it is passed over." in caplog.text
-    )
-    history = json.loads((interrupted / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4, 5, 6]
-    expected, weights = (load_file(folder / "model.safetensors") for folder in (finished[0], interrupted))
-    assert all(torch.equal(expected[name], weights[name]) for name in expected)
-    assert result.metrics == pytest.approx(finished[2].metrics, nan_ok=True)
-
-
-def test_resuming_from_a_named_checkpoint(finished, interrupted, configure):
-    train(configure(f"resume_from_checkpoint={interrupted / 'checkpoint-2'}"))
-    expected, weights = (load_file(folder / "model.safetensors") for folder in (finished[0], interrupted))
-    assert all(torch.equal(expected[name], weights[name]) for name in expected)
-
-
-def test_nothing_to_resume_from(interrupted, configure, tmp_path, finished):
-    shutil.rmtree(interrupted / "checkpoint-2")
-    with pytest.raises(ValueError, match=f"resume_from_checkpoint: {interrupted} holds no complete checkpoint"):
-        train(configure("resume_from_checkpoint=true"))
-    for name in ("checkpoint-4", "checkpoint-9"):
-        with pytest.raises(ValueError, match=f"{name} is no complete checkpoint: it needs .*trainer_state.json"):
-            train(configure(f"resume_from_checkpoint={interrupted / name}"))
-    with pytest.raises(ValueError, match="holds another run"):  # whose run is not the checkpoint's
-        train(configure(f"resume_from_checkpoint={finished[0] / 'checkpoint-2'}"))
 
 
 # --- pairs and batches that can't be trained on
@@ -299,12 +172,3 @@ def test_a_trained_model_can_be_gone_on_from(finished, configure, tmp_path):
     before, after = (load_file(folder / "model.safetensors") for folder in (finished[0], tmp_path / "run"))
     assert all(torch.equal(before[name], after[name]) for name in before if "weight" in name)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["align_weight"] == 1.5
-
-
-@pytest.mark.parametrize("name", ["config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json"])
-def test_a_checkpoint_that_lacks_a_file_is_not_complete(finished, tmp_path, name):
-    checkpoint = tmp_path / "checkpoint-2"
-    shutil.copytree(finished[0] / "checkpoint-2", checkpoint)
-    assert output_folder.is_complete_checkpoint(checkpoint)
-    (checkpoint / name).unlink()
-    assert not output_folder.is_complete_checkpoint(checkpoint)

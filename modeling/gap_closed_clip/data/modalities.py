@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Image, LargeList, List, Valu
 from datasets.features.features import _ArrayXD
 
 from ..messages import suggest
-from ..model.modality_processing_gap_closed_clip import check_modality_names
+from ..model.modalities_gap_closed_clip import check_modality_names
 from ..model.record_values_gap_closed_clip import is_missing
 
 

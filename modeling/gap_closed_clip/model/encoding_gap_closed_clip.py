@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
+from .distributed_gap_closed_clip import world_size
 from .further_modality_gap_closed_clip import FurtherModality, Parts
+from .length_chunks_gap_closed_clip import encode_by_length
 from .losses_gap_closed_clip import at_least_float32
 from .modalities_gap_closed_clip import IMAGE_AND_TEXT, MAIN_INPUTS
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
@@ -261,6 +264,11 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             # checkpointing, and torch.compile has no place for a warning in its graph.
             kwargs["use_cache"] = False
         input_ids, attention_mask = fill_to_full_length(self.config.text_config, input_ids, attention_mask)
+        tokens_alone = output_hidden_states is None and not kwargs.get("output_attentions")
+        if tokens_alone and attention_mask is not None and self._cuts_padding():
+            inputs = {"input_ids": input_ids, **kwargs}
+            hidden, pooled = encode_by_length(self._run_text_tower, attention_mask, inputs)
+            return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
         outputs = self.text_model(input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
@@ -268,6 +276,15 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             hidden_states=select_states(outputs.hidden_states, output_hidden_states),
             attentions=outputs.attentions,
         )
+
+    def _run_text_tower(self, attention_mask: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        outputs = self.text_model(attention_mask=attention_mask, return_dict=True, **inputs)
+        return outputs.last_hidden_state, pool_text(outputs, attention_mask, self.config.text_pooling)
+
+    def _cuts_padding(self) -> bool:
+        """Whether texts are cut where they are padded: where the tower trains, and nothing has to know their shapes."""
+        # (FSDP would wait for a process with more chunks than another.)
+        return self.text_model.training and world_size() == 1 and not torch.compiler.is_compiling()
 
     def freeze_towers(self, vision: bool = False, text: bool = False, modalities: Sequence[str] = ()) -> None:
         """

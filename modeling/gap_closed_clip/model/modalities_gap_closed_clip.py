@@ -5,10 +5,10 @@ A further modality is an entry of `config.modalities`: {"tower": the configurati
 for a sample in it}. Its inputs have their tower's names behind its own: `record_numbers`, `audio_input_values`.
 """
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from .record_tower_gap_closed_clip import GapClosedClipRecordConfig
@@ -18,11 +18,25 @@ IMAGE_AND_TEXT = ("image", "text")
 POOLINGS = ("cls", "mean", "pooler")
 MAIN_INPUTS = {"image": "pixel_values", "text": "input_ids"}
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-# Names that something else has: forward's inputs and outputs, columns of pairs, options of the processor.
+# What begins the name of another input of the model, or is a column of pairs, a metric or an argument of a processor.
 RESERVED = (
-    *("image", "images", "text", "texts", "vision", "caption", "captions", "pooled", "modality", "further", "group"),
-    *("pixel", "input", "attention", "token", "position", "micro", "return", "output", "logits", "loss", "label"),
-    *("labels", "source", "window", "augment", "image_id", "tower", "video_kwargs", "common", "use"),
+    *("image", "images", "text", "texts", "caption", "captions", "label", "labels", "source", "window", "augment"),
+    *("pixel", "input", "attention", "token", "position", "group", "modality", "pooled", "shared", "output", "return"),
+    *(
+        "videos",
+        "common",
+        "chat",
+        "mean",
+        "further",
+        "logits",
+        "logit",
+        "embeds",
+        "loss",
+        "anchor",
+        "use",
+        "vision",
+        "decoder",
+    ),
 )
 
 
@@ -53,8 +67,8 @@ def read_modalities(value: Any) -> dict[str, dict[str, Any]]:
         value = {entry["name"]: {key: entry[key] for key in entry if key != "name"} for entry in value}
     if value is not None and not isinstance(value, Mapping):
         raise ValueError(f"modalities is {value!r}: it maps the names of modalities to their towers.")
+    check_modality_names(list(value or {}))
     for name, entry in (value or {}).items():
-        check_name(name)
         if not isinstance(entry, Mapping) or "tower" not in entry or not set(entry) <= {"tower", "pooling"}:
             keys = sorted(map(str, entry)) if isinstance(entry, Mapping) else entry
             raise ValueError(
@@ -68,18 +82,27 @@ def read_modalities(value: Any) -> dict[str, dict[str, Any]]:
     return found
 
 
-def check_name(name: Any) -> None:
+def check_modality_names(names: Sequence[str]) -> None:
     """
+    Checks that modalities beyond image and text can have these names.
+
     Raises:
-        ValueError: a modality can't be called so.
+        ValueError: one is no name in small letters, means something else already, or begins another one.
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise ValueError(
-            f"A modality is called {name!r}: use small letters, digits and single underscores, a letter first, such "
-            "as record or lateral_view."
-        )
-    if name in RESERVED or name.split("_")[0] in RESERVED:
-        raise ValueError(f"A modality is called {name!r}, a name that is taken. Use another one, such as my_{name}.")
+    for name in names:
+        problem = None
+        if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name.startswith("_"):
+            problem = "it must be of small letters, digits and '_', and begin with a letter"
+        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict(), name):
+            problem = "this name, or what it begins with, means something else already"
+        for other in names:
+            if isinstance(other, str) and problem is None and other != name and other.startswith(f"{name}_"):
+                problem = f"the inputs of '{other}' would begin alike"
+        if problem is not None:
+            raise ValueError(
+                f"A modality cannot be called {name!r}: {problem}. Choose another name, such as 'record', 'audio' or "
+                "'lateral'."
+            )
 
 
 def tower_config(value: Any, described: str) -> PreTrainedConfig:
@@ -133,11 +156,10 @@ def inputs_by_modality(names: Iterable[str], inputs: Mapping[str, Any]) -> dict[
                 mine = {}
         else:
             prefix = f"{name}_"
-            longer = tuple(f"{other}_" for other in names if other.startswith(prefix))
             mine = {
                 key.removeprefix(prefix): value
                 for key, value in inputs.items()
-                if key.startswith(prefix) and not (longer and key.startswith(longer)) and value is not None
+                if key.startswith(prefix) and value is not None
             }
         if inputs.get(f"pooled_{name}") is not None:
             mine = {"pooled": inputs[f"pooled_{name}"]}
@@ -146,4 +168,4 @@ def inputs_by_modality(names: Iterable[str], inputs: Mapping[str, Any]) -> dict[
     return found
 
 
-__all__ = ["SubConfigs", "check_name", "inputs_by_modality", "pairs_of", "read_modalities", "tower_config"]
+__all__ = ["SubConfigs", "check_modality_names", "inputs_by_modality", "pairs_of", "read_modalities", "tower_config"]

@@ -13,42 +13,13 @@ from transformers import BatchFeature, FeatureExtractionMixin, ImageProcessingMi
 
 from .image_processing_gap_closed_clip import GapClosedClipImageProcessor
 from .load_images_gap_closed_clip import load_image
+from .modalities_gap_closed_clip import check_modality_names
 from .record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor, rows_of
 from .record_values_gap_closed_clip import is_missing
 
 
 OURS = {each.__name__: each for each in (ArrayProcessor, GapClosedClipImageProcessor, RecordProcessor)}
 TYPE_KEYS = ("modality_processor_type", "image_processor_type", "feature_extractor_type")
-
-# What begins the name of another input of the model, or is a column of pairs, a metric or an argument of a processor.
-RESERVED = (
-    *("image", "images", "text", "texts", "caption", "captions", "label", "labels", "source", "window", "augment"),
-    *("pixel", "input", "attention", "token", "position", "group", "modality", "pooled", "shared", "output", "return"),
-    *("videos", "common", "chat", "mean", "further", "logits", "logit", "embeds", "loss", "anchor", "use"),
-)
-
-
-def check_modality_names(names: Sequence[str]) -> None:
-    """
-    Checks that modalities beyond image and text can have these names.
-
-    Raises:
-        ValueError: one is no name in small letters, means something else already, or begins another one.
-    """
-    for name in names:
-        problem = None
-        if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name.startswith("_"):
-            problem = "it must be of small letters, digits and '_', and begin with a letter"
-        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict(), name):
-            problem = "this name, or what it begins with, means something else already"
-        for other in names:
-            if isinstance(other, str) and problem is None and other != name and other.startswith(f"{name}_"):
-                problem = f"the inputs of '{other}' would begin alike"
-        if problem is not None:
-            raise ValueError(
-                f"A modality cannot be called {name!r}: {problem}. Choose another name, such as 'record', 'audio' or "
-                "'lateral'."
-            )
 
 
 def load_modality_processors(processors: dict[str, Any] | None) -> dict[str, Any]:
@@ -204,7 +175,6 @@ def names_of(processors: Iterable[str]) -> tuple[str, ...]:
 
 __all__ = [
     "as_samples",
-    "check_modality_names",
     "describe_modality_processors",
     "encode_modality",
     "load_modality_processors",

@@ -299,7 +299,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         if return_loss is not False and self._are_pairs(embeds, required=bool(return_loss)):
             if modality_mask is not None:
                 columns = [self.config.modality_names.index(name) for name in embeds]
-                modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device)
+                modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device).bool()
             losses = self.compute_loss(embeds, group_ids, modality_mask)._asdict()
         if not set(IMAGE_AND_TEXT) <= set(embeds):
             return losses

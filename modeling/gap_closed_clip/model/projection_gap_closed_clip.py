@@ -45,7 +45,8 @@ class ProjectionCentering(nn.Module):
         Args:
             mask: (B,), bool: False for samples that lack this modality. Their rows, which may hold anything, have no
                 part in the mean. Where no sample of the global batch has the modality, the running mean is subtracted
-                and stays as it is. Processes with and without a mask may go together.
+                and stays as it is, as it does where a row is NaN or infinite. Processes with and without a mask may go
+                together.
         """
         if not self.training:
             return x - self.running_mean.to(x.dtype)
@@ -60,9 +61,12 @@ class ProjectionCentering(nn.Module):
         is_there = count > 0
         mean = torch.where(is_there, total / count.clamp(min=1), self.running_mean.to(dtype))  # (D,)
         with torch.no_grad():
-            self.num_batches_tracked += is_there
+            # One NaN would stay in the running mean for good.
+            moves = is_there & mean.isfinite().all()
+            self.num_batches_tracked += moves
             share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum).to(self.running_mean.dtype)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share.masked_fill(~is_there, 0.0))
+            moved = self.running_mean.lerp(mean.to(self.running_mean.dtype), share)
+            self.running_mean.copy_(torch.where(moves, moved, self.running_mean))
         return x - mean.to(x.dtype)
 
 

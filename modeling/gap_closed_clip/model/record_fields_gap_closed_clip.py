@@ -237,7 +237,9 @@ class CategoryField(RecordField):
         spellings = Counter(words)
         counts = Counter(word.casefold() for word in words)
         check_number_of_categories(len(counts))
-        best = {word.casefold(): word for word, _ in sorted(spellings.items(), key=lambda item: (item[1], item[0]))}
+        best: dict[str, str] = {}
+        for word, _ in spellings.most_common():
+            best.setdefault(word.casefold(), word)
         self.categories = [best[key] for key, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
         self.__post_init__()
 

@@ -7,8 +7,8 @@ from .close_gap import close_gap, fit_post_hoc
 from .config import RunConfig, fields_of, load_config
 from .encoder import build_model_and_processor
 from .lora import LoraArguments, add_adapters, build_peft_config
-from .output_folder import last_complete_checkpoint
 from .recenter import RecenterCallback, recenter
+from .resume import last_complete_checkpoint
 from .run import train
 from .trainer import GapClosedClipTrainer, TrainingProgressCallback
 

@@ -174,7 +174,11 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
         metadata={"help": "The model folder; its subfolders checkpoint-<step> are to resume from."},
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Delete another run's results in output_dir instead of refusing to start."}
+        default=False,
+        metadata={
+            "help": "Delete another run's results in output_dir, what runs write and nothing else, instead of "
+            "refusing to start."
+        },
     )
     contrastive_batch_size: int | None = field(
         default=None,
@@ -218,7 +222,11 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
     )
     resume_from_checkpoint: str | bool | None = field(
-        default=None, metadata={"help": "true: the last complete checkpoint of output_dir; or the folder of one."}
+        default=None,
+        metadata={
+            "help": "true: the last complete checkpoint of output_dir; auto: the same, or a new run where there is "
+            "none, for job scripts; or the folder of one."
+        },
     )
     # The last, smaller batch of an epoch has fewer negatives and another loss.
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out an epoch's last, incomplete batch."})

@@ -1,4 +1,4 @@
-"""The output folder: what it may hold before a run, what the run writes, and where an interrupted one goes on."""
+"""The output folder: what it may hold before a run, and what the run writes."""
 
 import json
 import shutil
@@ -7,18 +7,22 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer
-from transformers.utils import logging
 
-from ..checkpoint import ADAPTER_CONFIG, CONFIG_FILE, RUN_FILE
+from ..checkpoint import ADAPTER_CONFIG, BASE, CAPTION_FILES, CONFIG_FILE, FIGURES, METRICS_FILE, RUN_FILE
 from .arguments import GapClosedTrainingArguments
-from .config import RunConfig
+from .config import RunConfig, load_config
+from .resume import AUTO, checkpoint_to_go_on_from, checkpoints, what_is_wrong
 
 
-logger = logging.get_logger(__name__)
-
-# What the Trainer writes into a checkpoint, in this order: one that was being written when the run was killed lacks
-# the last.
-CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+# What a run writes beside its checkpoints: all that `overwrite_output_dir` may delete. (Images in examples/ may be the
+# user's own.)
+RUN_FOLDERS = ("runs", BASE)
+RUN_FILES = (
+    *("config.json", "generation_config.json", "modules.json", "model*.safetensors", "model.safetensors.index.json"),
+    *(ADAPTER_CONFIG, "adapter_model.safetensors", "processor_config.json", "preprocessor_config.json"),
+    *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "*_gap_closed_clip.py", "training_args.bin"),
+    *(CONFIG_FILE, RUN_FILE, METRICS_FILE, "metrics.md", *FIGURES, *CAPTION_FILES, "README.md"),
+)
 
 
 @dataclass
@@ -39,7 +43,7 @@ class TrainingResult:
     num_processes: int
 
 
-def checkpoint_to_resume(args: GapClosedTrainingArguments) -> str | None:
+def checkpoint_to_resume(args: GapClosedTrainingArguments, config: RunConfig) -> str | None:
     """
     The checkpoint to go on from, or None for a new run; makes sure that no other run is written over.
 
@@ -48,69 +52,72 @@ def checkpoint_to_resume(args: GapClosedTrainingArguments) -> str | None:
     """
     folder = Path(args.output_dir)
     resume = args.resume_from_checkpoint or None
-    if resume is True:
-        return str(_checkpoint_to_go_on_from(folder))
-    if resume and not is_complete_checkpoint(Path(resume)):
-        raise ValueError(
-            f"training.resume_from_checkpoint: {resume} is no complete checkpoint: it needs "
-            f"{', '.join(CHECKPOINT_FILES)}, the last of them whole."
-        )
+    if resume is True or resume == AUTO:
+        checkpoint = checkpoint_to_go_on_from(folder)
+        if checkpoint is not None:
+            return str(checkpoint)
+        if resume is True:
+            raise ValueError(
+                f"training.resume_from_checkpoint: {folder} holds no complete checkpoint. Leave it out to start anew, "
+                f"or set it to {AUTO}, which does so by itself."
+            )
+        if _is_finished(folder) and not _is_of(folder, config) and not args.overwrite_output_dir:
+            raise _holds_another(folder)
+        return None
+    if resume and (problem := what_is_wrong(Path(resume))):
+        raise ValueError(f"training.resume_from_checkpoint: {resume} is no complete checkpoint: {problem}.")
     if _holds_other_run(folder, resume) and not args.overwrite_output_dir:
-        raise ValueError(
-            f"training.output_dir {folder} holds another run. Name another folder, or add resume_from_checkpoint=true "
-            "to go on from its last checkpoint, or overwrite_output_dir=true to delete it."
-        )
+        raise _holds_another(folder)
     return resume
 
 
+def _holds_another(folder: Path) -> ValueError:
+    return ValueError(
+        f"training.output_dir {folder} holds another run. Name another folder, or add resume_from_checkpoint=true to "
+        "go on from its last checkpoint, or overwrite_output_dir=true to delete it."
+    )
+
+
 def delete_other_run(args: GapClosedTrainingArguments, checkpoint: str | None) -> None:
-    """Does what `overwrite_output_dir` allows, as the last thing before training: nothing else can go wrong then."""
-    if args.overwrite_output_dir and args.process_index == 0 and _holds_other_run(Path(args.output_dir), checkpoint):
-        shutil.rmtree(args.output_dir)
+    """
+    Does what `overwrite_output_dir` allows, as the last thing before training: nothing else can go wrong then. Deletes
+    what runs write (`RUN_FILES`, checkpoints, logs) and nothing else.
+    """
+    folder = Path(args.output_dir)
+    if not args.overwrite_output_dir or args.process_index != 0 or not _holds_other_run(folder, checkpoint):
+        return
+    for path in checkpoints(folder):
+        shutil.rmtree(path)
+    for name in RUN_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in RUN_FILES:
+        for path in folder.glob(pattern):
+            if path.is_file():
+                path.unlink()
 
 
 def _holds_other_run(folder: Path, checkpoint: str | None) -> bool:
     """Whether there is a run in the folder that `checkpoint` is no part of."""
     if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
         return False
-    return bool(_checkpoints(folder)) or any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG))
+    return bool(checkpoints(folder)) or _is_finished(folder)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """The Trainer's checkpoints, the last one last."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+def _is_finished(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG))
 
 
-def last_complete_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint that `resume_from_checkpoint=true` goes on from; None where there is none."""
-    return next(filter(is_complete_checkpoint, reversed(_checkpoints(Path(folder)))), None)
-
-
-def _checkpoint_to_go_on_from(folder: Path) -> Path:
-    for path in _checkpoints(folder):
-        if not is_complete_checkpoint(path):
-            logger.warning(f"{path} was left half-written by a run that was killed; it is passed over.")
-    checkpoint = last_complete_checkpoint(folder)
-    if checkpoint is None:
-        raise ValueError(
-            f"training.resume_from_checkpoint: {folder} holds no complete checkpoint. Leave it out to start anew."
-        )
-    return checkpoint
-
-
-def is_complete_checkpoint(folder: Path) -> bool:
-    """Whether the Trainer finished writing this checkpoint."""
-    config, *rest = CHECKPOINT_FILES
-    if not any((folder / name).is_file() for name in (config, ADAPTER_CONFIG)):
-        return False
-    if not all((folder / name).is_file() for name in rest):
-        return False
+def _is_of(folder: Path, config: RunConfig) -> bool:
+    """Whether a finished run in the folder had this configuration, however it is resumed."""
     try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:
+        before = load_config([folder / CONFIG_FILE]).to_dict()
+    except (OSError, ValueError):
         return False
-    return True
+    wanted = config.to_dict()
+    for described in (before, wanted):
+        for name in ("resume_from_checkpoint", "overwrite_output_dir", "output_dir"):
+            described["training"].pop(name, None)
+    return before == wanted
 
 
 def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int | None) -> TrainingResult:
@@ -145,7 +152,5 @@ __all__ = [
     "TrainingResult",
     "checkpoint_to_resume",
     "delete_other_run",
-    "is_complete_checkpoint",
-    "last_complete_checkpoint",
     "save_model_folder",
 ]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from datasets import Dataset, IterableDataset
 
-from ..checkpoint import check_writable
 from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, sources_of
 from ..evaluation import check_references, metric_names
 from ..messages import did_you_mean
@@ -14,6 +13,7 @@ from .choices import choose_held_out, fitting_batch_size, lower_batch_size
 from .config import RunConfig
 from .encoder import check_towers
 from .output_folder import checkpoint_to_resume
+from .resume import check_settings, settings_of
 
 
 @dataclass
@@ -60,7 +60,7 @@ class RunInputs:
 
 def preflight(config: RunConfig) -> RunInputs:
     """
-    Checks devices, towers, output folder and data, and loads the pairs. What the configuration leaves open and the
+    Checks devices, towers, the output folder and data, and loads the pairs. What the configuration leaves open and the
     pairs decide (`choices.py`) is noted in it.
 
     Raises:
@@ -71,9 +71,7 @@ def preflight(config: RunConfig) -> RunInputs:
     args.push_to_hub = False
     check_devices(args)
     check_towers(config.model)
-    if args.process_index == 0:
-        check_writable(args.output_dir, "training.output_dir")
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, config)
     captioning = config.captioning
     with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
         contrastive = captioning is None or captioning.encoders == "joint"
@@ -82,6 +80,8 @@ def preflight(config: RunConfig) -> RunInputs:
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
     inputs = RunInputs(args, checkpoint, train_pairs, held_out)
+    if checkpoint is not None:
+        check_settings(checkpoint, settings_of(config, args, inputs.num_train_pairs))
     if captioning is None:
         check_best_metric(inputs)
     else:

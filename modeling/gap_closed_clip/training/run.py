@@ -1,7 +1,9 @@
 """One run from a configuration to a model folder: preflight, build, fit, save, evaluate."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, set_seed
@@ -12,6 +14,8 @@ from .config import RunConfig
 from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
 from .recenter import RecenterCallback
+from .resume import SettingsCallback, settings_of
+from .run_lock import RunLock
 
 
 def train(config: RunConfig) -> TrainingResult:
@@ -24,18 +28,24 @@ def train(config: RunConfig) -> TrainingResult:
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
     """
-    inputs = preflight(config)
-    set_seed(inputs.args.seed)
-    parts = build(config, inputs)
-    trainer = fit(parts, inputs)
-    result = save_model_folder(trainer, config, inputs.num_train_pairs)
-    return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
+    args = config.training_arguments()
+    # Of several processes the first one holds the folder for all.
+    with RunLock(args.output_dir) if args.process_index == 0 else nullcontext():
+        inputs = preflight(config)
+        set_seed(inputs.args.seed)
+        parts = build(config, inputs)
+        trainer = fit(parts, inputs, settings_of(config, inputs.args, inputs.num_train_pairs))
+        result = save_model_folder(trainer, config, inputs.num_train_pairs)
+        return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
 
 
-def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
+def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer:
     """
     Trains, and centers the projections exactly; another run's results in the output folder are deleted at the last
     moment, if that was asked for.
+
+    Args:
+        settings: noted in each checkpoint, see `check_settings`.
 
     Returns:
         the Trainer, with the trained model.
@@ -55,6 +65,7 @@ def fit(parts: RunParts, inputs: RunInputs) -> Trainer:
     )
     if parts.trains_encoder and not inputs.streaming:
         trainer.add_callback(RecenterCallback(parts.plain_batches(args), parts.encoder, parts.towers_have_run))
+    trainer.add_callback(SettingsCallback(settings))
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
