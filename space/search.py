@@ -157,7 +157,7 @@ class Engine:
         """
         Rank all items of these kinds by their cosine with the query, the best first.
 
-        The query itself is left out if the gallery holds it; of a query of several modalities, {name: value}, its image.
+        The query itself is left out if the gallery holds it; of a query of several modalities its image is.
         """
         kind_of_query: Kind = "text" if isinstance(query, str) else "image"
         known = query.get("image") if isinstance(query, dict) else query

@@ -17,7 +17,7 @@ from .conftest import CODE, WITHOUT_PACKAGE, save_folder
 from .modality_models import FIELDS, RECORDS, WEIGHTS, embeds_of, model_of_four, processor_of_four, spectrogram
 
 
-# A training step of both kinds of towers, then to the Hub.
+# Run where the package is not installed: the model from the Hub, and the code on its card.
 STRANGER = """
 import json, pathlib, re
 import numpy as np

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import CAPTIONS, noise_image
+from hub.modality_models import RECORDS, WEIGHTS, embeds_of, model_of_four, processor_of_four, spectrogram
 
 from gap_closed_clip.model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
-from hub.modality_models import RECORDS, WEIGHTS, embeds_of, model_of_four, processor_of_four, spectrogram
 
 
 IMAGES = [noise_image(80), noise_image(40, seed=1)]

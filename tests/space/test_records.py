@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import CAPTIONS
-
 from hub.modality_models import embeds_of, model_of_four, processor_of_four
 
 from .conftest import SPACE, write_gallery

@@ -20,8 +20,8 @@ IN_EXAMPLE = 3  # fields of the example's record
 
 def read_modalities(folder: Path, config: GapClosedClipConfig) -> list[dict[str, Any]]:
     """
-    Of each further modality in order: `name`, `tower` (in words), `num_parameters` (of the tower and what is behind it;
-    None where the folder has no weights), `takes` (in words), `fields` (rows of the card's table; of a record),
+    Of each further modality in order: `name`, `tower` (in words), `num_parameters` (of the tower and what is behind
+    it; None where the folder has no weights), `takes` (in words), `fields` (rows of the card's table; of a record),
     `example` (Python code of one sample; None where there is none to write down).
 
     Raises:
@@ -37,7 +37,11 @@ def read_modalities(folder: Path, config: GapClosedClipConfig) -> list[dict[str,
 
 def _facts(folder: Path, name: str, entry: dict[str, Any], processor: Any) -> dict[str, Any]:
     tower = entry["tower"]
-    facts = {"name": name, "tower": _tower(tower), "num_parameters": _count(folder, f"modality_towers.{name}.")}
+    facts: dict[str, Any] = {
+        "name": name,
+        "tower": _tower(tower),
+        "num_parameters": _count(folder, f"modality_towers.{name}."),
+    }
     facts |= {
         "fields": [],
         "example": None,

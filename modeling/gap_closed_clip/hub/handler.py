@@ -40,12 +40,12 @@ import uuid
 from typing import Any
 
 import torch
+from handler_modalities import MAX_ARRAYS, MAX_RECORDS, is_array, is_image, is_record, read_sample
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 # Hugging Face's inference toolkit puts the model folder on sys.path before it loads this file.
 from handler_images import RequestError, read_image
-from handler_modalities import MAX_ARRAYS, MAX_RECORDS, is_array, is_image, is_record, read_sample
 from handler_requests import (
     CAPTIONS,
     PARAMETERS,
@@ -230,9 +230,9 @@ class EndpointHandler:
             RequestError: an item that can't be read, or too many of them.
         """
         vectors = iter(self._vectors([part for item in items for part in _parts(item)]))
-        rows = []
+        rows: list[Tensor] = []
         for item in items:
-            own = {part.kind: next(vectors) for part in _parts(item)}
+            own: dict[str, Tensor] = {part.kind: next(vectors) for part in _parts(item)}
             if len(own) == 1:
                 rows += own.values()
             else:

@@ -1,4 +1,4 @@
-"""The further modalities of an ONNX export: their towers, what is said of their inputs, and inputs to check them with."""
+"""The further modalities of an ONNX export: towers, what is said of their inputs, and inputs to check them with."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import ImageProcessingMixin
 
 from ..model.losses_gap_closed_clip import unit_vectors
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
@@ -16,7 +15,7 @@ from .samples import made_up, records
 
 
 class FurtherEncoder(nn.Module):
-    """A further modality's inputs, in the order of their names, -> its embeddings (B, D), as the model's forward gives."""
+    """A further modality's inputs, in the order of their names, -> (B, D), the embeddings of the model's forward."""
 
     def __init__(self, model: GapClosedClipModel, modality: str, inputs: tuple[str, ...]):
         super().__init__()
@@ -41,7 +40,8 @@ def _encode(processor: GapClosedClipProcessor, name: str, samples: list[Any], nu
     """The first samples as the tower takes them; None is an image."""
     image = Image.linear_gradient("L").convert("RGB")
     values = [image if sample is None else sample for sample in samples[:number]]
-    encoded = processor(**{name: values}, return_tensors="pt")
+    given: dict[str, Any] = {name: values}
+    encoded = processor(**given, return_tensors="pt")
     return {key.removeprefix(f"{name}_"): tensor for key, tensor in encoded.items() if key != "modality_mask"}
 
 
@@ -67,7 +67,7 @@ def further_batches(
 
 
 def describe_further(processor: GapClosedClipProcessor) -> dict[str, Any]:
-    """Of each further modality its file, inputs, output, and what its processor does, as processor_config.json says."""
+    """Of each further modality its file, inputs and output, and its processor as processor_config.json has it."""
     found = {}
     for name, inputs in example_inputs(processor).items():
         described = {
@@ -115,8 +115,8 @@ Further modalities are under `modalities` in `preprocessing.json`: the inputs of
 RECORD = """\
 A record becomes three arrays. A number is standardised by its field's `mean` and `std`; of a date it is the years
 (365.25 days each) from it to `relative_to`, another date of the record or the one that is written there. Where it is
-missing, `numbers` is 0 and `numbers_mask` false. Of a category 0 is missing, 1 an unknown word, and from 2 on the field's
-`categories`, whatever their case. Numbers and dates come first, then categories, each in the schema's order.
+missing, `numbers` is 0 and `numbers_mask` false. Of a category 0 is missing, 1 an unknown word, and from 2 on the
+field's `categories`, whatever their case. Numbers and dates come first, then categories, each in the schema's order.
 
 ```python
 import datetime

@@ -123,8 +123,8 @@ def _modalities(folder: Path) -> list[str]:
 
 def replaced(name: str, folder: Path) -> bool:
     """
-    Whether a publication of the folder is responsible for this path of a repository: deletes it where the folder has it
-    no more.
+    Whether a publication of the folder is responsible for this path of a repository: deletes it where the folder has
+    it no more.
 
     It is not for other people's results of a data set, nor for what lies deeper than the files that it sends.
     """

@@ -53,7 +53,7 @@ def check_sample(name: str, processor: Any, value: Any, location: str) -> Any:
         ValueError: the processor's own words, or that nothing is given; with the location.
     """
     place = f"{location}, {name}"
-    # By what they have and not by their classes: this may be the code of a model folder, and the processor the package's.
+    # By what they have and not by their classes: this may be a model folder's code, and the processor the package's.
     is_record = hasattr(processor, "column_names")
     if is_record and not isinstance(value, dict):
         raise ValueError(f"{place}: {value!r:.80} is no record: give a mapping of fields to values.")
@@ -76,8 +76,8 @@ def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) 
 
     Args:
         embeds: {modality: (N, D)} unit vectors, rows of zeros where an item lacks the modality.
-        weights: `config.fusion_weights`. All weigh alike where one of the modalities has no weight there, since nothing
-            measured says what it counts beside the others; and in an item whose modalities all weigh 0.
+        weights: `config.fusion_weights`. All weigh alike where one of the modalities has no weight there, since
+            nothing measured says what it counts beside the others; and in an item whose modalities all weigh 0.
     """
     plain = fuse(embeds)
     if weights is None or not set(embeds) <= set(weights):

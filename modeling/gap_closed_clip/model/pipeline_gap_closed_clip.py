@@ -27,11 +27,13 @@ class ImageTextRetrievalPipeline(Pipeline):
     any image.
 
     A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, an array or tensor (H, W) or (3, H, W), or
-    `{"image": path, URL or bytes of a file}`. `{"text": ...}` is a text, too. A further modality of the model goes by
-    its name, `{"record": {"age": 62, "sex": "female"}}`, and several together are one item, `{"image": path, "record":
-    {...}}`: the sum of their embeddings, weighted by the model's `config.fusion_weights` where it has some. Images are turned upright and made RGB
+    `{"image": path, URL or bytes of a file}`. `{"text": ...}` is a text, too. Images are turned upright and made RGB
     as in training: DICOM goes through its own window (which needs pydicom), 16-bit gray and float are scaled to their
     own range, and what is transparent becomes black.
+
+    A further modality of the model goes by its name, `{"record": {"age": 62, "sex": "female"}}`. Several together are
+    one item, `{"image": path, "record": {...}}`: the sum of their embeddings, weighted by the model's
+    `config.fusion_weights` where it has some.
 
     Example:
 

@@ -96,8 +96,8 @@ BAD = [
     (
         {"video": 3},
         400,
-        "Unknown name 'video' in inputs of embeddings: allowed are image, images, text, texts, record, records, audio, "
-        "audios.",
+        "Unknown name 'video' in inputs of embeddings: allowed are image, images, text, texts, record, records, "
+        "audio, audios.",
     ),
 ]
 
