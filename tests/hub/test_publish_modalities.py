@@ -162,4 +162,4 @@ def test_made_up_samples_are_of_the_schema(processor):
     assert encoded["record_numbers_mask"].tolist() == [[True, True], [False, False]]
     assert encoded["record_numbers"][0].tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
     alone = RecordProcessor([{"name": "scan", "kind": "date", "relative_to": "2020-01-01", "mean": 2.0, "std": 1.0}])
-    assert records(alone) == [{"scan": "2017-01-01"}, {"scan": "2019-01-01"}]
+    assert records(alone) == [{"scan": "2016-12-31"}, {"scan": "2019-01-01"}]
