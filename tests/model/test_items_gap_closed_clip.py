@@ -8,6 +8,7 @@ import torch
 from conftest import CAPTIONS, noise_image
 from hub.modality_models import RECORDS, WEIGHTS, embeds_of, model_of_four, processor_of_four, spectrogram
 
+from gap_closed_clip.model.items_gap_closed_clip import together
 from gap_closed_clip.model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
 
 
@@ -97,3 +98,9 @@ def test_a_modality_without_processor_is_none(tiny_processor):
     assert search.embed(["Chest CT.", IMAGES[0]]).shape == (2, 32)
     with pytest.raises(ValueError, match="is neither image nor text"):
         search.embed([{"record": RECORDS[0]}])
+
+
+def test_an_item_whose_modalities_all_weigh_nothing_is_their_mean():
+    embeds = {"image": torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "record": torch.tensor([[0.0, 1.0], [0.0, -1.0]])}
+    found = together(embeds, {"image": 2.0, "record": 0.0})
+    assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
