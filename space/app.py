@@ -43,6 +43,7 @@ from search import (  # noqa: E402
 HERE = Path(__file__).parent
 TITLE = "Gap-closed CLIP: images and texts in one space"
 BY_TEXT, BY_IMAGE, BY_RECORD, BY_BOTH = "a text", "an image", "a record", "an image and a record"
+SHOWN_BY = (BY_TEXT,), (BY_IMAGE, BY_BOTH), (BY_RECORD, BY_BOTH)  # of the three columns of inputs
 WANTED = {"images and captions together": ("image", "text"), "images": ("image",), "captions": ("text",)}
 QUERIES = [
     "Chest radiograph with pleural effusion.",
@@ -220,26 +221,15 @@ def search_tab(handlers: Handlers) -> None:
             with gr.Column(min_width=340):
                 outputs.append(gr.HTML(value))
     by.change(
-        lambda value: [
-            gr.update(visible=value == BY_TEXT),
-            gr.update(visible=value in (BY_IMAGE, BY_BOTH)),
-            gr.update(visible=value in (BY_RECORD, BY_BOTH)),
-        ],
+        lambda value: [gr.update(visible=value in shown) for shown in SHOWN_BY],
         by,
         [text_column, image_column, record_column],
         api_visibility="private",
         show_progress="hidden",
     )
     search = friendly(handlers.search)
-    for start in (
-        text.submit,
-        ask.click,
-        go.click,
-        seek.click,
-        wanted.input,
-        picked.success,
-        examples.load_input_event.success,
-    ):
+    chosen = (wanted.input, picked.success, examples.load_input_event.success)
+    for start in (text.submit, ask.click, go.click, seek.click, *chosen):
         start(search, inputs, outputs, **EVENT)
 
 
