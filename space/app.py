@@ -26,6 +26,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 import gradio as gr  # noqa: E402
 from cards import TOP, numbers, results  # noqa: E402
 from projection import draw, fit_view, measure, window_of  # noqa: E402
+from records import RecordForm  # noqa: E402
 from search import (  # noqa: E402
     Engine,
     Gallery,
@@ -41,7 +42,8 @@ from search import (  # noqa: E402
 
 HERE = Path(__file__).parent
 TITLE = "Gap-closed CLIP: images and texts in one space"
-BY_TEXT, BY_IMAGE = "a text", "an image"
+BY_TEXT, BY_IMAGE, BY_RECORD, BY_BOTH = "a text", "an image", "a record", "an image and a record"
+SHOWN_BY = (BY_TEXT,), (BY_IMAGE, BY_BOTH), (BY_RECORD, BY_BOTH)  # of the three columns of inputs
 WANTED = {"images and captions together": ("image", "text"), "images": ("image",), "captions": ("text",)}
 QUERIES = [
     "Chest radiograph with pleural effusion.",
@@ -92,13 +94,15 @@ class Handlers:
     """What the buttons do: each method takes a visitor's inputs and gives a value for each model's panel."""
 
     def __init__(self, engines: list[Engine], gallery: Gallery):
-        self.engines, self.gallery = engines, gallery
+        self.engines, self.gallery, self.form = engines, gallery, RecordForm.of(engines)
         self.mixing = [engine.mixing(TOP) for engine in engines]
         self.pairs = [(e.image_embeds[gallery.pairs[:, 0]], e.text_embeds[gallery.pairs[:, 1]]) for e in engines]
         self.views = [fit_view(image, text, gallery.pairs[:, 1]) for image, text in self.pairs]
 
-    def search(self, by: str, text: str, image: str | None, wanted: str) -> list[str]:
-        query = check_query(text) if by == BY_TEXT else open_image(image)
+    def search(self, by: str, text: str, image: str | None, wanted: str, *fields) -> list[str]:
+        query = check_query(text) if by == BY_TEXT else None if by == BY_RECORD else open_image(image)
+        if self.form and by in (BY_RECORD, BY_BOTH):
+            query = {**({} if query is None else {"image": query}), self.form.name: self.form.read(fields)}
         kinds = WANTED[wanted]
         return [
             results(engine.title, engine.search(query, kinds), self.gallery, kinds, mixing)
@@ -190,7 +194,8 @@ def picker(gallery: Gallery, image: gr.Image):
 def search_tab(handlers: Handlers) -> None:
     gallery = handlers.gallery
     with gr.Row():
-        by = gr.Radio([BY_TEXT, BY_IMAGE], value=BY_TEXT, label="Search by", elem_id="by")
+        ways = [BY_TEXT, BY_IMAGE, *([BY_RECORD, BY_BOTH] if handlers.form else [])]
+        by = gr.Radio(ways, value=BY_TEXT, label="Search by", elem_id="by")
         wanted = gr.Radio(list(WANTED), value=next(iter(WANTED)), label="Look for", elem_id="wanted", scale=2)
     with gr.Column() as text_column:
         with gr.Row(equal_height=True, elem_classes="ask"):
@@ -205,7 +210,10 @@ def search_tab(handlers: Handlers) -> None:
             with gr.Column(min_width=300, scale=2):
                 picked = picker(gallery, image)
         go = gr.Button("Search", variant="primary", elem_id="go")
-    inputs = [by, text, image, wanted]
+    with gr.Column(visible=False) as record_column:
+        fields = handlers.form.inputs() if handlers.form else []
+        seek = gr.Button("Search", variant="primary", elem_id="seek")
+    inputs = [by, text, image, wanted, *fields]
     first = handlers.search(BY_TEXT, QUERIES[0], None, wanted.value)
     with gr.Row(elem_id="found"):
         outputs = []
@@ -213,14 +221,15 @@ def search_tab(handlers: Handlers) -> None:
             with gr.Column(min_width=340):
                 outputs.append(gr.HTML(value))
     by.change(
-        lambda value: [gr.update(visible=value == BY_TEXT), gr.update(visible=value == BY_IMAGE)],
+        lambda value: [gr.update(visible=value in shown) for shown in SHOWN_BY],
         by,
-        [text_column, image_column],
+        [text_column, image_column, record_column],
         api_visibility="private",
         show_progress="hidden",
     )
     search = friendly(handlers.search)
-    for start in (text.submit, ask.click, go.click, wanted.input, picked.success, examples.load_input_event.success):
+    chosen = (wanted.input, picked.success, examples.load_input_event.success)
+    for start in (text.submit, ask.click, go.click, seek.click, *chosen):
         start(search, inputs, outputs, **EVENT)
 
 

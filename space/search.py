@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -144,18 +144,24 @@ class Engine:
         """The text that a label is put into, as the model's configuration says."""
         return getattr(self.pipe.model.config, "hypothesis_template", "{}")
 
-    def embed(self, items: list[str] | list[Image.Image]) -> np.ndarray:
-        """The unit vectors of texts or of images, (N, D) float64."""
+    def embed(self, items: list) -> np.ndarray:
+        """The unit vectors of texts, images or items of other modalities, (N, D) float64."""
         return self.pipe.embed(items).double().numpy()
 
-    def search(self, query: str | Image.Image, kinds: tuple[Kind, ...] = ("image", "text")) -> list[Hit]:
+    def records(self) -> dict[str, Any]:
+        """The processors of the records that the model takes, by the names of their modalities."""
+        further = getattr(self.pipe.processor, "modality_processors", {})
+        return {name: each for name, each in further.items() if hasattr(each, "column_names")}
+
+    def search(self, query: str | Image.Image | dict, kinds: tuple[Kind, ...] = ("image", "text")) -> list[Hit]:
         """
         Rank all items of these kinds by their cosine with the query, the best first.
 
-        The query itself is left out if the gallery holds it.
+        The query itself is left out if the gallery holds it; of a query of several modalities its image is.
         """
         kind_of_query: Kind = "text" if isinstance(query, str) else "image"
-        row_of_query = self.gallery.find(query)
+        known = query.get("image") if isinstance(query, dict) else query
+        row_of_query = None if known is None else self.gallery.find(known)
         (vector,) = self.embed([query])
         embeds = {"image": self.image_embeds, "text": self.text_embeds}
         cosines = {kind: (embeds[kind] @ vector).tolist() for kind in kinds}

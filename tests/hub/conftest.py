@@ -32,9 +32,7 @@ CAPTIONER_CODE = [
     "captioning_gap_closed_clip.py",
     "decoder_gap_closed_clip.py",
 ]
-# Only with the image processor in it, which a CLIP of open_clip brings along.
-OPEN_CLIP_CODE = ["image_processing_gap_closed_clip.py"]
-CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER_CODE + OPEN_CLIP_CODE]
+CODE = [path.name for path in MODEL.glob("*_gap_closed_clip.py") if path.name not in CAPTIONER_CODE]
 # Put before a script that runs where the package is not installed.
 WITHOUT_PACKAGE = """
 import sys
@@ -133,7 +131,8 @@ def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
         handler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(handler)
     # The next folder has its own.
-    del sys.modules["images_gap_closed_clip"], sys.modules["handler_requests"]
+    for name in ("images_gap_closed_clip", "handler_modalities", "handler_requests"):
+        del sys.modules[name]
     return handler, sys.modules.pop("handler_images")
 
 

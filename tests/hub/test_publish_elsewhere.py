@@ -134,7 +134,10 @@ def check_pipelines(found: dict, model: GapClosedClipModel, processor: GapClosed
 # What the pipeline of the repository is made of.
 PIPELINE = {
     "dicom_gap_closed_clip.py",
+    "fetch_gap_closed_clip.py",
+    "fusion_gap_closed_clip.py",
     "images_gap_closed_clip.py",
+    "items_gap_closed_clip.py",
     "load_images_gap_closed_clip.py",
     "pipeline_gap_closed_clip.py",
 }

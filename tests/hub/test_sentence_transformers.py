@@ -21,6 +21,8 @@ from gap_closed_clip.model.configuration_gap_closed_clip import EMBEDDER
 from gap_closed_clip.model.images_gap_closed_clip import to_rgb
 
 from .conftest import WITHOUT_PACKAGE, save_folder
+from .modality_models import RECORDS, WEIGHTS, model_of_four, processor_of_four, spectrogram
+from .modality_models import embeds_of as embeds_of_four
 
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
@@ -196,7 +198,7 @@ def test_modules_of_others_are_not_run(model_folder, name):
 def test_other_embeddings_are_not_published(online, model_folder):
     path = model_folder / "sentence_transformers_gap_closed_clip.py"
     code = path.read_text()
-    path.write_text(code.replace("else normalize(embeds", "else -normalize(embeds"))
+    path.write_text(code.replace("found = together(", "found = -together("))
     assert path.read_text() != code
     with pytest.raises(ValueError, match="encoded of a clean process differ from this package's by"):
         publish(model_folder, "tester/demo", trust_remote_code=True)
@@ -274,3 +276,28 @@ def test_its_evaluator_gives_our_recall_on_real_pairs(tiny_model, tiny_processor
     spread(tiny_model, tiny_processor, pairs)
     folder = save_folder(tmp_path / "model", tiny_model, tiny_processor)
     check_recall(folder, tiny_model, tiny_processor, pairs)
+
+
+# Further modalities.
+
+
+def test_records_and_items_with_them(tiny_processor, images, tmp_path):
+    processor, model = processor_of_four(tiny_processor), model_of_four(fusion_weights=WEIGHTS)
+    folder = save_folder(tmp_path / "four", model, processor)
+    encoder = sentence_transformers.SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    rgb = [to_rgb(image) for image in images]
+    sounds = [spectrogram(0)]
+    single = embeds_of_four(model, processor, image=rgb, text=TEXTS[:1], record=RECORDS, audio=sounds)
+    items = [{"record": RECORDS[1]}, images[0], {"image": images[1], "record": RECORDS[0]}, {"audio": sounds[0]}]
+    both = WEIGHTS["image"] * single["image"][1] + WEIGHTS["record"] * single["record"][0]
+    expected = [single["record"][1], single["image"][0], normalize(both, dim=0), single["audio"][0], single["text"][0]]
+    found = encoder.encode([*items, TEXTS[0]], batch_size=3, convert_to_tensor=True)
+    torch.testing.assert_close(found, torch.stack(expected), atol=1e-5, rtol=0)
+    alone = encoder.encode({"record": RECORDS[0]}, convert_to_tensor=True)
+    torch.testing.assert_close(alone, single["record"][0], atol=1e-5, rtol=0)
+    for item, message in (
+        ({"record": {"age": "old"}}, r"inputs\[0\], record: field 'age': 'old' is no number"),
+        ({"record": RECORDS[0], "video": 3}, "has the entries record, video: an item has image, text, record, audio"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder.encode([item])

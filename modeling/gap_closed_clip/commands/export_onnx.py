@@ -1,4 +1,4 @@
-"""Export both towers of a trained model to ONNX, with what is needed to use them without torch.
+"""Export all towers of a trained model to ONNX, with what is needed to use them without torch.
 
     gap-closed-clip export-onnx outputs/demo --check            # into outputs/demo/onnx
     gap-closed-clip export-onnx owner/name exported --check     # of the Hub
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> None:
     _show(differences)
     if is_captioner(args.model):
         print("The decoder is not exported: these files embed, and write no captions.")
-    print(f"vision_model.onnx and text_model.onnx are in {args.output}; README.md there shows their use.")
+    files = ["vision_model.onnx", "text_model.onnx", *(f"{name}.onnx" for name in model.config.modalities or {})]
+    print(f"{', '.join(files[:-1])} and {files[-1]} are in {args.output}; README.md there shows their use.")
 
 
 def after_interrupt(args: argparse.Namespace) -> str:

@@ -30,6 +30,7 @@ from ..evaluation.report import ROWS
 from ..model.configuration_gap_closed_clip import MODULES_FILE, GapClosedClipConfig, Weight
 from ..training import RunConfig
 from . import requirements
+from .card_modalities import read_modalities, told_in_captions
 from .facts import read_adapter, read_evaluation, read_run, read_size
 
 
@@ -45,7 +46,9 @@ EVAL_RESULTS = ".eval_results"
 # Those metrics that the metadata names; the table on the card has all of them.
 GAP = ("modality_gap", "debiased_modality_gap", "true_pair_cosine", "margin")
 CAPTION_HEADLINES = ("coco_bleu_4", "rouge_l", "meteor", "cider_d", "clip_score")
-HEADLINES = (*GAP, "text_to_image_recall@10", "image_to_text_recall@10", "v_measure", *CAPTION_HEADLINES)
+OF_EVERY_PAIR = ("mean_over_pairs_debiased_modality_gap", "mean_over_pairs_margin", "mean_over_pairs_recall@10")
+RECALLS = ("text_to_image_recall@10", "image_to_text_recall@10")
+HEADLINES = (*GAP, *RECALLS, "v_measure", *OF_EVERY_PAIR, *CAPTION_HEADLINES)
 TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "Centroid Uniformity"}
 
 
@@ -167,7 +170,7 @@ def _label(name: str, own: DataArguments) -> str:
 
 def _headlines(measured: dict[str, float]) -> dict[str, float]:
     """Those of HEADLINES that were measured, with their values."""
-    return {metric: measured[metric] for metric in HEADLINES if metric in measured}
+    return {metric: measured[metric] for metric in HEADLINES if metric in measured and metric in ROWS}
 
 
 def _measured_sources(evaluation: dict[str, Any]) -> list[tuple[str, str, DataArguments, dict[str, float]]]:
@@ -274,6 +277,8 @@ def _facts(
         "table": evaluation and metrics_report(evaluation["results"], evaluation["sources"]),
         "figures": [name for name in (*FIGURES, *_public_captions(evaluation)) if (folder / name).is_file()],
         "captioning": run and run["config"].captioning,
+        "modalities": read_modalities(folder, model_config),
+        "told": told_in_captions(evaluation["results"][evaluation["name"]]) if evaluation else {},
         "public_name": _public_name,
         "public_sources": _public_sources,
         "public_split": _public_split,

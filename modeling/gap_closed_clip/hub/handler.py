@@ -18,6 +18,11 @@ other fields tell it, except for a lone base64 string without labels.
   each image. With such a model it is the task of a lone base64 string and of an image with one `text`; a lone
   `{"image": image}` is embedded, unless the task or one of these parameters is given.
 
+A model of further modalities takes them by their names: inputs `{"record": {"age": 62, "sex": "female"}}` or
+`{"records": [{...}]}`, beside images and texts or alone, which gives `record_embeds`; an item `{"record": {...}}`. An
+array is a nested list, `{"audio": [[...]]}`, several are `{"audios": [...]}`. An item of several modalities,
+`{"image": image, "record": {...}}`, is the weighted sum of their embeddings (`fusion_weights` of the model's config).
+
 An image is base64 of a file, with or without `data:...;base64,` before it (in Python also bytes or a PIL image). URLs
 are not fetched, and paths are not opened. 16-bit gray is scaled to its own range and transparency laid on black, as in
 training.
@@ -27,6 +32,7 @@ the log has the traceback). Hugging Face's own toolkit answers HTTP 400 with `{"
 these numbers are for other callers.
 """
 
+import importlib
 import logging
 import sys
 import threading
@@ -34,6 +40,7 @@ import uuid
 from typing import Any
 
 import torch
+from handler_modalities import MAX_ARRAYS, MAX_RECORDS, is_array, is_image, is_record, read_sample
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -42,6 +49,7 @@ from handler_images import RequestError, read_image
 from handler_requests import (
     CAPTIONS,
     PARAMETERS,
+    SEVERAL,
     Item,
     as_list,
     check_names,
@@ -87,6 +95,10 @@ class EndpointHandler:
         self.model = loaded.gap_closed_clip if has_decoder else loaded
         self.tasks = [task for task in PARAMETERS if has_decoder or task != CAPTIONS]
         self.processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+        self.names = tuple(self.model.config.modality_names)
+        self.further = {name: self.processor.modality_processors[name] for name in self.names[2:]}
+        package = type(self.model).__module__.rpartition(".")[0]  # of the code beside the weights
+        self._together = importlib.import_module(".items_gap_closed_clip", package).together
         # A tokenizer can't be set to another padding while it runs in another thread; and forward passes side by side
         # need twice the memory and are no faster.
         self._lock = threading.Lock()
@@ -137,15 +149,18 @@ class EndpointHandler:
         return ranked if many else ranked[0]
 
     def _embeddings(self, inputs: Any) -> dict[str, list[list[float]]]:
-        images, texts = [], []
         if isinstance(inputs, dict):
-            check_names(inputs, ("image", "images", "text", "texts"), "inputs of embeddings")
-            images, texts = listed(inputs, "image")[0], listed(inputs, "text")[0]
+            check_names(
+                inputs, tuple(key for name in self.names for key in (name, f"{name}s")), "inputs of embeddings"
+            )
+            arrays = [name for name in self.further if is_array(self.further[name])]
+            items = [item for name in self.names for item in listed(inputs, name, name in arrays)[0]]
         else:
-            images = images_of(inputs)[0]
-        embeds = self.embed([*images, *texts]).tolist()
-        found = {"image_embeds": embeds[: len(images)], "text_embeds": embeds[len(images) :]}
-        return {name: rows for name, rows in found.items() if rows}
+            items = images_of(inputs)[0]
+        rows: dict[str, list] = {}
+        for item, vector in zip(items, self.embed(items).tolist(), strict=True):
+            rows.setdefault(f"{item.kind}_embeds", []).append(vector)
+        return rows
 
     def _retrieve(self, inputs: Any, parameters: dict) -> list:
         if not isinstance(inputs, dict) or not {"query", "gallery"} <= inputs.keys():
@@ -157,11 +172,12 @@ class EndpointHandler:
         gallery = inputs["gallery"]
         if not isinstance(gallery, list) or not gallery:
             raise RequestError("inputs.gallery is a list of texts and images, or of embeddings, and not empty.")
-        items = [item_of(query, f"inputs.query[{i}]" if many else "inputs.query") for i, query in enumerate(queries)]
+        fields = [f"inputs.query[{i}]" if many else "inputs.query" for i in range(len(queries))]
+        items = [item_of(query, field, self.names) for query, field in zip(queries, fields, strict=True)]
         if isinstance(gallery[0], list):
             gallery_embeds, query_embeds = vectors_of(gallery, self.model.config.projection_dim), self.embed(items)
         else:
-            items += [item_of(entry, f"inputs.gallery[{i}]") for i, entry in enumerate(gallery)]
+            items += [item_of(entry, f"inputs.gallery[{i}]", self.names) for i, entry in enumerate(gallery)]
             embeds = self.embed(items)
             query_embeds, gallery_embeds = embeds[: len(queries)], embeds[len(queries) :]
         best = (query_embeds @ gallery_embeds.T).topk(min(top_k, len(gallery_embeds)))
@@ -208,19 +224,60 @@ class EndpointHandler:
 
     def embed(self, items: list[Item]) -> Tensor:
         """
-        Images and texts, in any order, to unit vectors (N, D) on the CPU.
+        Items in any order to unit vectors (N, D) on the CPU.
 
         Raises:
             RequestError: an item that can't be read, or too many of them.
         """
-        images, texts = ([item for item in items if item.kind == kind] for kind in ("image", "text"))
-        check_number(images, MAX_IMAGES)
-        check_number(texts, MAX_TEXTS)
-        texts = [check_text(item.value, item.field) for item in texts]
+        vectors = iter(self._vectors([part for item in items for part in _parts(item)]))
+        rows: list[Tensor] = []
+        for item in items:
+            own: dict[str, Tensor] = {part.kind: next(vectors) for part in _parts(item)}
+            if len(own) == 1:
+                rows += own.values()
+            else:
+                own = {kind: vector.unsqueeze(0) for kind, vector in own.items()}
+                rows.append(self._together(own, self.model.config.fusion_weights)[0])
+        return torch.stack(rows)
+
+    def _vectors(self, items: list[Item]) -> list[Tensor]:
+        """A unit vector (D,) of each item, each of one modality."""
+        sorted_items = {name: [item for item in items if item.kind == name] for name in self.names}
+        for name, own in sorted_items.items():
+            check_number(own, self._limit(name))
+        texts = [check_text(item.value, item.field) for item in sorted_items.pop("text")]
         # One after the other, so that only one image of full size is in memory.
-        pixels = [self._pixels(item) for item in images]
+        pixels = [self._pixels(item) for item in sorted_items.pop("image")]
         rows = {"image": iter(self._encode(pixels, "image")), "text": iter(self._encode(texts, "text"))}
-        return torch.stack([next(rows[item.kind]) for item in items])
+        for name, own in sorted_items.items():
+            rows[name] = iter(self._encode_further(name, own))
+        return [next(rows[item.kind]) for item in items]
+
+    def _limit(self, name: str) -> int:
+        """How many of a modality a request may have."""
+        if name == "text":
+            return MAX_TEXTS
+        if name == "image" or is_image(self.further[name]):
+            return MAX_IMAGES
+        return MAX_RECORDS if is_record(self.further[name]) else MAX_ARRAYS
+
+    def _encode_further(self, name: str, items: list[Item]) -> list[Tensor]:
+        """Unit vectors (D,) of a further modality's items, those of one shape in batches."""
+        inputs = []
+        for item in items:
+            value = read_sample(self.further[name], item.value, item.field)
+            inputs.append(dict(self.processor(**{name: [value]}, return_tensors="pt")))
+        rows: list[Tensor] = []
+        while len(rows) < len(inputs):
+            batch = inputs[len(rows) : len(rows) + BATCH_SIZE]
+            shapes = [{key: tensor.shape for key, tensor in each.items()} for each in batch]
+            alike = next((i for i, shape in enumerate(shapes) if shape != shapes[0]), len(batch))  # sounds differ
+            joined = {key: torch.cat([each[key] for each in batch[:alike]]) for key in batch[0]}
+            joined = {key: x.to(self.model.dtype) if x.is_floating_point() else x for key, x in joined.items()}
+            with self._lock, torch.inference_mode():
+                joined = {key: tensor.to(self.model.device) for key, tensor in joined.items()}
+                rows += self.model(**joined).embeds[name].float().cpu()
+        return rows
 
     def _encode(self, values: list, kind: str) -> list[Tensor]:
         """Unit vectors (D,) of pixels (1, 3, height, width), or of texts, a batch at a time."""
@@ -244,3 +301,8 @@ class EndpointHandler:
         """The image tower's input for an image, (1, 3, height, width)."""
         image = read_image(item.value, item.field)
         return self.processor(images=[image], return_tensors="pt")["pixel_values"]
+
+
+def _parts(item: Item) -> list[Item]:
+    """The items of one modality that an item is made of."""
+    return item.value if item.kind == SEVERAL else [item]

@@ -32,11 +32,14 @@ OTHER_NAMES = dict.fromkeys(("image-to-text", "image-captioning", "caption", "ca
 GENERATION = "generation_parameters"
 
 
-class Item(NamedTuple):
-    """An image or a text of a request."""
+SEVERAL = "several"
 
-    kind: str  # "image" or "text"
-    value: Any
+
+class Item(NamedTuple):
+    """An image, a text or another modality of a request; or several of them together."""
+
+    kind: str  # "image", "text", a further modality; or SEVERAL
+    value: Any  # of SEVERAL a list of items
     field: str  # that holds it, for messages, e.g. "inputs.gallery[3]"
 
 
@@ -182,9 +185,12 @@ def images_of(inputs: Any) -> tuple[list[Item], bool]:
     return [Item("image", value, f"inputs[{i}]" if many else "inputs") for i, value in enumerate(values)], many
 
 
-def listed(inputs: dict, kind: str) -> tuple[list[Item], bool]:
+def listed(inputs: dict, kind: str, is_list: bool = False) -> tuple[list[Item], bool]:
     """
     What inputs has under `kind` or its plural, each of them one value or a list; and whether it was a list.
+
+    Args:
+        is_list: one value is a list itself; several are under the plural.
 
     Raises:
         RequestError: an empty list, or both names.
@@ -195,7 +201,8 @@ def listed(inputs: dict, kind: str) -> tuple[list[Item], bool]:
     if not names:
         return [], False
     field = f"inputs.{names[0]}"
-    values, many = as_list(inputs[names[0]], field)
+    value = inputs[names[0]]
+    values, many = ([value], False) if is_list and names[0] == kind else as_list(value, field)
     return [Item(kind, value, f"{field}[{i}]" if many else field) for i, value in enumerate(values)], many
 
 
@@ -213,21 +220,25 @@ def as_list(value: Any, field: str) -> tuple[list, bool]:
     return value, True
 
 
-def item_of(value: Any, field: str) -> Item:
+def item_of(value: Any, field: str, names: tuple[str, ...] = ("image", "text")) -> Item:
     """
     A query or an entry of a gallery. A string is a text, as in the image-text-retrieval pipeline.
 
+    Args:
+        names: of the model's modalities.
+
     Raises:
-        RequestError: it is neither a text nor an image.
+        RequestError: it is neither a text nor an image nor an object of modalities.
     """
-    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in ("image", "text"):
-        kind, value = next(iter(value.items()))
-        return Item(kind, value, f"{field}.{kind}")
+    if isinstance(value, dict) and value and set(value) <= set(names):
+        parts = [Item(kind, part, f"{field}.{kind}") for kind, part in value.items()]
+        return parts[0] if len(parts) == 1 else Item(SEVERAL, parts, field)
     if isinstance(value, str):
         return Item("text", value, field)
     if isinstance(value, bytes | Image.Image):
         return Item("image", value, field)
-    raise RequestError(f'{field} is {kind_of(value)}: send a text, {{"text": text}} or {{"image": base64}}.')
+    further = "".join(f', {{"{name}": ...}}' for name in names[2:])
+    raise RequestError(f'{field} is {kind_of(value)}: send a text, {{"text": text}}{further} or {{"image": base64}}.')
 
 
 def vectors_of(rows: list, dim: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Exports both towers to ONNX files, with what is needed to use them without torch and transformers."""
+"""Exports all towers to ONNX files, with what is needed to use them without torch and transformers."""
 
 import contextlib
 import copy
@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import longest_text
 from .onnx_check import CHECK, Difference, OnnxMismatch, check_onnx, import_onnxruntime
+from .onnx_further import FurtherEncoder, example_inputs, further_files
 from .onnx_preprocessing import (
     PREPROCESSING,
     TEXT_MODEL,
@@ -30,17 +31,23 @@ from .onnx_preprocessing import (
     size_step,
     tokenizer_of,
 )
+from .samples import check_modalities
 
 
 # The oldest that torch's exporter writes without converting: old runtimes and browsers read it.
 OPSET = 18
 # A protobuf file, which an .onnx is, holds less than 2 GiB.
 LARGEST_FILE = 2**31 - 2**26
-# All that an export can write: a folder of these alone may be replaced by another.
+# What an export writes, beside the files of further modalities (`files_of`).
 FILES = (
     *(VISION_MODEL, f"{VISION_MODEL}_data", TEXT_MODEL, f"{TEXT_MODEL}_data"),
     *(PREPROCESSING, TOKENIZER, CHECK, "README.md"),
 )
+
+
+def files_of(modalities: Iterable[str]) -> tuple[str, ...]:
+    """All that an export can write of a model with these further modalities."""
+    return (*FILES, *(file for name in modalities for file in further_files(name)))
 
 
 class ImageEncoder(nn.Module):
@@ -78,7 +85,9 @@ def export_onnx(
     external_data: bool = False,
 ) -> list[Difference]:
     """
-    Writes `vision_model.onnx`, `text_model.onnx`, `preprocessing.json`, `tokenizer.json` and `README.md`.
+    Writes `vision_model.onnx`, `text_model.onnx`, `preprocessing.json`, `tokenizer.json` and `README.md`; and for each
+    further modality `{name}.onnx`, whose inputs have its tower's names (`numbers`, `numbers_mask`, `categories` of a
+    record), with its processor's settings in `preprocessing.json`.
 
     The files take any batch and any text length up to the tower's, images of the processor's size (of any size where
     the tower takes any, except one with TensorFlow's padding) and give unit vectors in float32, centered as at
@@ -109,6 +118,7 @@ def export_onnx(
         import_onnxruntime()  # before the minutes that an export of large towers takes
     _import_exporter()
     _refuse_adapters(model)
+    check_modalities(model, processor)
     name = name or Path(model.name_or_path).name or model.config.model_type
     max_length = min(processor.tokenizer.model_max_length, longest_text(model.config.text_config))
     description = describe(model, processor, name, max_length, OPSET) | {"weights": weights}
@@ -117,6 +127,10 @@ def export_onnx(
     with _new_folder(Path(folder), overwrite) as draft:
         _export_images(exported, processor, draft, external_data)
         _export_texts(exported, max_length, draft, external_data)
+        for modality, inputs in example_inputs(processor).items():
+            axes = {0: torch.export.Dim("batch_size")}
+            encoder = FurtherEncoder(exported, modality, tuple(inputs))
+            _export(encoder, inputs, axes, f"{modality}_embeds", draft, external_data, f"{modality}.onnx")
         tokenizer.save(str(draft / TOKENIZER))
         _write(draft / PREPROCESSING, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
         _write(draft / "README.md", readme(description))
@@ -130,7 +144,7 @@ def float32_model(model: GapClosedClipModel) -> GapClosedClipModel:
     if is_plain and not any(module.training for module in model.modules()):
         return model
     model = copy.deepcopy(model).cpu().float().eval()
-    for module in model.vision_model.modules():
+    for module in [*model.vision_model.modules(), *model.modality_towers.modules()]:
         # Tables of positions, computed and never saved: those of a bfloat16 model are rounded to it.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
@@ -146,7 +160,9 @@ def _export_images(
     if step is not None:
         axes |= {2: _multiple("height", step[0]), 3: _multiple("width", step[1])}
     pixel_values = torch.zeros(2, 3, height, width)
-    _export(ImageEncoder(model), {"pixel_values": pixel_values}, axes, "image_embeds", folder, external_data)
+    _export(
+        ImageEncoder(model), {"pixel_values": pixel_values}, axes, "image_embeds", folder, external_data, VISION_MODEL
+    )
 
 
 def _export_texts(model: GapClosedClipModel, max_length: int, folder: Path, external_data: bool) -> None:
@@ -155,24 +171,31 @@ def _export_texts(model: GapClosedClipModel, max_length: int, folder: Path, exte
     attention_mask = ids.clone()
     attention_mask[0, -2:] = 0  # padding, so that no path is taken that holds without it only
     inputs = {"input_ids": ids, "attention_mask": attention_mask, "token_type_ids": torch.zeros_like(ids)}
-    _export(TextEncoder(model), inputs, axes, "text_embeds", folder, external_data)
+    _export(TextEncoder(model), inputs, axes, "text_embeds", folder, external_data, TEXT_MODEL)
 
 
 def _export(
-    encoder: nn.Module, inputs: dict[str, Tensor], axes: dict, output: str, folder: Path, external_data: bool
+    encoder: nn.Module,
+    inputs: dict[str, Tensor],
+    axes: dict,
+    output: str,
+    folder: Path,
+    external_data: bool,
+    name: str,
 ) -> None:
     """Writes one tower to its file; the `axes` of every input can vary."""
     import onnx_ir  # of onnxscript
 
-    name = VISION_MODEL if output == "image_embeds" else TEXT_MODEL
+    is_further = isinstance(encoder, FurtherEncoder)  # which takes them in their order
     try:
         with _quiet(), torch.no_grad():
             program: Any = torch.onnx.export(
                 encoder.eval(),
-                kwargs=inputs,
+                tuple(inputs.values()) if is_further else (),
+                kwargs={} if is_further else inputs,
                 input_names=list(inputs),
                 output_names=[output],
-                dynamic_shapes=dict.fromkeys(inputs, axes),
+                dynamic_shapes=((axes,) * len(inputs),) if is_further else dict.fromkeys(inputs, axes),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -252,7 +275,8 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
 def _check_replaceable(folder: Path, overwrite: bool) -> None:
     if not (folder / PREPROCESSING).is_file():
         raise FileExistsError(f"{folder} exists and is no earlier ONNX export: name another folder, or remove it.")
-    foreign = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    own = files_of(_exported_modalities(folder))
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:
         raise FileExistsError(
             f"{folder} holds what no export wrote, {foreign[0]}: move it away, or name another folder."
@@ -261,8 +285,16 @@ def _check_replaceable(folder: Path, overwrite: bool) -> None:
         raise FileExistsError(f"{folder} exists: name another folder, or replace it with --overwrite.")
 
 
+def _exported_modalities(folder: Path) -> list[str]:
+    """The further modalities of an earlier export."""
+    try:
+        return list(json.loads((folder / PREPROCESSING).read_text(encoding="utf-8")).get("modalities", {}))
+    except (ValueError, AttributeError):
+        return []
+
+
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-__all__ = ["FILES", "Difference", "OnnxMismatch", "check_onnx", "export_onnx", "float32_model"]
+__all__ = ["FILES", "Difference", "OnnxMismatch", "check_onnx", "export_onnx", "files_of", "float32_model"]

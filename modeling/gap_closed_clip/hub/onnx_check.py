@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from .onnx_further import further_batches
 from .onnx_preprocessing import PREPROCESSING, TEXT_MODEL, TOKENIZER, VISION_MODEL, example_size, size_step
 
 
@@ -33,9 +34,9 @@ class Difference:
     """Largest absolute difference between a file's and the model's embeddings of one batch.
 
     Args:
-        file: `vision_model.onnx` or `text_model.onnx`.
+        file: `vision_model.onnx`, `text_model.onnx`, or a further modality's, `record.onnx`.
         inputs: what the batch holds, e.g. "random, padded".
-        shape: of `pixel_values` or `input_ids`, the batch first.
+        shape: of `pixel_values`, `input_ids`, or what a further tower takes first, the batch first.
         maximum: that largest difference.
     """
 
@@ -60,7 +61,7 @@ def check_onnx(
     model: GapClosedClipModel, processor: GapClosedClipProcessor, folder: str | Path, tolerance: float = 1e-5
 ) -> list[Difference]:
     """
-    Runs both files in onnxruntime and compares them with the model; the differences go into the folder's `check.json`.
+    Runs all files in onnxruntime and compares them with the model; the differences go into the folder's `check.json`.
 
     Batches of 1 and 5 are compared: of random numbers, texts short and as long as can be, with and without padding; of
     images and sentences through the processor. So are the tokens of `tokenizer.json` with the processor's.
@@ -83,12 +84,17 @@ def check_onnx(
         VISION_MODEL: _image_batches(model, processor),
         TEXT_MODEL: _text_batches(model, processor, max_length),
     }
+    for name in processor.modality_processors:
+        batches[f"{name}.onnx"] = further_batches(processor, name, BATCH_SIZES)
     differences = []
     for file, named_batches in batches.items():
         session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        taken = [each.name for each in session.get_inputs()]  # a record without numbers has none in its graph
         for inputs, batch in named_batches:
-            found = session.run(None, {name: value.numpy() for name, value in batch.items()})[0]
-            maximum = float(np.abs(found - _embed(model, batch)).max())
+            found = session.run(None, {name: batch[name].numpy() for name in taken})[0]
+            modality = file.removesuffix(".onnx")
+            prefix = "" if file in (VISION_MODEL, TEXT_MODEL) else f"{modality}_"
+            maximum = float(np.abs(found - _embed(model, batch, prefix)).max())
             differences.append(Difference(file, inputs, list(next(iter(batch.values())).shape), maximum))
     _raise_if_above(tolerance, differences)
     content = {
@@ -127,11 +133,11 @@ def import_onnxruntime():
     return onnxruntime
 
 
-def _embed(model: GapClosedClipModel, batch: dict[str, Tensor]) -> np.ndarray:
-    """The embeddings that the model's forward gives, (B, D)."""
+def _embed(model: GapClosedClipModel, batch: dict[str, Tensor], prefix: str = "") -> np.ndarray:
+    """The embeddings that the model's forward gives, (B, D); `prefix` is put before the inputs' names."""
     with torch.no_grad():
-        outputs = model(**batch)
-    return (outputs.image_embeds if outputs.text_embeds is None else outputs.text_embeds).numpy()
+        outputs = model(**{f"{prefix}{name}": value for name, value in batch.items()})
+    return next(iter(outputs.embeds.values())).numpy()
 
 
 def _image_batches(

@@ -12,6 +12,7 @@ from .. import __version__
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import patch_size
+from .onnx_further import describe_further, further_readme, further_rows
 
 
 VISION_MODEL, TEXT_MODEL = "vision_model.onnx", "text_model.onnx"
@@ -29,6 +30,7 @@ def describe(
         ValueError: the image processor resizes or pads in a way that isn't described here.
     """
     step = size_step(model)
+    further = describe_further(processor)
     return {
         "model": name,
         "image": {
@@ -53,6 +55,7 @@ def describe(
             "padding_id": processor.tokenizer.pad_token_id,
             "dtype": "int64",
         },
+        **({"modalities": further} if further else {}),
         "embedding": {"dimension": model.config.projection_dim, "dtype": "float32", "unit_length": True},
         "logit_scale": min(model.logit_scale.detach().double().exp().item(), float(model.config.max_logit_scale)),
         "logit_bias": float(model.config.logit_bias),
@@ -157,6 +160,8 @@ def readme(description: dict[str, Any]) -> str:
         mode='.convert(settings["mode"])' if image["mode"] else "",
         steps="\n".join(f"    {line}" for line in _example_steps(image)),
         opset=description["opset"],
+        further_rows="".join(further_rows(description)),
+        further=further_readme(description),
         accuracy=ACCURACY_OF_FIXED_SIZE if "width" in (image["resize"] or {}) else ACCURACY,
     )
 
@@ -197,7 +202,7 @@ README = Template("""\
 `image_embeds` (batch, $dimension) |
 | `text_model.onnx` | `input_ids`, `attention_mask`, `token_type_ids` (batch, length) int64, length up to \
 $max_length | `text_embeds` (batch, $dimension) |
-
+$further_rows
 The embeddings are float32 unit vectors in one space: their products are cosines. `preprocessing.json` says what
 becomes of an image and of a text before, what the cosines are multiplied by for class probabilities (`logit_scale`),
 and the sentence that a class name is put into. `tokenizer.json` is the tokenizer; lower-casing, cutting and padding
@@ -236,6 +241,6 @@ logits = description["logit_scale"] * cosines + description["logit_bias"]
 
 This is for upright, opaque images of 8 bits. The model's own processor resizes with torchvision, the example with
 Pillow: a few pixel values in a thousand come out one of 255 levels apart$accuracy.
-""")
+$further""")
 
 __all__ = ["describe", "example_size", "readme", "size_step", "tokenizer_of"]

@@ -119,7 +119,7 @@ def publish(
         files = published(stage)
         sizes = {name: path.stat().st_size for name, path in files.items()}
         with _hub_errors(repo_id):
-            changes, url = _send(HfApi(token=token), repo_id, files, private, message, dry_run)
+            changes, url = _send(HfApi(token=token), repo_id, stage, files, private, message, dry_run)
     return Publication(repo_id, changes, sizes, left_out(folder, list(files)), [*remarks, *problems], url)
 
 
@@ -197,7 +197,13 @@ def check_access(repo_id: str, token: str | None = None) -> str:
 
 
 def _send(
-    api: HfApi, repo_id: str, files: dict[str, Path], private: bool, message: str | None, dry_run: bool
+    api: HfApi,
+    repo_id: str,
+    stage: Path,
+    files: dict[str, Path],
+    private: bool,
+    message: str | None,
+    dry_run: bool,
 ) -> tuple[dict[str, str], str | None]:
     """Path -> what becomes of it in the repository, and the URL of the commit; a dry run makes none."""
     try:
@@ -207,7 +213,7 @@ def _send(
             raise
         return dict.fromkeys(files, "?"), None
     changes = {name: "present" if name in remote else "new" for name in files}
-    changes |= {name: "deleted" for name in remote if name not in files and replaced(name)}
+    changes |= {name: "deleted" for name in remote if name not in files and replaced(name, stage)}
     return changes, None if dry_run else _commit(api, repo_id, changes, files, head, private, message)
 
 

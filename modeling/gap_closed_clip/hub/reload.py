@@ -22,13 +22,14 @@ from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGenera
 from ..model.configuration_gap_closed_clip import MODULES_FILE
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
+from .samples import check_modalities, made_up
 
 
 # Folders of the code that travels with a model: the endpoint's, and the model's.
 HUB = Path(__file__).parent
 MODEL = HUB.parent / "model"
 # The endpoint's code, which a publication puts beside the model's.
-HANDLER = ("handler.py", "handler_images.py", "handler_requests.py")
+HANDLER = ("handler.py", "handler_images.py", "handler_modalities.py", "handler_requests.py")
 TOLERANCE = 1e-4
 MINUTES = 30
 TEXTS = ["Chest radiograph.", "Axial CT image of the abdomen."]
@@ -47,7 +48,9 @@ class NotInstalled(MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, NotInstalled())
-folder, base, out, *texts = sys.argv[1:]
+folder, base, out, samples, *texts = sys.argv[1:]
+import json
+
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -60,16 +63,19 @@ if base:
     model = PeftModel.from_pretrained(model, folder).merge_and_unload().eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 image = Image.linear_gradient("L").convert("RGB")
-inputs = processor(images=[image], text=texts, return_tensors="pt", padding=True, truncation=True)
+sent = json.loads(Path(samples).read_text(encoding="utf-8"))
+further = {name: [image if value is None else value for value in values] for name, values in sent.items()}
+inputs = processor(images=[image], text=texts, **further, return_tensors="pt", padding=True, truncation=True)
 with torch.inference_mode():
     outputs = model(**inputs)
-embeds = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
+embeds = {f"{name}_embeds": found for name, found in outputs.embeds.items()}
 if not base:
     sys.path.insert(0, folder)  # as Inference Endpoints do
     from handler import EndpointHandler
 
     endpoint = EndpointHandler(folder)
-    answer = endpoint({"inputs": {"texts": texts}})
+    sent = {f"{name}s": values for name, values in further.items()}
+    answer = endpoint({"inputs": {"texts": texts, **sent}})
     assert "error" not in answer, answer
     if "image-text-to-text" in endpoint.tasks:
         from transformers import AutoModelForImageTextToText
@@ -152,9 +158,9 @@ def check_reload(folder: Path, base: Path | None = None, trained: Path | None = 
     Raises:
         ValueError: it does not load there, or gives other embeddings or another caption.
     """
-    expected = _outputs(trained or folder)
+    expected, samples = _outputs(trained or folder)
     with tempfile.TemporaryDirectory() as home:
-        found = _run_clean_process(folder, base, Path(home))
+        found = _run_clean_process(folder, base, samples, Path(home))
     if "encoded" in found:  # by sentence-transformers, where it is installed
         expected["encoded"] = torch.cat([expected["image_embeds"], expected["text_embeds"]])
     for name, value in expected.items():
@@ -166,13 +172,15 @@ def check_reload(folder: Path, base: Path | None = None, trained: Path | None = 
             )
 
 
-def _run_clean_process(folder: Path, base: Path | None, home: Path) -> dict[str, Tensor]:
+def _run_clean_process(folder: Path, base: Path | None, samples: dict[str, list], home: Path) -> dict[str, Tensor]:
     """What CLEAN_PROCESS makes of the folder, with an empty folder as its home."""
     out = home / "embeds.safetensors"
     environment = os.environ | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     # A cache that the user names by the variable would not be a clean start.
     environment.pop("HF_MODULES_CACHE", None)
-    command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(base or ""), str(out), *TEXTS]
+    sent = home / "samples.json"  # a spectrogram is too long for a command line
+    sent.write_text(json.dumps(samples), encoding="utf-8")
+    command = [sys.executable, "-c", CLEAN_PROCESS, str(folder), str(base or ""), str(out), str(sent), *TEXTS]
     try:
         run = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=60 * MINUTES)
     except subprocess.TimeoutExpired as error:
@@ -193,8 +201,8 @@ def _difference(found: Tensor | None, expected: Tensor) -> str | None:
     return None if difference <= TOLERANCE else f" by {difference:.1g}"  # nan is no match either
 
 
-def _outputs(folder: Path) -> dict[str, Tensor]:
-    """What this package's classes make of the image and the texts of CLEAN_PROCESS."""
+def _outputs(folder: Path) -> tuple[dict[str, Tensor], dict[str, list]]:
+    """What this package's classes make of the image, the texts and made-up samples; and these samples, for JSON."""
     # In float32 from the start: a model loaded in bfloat16 keeps rounded rotary tables.
     if is_adapter(folder):
         model, processor = load_checkpoint(folder)
@@ -202,15 +210,17 @@ def _outputs(folder: Path) -> dict[str, Tensor]:
     else:
         model = GapClosedClipModel.from_pretrained(folder, dtype=torch.float32).eval()
         processor = GapClosedClipProcessor.from_pretrained(folder)
-    image = Image.linear_gradient("L").convert("RGB")
-    inputs = processor(images=[image], text=TEXTS, return_tensors="pt", padding=True, truncation=True)
+    check_modalities(model, processor)
+    image, samples = Image.linear_gradient("L").convert("RGB"), made_up(processor)
+    further = {name: [image if value is None else value for value in values] for name, values in samples.items()}
+    inputs = processor(images=[image], text=TEXTS, **further, return_tensors="pt", padding=True, truncation=True)
     with torch.inference_mode():
         outputs = model(**inputs)
-    found = {"image_embeds": outputs.image_embeds, "text_embeds": outputs.text_embeds}
+    found = {f"{name}_embeds": embeds for name, embeds in outputs.embeds.items()}
     if is_captioner(folder):
         model = GapClosedClipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         found["caption_ids"] = model.generate(inputs["pixel_values"], do_sample=False)
-    return found
+    return found, samples
 
 
 def _digest(path: Path) -> bytes:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,12 +24,14 @@ from ..checkpoint import (
     RUN_FILE,
     WEIGHTS,
     digest_of_weights,
+    is_adapter,
 )
 from ..model.configuration_gap_closed_clip import MODULES_FILE
 from ..training import RunConfig
 from . import onnx, onnx_preprocessing, requirements
 from .card import EVAL_RESULTS, EXAMPLES, public_config
 from .facts import read_evaluation, read_run
+from .onnx_further import further_files
 from .reload import HANDLER, HUB
 
 
@@ -61,7 +64,7 @@ PUBLISHED = (
     *CAPTION_FILES,
     f"{EXAMPLES}/*.png",
     f"{EXAMPLES}/*.jpg",
-    *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),
+    *(f"{ONNX_FOLDER}/{name}" for name in onnx.FILES),  # and those of further modalities, see `_patterns`
 )
 # Those of them that publishing writes anew.
 WRITTEN = (*HANDLER, "requirements.txt", "README.md", CONFIG_FILE, ADAPTER_CONFIG)
@@ -99,19 +102,34 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
 
 def published(folder: Path) -> dict[str, Path]:
     """Path in the repository -> file, of all in a folder that a publication is made of."""
-    patterns = (*PUBLISHED, f"{EVAL_RESULTS}/*.yaml")
+    patterns = (*_patterns(folder), f"{EVAL_RESULTS}/*.yaml")
     found = (path for pattern in patterns for path in folder.glob(pattern))
     return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
 
 
-def replaced(name: str) -> bool:
+def _patterns(folder: Path) -> tuple[str, ...]:
+    """PUBLISHED, and the ONNX files of the model's further modalities."""
+    modalities = [] if is_adapter(folder) else _modalities(folder)
+    return (*PUBLISHED, *(f"{ONNX_FOLDER}/{file}" for name in modalities for file in further_files(name)))
+
+
+def _modalities(folder: Path) -> list[str]:
+    try:
+        listed = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("modalities") or []
+        return [name for name in (entry["name"] for entry in listed) if re.fullmatch(r"[a-z][a-z0-9_]*", name)]
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return []
+
+
+def replaced(name: str, folder: Path) -> bool:
     """
-    Whether a publication is responsible for this path of a repository: deletes it where the folder has it no more.
+    Whether a publication of the folder is responsible for this path of a repository: deletes it where the folder has
+    it no more.
 
     It is not for other people's results of a data set, nor for what lies deeper than the files that it sends.
     """
     depth = len(PurePosixPath(name).parts)
-    return any(len(PurePosixPath(pattern).parts) == depth and fnmatch(name, pattern) for pattern in PUBLISHED)
+    return any(len(PurePosixPath(pattern).parts) == depth and fnmatch(name, pattern) for pattern in _patterns(folder))
 
 
 def left_out(folder: Path, names: list[str]) -> list[str]:

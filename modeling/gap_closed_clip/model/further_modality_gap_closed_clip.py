@@ -107,7 +107,8 @@ class FurtherModality(nn.Module):
 
 
 def _build(name: str, config: Any) -> PreTrainedModel:
-    if isinstance(config, GapClosedClipRecordConfig):
+    # Not by its class: of a folder loaded without the package, configuration and model are modules of their own.
+    if config.model_type == GapClosedClipRecordConfig.model_type:
         return GapClosedClipRecordTower(config)
     try:
         return build_tower(config)

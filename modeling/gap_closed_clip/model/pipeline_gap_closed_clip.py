@@ -1,4 +1,4 @@
-"""The `image-text-retrieval` pipeline: images or texts against a gallery of either kind, or of both."""
+"""The `image-text-retrieval` pipeline: images, texts and other modalities against a gallery of any of them."""
 
 import os
 from collections.abc import Sequence, Set
@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import Pipeline
+from transformers import ImageProcessingMixin, Pipeline
 
-from .load_images_gap_closed_clip import is_url, load_image
+from .items_gap_closed_clip import parts_of, together
+from .load_images_gap_closed_clip import load_image
 
 
 ITEM_TYPES = (str, bytes, os.PathLike, Image.Image, dict)  # of one item by itself, or of an attempt at one
@@ -19,7 +20,8 @@ ITEM_TYPES = (str, bytes, os.PathLike, Image.Image, dict)  # of one item by itse
 
 class ImageTextRetrievalPipeline(Pipeline):
     """
-    Ranks a gallery of images, texts, or both by their cosine with a query, an image or a text.
+    Ranks a gallery of images, texts, or both by their cosine with a query, an image or a text; or of whatever else the
+    model embeds.
 
     A gallery of both kinds needs a space without a modality gap: with one, every text is closer to any text than to
     any image.
@@ -28,6 +30,10 @@ class ImageTextRetrievalPipeline(Pipeline):
     `{"image": path, URL or bytes of a file}`. `{"text": ...}` is a text, too. Images are turned upright and made RGB
     as in training: DICOM goes through its own window (which needs pydicom), 16-bit gray and float are scaled to their
     own range, and what is transparent becomes black.
+
+    A further modality of the model goes by its name, `{"record": {"age": 62, "sex": "female"}}`. Several together are
+    one item, `{"image": path, "record": {...}}`: the sum of their embeddings, weighted by the model's
+    `config.fusion_weights` where it has some.
 
     Example:
 
@@ -83,7 +89,7 @@ class ImageTextRetrievalPipeline(Pipeline):
 
     def embed(self, items: list, batch_size: int = 32) -> Tensor:
         """
-        Images and texts to float32 unit vectors (N, D) on the CPU: a gallery that is searched more than once.
+        Items to float32 unit vectors (N, D) on the CPU: a gallery that is searched more than once.
 
         Raises:
             ValueError: as for a gallery of items.
@@ -94,6 +100,8 @@ class ImageTextRetrievalPipeline(Pipeline):
     def preprocess(self, inputs: dict[str, list]) -> Any:
         if "images" in inputs:
             return self.processor(images=inputs["images"], return_tensors="pt").to(self.dtype)
+        if "text" not in inputs:
+            return self.processor(**inputs, return_tensors="pt").to(self.dtype)
         # A tokenizer without a limit of its own gets the text tower's.
         limit = min(self.processor.tokenizer.model_max_length, self.model.max_text_length)
         return self.processor(
@@ -101,8 +109,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         )
 
     def _forward(self, inputs) -> Tensor:
-        outputs = self.model(**inputs)
-        return outputs.image_embeds if outputs.text_embeds is None else outputs.text_embeds
+        return next(iter(self.model(**inputs).embeds.values()))
 
     def postprocess(self, outputs):
         return outputs
@@ -118,23 +125,42 @@ class ImageTextRetrievalPipeline(Pipeline):
         # image twice.
         if isinstance(items, list | tuple):
             for index, item in enumerate(items):
-                _kind(item, f"{name}[{index}]")
-        embeds: dict[int, Tensor] = {}
-        waiting: dict[str, dict[int, Any]] = {"images": {}, "text": {}}
+                parts_of(item, f"{name}[{index}]", self._further)
+        embeds: list[dict[str, Tensor]] = [{} for _ in range(len(items))]
+        waiting: dict[str, dict[int, Any]] = {kind: {} for kind in self.model.config.modality_names}
         for index, item in enumerate(items):
-            kind, value = _kind(item, f"{name}[{index}]")
-            waiting[kind][index] = value if kind == "text" else load_image(value, name=f"{name}[{index}]")
-            if len(waiting[kind]) == batch_size:
-                embeds |= self._encode(kind, waiting[kind])
-                waiting[kind] = {}
+            for kind, value in parts_of(item, f"{name}[{index}]", self._further).items():
+                waiting[kind][index] = self._opened(kind, value, f"{name}[{index}]")
+                if len(waiting[kind]) == batch_size:
+                    self._encode(kind, waiting[kind], embeds)
+                    waiting[kind] = {}
         for kind, values in waiting.items():
             if values:
-                embeds |= self._encode(kind, values)
-        return torch.stack([embeds[index] for index in range(len(embeds))])
+                self._encode(kind, values, embeds)
+        return torch.stack([self._together(parts) for parts in embeds])
 
-    def _encode(self, kind: str, values: dict[int, Any]) -> dict[int, Tensor]:
-        embeds = self.forward(self.preprocess({kind: list(values.values())}))
-        return dict(zip(values, embeds, strict=True))
+    @property
+    def _further(self) -> dict[str, Any]:
+        """The processors of the model's modalities beyond image and text."""
+        known = self.model.config.modalities or {}
+        return {name: each for name, each in self.processor.modality_processors.items() if name in known}
+
+    def _opened(self, kind: str, value: Any, location: str) -> Any:
+        is_image = kind == "image" or isinstance(self._further.get(kind), ImageProcessingMixin)
+        return load_image(value, name=location) if is_image else value
+
+    def _encode(self, kind: str, values: dict[int, Any], embeds: list[dict[str, Tensor]]) -> None:
+        """Puts the unit vectors (D,) of one modality's values into the rows of `embeds`."""
+        found = self.forward(self.preprocess({"images" if kind == "image" else kind: list(values.values())}))
+        for index, vector in zip(values, found, strict=True):
+            embeds[index][kind] = vector
+
+    def _together(self, parts: dict[str, Tensor]) -> Tensor:
+        """The unit vector (D,) of an item's."""
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        rows = {kind: vector.unsqueeze(0) for kind, vector in parts.items()}
+        return together(rows, self.model.config.fusion_weights)[0]
 
     def _gallery_embeddings(self, gallery: Tensor | np.ndarray) -> Tensor:
         """A gallery that is embeddings, which need not be unit vectors, as (N, D) float32 on the CPU."""
@@ -173,28 +199,6 @@ def _as_list(items, name: str) -> Sequence:
         return list(items)
     except TypeError:
         raise ValueError(f"{name} is {items!r:.80}: give a list of images and texts.") from None
-
-
-def _kind(item, location: str) -> tuple[str, Any]:
-    """("text", the text) or ("images", what `load_image` takes) of an item; `location` is for the error message."""
-    types: tuple[type, ...] = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
-    if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in ("image", "text"):
-        kind, value = next(iter(item.items()))
-    else:
-        kind, value = "text" if isinstance(item, str) else "image", item
-        types = (str, Image.Image, np.ndarray, Tensor)
-    value = os.fspath(value) if isinstance(value, os.PathLike) and kind == "image" else value
-    is_vector = isinstance(value, np.ndarray | Tensor) and value.ndim not in (2, 3)
-    if not isinstance(value, str if kind == "text" else types) or is_vector:
-        raise ValueError(
-            f"{location}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
-            "an array or tensor (H, W) or (3, H, W), {'image': path, URL or bytes}, or {'text': ...}."
-        )
-    if kind == "text":
-        return "text", value
-    if isinstance(value, str) and not is_url(value) and not os.path.isfile(value):
-        raise ValueError(f"There is no file {value:.200} ({location}).")
-    return "images", value
 
 
 def _norms(embeds: Tensor) -> Tensor:

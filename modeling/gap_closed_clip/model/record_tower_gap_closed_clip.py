@@ -118,7 +118,7 @@ class GapClosedClipRecordTower(PreTrainedModel):
         weight, bias, missing = self.number_tokens  # (num_numbers, H) each
         given = numbers_mask.bool()
         known = numbers.to(weight.dtype).masked_fill(~given, 0.0).unsqueeze(-1) * weight + bias
-        tokens = [self.record_token.expand(len(numbers), 1, -1), torch.where(given.unsqueeze(-1), known, missing)]
+        tokens = [self.record_token.expand(numbers.shape[0], 1, -1), torch.where(given.unsqueeze(-1), known, missing)]
         tokens += [embed(ids).unsqueeze(1) for embed, ids in zip(self.category_tokens, categories.T, strict=True)]
         hidden = torch.cat(tokens, dim=1)  # (B, 1 + fields, H)
         for layer in self.layers:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import ImageProcessingMixin
 
+from .items_gap_closed_clip import parts_of, together
 from .load_images_gap_closed_clip import load_image
-from .pipeline_gap_closed_clip import _kind
 
 
 # In a try block, because transformers fetches this file with the others and asks for all that it imports outside one.
@@ -23,14 +24,16 @@ except ImportError as error:
 
 class GapClosedClipEmbedder(Transformer):
     """
-    The library's `Transformer` around a `GapClosedClipModel`, for images, texts, and lists of both.
+    The library's `Transformer` around a `GapClosedClipModel`, for images, texts, other modalities, and lists of all.
 
     The library's own encodes one modality at a time. This one encodes each item of a list by its tower and puts the
-    unit vectors back in the list's order. An item of both modalities is the mean of its unit vectors, normalised.
+    unit vectors back in the list's order. An item of several modalities is the mean of its unit vectors, normalised,
+    weighted by the model's `fusion_weights` where it has some.
 
     An item is a text (`str`), an image (a `PIL.Image`, a `pathlib.Path`, or as everywhere in the library a `str` that
-    is the path of an image file that is there or the URL of one), or a dict with `image`, `text`, or both. Images are
-    turned upright and made RGB as in training.
+    is the path of an image file that is there or the URL of one), or a dict with `image`, `text`, or both, and further
+    modalities of the model by their names, `{"record": {"age": 62}}`. Images are turned upright and made RGB as in
+    training.
 
     Example:
 
@@ -58,7 +61,13 @@ class GapClosedClipEmbedder(Transformer):
     @property
     def modalities(self) -> list:
         """The kinds of items. The library calls a list of several kinds a "message", too."""
-        return [*_KINDS, _KINDS, "message"]
+        return [*_KINDS, *self._further, _KINDS, "message"]
+
+    @property
+    def _further(self) -> dict[str, Any]:
+        """The processors of the model's modalities beyond image and text."""
+        known = self.model.config.modalities or {}
+        return {name: each for name, each in self.processor.modality_processors.items() if name in known}
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs) -> dict[str, Any]:
         """
@@ -70,31 +79,56 @@ class GapClosedClipEmbedder(Transformer):
             kwargs: as in the library, e.g. `processing_kwargs`.
 
         Raises:
-            ValueError: an item is neither image nor text, or an image can't be read; its place is named.
+            ValueError: an item is neither image nor text nor of a further modality, or an image can't be read; its
+                place is named.
         """
         if not inputs:
             return {}
         features: dict[str, Any] = {}
-        found = [_parts(item, f"inputs[{row}]") for row, item in enumerate(inputs)]
-        for kind in _KINDS:
+        found = [self._parts(item, f"inputs[{row}]") for row, item in enumerate(inputs)]
+        for kind in (*_KINDS, *self._further):
             rows = [row for row, parts in enumerate(found) if kind in parts]
-            if rows:
-                features |= super().preprocess([{kind: found[row][kind]} for row in rows], prompt=prompt, **kwargs)
-                features[f"{kind}_rows"] = torch.tensor(rows)
+            if not rows:
+                continue
+            values = [found[row][kind] for row in rows]
+            if kind in _KINDS:
+                features |= super().preprocess([{kind: value} for value in values], prompt=prompt, **kwargs)
+            else:
+                encoded = self.processor(**{kind: values}, return_tensors="pt")
+                features |= {**encoded, f"{kind}_names": list(encoded)}
+            features[f"{kind}_rows"] = torch.tensor(rows)
         return {**features, "modality": "message", "num_items": len(inputs)}
 
     def forward(self, features: dict[str, Any], **kwargs) -> dict[str, Any]:
         """Adds `sentence_embedding`, (N, D) unit vectors, to what `preprocess` gave."""
-        embeds: Tensor | None = None
-        for kind in _KINDS:
+        embeds: dict[str, Tensor] = {}
+        for kind in (*_KINDS, *self._further):
             rows = features.get(f"{kind}_rows")
             if rows is None:
                 continue
-            found = super().forward({**features, "modality": kind}, **kwargs)["sentence_embedding"]
-            if embeds is None:
-                embeds = found.new_zeros(features["num_items"], found.shape[1])
-            embeds = embeds.index_add(0, rows, normalize(found, dim=-1))
-        return {**features, "sentence_embedding": None if embeds is None else normalize(embeds, dim=-1)}
+            if kind in _KINDS:
+                found = super().forward({**features, "modality": kind}, **kwargs)["sentence_embedding"]
+            else:
+                inputs = {name.removeprefix(f"{kind}_"): features[name] for name in features[f"{kind}_names"]}
+                found = self.model.get_features(kind, return_dict=True, **inputs).pooler_output
+            placed = found.new_zeros(features["num_items"], found.shape[1])
+            embeds[kind] = placed.index_add(0, rows, normalize(found, dim=-1))
+        found = together(embeds, self.model.config.fusion_weights) if embeds else None
+        return {**features, "sentence_embedding": found}
+
+    def _parts(self, item: Any, location: str) -> dict[str, Any]:
+        """What an item has of each modality; images upright and RGB."""
+        if isinstance(item, str):
+            item = {"image" if _names_an_image(item) else "text": item}
+        known = {*_KINDS, *self._further}
+        if isinstance(item, dict) and len(item) > 1 and not set(item) <= known:
+            allowed = "image, text, or both" if len(known) == 2 else ", ".join((*_KINDS, *self._further))
+            raise ValueError(f"{location} has the entries {', '.join(map(str, item))}: an item has {allowed}.")
+        parts = parts_of(item, location, self._further)
+        for kind, value in parts.items():
+            if kind == "image" or isinstance(self._further.get(kind), ImageProcessingMixin):
+                parts[kind] = load_image(value, name=location)
+        return parts
 
 
 _KINDS = ("image", "text")  # in the order in which the library sorts the two of one item
@@ -118,22 +152,6 @@ def _names_an_image(text: str) -> bool:
         if named_dicom and not any(letter.isspace() for letter in text):
             raise FileNotFoundError(f"There is no file {text}.") from None
         return False
-
-
-def _parts(item: Any, location: str) -> dict[str, Any]:
-    """The image, as an upright RGB image, and the text of an item, as far as it has them."""
-    if isinstance(item, str):
-        item = {"image" if _names_an_image(item) else "text": item}
-    if not isinstance(item, dict) or len(item) < 2:
-        items = [item]
-    elif set(item) == set(_KINDS):
-        items = [{kind: value} for kind, value in item.items()]
-    else:
-        raise ValueError(f"{location} has the entries {', '.join(map(str, item))}: an item has image, text, or both.")
-    parts = dict(_kind(part, location) for part in items)
-    if "images" in parts:
-        parts["image"] = load_image(parts.pop("images"), name=location)
-    return parts
 
 
 __all__ = ["GapClosedClipEmbedder"]

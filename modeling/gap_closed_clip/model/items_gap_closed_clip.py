@@ -1,0 +1,110 @@
+"""What is searched and searched for: an item's image, text and further modalities, checked."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import ImageProcessingMixin
+
+from .fusion_gap_closed_clip import fuse
+from .load_images_gap_closed_clip import is_url
+
+
+IMAGE, TEXT = "image", "text"
+
+
+def parts_of(item: Any, location: str, further: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    {modality: value} of an item; an image is what `load_image` takes.
+
+    Args:
+        item: a text, an image, or a mapping of one or more modalities to what each holds.
+        location: where it stands, for the error message.
+        further: the processors of further modalities, by name.
+
+    Raises:
+        ValueError: it is none of these; a value is not one of its modality.
+    """
+    further = further or {}
+    names = {IMAGE, TEXT, *further}
+    if not isinstance(item, dict) or not item or not set(item) <= names:
+        kind, value = _image_or_text(item, location, further)
+        return {kind: value}
+    parts = {}
+    for name, value in item.items():
+        if name in (IMAGE, TEXT):
+            parts[name] = _image_or_text({name: value}, location, further)[1]
+        elif isinstance(further[name], ImageProcessingMixin):
+            parts[name] = _image_or_text({IMAGE: value}, f"{location}, {name}", further)[1]
+        else:
+            parts[name] = check_sample(name, further[name], value, location)
+    return parts
+
+
+def check_sample(name: str, processor: Any, value: Any, location: str) -> Any:
+    """
+    What a further modality holds of one item, if its processor takes it.
+
+    Raises:
+        ValueError: the processor's own words, or that nothing is given; with the location.
+    """
+    place = f"{location}, {name}"
+    # By what they have and not by their classes: this may be a model folder's code, and the processor the package's.
+    is_record = hasattr(processor, "column_names")
+    if is_record and not isinstance(value, dict):
+        raise ValueError(f"{place}: {value!r:.80} is no record: give a mapping of fields to values.")
+    if value is None:
+        raise ValueError(f"{place}: there is no value: give one, or leave {name} out.")
+    if is_record or hasattr(processor, "shape"):
+        try:
+            encoded = processor([value])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{place}: {str(error).removeprefix('Record, row 0 (from 0), ')}") from error
+        if is_record and not encoded["numbers_mask"].any() and not encoded["categories"].any():
+            columns = ", ".join(processor.column_names)
+            raise ValueError(f"{place}: there is no value: give one of {columns}, or leave {name} out.")
+    return value
+
+
+def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
+    """
+    Items of several modalities to unit vectors (N, D).
+
+    Args:
+        embeds: {modality: (N, D)} unit vectors, rows of zeros where an item lacks the modality.
+        weights: `config.fusion_weights`. All weigh alike where one of the modalities has no weight there, since
+            nothing measured says what it counts beside the others; and in an item whose modalities all weigh 0.
+    """
+    plain = fuse(embeds)
+    if weights is None or not set(embeds) <= set(weights):
+        return plain
+    weighted = fuse(embeds, weights)
+    return torch.where(weighted.any(-1, keepdim=True), weighted, plain)
+
+
+def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tuple[str, Any]:
+    """("text", the text) or ("image", what `load_image` takes) of an item."""
+    types: tuple[type, ...] = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
+    if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in (IMAGE, TEXT):
+        kind, value = next(iter(item.items()))
+    else:
+        kind, value = TEXT if isinstance(item, str) else IMAGE, item
+        types = (str, Image.Image, np.ndarray, Tensor)
+    value = os.fspath(value) if isinstance(value, os.PathLike) and kind == IMAGE else value
+    is_vector = isinstance(value, np.ndarray | Tensor) and value.ndim not in (2, 3)
+    if not isinstance(value, str if kind == TEXT else types) or is_vector:
+        others = "".join(f", {{'{name}': ...}}" for name in further)
+        raise ValueError(
+            f"{location}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
+            f"an array or tensor (H, W) or (3, H, W), {{'image': path, URL or bytes}}{others}, or {{'text': ...}}."
+        )
+    if kind == IMAGE and isinstance(value, str) and not is_url(value) and not os.path.isfile(value):
+        raise ValueError(f"There is no file {value:.200} ({location}).")
+    return kind, value
+
+
+__all__ = ["check_sample", "parts_of", "together"]

@@ -1,0 +1,106 @@
+"""Items of several modalities in the pipeline: their embeddings by hand, and what is said of what is none."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import CAPTIONS, noise_image
+from hub.modality_models import RECORDS, WEIGHTS, embeds_of, model_of_four, processor_of_four, spectrogram
+
+from gap_closed_clip.model.items_gap_closed_clip import together
+from gap_closed_clip.model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
+
+
+IMAGES = [noise_image(80), noise_image(40, seed=1)]
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_processor):
+    return processor_of_four(tiny_processor)
+
+
+@pytest.fixture(scope="module")
+def search(processor) -> ImageTextRetrievalPipeline:
+    return ImageTextRetrievalPipeline(model_of_four(), processor=processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def single(search, processor) -> dict[str, torch.Tensor]:
+    sounds = [spectrogram(0), spectrogram(1)]
+    return embeds_of(search.model, processor, image=IMAGES, text=CAPTIONS[:2], record=RECORDS, audio=sounds)
+
+
+def test_a_gallery_of_every_modality(search, single):
+    items = [{"record": RECORDS[0]}, IMAGES[1], CAPTIONS[0], {"audio": spectrogram(1)}, {"record": RECORDS[1]}]
+    items += [{"audio": spectrogram(0).tolist()}, {"image": IMAGES[0]}]
+    expected = [single["record"][0], single["image"][1], single["text"][0], single["audio"][1], single["record"][1]]
+    expected = torch.stack([*expected, single["audio"][0], single["image"][0]])
+    for batch_size in (2, 32):
+        torch.testing.assert_close(search.embed(items, batch_size), expected, atol=1e-5, rtol=0)
+    hits = search([{"record": RECORDS[1]}], items, top_k=7)[0]
+    order = (expected @ single["record"][1]).argsort(descending=True).tolist()
+    assert [hit["index"] for hit in hits] == order and order[0] == 4 and hits[0]["item"] == items[4]
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS, {"image": 1.0, "text": 2.0}, {**WEIGHTS, "record": 0.0}])
+def test_items_of_several_modalities_are_weighted_sums(search, single, monkeypatch, weights):
+    """Where not all have a weight, they weigh alike; and alone, a modality of weight 0 is what it is."""
+    monkeypatch.setattr(search.model.config, "fusion_weights", weights)
+    items = [{"image": IMAGES[0], "record": RECORDS[1]}, {"record": RECORDS[0], "text": CAPTIONS[1]}]
+    items += [{"text": CAPTIONS[0], "image": IMAGES[1]}, {"record": RECORDS[0]}]
+    found = search.embed(items)
+    all_known = weights is not None and "record" in weights
+    w = weights if all_known else dict.fromkeys(WEIGHTS, 1.0)
+    of_two = weights or dict.fromkeys(WEIGHTS, 1.0)
+    expected = [
+        w["image"] * single["image"][0] + w["record"] * single["record"][1],
+        w["text"] * single["text"][1] + w["record"] * single["record"][0],
+        of_two["text"] * single["text"][0] + of_two["image"] * single["image"][1],
+        single["record"][0],
+    ]
+    expected = torch.stack([vector / vector.double().norm() for vector in expected]).float()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+NO_RECORD = "gallery[0], record: there is no value: give one of sex, age, birth, study, ward, or leave record out."
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"record": {"age": "old"}}, "gallery[0], record: field 'age': 'old' is no number."),
+        ({"record": {"agee": 3}}, "gallery[0], record: field 'agee' with the value 3: the schema has no such field."),
+        (
+            {"record": {"birth": "yesterday"}, "image": IMAGES[0]},
+            "gallery[0], record: field 'birth': 'yesterday' is no",
+        ),
+        ({"record": {}}, NO_RECORD),
+        ({"record": {"age": None, "sex": " "}}, NO_RECORD),
+        ({"record": None}, "gallery[0], record: None is no record: give a mapping of fields to values."),
+        ({"record": [RECORDS[0]]}, "is no record: give a mapping"),
+        ({"audio": np.zeros((16, 24))}, "gallery[0], audio: input_values[0] has the shape (16, 24), not (24, 16)"),
+        ({"audio": None}, "gallery[0], audio: there is no value"),
+        ({"audio": [[1.0, "x"]]}, "gallery[0], audio: input_values[0] is no array"),
+        ({"video": 3}, "is neither image nor text: give a str"),
+        ({"image": 3, "record": RECORDS[0]}, "is neither image nor text: give a str"),
+        (3, "{'record': ...}, {'audio': ...}, or {'text': ...}."),
+    ],
+)
+def test_what_is_no_item(search, item, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        search("Chest CT.", gallery=[item, "fine"])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_modality_without_processor_is_none(tiny_processor):
+    search = ImageTextRetrievalPipeline(model_of_four(), processor=tiny_processor, device="cpu")
+    assert search.embed(["Chest CT.", IMAGES[0]]).shape == (2, 32)
+    with pytest.raises(ValueError, match="is neither image nor text"):
+        search.embed([{"record": RECORDS[0]}])
+
+
+def test_an_item_whose_modalities_all_weigh_nothing_is_their_mean():
+    embeds = {"image": torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "record": torch.tensor([[0.0, 1.0], [0.0, -1.0]])}
+    found = together(embeds, {"image": 2.0, "record": 0.0})
+    assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
