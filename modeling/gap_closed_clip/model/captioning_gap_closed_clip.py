@@ -316,9 +316,8 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         loss = total_loss = None
         if labels is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
-            loss = total_loss = caption_loss(decoded.logits, labels, smoothing)
-            if objective is not None:
-                total_loss = loss + self.config.caption_objective_weight * objective
+            loss = caption_loss(decoded.logits, labels, smoothing)
+            total_loss = loss if objective is None else loss + self.config.caption_objective_weight * objective
         return GapClosedClipCaptionOutput(
             loss=total_loss,
             caption_loss=loss,

@@ -20,9 +20,11 @@ from .projection_gap_closed_clip import centering, embedding_map, projection
 from .tower_kinds_gap_closed_clip import (
     arguments_for_size,
     build_tower,
+    check_layout,
     check_poolings,
     drop_unused_pooler,
     fill_to_full_length,
+    first_channels,
     fixed_image_size,
     image_width,
     longest_text,
@@ -65,7 +67,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         drop_unused_pooler(self.text_model, config.text_pooling)
         run_fused_layers_as_modules(self.vision_model)
         self.image_size = fixed_image_size(self.vision_model)  # (height, width), or None where any size will do
-        self._image_channels = _first_channels(self.vision_model)
+        self._image_channels = first_channels(self.vision_model)
         self.visual_projection = projection(image_width(self.vision_model), config, "image")
         self.text_projection = projection(text_width(config.text_config), config, "text")
         self.visual_centering = centering(config)
@@ -207,7 +209,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: gray images, a batch without its dimension, or a height or width that the tower can't take.
         """
-        _check_layout(tuple(pixel_values.shape), self._image_channels)
+        check_layout(tuple(pixel_values.shape), self._image_channels)
         size = pixel_values.shape[-2], pixel_values.shape[-1]
         if self.image_size is not None and size != self.image_size:
             raise ValueError(
@@ -325,28 +327,6 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             tower = self.parts(name).tower
             if tower.supports_gradient_checkpointing:
                 tower._set_gradient_checkpointing(enable, *args, **kwargs)
-
-
-def _first_channels(vision_model: PreTrainedModel) -> int | None:
-    """Channels that the first convolution of an image tower takes; None where there is none."""
-    first = next((module for module in vision_model.modules() if isinstance(module, nn.Conv2d)), None)
-    return None if first is None else first.in_channels
-
-
-def _check_layout(shape: tuple[int, ...], channels: int | None) -> None:
-    """Says what is wrong with pixels of this shape, where torch would speak of weights."""
-    if channels is None:  # a tower of patches
-        return
-    if len(shape) == 4 and shape[1] == 1 and channels > 1:
-        raise ValueError(
-            f"pixel_values have the shape {shape}, one gray channel, and the image tower takes three, (B, 3, height, "
-            "width): let the processor make them of the images, or repeat the channel, "
-            "pixel_values.expand(-1, 3, -1, -1)."
-        )
-    if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)):
-        raise ValueError(
-            f"pixel_values have the shape {shape}: they are a batch, (B, 3, height, width), also of one image."
-        )
 
 
 __all__ = ["GapClosedClipTowers"]

@@ -44,6 +44,33 @@ def build_tower(config: PreTrainedConfig, **kwargs) -> PreTrainedModel:
     return found._from_config(config, **kwargs)
 
 
+def first_channels(vision_model: PreTrainedModel) -> int | None:
+    """Channels that the first convolution of an image tower takes; None where there is none."""
+    first = next((module for module in vision_model.modules() if isinstance(module, nn.Conv2d)), None)
+    return None if first is None else first.in_channels
+
+
+def check_layout(shape: tuple[int, ...], channels: int | None) -> None:
+    """
+    Says what is wrong with pixels of this shape, where torch would speak of weights.
+
+    Raises:
+        ValueError: gray images, or a batch without its dimension.
+    """
+    if channels is None:  # a tower of patches
+        return
+    if len(shape) == 4 and shape[1] == 1 and channels > 1:
+        raise ValueError(
+            f"pixel_values have the shape {shape}, one gray channel, and the image tower takes three, (B, 3, height, "
+            "width): let the processor make them of the images, or repeat the channel, "
+            "pixel_values.expand(-1, 3, -1, -1)."
+        )
+    if len(shape) == 2 or (len(shape) == 3 and shape[0] in (1, 3)):
+        raise ValueError(
+            f"pixel_values have the shape {shape}: they are a batch, (B, 3, height, width), also of one image."
+        )
+
+
 def image_width(vision_model: PreTrainedModel) -> int:
     """Features of an image's pooled representation."""
     if is_timm(vision_model):
@@ -274,10 +301,12 @@ __all__ = [
     "TIMM",
     "arguments_for_size",
     "build_tower",
+    "check_layout",
     "check_poolings",
     "default_text_pooling",
     "drop_unused_pooler",
     "fill_to_full_length",
+    "first_channels",
     "first_position",
     "first_token_reads_the_text",
     "fixed_image_size",
