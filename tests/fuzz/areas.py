@@ -29,11 +29,13 @@ class Area:
     """
     Args:
         title: in the table.
+        named: matches what a message about an input has to name: a field, a row, a file.
         inputs: of the base's files, the strategy of what is tried.
         prepare: writes an input into a folder; the command that meets it.
     """
 
     title: str
+    named: str
     inputs: Callable[[Base], st.SearchStrategy]
     prepare: Callable[[Any, Path, Base], Words]
 
@@ -52,8 +54,7 @@ def _config_inputs(base: Base) -> st.SearchStrategy:
         names = sorted(set(fields_of(section)) - UNTRIED)
         return st.tuples(st.just(section), st.sampled_from(names), junk)
 
-    inner = mutated({"model": {name: CONFIG["model"][name] for name in ("vision", "text")}})
-    return st.one_of(*map(of, ("model", "data", "training", "lora", "captioning")), inner)
+    return st.one_of(*map(of, ("model", "data", "training", "lora", "captioning")), mutated({"model": CONFIG["model"]}))
 
 
 def _prepare_config(value: Any, folder: Path, base: Base) -> Words:
@@ -62,7 +63,7 @@ def _prepare_config(value: Any, folder: Path, base: Base) -> Words:
         section, name, junk_value = value
         content.setdefault(section, {})[name] = junk_value
     else:
-        content |= {"model": {**content["model"], **value[1].get("model", {})}} if value[1].get("model") else value[1]
+        content |= value[1]
     (folder / "config.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
     return "train", ["config.yaml"]
 
@@ -272,12 +273,18 @@ def _prepare_image(value: dict[str, Any], folder: Path, base: Base) -> Words:
     return "train", [*TRAIN_TABLE, *value["words"]]
 
 
+FIELD = r"\b(model|data|training|lora|captioning|section)\b"
 AREAS = {
-    "settings": Area("run configurations", _config_inputs, _prepare_config),
-    "words": Area("words of the command line", lambda base: _word_inputs(), _prepare_words),
-    "yaml": Area("YAML files", _yaml_inputs, _prepare_yaml),
-    "folder": Area("files of a model folder", _model_inputs, _prepare_model),
-    "tables": Area("tables of pairs", lambda base: st.one_of(_table_inputs(), _damaged_tables()), _prepare_table),
-    "records": Area("records", lambda base: _record_inputs(), _prepare_table),
-    "images": Area("images", lambda base: _image_inputs(), _prepare_image),
+    "settings": Area("run configurations", FIELD, _config_inputs, _prepare_config),
+    "words": Area("words of the command line", rf"{FIELD}|ommand line|'", lambda base: _word_inputs(), _prepare_words),
+    "yaml": Area("YAML files", rf"{FIELD}|broken\.yaml", _yaml_inputs, _prepare_yaml),
+    "folder": Area("files of a model folder", r"\.json|\.yaml|safetensors", _model_inputs, _prepare_model),
+    "tables": Area(
+        "tables of pairs",
+        r"pairs\.|data\.|rows? \d",
+        lambda base: st.one_of(_table_inputs(), _damaged_tables()),
+        _prepare_table,
+    ),
+    "records": Area("records", r"pairs\.|data\.|model\.", lambda base: _record_inputs(), _prepare_table),
+    "images": Area("images", r"bad\.|window", lambda base: _image_inputs(), _prepare_image),
 }

@@ -6,6 +6,7 @@ of it stays.
 """
 
 import os
+import re
 import resource
 import signal
 import sys
@@ -32,7 +33,8 @@ class Outcome:
 
     Args:
         kind: "accepted" (exit code 0), "refused" (exit code 1, and a message), or what must not be: "traceback",
-            "slow", "memory", "silence" (exit code 1 without a message), "verbose".
+            "slow", "memory", "silence" (exit code 1 without a message), "unnamed" (a message without the field, the
+            row or the file), "verbose".
         message: what was printed about the error; of a traceback its end.
         seconds, megabytes: what it took; the memory is that of the whole process, with torch in it.
     """
@@ -47,8 +49,13 @@ class Outcome:
         return self.kind in GOOD
 
 
-def run_case(command: str, words: list[str], folder: Path) -> Outcome:
-    """Runs a command in `folder`, in a process of its own, and judges it."""
+def run_case(command: str, words: list[str], folder: Path, named: str = "") -> Outcome:
+    """
+    Runs a command in `folder`, in a process of its own, and judges it.
+
+    Args:
+        named: a regular expression of what an error message has to name.
+    """
     (folder / "out").touch()
     (folder / "err").touch()
     sys.stdout.flush()
@@ -61,10 +68,10 @@ def run_case(command: str, words: list[str], folder: Path) -> Outcome:
     seconds = time.monotonic() - start
     megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     printed = (folder / "err").read_text(encoding="utf-8", errors="replace")
-    return judge(command, code, printed, seconds, megabytes)
+    return judge(command, code, printed, seconds, megabytes, named)
 
 
-def judge(command: str, code: int, printed: str, seconds: float, megabytes: float) -> Outcome:
+def judge(command: str, code: int, printed: str, seconds: float, megabytes: float, named: str) -> Outcome:
     """
     What an exit code, the error output, the time and the memory amount to.
 
@@ -86,6 +93,8 @@ def judge(command: str, code: int, printed: str, seconds: float, megabytes: floa
         kind = "silence"
     elif message.count("\n") >= MOST_LINES or len(message) > MOST_LETTERS:
         kind = "verbose"
+    elif not re.search(named, message.removeprefix(f"gap-closed-clip {command}: ")):
+        kind = "unnamed"
     else:
         kind = "refused"
     return Outcome(kind, message, seconds, megabytes)

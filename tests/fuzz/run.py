@@ -27,7 +27,7 @@ from fuzz.base import Base  # noqa: E402
 from fuzz.oracle import Outcome, run_case  # noqa: E402
 
 
-COLUMNS = ("refused", "accepted", "traceback", "slow", "memory", "silence", "verbose")
+COLUMNS = ("refused", "accepted", "traceback", "slow", "memory", "silence", "unnamed", "verbose")
 
 
 def try_area(name: str, base: Base, examples: int, number: int) -> list[tuple[str, Outcome]]:
@@ -46,7 +46,7 @@ def try_area(name: str, base: Base, examples: int, number: int) -> list[tuple[st
             return
         with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
             command, words = area.prepare(value, Path(folder), base)
-            tried[told] = run_case(command, words, Path(folder))
+            tried[told] = run_case(command, words, Path(folder), area.named)
 
     run()
     return list(tried.items())

@@ -4,7 +4,6 @@ for adapters, and `captioning` for a decoder.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .config_types import fits, is_of_names
 from .lora import LoraArguments
+from .yaml_files import parse_yaml, read_yaml
 
 
 # The configurations that come with the package; `configs/` of a checkout is a link to them.
@@ -45,24 +45,6 @@ CONFIG_FIELDS = {
     for name, hint in GapClosedClipConfig.__annotations__.items()
     if name not in (*NOT_SET_BY_HAND, *CAPTION_FIELDS)
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, and the `no` of save_strategy=no as false; everybody means the other."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
 
 
 @dataclasses.dataclass
@@ -289,10 +271,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to hold the sections {', '.join(SECTIONS)}, each with its fields.")
     for section, values in content.items():
@@ -326,8 +305,8 @@ def _parse_override(text: str) -> tuple[str, list[str], Any]:
     if section not in SECTIONS:
         raise ValueError(f"The command line: unknown section {section!r} in {key!r}{did_you_mean(section, SECTIONS)}")
     try:
-        return section, names, yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return section, names, parse_yaml(raw)
+    except ValueError as error:
         raise ValueError(f"The value of {key!r} is not valid YAML: {raw!r}.") from error
 
 

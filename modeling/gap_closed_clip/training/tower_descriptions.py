@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint import is_local
 from ..messages import did_you_mean
-from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names
+from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names, check_tower_settings
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 from .package_towers import package_folder
 
@@ -39,6 +39,7 @@ def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
         ValueError: a key or value that the tower's config does not have.
     """
     config_class = TOWER_CONFIGS[kind]
+    check_tower_settings(description, field)
     settings = dict(description)
     _check_keys(field, config_class, settings)
     if settings.pop("model_type", config_class.model_type) != config_class.model_type:
@@ -114,6 +115,7 @@ def model_type_of(description: Mapping[str, Any]) -> str:
 
 
 def _check_modality_tower(field: str, description: Mapping[str, Any]) -> None:
+    check_tower_settings(description, field)
     kind, settings = model_type_of(description), dict(description)
     if kind == TimmWrapperConfig.model_type:
         return check_tower(field, "vision", settings)
