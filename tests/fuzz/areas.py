@@ -1,5 +1,5 @@
 """
-The areas that bad inputs are tried in: each a strategy of inputs, and how one becomes files and the words of a command.
+The areas that bad inputs are tried in: a strategy of inputs, and how one becomes files and the words of a command.
 """
 
 import io
@@ -54,7 +54,9 @@ def _config_inputs(base: Base) -> st.SearchStrategy:
         names = sorted(set(fields_of(section)) - UNTRIED)
         return st.tuples(st.just(section), st.sampled_from(names), junk)
 
-    return st.one_of(*map(of, ("model", "data", "training", "lora", "captioning")), mutated({"model": CONFIG["model"]}))
+    return st.one_of(
+        *map(of, ("model", "data", "training", "lora", "captioning")), mutated({"model": CONFIG["model"]})
+    )
 
 
 def _prepare_config(value: Any, folder: Path, base: Base) -> Words:
@@ -107,8 +109,12 @@ COLUMNS = (
 cells = st.one_of(
     junk,
     st.text(max_size=20),
-    st.sampled_from(["0.png", "file:///etc/passwd", "http://127.0.0.1:1/x.png", "https://localhost/x.png", "ftp://x/y"]),
-    st.sampled_from(["/etc/passwd", "..", ".", "0.png/x", "a" * 5000, "zip://x::0.png", "simplecache::file:///etc/passwd"]),
+    st.sampled_from(
+        ["0.png", "file:///etc/passwd", "http://127.0.0.1:1/x.png", "https://localhost/x.png", "ftp://x/y"]
+    ),
+    st.sampled_from(
+        ["/etc/passwd", "..", ".", "0.png/x", "a" * 5000, "zip://x::0.png", "simplecache::file:///etc/passwd"]
+    ),
     st.sampled_from(["word" * 250_000, "a b " * 100_000, "\x00", "=cmd()", '"', "\ufeff", "\ud7ff\U0001f9e0"]),
 )
 
@@ -151,8 +157,18 @@ def _damaged_tables(draw: st.DrawFn) -> dict[str, Any]:
     kind = draw(st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
     good = _table_file(rows(), kind)
     lines = [
-        *(b"image,caption\n", b"image\n0.png\n1.png\n", b"image,caption,caption\n0.png,a,b\n1.png,c,d\n", b"\n\n\n", b","),
-        *(b"image,caption\n0.png,a\n1.png,b,c,d\n", b'image,caption\n0.png,"a\n1.png,b\n', b"image\tcaption\n0.png\tx\n"),
+        *(
+            b"image,caption\n",
+            b"image\n0.png\n1.png\n",
+            b"image,caption,caption\n0.png,a,b\n1.png,c,d\n",
+            b"\n\n\n",
+            b",",
+        ),
+        *(
+            b"image,caption\n0.png,a\n1.png,b,c,d\n",
+            b'image,caption\n0.png,"a\n1.png,b\n',
+            b"image\tcaption\n0.png\tx\n",
+        ),
         *(b"image;caption\n0.png;a\n1.png;b\n", b'{"image": "0.png"}\n', b'[{"image": "0.png", "caption": "x"}]'),
     ]
     return {"kind": kind, "content": draw(st.one_of(damaged(good), st.sampled_from(lines))), "words": []}
@@ -174,7 +190,9 @@ def _record_inputs(draw: st.DrawFn, base: Base | None = None) -> dict[str, Any]:
     values = draw(st.lists(st.one_of(junk, st.text(max_size=12), st.floats()), min_size=4, max_size=4))
     table = [{**row, name: value} for row, value in zip(table, values, strict=True)]
     kind = draw(st.sampled_from(["csv", "jsonl", "parquet"]))
-    columns = draw(st.sampled_from(["[age, sex]", "[age]", "[sex]", "age", "[age, age]", "[]", "[image]", "{}", "null"]))
+    columns = draw(
+        st.sampled_from(["[age, sex]", "[age]", "[sex]", "age", "[age, age]", "[]", "[image]", "{}", "null"])
+    )
     modality = draw(st.sampled_from(["record", "record", "record", "image", "é", "", "pooled", "x_y", "1", "text"]))
     words = ["data.modalities={" + f"'{modality}': {columns}" + "}"]
     if draw(st.booleans()):
@@ -225,7 +243,9 @@ def _prepare_yaml(value: bytes, folder: Path, base: Base) -> Words:
 @st.composite
 def _word_inputs(draw: st.DrawFn, base: Base | None = None) -> list[str]:
     keys = [f"{section}.{name}" for section in ("model", "data", "training", "lora") for name in fields_of(section)]
-    key = draw(st.one_of(st.sampled_from([key for key in keys if key.split(".")[1] not in UNTRIED]), st.text(max_size=8)))
+    key = draw(
+        st.one_of(st.sampled_from([key for key in keys if key.split(".")[1] not in UNTRIED]), st.text(max_size=8))
+    )
     key += draw(st.sampled_from(["", "", "", ".x", ".", "..x", ".x.y.z"]))
     value = draw(st.one_of(st.text(max_size=12), st.sampled_from(
         ["", "[", "{", "*a", "&a [*a]", "!!x", "\t", ": :", "nan", ".nan", "9" * 5000, "-", "'", "%", "@", "`", "? :"]
@@ -254,12 +274,23 @@ def _image_inputs(draw: st.DrawFn, base: Base | None = None) -> dict[str, Any]:
     strange = [
         *(_header(2**31 - 1, 2**31 - 1), _header(1, 400_000), _header(0, 0), _header(7000, 7000)),
         *(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", b"P5 999999999 999999999 255\n", b"P5 -1 -1 255\n"),
-        *(b"\0" * 128 + b"DICM", b"\0" * 128 + b"DICM" + b"\xff" * 200, b"GIF89a" + b"\xff" * 40, b"II*\0" + b"\x08\0\0\0" * 9),
-        *(b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.4", b"\xff\xd8\xff\xe1" + b"\xff" * 99, b"RIFF\xff\xff\xff\xffWEBPVP8 "),
+        *(
+            b"\0" * 128 + b"DICM",
+            b"\0" * 128 + b"DICM" + b"\xff" * 200,
+            b"GIF89a" + b"\xff" * 40,
+            b"II*\0" + b"\x08\0\0\0" * 9,
+        ),
+        *(
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            b"%PDF-1.4",
+            b"\xff\xd8\xff\xe1" + b"\xff" * 99,
+            b"RIFF\xff\xff\xff\xffWEBPVP8 ",
+        ),
     ]
     image = draw(st.one_of(st.sampled_from(good).flatmap(damaged), st.sampled_from(strange)))
-    words = draw(st.sampled_from([[], [], ["data.on_bad_image=skip"], ["data.streaming=true"], ["data.cache_images=16"],
-        ["data.window_center=.nan", "data.window_width=.nan"], ["data.window_center=1e308", "data.window_width=1e308"]]))  # fmt: skip
+    settings = ["data.on_bad_image=skip", "data.streaming=true", "data.cache_images=16"]
+    windows = [[f"data.window_center={value}", f"data.window_width={value}"] for value in (".nan", "1e308", "1")]
+    words = draw(st.sampled_from([[], [], *([word] for word in settings), *windows]))
     return {"image": image, "suffix": draw(st.sampled_from(["png", "jpg", "dcm", "tif"])), "words": words}
 
 

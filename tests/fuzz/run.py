@@ -90,7 +90,9 @@ def main() -> int:
             found[name] = try_area(name, base, -(-args.examples // len(args.areas)), args.seed)
             counts = Counter(outcome.kind for _, outcome in found[name])
             print(f"{name}: {dict(counts)}, {time.monotonic() - start:.0f} s", flush=True)
-    args.output.write_text(table(found, f"python tests/fuzz/run.py {' '.join(sys.argv[1:])}".strip()), encoding="utf-8")
+    args.output.write_text(
+        table(found, f"python tests/fuzz/run.py {' '.join(sys.argv[1:])}".strip()), encoding="utf-8"
+    )
     bad = [(name, told, outcome) for name, each in found.items() for told, outcome in each if not outcome.good]
     args.output.with_suffix(".txt").write_text(
         "\n\n".join(f"== {name}: {o.kind}, {o.seconds:.1f} s, {o.megabytes:.0f} MB\n{told[:1500]}\n{o.message}" for name, told, o in bad)

@@ -21,7 +21,20 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 # What begins the name of another input of the model, or is a column of pairs, a metric or an argument of a processor.
 RESERVED = (
     *("image", "images", "text", "texts", "caption", "captions", "label", "labels", "source", "window", "augment"),
-    *("present", "pixel", "input", "attention", "token", "position", "group", "modality", "pooled", "shared", "output", "return"),
+    *(
+        "present",
+        "pixel",
+        "input",
+        "attention",
+        "token",
+        "position",
+        "group",
+        "modality",
+        "pooled",
+        "shared",
+        "output",
+        "return",
+    ),
     *(
         "videos",
         "common",
@@ -45,7 +58,14 @@ LARGEST_SIZE = 2**24  # of a vocabulary, an input, a layer
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "depth", "layers", "depths")
 SIZES = ("size", "dim", "dims", "heads", "features", "channels", "width", "vocab", "positions", "embeddings", "length")
 # Of timm's arguments those that load weights, or change what a tower takes and gives.
-NO_MODEL_ARGS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "features_only")
+NO_MODEL_ARGS = (
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+    "features_only",
+)
 
 
 class SubConfigs:
@@ -165,14 +185,14 @@ def check_tower_settings(settings: Any, described: str) -> None:
     for name, value in arguments.items():
         if name in NO_MODEL_ARGS and value not in (None, False, ""):
             raise ValueError(
-                f"{described}.model_args.{name} is {value!r:.100}: leave it out. Weights come from a folder or a Hub id "
-                "in the place of the whole mapping."
+                f"{described}.model_args.{name} is {value!r:.100}: leave it out. Weights come from a folder or a Hub "
+                "id in the place of the whole mapping."
             )
         _check_size(f"{described}.model_args.{name}", str(name), value)
     if arguments.get("in_chans", 3) != 3:
         raise ValueError(
-            f"{described}.model_args.in_chans is {arguments['in_chans']!r:.100}: images have 3 channels here, gray ones "
-            "three equal ones. Leave it out."
+            f"{described}.model_args.in_chans is {arguments['in_chans']!r:.100}: images have 3 channels here, gray "
+            "ones three equal ones. Leave it out."
         )
 
 

@@ -1,4 +1,4 @@
-"""YAML as configurations have it: `1e-3` is a number, `no` a text, and nothing in a file can surprise whoever wrote it."""
+"""YAML as configurations have it: `1e-3` is a number, `no` a text, and no key is there twice."""
 
 import re
 from collections.abc import Iterator
