@@ -90,15 +90,22 @@ def main() -> int:
             found[name] = try_area(name, base, -(-args.examples // len(args.areas)), args.seed)
             counts = Counter(outcome.kind for _, outcome in found[name])
             print(f"{name}: {dict(counts)}, {time.monotonic() - start:.0f} s", flush=True)
-    args.output.write_text(
-        table(found, f"python tests/fuzz/run.py {' '.join(sys.argv[1:])}".strip()), encoding="utf-8"
-    )
-    bad = [(name, told, outcome) for name, each in found.items() for told, outcome in each if not outcome.good]
-    args.output.with_suffix(".txt").write_text(
-        "\n\n".join(f"== {name}: {o.kind}, {o.seconds:.1f} s, {o.megabytes:.0f} MB\n{told[:1500]}\n{o.message}" for name, told, o in bad)
-    )  # fmt: skip
-    print(f"{sum(map(len, found.values()))} tried, {len(bad)} not as they should be; the table is {args.output}")
+            _write(args.output, found)
+    bad = sum(not outcome.good for each in found.values() for _, outcome in each)
+    print(f"{sum(map(len, found.values()))} tried, {bad} not as they should be; the table is {args.output}")
     return int(bool(bad))
+
+
+def _write(output: Path, found: dict[str, list[tuple[str, Outcome]]]) -> None:
+    command = f"python tests/fuzz/run.py {' '.join(sys.argv[1:])}".strip()
+    output.write_text(table(found, command), encoding="utf-8")
+    bad = [
+        f"== {name}: {o.kind}, {o.seconds:.1f} s, {o.megabytes:.0f} MB\n{told[:1500]}\n{o.message}"
+        for name, each in found.items()
+        for told, o in each
+        if not o.good
+    ]
+    output.with_suffix(".txt").write_text("\n\n".join(bad), encoding="utf-8", errors="replace")
 
 
 if __name__ == "__main__":

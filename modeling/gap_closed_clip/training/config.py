@@ -151,8 +151,18 @@ class RunConfig:
         return described
 
     def training_arguments(self) -> GapClosedTrainingArguments:
-        """The `training:` section as an object; making it starts devices and processes."""
-        return GapClosedTrainingArguments(**self.training)
+        """
+        The `training:` section as an object; making it starts devices and processes.
+
+        Raises:
+            ValueError: a value that transformers refuses, in whatever way it does.
+        """
+        try:
+            return GapClosedTrainingArguments(**self.training)
+        except (ValueError, OSError, ImportError) as error:
+            raise type(error)(str(error) if "training." in str(error) else f"training: {error}") from error
+        except Exception as error:  # a value of a type that its own checks do not expect
+            raise ValueError(f"training: {type(error).__name__}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The sections as plain values, as in a YAML file; values at their default are left out."""
