@@ -103,7 +103,7 @@ def load_checkpoint(
     with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
-            return model, _load_processor(name_or_path, revision)
+            return model, _load_processor(name_or_path, revision, model.image_size)
     return _load_whole(GapClosedClipModel, name_or_path, revision)
 
 
@@ -215,7 +215,8 @@ def _load_whole(
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )
-    processor = _load_processor(name_or_path, revision)
+    encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
+    processor = _load_processor(name_or_path, revision, encoder.image_size)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
@@ -227,10 +228,12 @@ def _load_whole(
     return model, processor
 
 
-def _load_processor(name_or_path: str, revision: str | None) -> GapClosedClipProcessor:
+def _load_processor(
+    name_or_path: str, revision: str | None, image_size: tuple[int, int] | None
+) -> GapClosedClipProcessor:
     with explained_errors(name_or_path, revision, PROCESSOR_FILES):
         processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
-        try_processor(processor, name_or_path)
+        try_processor(processor, image_size)
     return processor
 
 

@@ -89,9 +89,12 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def try_processor(processor: Any, name_or_path: str) -> None:
+def try_processor(processor: Any, image_size: tuple[int, int] | None) -> None:
     """
     Gives a processor an image and a text: what its files say wrongly shows here, and not in the first batch.
+
+    Args:
+        image_size: height and width of the images that the model takes; None if it takes any.
 
     Raises:
         ValueError: it makes no sound input of them.
@@ -116,6 +119,11 @@ def try_processor(processor: Any, name_or_path: str) -> None:
         truncation=True,
     )
     pixels = inputs["pixel_values"]
+    if image_size is not None and pixels.shape[-2:] != image_size:
+        raise ValueError(
+            f"it makes images of {' x '.join(map(str, pixels.shape[-2:]))} pixels, and the image tower takes "
+            f"{image_size[0]} x {image_size[1]}: its crop_size and size"
+        )
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not bool(pixels.isfinite().all()):
         raise ValueError(f"it makes {tuple(pixels.shape)} of an image, or values that are not finite.")
 

@@ -68,11 +68,13 @@ def _check_values(field: str, config_class: type[PreTrainedConfig], settings: Ma
         raise ValueError(f"{field}: {error}") from error
 
 
-def _check_architecture(field: str, architecture: str | None) -> None:
+def _check_architecture(field: str, architecture: Any) -> None:
     if architecture is None:
         raise ValueError(
             f"{field} describes a tower without `architecture`: name one of timm, e.g. eva02_tiny_patch14_224."
         )
+    if not isinstance(architecture, str):
+        raise ValueError(f"{field}.architecture is {architecture!r:.100}: it is the name of one of timm.")
     if not timm.is_model(architecture):
         near = did_you_mean(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
         raise ValueError(f"{field}.architecture: timm {timm.__version__} has no {architecture!r}{near}")
