@@ -8,7 +8,14 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, SubConfigs, check_tower_settings, read_modalities
+from .modalities_gap_closed_clip import (
+    IMAGE_AND_TEXT,
+    POOLINGS,
+    SubConfigs,
+    check_tower_settings,
+    check_types,
+    read_modalities,
+)
 
 
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
@@ -243,6 +250,7 @@ class GapClosedClipConfig(PreTrainedConfig):
         return self.text_config
 
     def _check(self) -> None:
+        check_types(self, GapClosedClipConfig.__annotations__)
         if self.projection_dim < 1:
             raise ValueError(
                 f"projection_dim is {self.projection_dim}: it is a dimension, 1 or more (the paper uses 512)."

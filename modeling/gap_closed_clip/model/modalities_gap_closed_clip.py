@@ -6,7 +6,7 @@ for a sample in it}. Its inputs have their tower's names behind its own: `record
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
@@ -160,6 +160,25 @@ def tower_config(value: Any, described: str) -> PreTrainedConfig:
         raise ValueError(f"{described}: transformers knows no model_type {model_type!r}.") from error
 
 
+def check_types(config: PreTrainedConfig, hints: Mapping[str, Any]) -> None:
+    """
+    Checks that the fields of a configuration are of the types that they are declared with; of lists and mappings not
+    what is in them.
+
+    Raises:
+        ValueError: one is not, as in a file that was changed by hand.
+    """
+    for name, hint in hints.items():
+        kinds = [get_origin(option) or option for option in (get_args(hint) or (hint,))]
+        value = getattr(config, name)
+        if Any in kinds or (isinstance(value, bool) and bool in kinds):
+            continue
+        kinds += [int] if float in kinds else []
+        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
+            expected = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds)).replace("NoneType", "null")
+            raise ValueError(f"{name} is {value!r:.100}: it has to be {expected}.")
+
+
 def check_tower_settings(settings: Any, described: str) -> None:
     """
     Checks what a mapping says of a tower before anything is built of it: not what only the tower's own code knows, but
@@ -247,6 +266,7 @@ __all__ = [
     "SubConfigs",
     "check_modality_names",
     "check_tower_settings",
+    "check_types",
     "inputs_by_modality",
     "pairs_of",
     "read_modalities",
