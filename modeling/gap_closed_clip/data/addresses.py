@@ -38,10 +38,10 @@ def check_address(path: str | None, allow_urls: bool) -> None:
     if not path or not is_address(path) or is_of_hub(path):
         return
     if not path[:8].lower().startswith(("http://", "https://")):
-        raise ValueError(f"{path:.200!r} is an address that is never opened: give a file, or what is in it")
+        raise ValueError(f"{path!r:.200} is an address that is never opened: give a file, or what is in it")
     if not allow_urls:
         raise ValueError(
-            f"{path:.200!r} is an address, and a data set's addresses are not opened unless data.allow_urls=true"
+            f"{path!r:.200} is an address, and a data set's addresses are not opened unless data.allow_urls=true"
         )
 
 
