@@ -240,6 +240,9 @@ class DataArguments:
             )
         if self.shuffle_buffer < 0:
             raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it must be 0 (no shuffling) or more.")
+        for name in ("phantom_seed", "shuffle_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more.")
         if self.folds is not None and self.folds < 2:
             raise ValueError(f"data.folds is {self.folds}; cross-validation needs at least 2 folds.")
         if self.folds is not None and not 0 <= self.fold < self.folds:

@@ -225,7 +225,10 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
     if model.get("checkpoint") is None:  # else the checkpoint's own values belong to the check
         names = {name: {"tower": GapClosedClipRecordConfig()} for name in data.all_modalities}
-        GapClosedClipConfig(**config, modalities=names)  # each with any tower: the model's are built later
+        try:
+            GapClosedClipConfig(**config, modalities=names)  # each with any tower: the model's are built later
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from error
     return RunConfig(
         model=ModelArguments(**model, config=config),
         data=data,
