@@ -6,6 +6,7 @@ these seconds has to end in one line as well, and `--help` need not wait for the
 """
 
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -20,6 +21,7 @@ COMMANDS = {
     "export-onnx": ("export_onnx", "export both towers to ONNX"),
 }
 PROGRAM = "gap-closed-clip"
+MOST_LETTERS = 3000  # of an error message
 USAGE = f"""\
 usage: {PROGRAM} COMMAND ...
 
@@ -69,9 +71,15 @@ def _run(command: str, words: list[str]) -> int:
         print(f"\n{PROGRAM} {command}: interrupted.{state}", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
-        print(f"{PROGRAM} {command}: {error}", file=sys.stderr)
+        print(f"{PROGRAM} {command}: {_readable(str(error))}", file=sys.stderr)
         return 1
     return 0
+
+
+def _readable(message: str) -> str:
+    """A message without what a terminal would take for a command, and with words of thousands of letters cut short."""
+    message = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in message)
+    return re.sub(r"\S{300,}", lambda found: f"{found[0][:80]}...{found[0][-20:]}", message)[:MOST_LETTERS]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,8 @@
 """What a model folder is: names of its files, its kinds (encoder, adapter, captioner), loading, checks, digest."""
 
 import hashlib
-import json
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from peft import PeftConfig, PeftModel
@@ -14,17 +11,28 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
 from .conversion import from_clip, is_foreign
+from .folder_errors import (
+    ADAPTER_WEIGHTS,
+    AGAIN,
+    PROCESSOR_FILES,
+    WEIGHTS,
+    BaseNotLoaded,
+    check_files,
+    explained_errors,
+    no_weights,
+    read_json,
+    try_processor,
+)
 from .messages import nearest
 from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .model.configuration_gap_closed_clip import GapClosedClipConfig
 from .model.modeling_gap_closed_clip import GapClosedClipModel
 from .model.processing_gap_closed_clip import GapClosedClipProcessor
-from .model.towers_gap_closed_clip import pickled_weights
 
 
 MODEL_TYPE = "gap_closed_clip"
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
 # What a finished run leaves beside the weights: its configuration, and what else its card tells.
 CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
 # What an evaluation leaves: its metrics, figures of embeddings, and captions. The latter show the data's own images
@@ -34,7 +42,6 @@ PROJECTION_FIGURE, COSINES_FIGURE = FIGURES = ("projection.png", "cosines.png")
 CAPTIONS_FIGURE, CAPTIONS_FILE = CAPTION_FILES = ("captions.png", "captions.jsonl")
 # Folder beside an adapter, with the model that the adapter belongs to.
 BASE = "base"
-AGAIN = "Save it again (`gap-closed-clip train`, or model.save_pretrained and processor.save_pretrained)."
 
 
 def check_model_name(name_or_path: str | Path) -> None:
@@ -71,6 +78,7 @@ def check_checkpoint(folder: str | Path) -> None:
         raise FileNotFoundError(f"{folder} has no processor: processor_config.json is missing. {AGAIN}")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise FileNotFoundError(f"{folder} has no tokenizer: tokenizer.json is missing. {AGAIN}")
+    check_files(folder)
 
 
 def load_checkpoint(
@@ -92,10 +100,10 @@ def load_checkpoint(
     check_model_name(name_or_path)
     if is_foreign(name_or_path, revision):
         return from_clip(name_or_path, revision, allow_pickle)
-    with _explained_errors(name_or_path, revision):
+    with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
-            return model, GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
+            return model, _load_processor(name_or_path, revision, model.image_size)
     return _load_whole(GapClosedClipModel, name_or_path, revision)
 
 
@@ -124,7 +132,7 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
     check_model_name(name_or_path)
     if is_foreign(name_or_path, revision) or is_adapter(name_or_path, revision):
         return False
-    with _explained_errors(str(name_or_path), revision):
+    with explained_errors(str(name_or_path), revision):
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
@@ -136,7 +144,7 @@ def further_modalities(name_or_path: str | Path, revision: str | None = None) ->
     """
     if is_foreign(name_or_path, revision):
         return {}
-    with _explained_errors(str(name_or_path), revision):
+    with explained_errors(str(name_or_path), revision):
         if is_adapter(name_or_path, revision):
             base, base_revision = base_of_adapter(name_or_path, revision)
             return {} if base is None else further_modalities(base, base_revision)
@@ -203,11 +211,12 @@ def _load_whole(
 ) -> tuple[PreTrainedModel, GapClosedClipProcessor]:
     """Loads a model and its processor; all weights have to be there."""
     check_model_name(name_or_path)
-    with _explained_errors(name_or_path, revision):
+    with explained_errors(name_or_path, revision):
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )
-        processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
+    encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
+    processor = _load_processor(name_or_path, revision, encoder.image_size)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
@@ -219,27 +228,13 @@ def _load_whole(
     return model, processor
 
 
-@contextmanager
-def _explained_errors(name_or_path: str, revision: str | None) -> Iterator[None]:
-    """Turns what the library raises while a model is loaded into messages that say what to do."""
-    try:
-        yield
-    except _BaseNotLoaded:
-        raise
-    except OSError as error:
-        if pickled := pickled_weights(name_or_path, revision):
-            missing = ADAPTER_WEIGHTS if pickled.startswith("adapter") else WEIGHTS
-            raise FileNotFoundError(_no_weights(name_or_path, missing, pickled)) from error
-        raise OSError(
-            f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
-            f"private one? HF_HUB_OFFLINE?): {str(error).splitlines()[0]}"
-        ) from error
-    except RuntimeError as error:  # shapes
-        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {AGAIN} {error}") from error
-
-
-class _BaseNotLoaded(OSError):
-    """The base model of an adapter could not be loaded; the message names both."""
+def _load_processor(
+    name_or_path: str, revision: str | None, image_size: tuple[int, int] | None
+) -> GapClosedClipProcessor:
+    with explained_errors(name_or_path, revision, PROCESSOR_FILES):
+        processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
+        try_processor(processor, image_size)
+    return processor
 
 
 def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:
@@ -252,7 +247,7 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
             raise OSError("base_model_name_or_path is empty")
         model, _ = load_checkpoint(base, base_revision)
     except (OSError, ValueError) as error:
-        raise _BaseNotLoaded(
+        raise BaseNotLoaded(
             f"{name_or_path} is an adapter, and its base model {base} could not be loaded: {error} Put the base model "
             f"there, or into {beside}, or correct base_model_name_or_path in {ADAPTER_CONFIG}."
         ) from error
@@ -266,7 +261,7 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
     model = model.merge_and_unload().eval()
     run = cached_file(name_or_path, RUN_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if run is not None:  # what config.json of a whole model says
-        model.config.fusion_weights = _read_json(Path(run)).get("fusion_weights", model.config.fusion_weights)
+        model.config.fusion_weights = read_json(Path(run)).get("fusion_weights", model.config.fusion_weights)
     return model
 
 
@@ -285,7 +280,7 @@ def _check_model(folder: Path) -> None:
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f" Did you mean {folder / inner[-1]}?" if inner else f" {AGAIN}"
         raise FileNotFoundError(f"{folder} is no model folder: config.json is missing.{hint}")
-    found = _read_json(folder / "config.json").get("model_type")
+    found = read_json(folder / "config.json").get("model_type")
     if found != MODEL_TYPE:
         raise ValueError(
             f"{folder} holds a model of type {found!r}, not {MODEL_TYPE!r}: give the folder of a GapClosedClipModel, "
@@ -296,7 +291,7 @@ def _check_model(folder: Path) -> None:
 
 
 def _check_adapter(folder: Path) -> None:
-    _read_json(folder / ADAPTER_CONFIG)
+    read_json(folder / ADAPTER_CONFIG)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise FileNotFoundError(f"{folder} has no weights: {ADAPTER_WEIGHTS} is missing. {AGAIN}")
     _check_weights(folder / ADAPTER_WEIGHTS)
@@ -306,17 +301,12 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / WEIGHTS).is_file():
         return [WEIGHTS]
     if (folder / INDEX).is_file():
-        weight_map = _read_json(folder / INDEX).get("weight_map")
+        weight_map = read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ValueError(f"{folder} is damaged: {INDEX} has no weight_map. {AGAIN}")
         return sorted(set(weight_map.values()))
     pickled = sorted(path.name for path in folder.glob("*.bin"))
-    raise FileNotFoundError(_no_weights(folder, WEIGHTS, pickled[0] if pickled else None))
-
-
-def _no_weights(place: str | Path, missing: str, pickled: str | None) -> str:
-    hint = f"{pickled} is pickled and not read" if pickled else "it may be half-written"
-    return f"{place} has no weights: {missing} is missing, {hint}. {AGAIN}"
+    raise FileNotFoundError(no_weights(folder, WEIGHTS, pickled[0] if pickled else None))
 
 
 def _check_weights(path: Path) -> None:
@@ -328,13 +318,3 @@ def _check_weights(path: Path) -> None:
     except SafetensorError as error:
         raise ValueError(f"{path.parent} is damaged: {path.name} is truncated or no safetensors file ({error}). "
                          f"{AGAIN}") from error  # fmt: skip
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path.parent} is damaged: {path.name} is half-written ({error}). {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.parent} is damaged: {path.name} holds no mapping. {AGAIN}")
-    return content

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from PIL import Image
 
-from gap_closed_clip.data import DataArguments, load_pairs
+from gap_closed_clip.data import DataArguments, PairCollator, load_pairs
 
 from .conftest import ROWS, draw, gray_of, table_arguments, write_table
 
@@ -199,3 +199,24 @@ def test_files_that_cannot_be_parsed(table):
     (table / "p.xlsx").write_text("x")
     with pytest.raises(ValueError, match=r"p\.xlsx' is of no known kind; it must be one of \.csv"):
         load_pairs(table_arguments(table / "p.xlsx"), "train")
+
+
+@pytest.mark.parametrize("name", ["pooled_text", "pooled_image", "group_ids", "present"])
+def test_a_column_called_like_an_internal_one_is_not_kept(name, tmp_path, tiny_processor):
+    (tmp_path / "0.ppm").write_bytes(b"P5 2 2 255\n" + bytes(4))
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"image,caption,{name},age\n0.ppm,one,x,3\n0.ppm,two,y,4\n", encoding="utf-8")
+    pairs = load_pairs(DataArguments(source=str(path)), "train")
+    assert name not in pairs.column_names and pairs["age"] == ["3", "4"]
+    batch = PairCollator(tiny_processor)([pairs[0], pairs[1]])
+    assert set(batch) == {"pixel_values", "group_ids", "input_ids", "attention_mask", "token_type_ids"}
+
+
+def test_a_column_called_like_an_internal_one_may_say_the_folds(tmp_path):
+    (tmp_path / "0.ppm").write_bytes(b"P5 2 2 255\n" + bytes(4))
+    path = tmp_path / "pairs.csv"
+    rows = "".join(f"0.ppm,caption {number},{number % 3}\n" for number in range(6))
+    path.write_text(f"image,caption,group_ids\n{rows}", encoding="utf-8")
+    arguments = DataArguments(source=str(path), folds=3, fold_column="group_ids")
+    held_out = load_pairs(arguments, "validation")
+    assert len(held_out) == 2 and "group_ids" not in held_out.column_names

@@ -136,6 +136,13 @@ def test_longest_text():
     assert longest_text(RobertaConfig(max_position_embeddings=514, pad_token_id=1)) == 512  # roberta-base
 
 
+def test_a_word_longer_than_the_tokenizer_reads_is_no_part_of_the_vocabulary():
+    long = [f"Chest {'word' * 250_000} (arrow).", *CAPTIONS]  # minutes, were it learned from
+    tokenizer = train_tokenizer(long, 200)
+    assert tokenizer.get_vocab() == train_tokenizer(["Chest (arrow).", *CAPTIONS], 200).get_vocab()
+    assert tokenizer.tokenize(long[0]) == tokenizer.tokenize("Chest [UNK] (arrow).")
+
+
 def test_a_vocabulary_is_always_the_same_for_the_same_captions():
     expected = train_tokenizer(CAPTIONS, 120).get_vocab()
     for captions in (CAPTIONS, CAPTIONS, reversed(CAPTIONS)):

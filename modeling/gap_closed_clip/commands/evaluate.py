@@ -41,7 +41,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset
 
 from ..checkpoint import CONFIG_FILE, check_model_name, check_writable, is_local
@@ -51,6 +50,7 @@ from ..evaluation.arrays import ArrayFiles, is_arrays
 from ..evaluation.modality_report import what_captions_tell
 from ..messages import suggest
 from ..training import RunConfig, fields_of, load_config
+from ..training.yaml_files import parse_yaml
 from . import CommandParser, keep_freed_memory
 
 
@@ -199,10 +199,17 @@ def _check_arrays(
 
 
 def _value(key: str, text: str, expected: type) -> Any:
-    value = text if expected is str else yaml.safe_load(text)
+    value = text if expected is str else _parsed(key, text)
     if type(value) is not expected:
         raise ValueError(f"{key} is '{text}'; it must be of type {expected.__name__}.")
     return value
+
+
+def _parsed(key: str, text: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{key} is '{text:.100}', which is no value: {error}.") from error
 
 
 def config_of_the_pairs(models: list[str], overrides: list[str]) -> RunConfig:

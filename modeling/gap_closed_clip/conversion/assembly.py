@@ -189,7 +189,7 @@ def _config(name: str | Path, revision: str | None) -> dict[str, Any]:
         path = Path(found)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return config if isinstance(config, dict) else {}
 

@@ -1,5 +1,6 @@
 """The section `data` of a configuration: one dataclass, whose values are checked when it is made."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -113,6 +114,14 @@ class DataArguments:
     image_root: str | None = field(
         default=None,
         metadata={"help": "Folder that relative image paths start from. Default: the source's own folder."},
+    )
+
+    allow_urls: bool = field(
+        default=False,
+        metadata={
+            "help": "Open http and https addresses that a data set has in place of images, on public servers alone. "
+            "(Those of the Hub that streaming makes are always opened.)"
+        },
     )
 
     streaming: bool = field(
@@ -231,6 +240,9 @@ class DataArguments:
             )
         if self.shuffle_buffer < 0:
             raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it must be 0 (no shuffling) or more.")
+        for name in ("phantom_seed", "shuffle_seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more.")
         if self.folds is not None and self.folds < 2:
             raise ValueError(f"data.folds is {self.folds}; cross-validation needs at least 2 folds.")
         if self.folds is not None and not 0 <= self.fold < self.folds:
@@ -239,6 +251,8 @@ class DataArguments:
             )
         if (self.window_center is None) != (self.window_width is None):
             raise ValueError("data.window_center and data.window_width go together: set both or neither.")
+        if not all(map(math.isfinite, self.window or ())):
+            raise ValueError(f"data.window_center and data.window_width are {self.window}: use finite numbers.")
         if self.window_width is not None and self.window_width < 1:
             raise ValueError(f"data.window_width is {self.window_width}; it must be at least 1.")
         self.augmentation()  # checks its values now, before anything is loaded

@@ -8,13 +8,14 @@ from typing import Any
 from datasets import ClassLabel, Features, Image, Value
 
 from ..messages import suggest
+from .addresses import check_address, is_address
 from .arguments import DataArguments
 from .modalities import ModalityColumn, find_modalities
 
 
 CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
-# Columns that `sources.py` adds: a source's own of these names are not kept.
-ADDED_COLUMNS = ("augment", "source", "window")
+# Columns that `sources.py` and `features.py` add: a source's own of these names are not kept.
+ADDED_COLUMNS = ("augment", "source", "window", "pooled_image", "pooled_text", "group_ids", "present")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Columns:
         modalities: the columns of further modalities.
         root: folder that relative image paths start from.
         source_name: what error messages call the source.
+        allow_urls: whether addresses of images are opened.
     """
 
     image: str | None
@@ -41,14 +43,21 @@ class Columns:
     modalities: list[ModalityColumn]
     root: Path | None
     source_name: str
+    allow_urls: bool = False
 
     def caption_of(self, value: Any) -> str:
         """The caption without white space around it; "" if there is none."""
         return "" if value is None else str(value).strip()
 
     def path_of(self, value: str | None) -> str | None:
-        """The full path of an image file, or its URL; None if the source gives none."""
-        if not value or "://" in value or self.root is None:
+        """
+        The full path of an image file, or its address; None if the source gives none.
+
+        Raises:
+            ValueError: an address that is not to be opened.
+        """
+        if not value or is_address(value) or self.root is None:
+            check_address(value, self.allow_urls)
             return value or None
         return str(self.root / value)
 
@@ -108,12 +117,21 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
             "data.image_column must name a column of images, image bytes or file paths."
         )
     added = {name for name in ADDED_COLUMNS if not (args.folds and name == args.fold_column)}  # until folds are cut
-    modalities = find_modalities(features, args.modalities, source_name, root)
+    modalities = find_modalities(features, args.modalities, source_name, root, args.allow_urls)
     taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS, *added, *(args.modalities or ())}
     extras = [n for n, feature in features.items() if n not in taken and isinstance(feature, (Value, ClassLabel))]
     class_names = [features[n].names if isinstance(features[n], ClassLabel) else None for n in labels]
     return Columns(
-        args.image_column, args.caption_column, image_id, labels, extras, class_names, modalities, root, source_name
+        image=args.image_column,
+        caption=args.caption_column,
+        image_id=image_id,
+        labels=labels,
+        extras=extras,
+        class_names=class_names,
+        modalities=modalities,
+        root=root,
+        source_name=source_name,
+        allow_urls=args.allow_urls,
     )
 
 

@@ -8,7 +8,6 @@ from functools import partial
 from logging import getLogger
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import torch
 from datasets import Dataset
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from ..model.images_gap_closed_clip import to_rgb
 from ..model.load_images_gap_closed_clip import array_to_rgb, decode_file, to_8_bit_by
+from .addresses import is_address, read_address
 from .modalities import has_image
 
 
@@ -105,12 +105,12 @@ def _read(path: str | None, name: str) -> bytes:
     if not path:
         raise ValueError(f"The image '{name}' has neither bytes nor a path. {SKIP_REMEDY}")
     try:
-        if "://" in path:  # a row of a data set that is streamed from the Hub
-            with fsspec.open(path, "rb") as file:
-                return file.read()
-        return Path(path).read_bytes()
+        return read_address(path) if is_address(path) else Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"The image file '{path}' does not exist. {SKIP_REMEDY}") from error
+        raise FileNotFoundError(f"The image file '{path:.200}' does not exist. {SKIP_REMEDY}") from error
+    except (OSError, ValueError) as error:  # a folder, a name that is too long or holds a zero, an address
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ValueError(f"The image file '{path:.200}' cannot be read ({reason}). {SKIP_REMEDY}") from error
 
 
 @dataclass

@@ -13,6 +13,7 @@ from datasets.features.features import _ArrayXD
 from ..messages import suggest
 from ..model.modalities_gap_closed_clip import check_modality_names
 from ..model.record_values_gap_closed_clip import is_missing
+from .addresses import check_address, is_address
 
 
 RAW_IMAGE = Image(decode=False)
@@ -82,6 +83,7 @@ class ModalityColumn:
         feature: of the column that pairs have.
         class_names: by a record's column the names of its classes, if it holds their numbers.
         root: folder that relative paths of files start from.
+        allow_urls: whether addresses of files are opened.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ModalityColumn:
     feature: Any
     class_names: dict[str, list[str]]
     root: Path | None
+    allow_urls: bool = False
 
     def value_of(self, row: dict[str, Any]) -> Any:
         """
@@ -97,6 +100,7 @@ class ModalityColumn:
 
         Raises:
             FileNotFoundError: the file is not there.
+            ValueError: an address that is not to be opened.
         """
         if self.kind == "record":
             values = {column: self._field(column, row[column]) for column in self.columns}
@@ -119,15 +123,20 @@ class ModalityColumn:
             return {"bytes": data, "path": path}
         if not path:
             return None
-        if "://" not in path and self.root is not None:
+        check_address(path, self.allow_urls)
+        if not is_address(path) and self.root is not None:
             path = str(self.root / path)
-        if "://" not in path and not Path(path).is_file():
+        if not is_address(path) and not is_file(path):
             raise FileNotFoundError(f"the file '{path}' of '{self.name}' does not exist")
         return {"bytes": None, "path": path}
 
 
 def find_modalities(
-    features: Features, modalities: Modalities | None, source_name: str, root: Path | None
+    features: Features,
+    modalities: Modalities | None,
+    source_name: str,
+    root: Path | None,
+    allow_urls: bool = False,
 ) -> list[ModalityColumn]:
     """
     The columns of each modality among those that a source has.
@@ -147,7 +156,7 @@ def find_modalities(
                 )
         kind, feature = _kind(name, columns, features, source_name)
         classes = {each: features[each].names for each in listed if isinstance(features[each], ClassLabel)}
-        found.append(ModalityColumn(name, listed, kind, feature, classes, root))
+        found.append(ModalityColumn(name, listed, kind, feature, classes, root, allow_urls))
     return found
 
 
@@ -209,12 +218,22 @@ def read_modality(modality: ModalityColumn, rows: Dataset) -> tuple[Dataset, lis
                 f"Row {index} (from 0): {error}. Relative paths start from data.image_root; a sample that lacks it "
                 "has an empty cell."
             ) from error
+        except ValueError as error:
+            raise ValueError(f"Row {index} (from 0), '{modality.name}': {error}.") from error
     features = Features({modality.name: modality.feature})
     return Dataset.from_dict({modality.name: found}, features=features), [value is not None for value in found]
 
 
 def _renamed(kept: Dataset, column: str, name: str) -> Dataset:
     return kept if column == name else kept.rename_column(column, name)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file of this name; a name that no file can have is none, whatever Python makes of it."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def has_image(row: dict[str, Any]) -> bool:
@@ -270,6 +289,7 @@ __all__ = [
     "has_caption",
     "has_image",
     "has_modality",
+    "is_file",
     "join_modalities",
     "read_array",
     "read_modality",

@@ -15,10 +15,11 @@ import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, Value, concatenate_datasets
 
 from ..messages import shorten
+from .addresses import is_address
 from .arguments import DataArguments
 from .columns import Columns, find_columns
 from .hashing import hash_of_bytes
-from .modalities import RAW_IMAGE, read_modality
+from .modalities import RAW_IMAGE, is_file, read_modality
 
 
 logger = getLogger(__name__)
@@ -73,7 +74,7 @@ def to_pairs(rows: Dataset, args: DataArguments, source_name: str, root: Path | 
     rows, columns = _with_all_columns(rows, columns)
     assert columns.image is not None and columns.caption is not None
     images = rows.select_columns(columns.image).with_format("arrow")[:].column(0)
-    paths = [columns.path_of(path) for path in pc.struct_field(images, "path").to_pylist()]
+    paths = _paths(pc.struct_field(images, "path").to_pylist(), columns)
     stored = pc.is_valid(pc.struct_field(images, "bytes")).to_pylist()
     captions = [columns.caption_of(caption) for caption in _values(rows, columns.caption)]
     further = _read_modalities(rows, columns)
@@ -116,13 +117,23 @@ def _read_modalities(rows: Dataset, columns: Columns) -> dict[str, tuple[Dataset
         raise FileNotFoundError(f"{columns.source_name}: {error}") from error
 
 
+def _paths(values: list[str | None], columns: Columns) -> list[str | None]:
+    paths = []
+    for index, value in enumerate(values):
+        try:
+            paths.append(columns.path_of(value))
+        except ValueError as error:
+            raise ValueError(f"{columns.source_name}, row {index} (from 0): {error}.") from error
+    return paths
+
+
 def _values(rows: Dataset, column: str) -> list:
     return rows.select_columns(column).with_format("arrow")[:].column(0).to_pylist()
 
 
 def _is_missing(path: str | None, stored: bool) -> bool:
-    """Whether an image has neither stored bytes nor a file. URLs are taken to exist."""
-    return not stored and (path is None or ("://" not in path and not Path(path).is_file()))
+    """Whether an image has neither stored bytes nor a file. Those at addresses are taken to exist."""
+    return not stored and (path is None or (not is_address(path) and not is_file(path)))
 
 
 def _complete_rows(
@@ -248,8 +259,11 @@ def _is_complete(pair: dict) -> bool:
 
 def _stream_pair(row: dict, index: int, columns: Columns, skip: bool) -> dict:
     """The canonical pair of one row. A half pair raises an error, or, with `skip`, has the caption None."""
-    image = _undecoded(row.get(columns.image), columns)
     caption = columns.caption_of(row.get(columns.caption))
+    try:
+        image = _undecoded(row.get(columns.image), columns)
+    except ValueError as error:
+        raise ValueError(f"{columns.source_name}, row {index} (from 0): {error}.") from error
     try:
         further = {modality.name: modality.value_of(row) for modality in columns.modalities}
         problem = _problem(image, caption, further, bool(columns.modalities))

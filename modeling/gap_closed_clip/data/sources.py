@@ -293,6 +293,12 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         loaded = datasets.load_dataset(loader, streaming=args.streaming, **options)
     except DatasetGenerationError as error:
         raise ValueError(f"{source_name} cannot be read: {error.__cause__ or error}") from error
+    except (FileNotFoundError, ConnectionError, ImportError):
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:  # a damaged file
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{source_name} holds no rows.") from error
+        raise ValueError(f"{source_name} cannot be read: {type(error).__name__}: {error}") from error
     if list(loaded) == ["train"]:
         column = find_split_column(loaded["train"], args, source_name)
         if column is not None:

@@ -8,7 +8,14 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, SubConfigs, read_modalities
+from .modalities_gap_closed_clip import (
+    IMAGE_AND_TEXT,
+    POOLINGS,
+    SubConfigs,
+    check_tower_settings,
+    check_types,
+    read_modalities,
+)
 
 
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
@@ -243,6 +250,7 @@ class GapClosedClipConfig(PreTrainedConfig):
         return self.text_config
 
     def _check(self) -> None:
+        check_types(self, GapClosedClipConfig.__annotations__)
         if self.projection_dim < 1:
             raise ValueError(
                 f"projection_dim is {self.projection_dim}: it is a dimension, 1 or more (the paper uses 512)."
@@ -302,7 +310,9 @@ class GapClosedClipConfig(PreTrainedConfig):
 def _sub_config(value: PreTrainedConfig | dict | None, name: str, default: dict) -> PreTrainedConfig:
     if isinstance(value, PreTrainedConfig):
         return value
-    value = dict(default if value is None else value)
+    value = default if value is None else value
+    check_tower_settings(value, name)
+    value = dict(value)
     if "model_type" not in value:
         raise ValueError(f"{name} has no model_type: add one, for example {default['model_type']!r}.")
     return AutoConfig.for_model(value.pop("model_type"), **value)

@@ -4,7 +4,6 @@ for adapters, and `captioning` for a decoder.
 """
 
 import dataclasses
-import re
 import typing
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .config_types import fits, is_of_names
 from .lora import LoraArguments
+from .yaml_files import parse_yaml, read_yaml
 
 
 # The configurations that come with the package; `configs/` of a checkout is a link to them.
@@ -45,24 +45,6 @@ CONFIG_FIELDS = {
     for name, hint in GapClosedClipConfig.__annotations__.items()
     if name not in (*NOT_SET_BY_HAND, *CAPTION_FIELDS)
 }
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-3 as a string, and the `no` of save_strategy=no as false; everybody means the other."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
 
 
 @dataclasses.dataclass
@@ -169,8 +151,18 @@ class RunConfig:
         return described
 
     def training_arguments(self) -> GapClosedTrainingArguments:
-        """The `training:` section as an object; making it starts devices and processes."""
-        return GapClosedTrainingArguments(**self.training)
+        """
+        The `training:` section as an object; making it starts devices and processes.
+
+        Raises:
+            ValueError: a value that transformers refuses, in whatever way it does.
+        """
+        try:
+            return GapClosedTrainingArguments(**self.training)
+        except (ValueError, OSError, ImportError) as error:
+            raise type(error)(str(error) if "training." in str(error) else f"training: {error}") from error
+        except Exception as error:  # a value of a type that its own checks do not expect
+            raise ValueError(f"training: {type(error).__name__}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """The sections as plain values, as in a YAML file; values at their default are left out."""
@@ -233,7 +225,10 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     config = {name: model.pop(name) for name in list(model) if name in CONFIG_FIELDS}
     if model.get("checkpoint") is None:  # else the checkpoint's own values belong to the check
         names = {name: {"tower": GapClosedClipRecordConfig()} for name in data.all_modalities}
-        GapClosedClipConfig(**config, modalities=names)  # each with any tower: the model's are built later
+        try:
+            GapClosedClipConfig(**config, modalities=names)  # each with any tower: the model's are built later
+        except ValueError as error:
+            raise ValueError(f"model.{error}") from error
     return RunConfig(
         model=ModelArguments(**model, config=config),
         data=data,
@@ -289,10 +284,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    content = read_yaml(path) or {}
     if not isinstance(content, dict):
         raise ValueError(f"{path} has to hold the sections {', '.join(SECTIONS)}, each with its fields.")
     for section, values in content.items():
@@ -326,8 +318,8 @@ def _parse_override(text: str) -> tuple[str, list[str], Any]:
     if section not in SECTIONS:
         raise ValueError(f"The command line: unknown section {section!r} in {key!r}{did_you_mean(section, SECTIONS)}")
     try:
-        return section, names, yaml.load(raw, Loader=_Loader)
-    except yaml.YAMLError as error:
+        return section, names, parse_yaml(raw)
+    except ValueError as error:
         raise ValueError(f"The value of {key!r} is not valid YAML: {raw!r}.") from error
 
 

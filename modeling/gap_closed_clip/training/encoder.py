@@ -35,6 +35,7 @@ from .tower_descriptions import pretrained_name
 logger = logging.get_logger(__name__)
 
 VOCABULARY_SIZE = 8000
+MOST_LETTERS = 100  # of a word that WordPiece looks up (its max_input_chars_per_word)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -269,10 +270,17 @@ def _text_tower(
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
     """A BERT tokenizer (lower case, WordPiece) whose vocabulary is learned from captions, always the same for them."""
-    captions = list(captions)
     blank = BertTokenizer()
     normalize = blank.backend_tokenizer.normalizer.normalize_str
     split = blank.backend_tokenizer.pre_tokenizer.pre_tokenize_str
+
+    def without_long_words(caption: str) -> str:
+        """What the tokenizer reads of it: a longer word is [UNK] to it, and one of a megabyte would take minutes."""
+        if len(max(caption.split(), key=len, default="")) <= MOST_LETTERS:
+            return caption
+        return " ".join(word for word, _ in split(normalize(caption)) if len(word) <= MOST_LETTERS)
+
+    captions = [without_long_words(caption) for caption in captions]
     inside = {letter for caption in captions for word, _ in split(normalize(caption)) for letter in word[1:]}
     # The trainer numbers the letters inside words in the order of a hash table with a random seed, and decides between
     # equally frequent pairs by these numbers. Named first they get theirs from us: a resumed run and every process of

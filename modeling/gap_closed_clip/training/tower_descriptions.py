@@ -13,7 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint import is_local
 from ..messages import did_you_mean
-from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names
+from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names, check_tower_settings
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 from .package_towers import package_folder
 
@@ -39,6 +39,7 @@ def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
         ValueError: a key or value that the tower's config does not have.
     """
     config_class = TOWER_CONFIGS[kind]
+    check_tower_settings(description, field)
     settings = dict(description)
     _check_keys(field, config_class, settings)
     if settings.pop("model_type", config_class.model_type) != config_class.model_type:
@@ -67,11 +68,13 @@ def _check_values(field: str, config_class: type[PreTrainedConfig], settings: Ma
         raise ValueError(f"{field}: {error}") from error
 
 
-def _check_architecture(field: str, architecture: str | None) -> None:
+def _check_architecture(field: str, architecture: Any) -> None:
     if architecture is None:
         raise ValueError(
             f"{field} describes a tower without `architecture`: name one of timm, e.g. eva02_tiny_patch14_224."
         )
+    if not isinstance(architecture, str):
+        raise ValueError(f"{field}.architecture is {architecture!r:.100}: it is the name of one of timm.")
     if not timm.is_model(architecture):
         near = did_you_mean(architecture, timm.list_models(), otherwise=" (timm.list_models() names them all).")
         raise ValueError(f"{field}.architecture: timm {timm.__version__} has no {architecture!r}{near}")
@@ -114,6 +117,7 @@ def model_type_of(description: Mapping[str, Any]) -> str:
 
 
 def _check_modality_tower(field: str, description: Mapping[str, Any]) -> None:
+    check_tower_settings(description, field)
     kind, settings = model_type_of(description), dict(description)
     if kind == TimmWrapperConfig.model_type:
         return check_tower(field, "vision", settings)
