@@ -22,6 +22,7 @@ from ..data import PairCollator, decode_image
 from ..data.features import DTYPE, FeaturePairs, FeatureStore, StoredFeatures, digest
 from ..data.images import Augmentation, name_of, stored_bytes, window_of
 from ..data.modalities import has_image
+from ..disk import DiskFull
 from ..evaluation.embed import embed_captions, evaluation_mode
 from ..evaluation.fast_tower import FastTower
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
@@ -202,7 +203,7 @@ def _fill(
             try:
                 store.append([digests[position] for position in positions], features)
             except OSError as error:
-                raise OSError(
+                raise DiskFull(
                     f"{title}: {error.strerror} ({store.folder}) after {progress.n} of {number}. Those are kept, and "
                     "the same command goes on from there: make room (or let the folder be written to), or name "
                     "another one with data.feature_cache."
