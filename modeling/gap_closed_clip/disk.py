@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 
@@ -25,7 +26,7 @@ WORDS = (
     "File too large",
     "os error 27",
 )
-WRITER = ("PytorchStreamWriter failed", "unexpected pos")
+WRITER = ("PytorchStreamWriter failed", "unexpected pos", "iostream error")
 
 
 class DiskFull(OSError):
@@ -102,19 +103,22 @@ def size_of(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
 
 
-def bytes_of(model: nn.Module) -> int:
-    """Bytes of a model's weights."""
-    return sum(value.numel() * value.element_size() for value in (*model.parameters(), *model.buffers()))
+def bytes_of(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> int:
+    """Bytes of a model's weights, and of what an optimizer keeps of them."""
+    kept = [] if optimizer is None else [value for state in optimizer.state.values() for value in state.values()]
+    tensors = [*model.parameters(), *model.buffers(), *(value for value in kept if isinstance(value, torch.Tensor))]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _message(full: str, folder: str | Path, what: str, wanted: int | None, consequence: str) -> str:
-    needs = "" if wanted is None else f" It takes {_megabytes(wanted)}, and"
-    free = f"{needs} {_megabytes(free_bytes(folder))} are free there"
+    needs = "" if wanted is None else f" It takes at least {readable_size(wanted)}, and"
+    free = f"{needs} {readable_size(free_bytes(folder))} are free there"
     return f"{what} could not be written to {folder}: {full}.{free}. Make room there. {consequence}".rstrip()
 
 
-def _megabytes(number: int) -> str:
+def readable_size(number: int) -> str:
+    """Bytes in words."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
-__all__ = ["DiskFull", "bytes_of", "free_bytes", "is_disk_full", "replacing", "size_of", "writing"]
+__all__ = ["DiskFull", "bytes_of", "free_bytes", "is_disk_full", "readable_size", "replacing", "size_of", "writing"]

@@ -108,7 +108,7 @@ def losing_no_process() -> Iterator[None]:
             raise
         line = (str(error).splitlines() or [""])[0]
         raise OSError(
-            f"Process {dist.get_rank()} of {dist.get_world_size()} has lost another one, which ended or gave no answer "
+            f"Process {dist.get_rank()} of {dist.get_world_size()} has lost another, which ended or did not answer "
             f"in training.ddp_timeout ({line:.200}). What it said itself stands further up. Start all again with "
             "resume_from_checkpoint=auto."
         ) from error

@@ -117,7 +117,8 @@ class CheckedTrainer(Trainer):
         wanted = None
         if self.is_world_process_zero():
             before = checkpoints(folder)
-            wanted = size_of(before[-1]) if before else bytes_of(self.accelerator.unwrap_model(model))
+            optimizer = getattr(self.optimizer, "optimizer", None)  # inside accelerate's
+            wanted = size_of(before[-1]) if before else bytes_of(self.model, optimizer)
         try:
             with writing(folder, name, wanted, AFTER_FULL):
                 super()._save_checkpoint(model, trial)
