@@ -4,11 +4,12 @@
     python benchmarks/kills.py --kills 10 --work /tmp/kills
 
 A tiny model trains on phantoms: its frozen text tower's features are embedded once, checkpoints are written and
-evaluations made every second step, the model folder, its evaluation and its card are written at the end, and the folder
-is published to a Hub on this machine. Each process is forked from one that has imported everything. It is killed at a
-random moment of a phase chosen at random, and started again by the very same command (resume_from_checkpoint=auto; publish)
-until it ends by itself. Then everything is compared with an unbroken run: weights bit by bit, names of the files left, the
-folder on the Hub. This program, too, may be killed and started again: it goes on counting in --work. For Linux.
+evaluations made every second step, the model folder, its evaluation and its card are written at the end, and the
+folder is published to a Hub on this machine. Each process is forked from one that has imported everything. It is killed
+at a random moment of a phase chosen at random, and started again by the very same command
+(resume_from_checkpoint=auto; publish) until it ends by itself. Then everything is compared with an unbroken run:
+weights bit by bit, names of the files left, the folder on the Hub. This program, too, may be killed and started again:
+it goes on counting in --work. For Linux.
 """
 
 import argparse
@@ -286,8 +287,9 @@ def report(count: Count) -> str:
             *rows,
             f"| together | {count.kills} |",
             "",
-            "Compared with an unbroken run at the end of each: all weights and the tokenizer bit by bit, in the model folder and "  # noqa: E501
-            "in its checkpoints; the names of all files in the model folder and the cache of features; all files on the Hub.",
+            "Compared with an unbroken run at the end of each: all weights and the tokenizer bit by bit, in the model "
+            "folder and in its checkpoints; the names of all files in the model folder and the cache of features; all "
+            "files on the Hub.",
             "",
             "Faults:",
             "",
