@@ -5,8 +5,8 @@
 
 A tiny model trains on phantoms: its frozen text tower's features are embedded once, checkpoints are written and
 evaluations made every second step, the model folder, its evaluation and its card are written at the end, and the
-folder is published to a Hub on this machine. Each process is forked from one that has imported everything. It is killed
-at a random moment of a phase chosen at random, and started again by the very same command
+folder is published to a Hub on this machine. Each process is forked from one that has imported everything. It is
+killed at a random moment of a phase chosen at random, and started again by the very same command
 (resume_from_checkpoint=auto; publish) until it ends by itself. Then everything is compared with an unbroken run:
 weights bit by bit, names of the files left, the folder on the Hub. This program, too, may be killed and started again:
 it goes on counting in --work. For Linux.
