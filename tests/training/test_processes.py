@@ -118,7 +118,7 @@ def test_nan_in_one_process_ends_both_at_the_same_step(folder, name, step, kept)
     assert said[0].startswith(
         f"Step {step}: the loss is nan. NaN or infinity came in with pixel_values of training pa"
     )
-    assert "The inputs of process 1 are finite: if another process names a sample, that is it" in said[1]
+    assert "The inputs of process 1 are finite: if another one names a sample, that is it" in said[1]
     assert said[1].startswith(f"Step {step}: ") and "Training stops here, before the weights are changed" in said[1]
     left = sorted(path.name for path in (folder / name).iterdir())
     assert left == sorted(f"checkpoint-{number}" for number in kept)

@@ -76,7 +76,7 @@ class SoundNumbers:
             return f"NaN or infinity came in with {name} of {found}."
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             return (
-                f"The inputs of process {dist.get_rank()} are finite: if another process names a sample, that is it; if "
+                f"The inputs of process {dist.get_rank()} are finite: if another one names a sample, that is it; if "
                 "none does, see learning_rate, warmup_steps and max_grad_norm."
             )
         return (
