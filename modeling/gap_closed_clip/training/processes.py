@@ -19,6 +19,7 @@ from .run_lock import RunLock
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 # Of the time that torch itself waits, so that the process that hangs is named before torch gives up.
 SHARE = 0.9
+GONE = "gone"
 # What torch says where another process is gone or does not answer.
 LOST = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "gloo")
 
@@ -147,7 +148,7 @@ class WatchCallback(TrainerCallback):
         self._over.set()
 
     def _watch(self) -> None:
-        pause = min(self.seconds / 4, 5.0)
+        pause = min(self.seconds / 40, 5.0)  # a few of them in the time that torch waits longer
         while not self._over.wait(pause):
             since = self._since
             if since is not None and time.monotonic() - since > self.seconds:
@@ -172,21 +173,21 @@ class WatchCallback(TrainerCallback):
         size = dist.get_world_size()
         keys = [f"gap_closed_clip/step/{rank}" for rank in range(size)]
         steps = [self._asked(lambda key=key: self._store.check([key]) and self._store.get(key)) for key in keys]
-        begun = [int(step) if step else 0 for step in steps]
+        begun = [int(step) if isinstance(step, bytes) else 0 for step in steps]
         behind = [str(rank) for rank, step in enumerate(begun) if step < max(begun)]
         if behind:
             return f"process {' and '.join(behind)} has not begun it"
         return "all processes have begun it; the one that stands outside torch.distributed hangs"
 
     def _asked(self, question) -> Any:
-        """The store's answer; None where it gives none, because its process is gone or stopped."""
+        """The store's answer; GONE where its process is, None where it gives none in 10 s."""
         answers: list[Any] = []
 
         def ask() -> None:
             try:
                 answers.append(question())
-            except (RuntimeError, ValueError):
-                pass
+            except (RuntimeError, ValueError):  # the process that keeps the store is gone
+                answers.append(GONE)
 
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
