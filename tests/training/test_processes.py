@@ -133,8 +133,8 @@ def test_a_process_that_hangs_ends_all_and_is_named(tmp_path, monkeypatch):
     with pytest.raises(AssertionError) as failed:  # the exit codes, and what was said
         run_in_processes(__file__, tmp_path, 2)
     said = str(failed.value)
-    assert "[1, 1] == [0, 0]" in said and time.monotonic() - began < 200
-    assert "Process 0 of 2 (from 0): Step 3 has not ended within 10.8 s (process 1 has not begun it)." in said
+    assert "1] == [0, 0]" in said and time.monotonic() - began < 200  # the first may be told by torch as well
+    assert "Process 0 of 2 (from 0): Step 2 has not ended within 10.8 s (process 1 has not begun it)." in said
     assert "Process 1 of 2 (from 0): Another process waits in vain for this one" in said and "in collate" in said
 
 
