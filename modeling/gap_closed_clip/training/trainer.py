@@ -70,6 +70,14 @@ class CheckedTrainer(Trainer):
             self._check_gradients_once()
         return loss
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # A run that was killed after its last step, while it was evaluated or saved, has none to take when resumed:
+        # transformers would take one more each time.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _is_sound(self, loss: Tensor, model: nn.Module, inputs: dict[str, Any]) -> bool:
         if self._numbers is None:
             self._numbers = SoundNumbers(self.args.skip_broken_steps, self.train_dataset)
