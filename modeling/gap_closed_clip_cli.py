@@ -6,6 +6,7 @@ these seconds has to end in one line as well, and `--help` need not wait for the
 """
 
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ def main(command: str | None = None, words: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         print(f"{PROGRAM}: there is no command {command!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 1
+    if problem := _started_in_parallel(command):
+        print(f"{PROGRAM} {command}: {problem}", file=sys.stderr)
+        return 1
     return _run(command, words)
 
 
@@ -70,7 +74,9 @@ def _run(command: str, words: list[str]) -> int:
         state = "" if module is None or parsed is None else f" {module.after_interrupt(parsed)}"
         print(f"\n{PROGRAM} {command}: interrupted.{state}", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError | ImportError) and not _is_disk_full(error):
+            raise
         print(f"{PROGRAM} {command}: {_readable(str(error))}", file=sys.stderr)
         return 1
     return 0
@@ -80,6 +86,24 @@ def _readable(message: str) -> str:
     """A message without what a terminal would take for a command, and with words of thousands of letters cut short."""
     message = "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in message)
     return re.sub(r"\S{300,}", lambda found: f"{found[0][:80]}...{found[0][-20:]}", message)[:MOST_LETTERS]
+
+
+def _is_disk_full(error: Exception) -> bool:
+    """Whether an error of a library, safetensors or torch, is that of a full disk."""
+    from gap_closed_clip.disk import is_disk_full
+
+    return bool(is_disk_full(error))
+
+
+def _started_in_parallel(command: str) -> str:
+    """Why a command that one process does can't be started in several; empty where it isn't."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if command == "train" or not size.isdigit() or int(size) < 2:
+        return ""
+    return (
+        f"this is process {os.environ.get('RANK', '?')} of {size}, and all would write the same files. "
+        "Start one, without torchrun or accelerate launch."
+    )
 
 
 if __name__ == "__main__":

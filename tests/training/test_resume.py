@@ -99,6 +99,18 @@ def test_auto_goes_on_where_it_can_and_starts_anew_where_it_cannot(finished, int
         train(configure("resume_from_checkpoint=auto", "learning_rate=0.5"))
 
 
+def test_a_run_killed_after_its_last_step_takes_no_more_steps(configure, tmp_path):
+    """In the middle of an epoch of three steps."""
+    words = ["max_steps=2", "save_steps=2", "eval_strategy=no", "final_split=none", "resume_from_checkpoint=auto"]
+    train(configure(*words))
+    expected = load_file(tmp_path / "run" / "model.safetensors")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    train(configure(*words))
+    weights = load_file(tmp_path / "run" / "model.safetensors")
+    assert all(torch.equal(expected[name], weights[name]) for name in expected)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
 def test_auto_with_nothing_but_half_a_checkpoint(interrupted, configure):
     shutil.rmtree(interrupted / "checkpoint-2")
     train(configure("resume_from_checkpoint=auto", "max_steps=2"))

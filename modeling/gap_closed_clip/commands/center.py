@@ -56,6 +56,7 @@ from ..checkpoint import (
 )
 from ..data import load_checked_pairs
 from ..data.pairs import MissingSplitError
+from ..disk import writing
 from ..evaluation import Evaluation, PairEmbeddings, embed_pairs, evaluate_embeddings, write_report
 from ..evaluation.post_hoc import METHODS, PostHocMaps, unit
 from ..messages import did_you_mean
@@ -178,7 +179,9 @@ def run(command: CenterCommand) -> None:
     model.cpu()
     maps = _fit(settings.methods, features)
     for method, found in maps.items():
-        if (folder := settings.folder_of(method)) is not None:
+        if (folder := settings.folder_of(method)) is None:
+            continue
+        with writing(folder, f"The model after {method}"):
             _save(close_gap(model, method, found), processor, command.model, folder)
     table, evaluations = _report(command, maps, held_out_features, held_out is None, eval_split)
     what = f"{len(held_out_features)} pairs, split '{eval_split}' of {data.title}"

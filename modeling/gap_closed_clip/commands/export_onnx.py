@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 
 from ..checkpoint import check_model_name, digest_of_weights, is_captioner, is_local, load_checkpoint
+from ..disk import writing
 from ..hub.onnx import Difference, OnnxMismatch, export_onnx
 from . import CommandParser
 
@@ -50,15 +51,16 @@ def run(args: argparse.Namespace) -> None:
     local = is_local(args.model)
     model, processor = load_checkpoint(args.model)
     try:
-        differences = export_onnx(
-            model,
-            processor,
-            args.output,
-            name=Path(args.model).resolve().name if local else args.model,
-            weights=digest_of_weights(args.model) if local else None,
-            tolerance=args.tolerance if args.check else None,
-            overwrite=args.overwrite,
-        )
+        with writing(args.output, "The ONNX files"):
+            differences = export_onnx(
+                model,
+                processor,
+                args.output,
+                name=Path(args.model).resolve().name if local else args.model,
+                weights=digest_of_weights(args.model) if local else None,
+                tolerance=args.tolerance if args.check else None,
+                overwrite=args.overwrite,
+            )
     except OnnxMismatch as error:
         _show(error.differences)
         raise ValueError(f"{error} Nothing was kept.") from error

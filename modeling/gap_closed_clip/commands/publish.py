@@ -11,7 +11,9 @@ beside it on the card, evaluate both first: gap-closed-clip eval outputs/clip ou
 """
 
 import argparse
+import tempfile
 
+from ..disk import writing
 from ..hub import publish
 from . import CommandParser
 
@@ -49,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError: as `publish`.
     """
     settings = {name: value for name, value in vars(args).items() if name not in ("folder", "repo_id", "public")}
-    publication = publish(args.folder, args.repo_id, private=not args.public, **settings)
+    with writing(tempfile.gettempdir(), "What goes to the Hub", None, "Or set TMPDIR. Nothing was sent."):
+        publication = publish(args.folder, args.repo_id, private=not args.public, **settings)
     print(publication)
     print(f"Nothing was sent to {publication.repo_id}." if args.dry_run else publication.outcome)
 

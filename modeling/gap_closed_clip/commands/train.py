@@ -20,6 +20,7 @@ only one section has it; a key of a field that holds a mapping as model.text.hid
 from pathlib import Path
 
 from ..checkpoint import is_adapter, is_local
+from ..disk import writing
 from ..hub import check_access, publish, write_card, write_examples
 from ..training import RunConfig, last_complete_checkpoint, load_config, train
 from . import CommandParser, keep_freed_memory
@@ -55,9 +56,11 @@ def run(config: RunConfig) -> None:
         return
     folder = args.output_dir
     adapter = is_adapter(folder)
-    if not adapter:
-        write_examples(folder, config.data)
-    write_card(folder, repo_id=repo_id)
+    again = f"The trained model is safe there; `gap_closed_clip.hub.write_card({folder!r})` writes the card again."
+    with writing(folder, "The model card", None, again):
+        if not adapter:
+            write_examples(folder, config.data)
+        write_card(folder, repo_id=repo_id)
     print(f"The {'adapter' if adapter else 'model folder'} is {folder}; its card is README.md there.")
     if repo_id is not None:
         try:

@@ -10,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..data import decode_image, stable_hash
+from ..disk import replacing
 from .captions import Captions
 
 
@@ -62,7 +63,8 @@ def plot_captions(
         image_axes.axis("off")
         _write(figure.add_subplot(grid[row, 2 * column + 1]), lines, height)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    with replacing(path) as draft:
+        figure.savefig(draft, metadata={"Software": None})
 
 
 def _lines(name: str, text: str, color: str) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..disk import replacing
 from .every_pair import MEAN, name_for
 from .pair_embeddings import PairEmbeddings
 
@@ -273,4 +274,5 @@ def _save(figure: Figure, handles: list[Artist], num_panels: int, path: str | Pa
     columns = 2 if num_panels == 1 else len(handles)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=10)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", pad_inches=0.15)
+    with replacing(path) as draft:
+        figure.savefig(draft, bbox_inches="tight", pad_inches=0.15)

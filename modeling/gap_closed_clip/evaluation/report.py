@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -21,6 +20,7 @@ from ..checkpoint import (
     PROJECTION_FIGURE,
     digest_of_weights,
 )
+from ..disk import replacing, writing
 from .by_source import mean_over_sources
 from .caption_figure import plot_captions
 from .captions import Captions
@@ -171,9 +171,8 @@ def write_metrics(
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _without_nan(results: Mapping[str, Metrics]) -> dict[str, dict[str, float | None]]:
@@ -225,6 +224,9 @@ def write_report(
         folders: {model name: its folder}, of those that are in one.
         pairs: where the images of the captions are; a stream is not drawn.
         settings: of the evaluation, where they are not the models' own, e.g. num_beams.
+
+    Raises:
+        DiskFull: there is no room; each file is as it was, or whole.
     """
     folder = Path(folder)
     for name in CAPTION_FILES:  # of other pairs, which may not be everybody's to see
@@ -234,16 +236,18 @@ def write_report(
     captions = {name: e.captions for name, e in evaluations.items() if e.captions is not None}
     names = dict.fromkeys(source for evaluation in evaluations.values() for source in evaluation.by_source)
     sources = {source: {name: e.by_source.get(source, {}) for name, e in evaluations.items()} for source in names}
-    write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings, sources)
     report = metrics_report(metrics, sources)
-    (folder / "metrics.md").write_text(report + "\n", encoding="utf-8")
-    if embeddings:
-        plot_projection(embeddings, metrics, folder / PROJECTION_FIGURE)
-        plot_cosine_histograms(embeddings, metrics, folder / COSINES_FIGURE)
-    if captions:
-        write_captions(folder / CAPTIONS_FILE, captions)
-        if isinstance(pairs, Dataset):
-            plot_captions(captions, pairs, folder / CAPTIONS_FIGURE)
+    with writing(folder, "Metrics and figures", None, "`gap-closed-clip eval` measures again."):
+        write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings, sources)
+        with replacing(folder / "metrics.md") as draft:
+            draft.write_text(report + "\n", encoding="utf-8")
+        if embeddings:
+            plot_projection(embeddings, metrics, folder / PROJECTION_FIGURE)
+            plot_cosine_histograms(embeddings, metrics, folder / COSINES_FIGURE)
+        if captions:
+            write_captions(folder / CAPTIONS_FILE, captions)
+            if isinstance(pairs, Dataset):
+                plot_captions(captions, pairs, folder / CAPTIONS_FIGURE)
     return report
 
 
@@ -251,7 +255,7 @@ def write_captions(path: str | Path, captions: Mapping[str, Captions]) -> None:
     """Writes a line of JSON for each image: `image_id`, its `references`, and `captions` by model name."""
     first = next(iter(captions.values()))
     by_model = {name: dict(zip(found.image_ids, found.captions, strict=True)) for name, found in captions.items()}
-    with open(path, "w", encoding="utf-8") as file:
+    with replacing(path) as draft, open(draft, "w", encoding="utf-8") as file:
         for image_id, references in zip(first.image_ids, first.references, strict=True):
             captions_of_image = {name: found[image_id] for name, found in by_model.items()}
             row = {"image_id": image_id, "references": references, "captions": captions_of_image}

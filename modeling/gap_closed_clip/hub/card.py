@@ -4,7 +4,6 @@ Every figure of this model is read from its metrics.json: what was not measured 
 """
 
 import math
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from transformers.utils import logging
 
 from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE, is_adapter
 from ..data import DataArguments
+from ..disk import replacing
 from ..evaluation import metrics_report
 from ..evaluation.report import ROWS
 from ..model.configuration_gap_closed_clip import MODULES_FILE, GapClosedClipConfig, Weight
@@ -106,9 +106,8 @@ def write_card(
         sentence_transformers=requirements.SEARCH if (folder / MODULES_FILE).is_file() else None,
         **facts,
     )
-    draft = folder / "README.md.tmp"
-    draft.write_text(f"{str(card).rstrip()}\n", encoding="utf-8", newline="\n")
-    os.replace(draft, folder / "README.md")
+    with replacing(folder / "README.md") as draft:
+        draft.write_text(f"{str(card).rstrip()}\n", encoding="utf-8", newline="\n")
     _write_eval_results(folder, evaluation)
     return card
 
@@ -248,7 +247,8 @@ def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None
         ]
         path = folder / EVAL_RESULTS / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False), encoding="utf-8")
 
 
 def _facts(

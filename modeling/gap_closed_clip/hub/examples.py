@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..data import DataArguments, load_pairs
+from ..disk import replacing
 from .card import EXAMPLES
 
 
@@ -30,4 +31,5 @@ def write_examples(folder: str | Path, data: DataArguments) -> None:
     for row in load_pairs(own, "test"):
         path = folder / f"{row['modality'].replace(' ', '_')}.png"
         if not path.exists():
-            Image.open(io.BytesIO(row["image"]["bytes"])).save(path)
+            with replacing(path) as draft:  # half an image would stay for good
+                Image.open(io.BytesIO(row["image"]["bytes"])).save(draft)

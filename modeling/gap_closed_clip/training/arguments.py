@@ -10,6 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..evaluation.report import ROWS
+from .processes import check_processes, join_processes
 from .tower_descriptions import TOWER_CONFIGS, check_modality, check_tower
 
 
@@ -278,7 +279,10 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything but a loss for better the greater it is.
             self.greater_is_better = not lower_is_better(self.metric_for_best_model)
+        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        join_processes(on_cpu, self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
+        check_processes(self.world_size)
 
     def _check_early_stopping(self) -> None:
         missing = {

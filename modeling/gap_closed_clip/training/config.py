@@ -13,6 +13,7 @@ import yaml
 
 from ..data import DataArguments
 from ..data.arguments import SOURCE_FIELDS
+from ..disk import replacing
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
@@ -180,7 +181,8 @@ class RunConfig:
         content = self.to_dict()
         content["training"].pop("hub_token", None)
         content["data"].pop("feature_cache", None)
-        Path(path).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        with replacing(path) as draft:
+            draft.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> RunConfig:

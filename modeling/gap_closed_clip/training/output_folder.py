@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer
 
 from ..checkpoint import ADAPTER_CONFIG, BASE, CAPTION_FILES, CONFIG_FILE, FIGURES, METRICS_FILE, RUN_FILE
+from ..disk import replacing
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig, load_config
@@ -148,7 +149,8 @@ def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int 
         facts = {name: value for name, value in asdict(result).items() if name != "metrics"}
         if result.fusion_weights is None:
             facts.pop("fusion_weights")
-        (folder / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / RUN_FILE) as draft:
+            draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return result
 
 

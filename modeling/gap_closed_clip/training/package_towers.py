@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TimmWrapperConfig
 
+from ..disk import writing
+
 
 PREFIX = "package:"
 
@@ -95,7 +97,8 @@ def _converted(name: str, module: str, package: Path) -> Path:
         return folder
     weights = _timm_state_dict(name, tower, _read_checked(name, tower, package))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{module}-") as temporary:
+    full = writing(folder.parent, f"The converted tower {name}", None, "Or set HF_HOME.")
+    with full, tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{module}-") as temporary:
         # Written beside its place and moved there as a whole: a killed process leaves nothing half-written.
         written = Path(temporary) / folder.name
         written.mkdir()

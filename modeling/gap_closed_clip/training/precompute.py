@@ -22,6 +22,7 @@ from ..data import PairCollator, decode_image
 from ..data.features import DTYPE, FeaturePairs, FeatureStore, StoredFeatures, digest
 from ..data.images import Augmentation, name_of, stored_bytes, window_of
 from ..data.modalities import has_image
+from ..disk import DiskFull, readable_size
 from ..evaluation.embed import embed_captions, evaluation_mode
 from ..evaluation.fast_tower import FastTower
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
@@ -202,7 +203,7 @@ def _fill(
             try:
                 store.append([digests[position] for position in positions], features)
             except OSError as error:
-                raise OSError(
+                raise DiskFull(
                     f"{title}: {error.strerror} ({store.folder}) after {progress.n} of {number}. Those are kept, and "
                     "the same command goes on from there: make room (or let the folder be written to), or name "
                     "another one with data.feature_cache."
@@ -224,8 +225,8 @@ def _check_space(store: FeatureStore, number: int) -> None:
     free = shutil.disk_usage(store.folder).free
     if needed > free:
         raise OSError(
-            f"The features of frozen towers need {needed / 1e9:.2f} GB in {store.folder}, which has "
-            f"{free / 1e9:.2f} GB left: name another folder with data.feature_cache, or set data.feature_views=0 to "
+            f"The features of frozen towers need {readable_size(needed)} in {store.folder}, which has "
+            f"{readable_size(free)} left: name another folder with data.feature_cache, or set data.feature_views=0 to "
             "run the towers in every step."
         )
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import datasets
 from datasets import Dataset, IterableDataset
 
 from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, sources_of
+from ..disk import writing
 from ..evaluation import check_references, metric_names
 from ..messages import did_you_mean
 from .arguments import GapClosedTrainingArguments
@@ -73,7 +75,9 @@ def preflight(config: RunConfig) -> RunInputs:
     check_towers(config.model, config.data.all_modalities)
     checkpoint = checkpoint_to_resume(args, config)
     captioning = config.captioning
-    with args.main_process_first(desc="loading pairs"):  # `datasets` caches on disk what it downloads and converts
+    # `datasets` caches on disk what it downloads and converts.
+    cached = writing(datasets.config.HF_DATASETS_CACHE, "What `datasets` caches", None, "Or set HF_DATASETS_CACHE.")
+    with args.main_process_first(desc="loading pairs"), cached:
         contrastive = captioning is None or captioning.encoders == "joint"
         choose_held_out(config, args)
         train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)

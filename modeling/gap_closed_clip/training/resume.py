@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..checkpoint import ADAPTER_CONFIG
+from ..disk import replacing, writing
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
 
@@ -146,7 +147,8 @@ class SettingsCallback(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
-            (folder / SETTINGS_FILE).write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
+            with writing(folder, SETTINGS_FILE), replacing(folder / SETTINGS_FILE) as draft:
+                draft.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
 
 __all__ = [

@@ -1,6 +1,5 @@
 """One run from a configuration to a model folder: preflight, build, fit, save, evaluate."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,17 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, set_seed
 
+from ..disk import writing
 from ..evaluation import evaluate_model, write_report
 from .build import RunParts, build
 from .config import RunConfig
 from .fuse import set_fusion_weights
 from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
+from .processes import SHARE, WatchCallback, held_by_the_first, losing_no_process
 from .recenter import RecenterCallback
 from .resume import SettingsCallback, settings_of
-from .run_lock import RunLock
+from .trainer import AFTER_FULL
 
 
 def train(config: RunConfig) -> TrainingResult:
@@ -30,13 +31,13 @@ def train(config: RunConfig) -> TrainingResult:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder, before training.
     """
     args = config.training_arguments()
-    # Of several processes the first one holds the folder for all.
-    with RunLock(args.output_dir) if args.process_index == 0 else nullcontext():
+    with losing_no_process(), held_by_the_first(args.output_dir, args.process_index):
         inputs = preflight(config)
         set_seed(inputs.args.seed)
         parts = build(config, inputs)
         trainer = fit(parts, inputs, settings_of(config, inputs.args, inputs.num_train_pairs))
-        result = save_model_folder(trainer, config, inputs.num_train_pairs)
+        with writing(args.output_dir, "The trained model", None, AFTER_FULL):
+            result = save_model_folder(trainer, config, inputs.num_train_pairs)
         return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
 
 
@@ -54,7 +55,8 @@ def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer
     args = inputs.args
     delete_other_run(args, inputs.checkpoint)
     if parts.base is not None and args.process_index == 0:
-        parts.base.save(parts.processor)
+        with writing(args.output_dir, "The adapter's base"):
+            parts.base.save(parts.processor)
     trainer = parts.trainer_class(
         model=parts.model,
         args=args,
@@ -70,7 +72,9 @@ def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer
     trainer.add_callback(SettingsCallback(settings))
     if args.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-    trainer.train(resume_from_checkpoint=inputs.checkpoint)
+    trainer.add_callback(WatchCallback(SHARE * args.ddp_timeout))
+    with writing(args.output_dir, "Logs and checkpoints", None, AFTER_FULL):
+        trainer.train(resume_from_checkpoint=inputs.checkpoint)
     if parts.encoder.config.modalities and parts.trains_encoder and trainer.is_world_process_zero():
         set_fusion_weights(parts.encoder, parts.batches_to_weigh(args))
     return trainer

@@ -74,6 +74,11 @@ class SoundNumbers:
         for name, rows, group_ids in broken_inputs(inputs):
             found = "; ".join(self._name(row, group_ids) for row in rows[:3])
             return f"NaN or infinity came in with {name} of {found}."
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return (
+                f"The inputs of process {dist.get_rank()} are finite: if another one names a sample, that is it; if "
+                "none does, see learning_rate, warmup_steps and max_grad_norm."
+            )
         return (
             "The inputs are finite, so it is the numbers inside the model: a lower learning_rate, longer warmup_steps "
             "or max_grad_norm keep them small, and bf16 holds larger ones than fp16."

@@ -1,5 +1,6 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
+from ..disk import DiskFull, bytes_of, size_of, writing
 from ..model.micro_batches_gap_closed_clip import MicroBatches
 from .diagnostics import RunningMeans, batch_diagnostics, warning_of
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
+from .resume import checkpoints
 from .sound_numbers import SoundNumbers
 
 
 logger = logging.get_logger(__name__)
+
+AFTER_FULL = "The same command with resume_from_checkpoint=auto goes on from the last complete checkpoint."
 
 
 class TrainingProgressCallback(TrainerCallback):
@@ -64,6 +70,14 @@ class CheckedTrainer(Trainer):
             self._check_gradients_once()
         return loss
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        # A run that was killed after its last step, while it was evaluated or saved, has none to take when resumed:
+        # transformers would take one more each time.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _is_sound(self, loss: Tensor, model: nn.Module, inputs: dict[str, Any]) -> bool:
         if self._numbers is None:
             self._numbers = SoundNumbers(self.args.skip_broken_steps, self.train_dataset)
@@ -100,6 +114,26 @@ class CheckedTrainer(Trainer):
         super()._save(output_dir, state_dict)
         # Pickled arguments, with the Hub's token among them; train_config.yaml says the same in the open, without it.
         (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """
+        Raises:
+            DiskFull: there is no room; what was written of the checkpoint is gone.
+        """
+        folder = Path(self.args.output_dir)
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        wanted = None
+        if self.is_world_process_zero():
+            before = checkpoints(folder)
+            optimizer = getattr(self.optimizer, "optimizer", None)  # inside accelerate's
+            wanted = size_of(before[-1]) if before else bytes_of(self.model, optimizer)
+        try:
+            with writing(folder, name, wanted, AFTER_FULL):
+                super()._save_checkpoint(model, trial)
+        except DiskFull:
+            if self.is_world_process_zero():
+                shutil.rmtree(folder / name, ignore_errors=True)
+            raise
 
     def get_decay_parameter_names(self, model) -> list[str]:
         # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
