@@ -126,7 +126,8 @@ def report(found: dict, threads: int) -> str:
         "# The endpoint's handler under load",
         "",
         f"`python benchmarks/endpoint_load.py --requests {number} --threads {threads}` on {machine('cpu')}, "
-        f"{date.today()}: {number:,} requests of {len(requests())} kinds, good and bad, {threads} at a time, a tiny model.",
+        f"{date.today()}: {number:,} requests of {len(requests())} kinds, good and bad, {threads} at a time, of a "
+        "tiny model.",
         "",
         f"{found['per_second']:.0f} answers a second, {found['seconds']:.0f} s in all.",
         "",

@@ -26,7 +26,8 @@ def check_bounds(data: dict) -> None:
     Raises:
         RequestError: the request is nested too deep, or has too many values or characters for anything to look at it.
     """
-    values, characters, level = 0, 0, [data]
+    values, characters = 0, 0
+    level: list[Any] = [data]
     for _ in range(MAX_DEPTH + 1):
         values += sum(map(len, level))
         if values > MAX_VALUES:

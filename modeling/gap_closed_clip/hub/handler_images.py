@@ -90,7 +90,9 @@ def _halved(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # which Pillow does not reduce
         values = np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2]
-        total = sum(values[row::2, column::2].astype(np.uint32) for row in (0, 1) for column in (0, 1))
+        total = np.zeros((values.shape[0] // 2, values.shape[1] // 2), np.uint32)
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            total += values[row::2, column::2]
         return Image.fromarray((total // 4).astype(np.uint16))
     if image.mode == "1":
         image = image.convert("L")
