@@ -13,7 +13,7 @@ def test_the_tests_that_the_table_names_exist():
     named = [
         re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row) for row in rows if not row.startswith(("| fault", "| ---"))
     ]
-    assert len(named) >= 10 and all(named), [row for row, found in zip(rows, named, strict=False) if not found]
+    assert len(named) >= 10 and all(named), [row for row, found in zip(table, named, strict=True) if not found]
     for path, test in sum(named, []):
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         assert test in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, f"{path}::{test}"

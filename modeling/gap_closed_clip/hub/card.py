@@ -298,7 +298,9 @@ def public_config(config: RunConfig) -> str:
     private = ("hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
     sections["training"] = {name: value for name, value in sections["training"].items() if name not in private}
     sections["data"].pop("feature_cache", None)
-    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    # YAML writes down characters that turn the direction of writing, unless it writes down ASCII alone.
+    return text if one_line(text) == " ".join(text.split()) else yaml.safe_dump(sections, sort_keys=False)
 
 
 def describe_weight(weight: Weight) -> str:
