@@ -131,7 +131,7 @@ def load_handler(folder: Path) -> tuple[ModuleType, ModuleType]:
         handler = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(handler)
     # The next folder has its own.
-    for name in ("images_gap_closed_clip", "handler_modalities", "handler_requests"):
+    for name in ("images_gap_closed_clip", "handler_bounds", "handler_modalities", "handler_requests"):
         del sys.modules[name]
     return handler, sys.modules.pop("handler_images")
 

@@ -125,7 +125,13 @@ def test_other_embeddings_of_a_further_modality_are_not_published(model, process
     code = (folder / file).read_text()
     assert code.count(old) == 1
     (folder / file).write_text(code.replace(old, new))
-    for name in ("handler.py", "handler_images.py", "handler_modalities.py", "handler_requests.py"):
+    for name in (
+        "handler.py",
+        "handler_bounds.py",
+        "handler_images.py",
+        "handler_modalities.py",
+        "handler_requests.py",
+    ):
         (folder / name).write_bytes((HUB / name).read_bytes())
     with pytest.raises(ValueError, match=message):
         check_reload(folder)

@@ -29,8 +29,9 @@ from ..evaluation import metrics_report
 from ..evaluation.report import ROWS
 from ..model.configuration_gap_closed_clip import MODULES_FILE, GapClosedClipConfig, Weight
 from ..training import RunConfig
-from . import requirements
+from . import escaping, requirements
 from .card_modalities import read_modalities, told_in_captions
+from .escaping import one_line, safe_names
 from .facts import read_adapter, read_evaluation, read_run, read_size
 
 
@@ -139,11 +140,11 @@ def _metadata(
         **kind,
         language="en",
         pipeline_tag=None if adapter else "image-text-to-text" if is_captioner else "zero-shot-image-classification",
-        license=license,
+        license=one_line(license) if license else license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
         datasets=_hub_sources(config.data) or None if config else None,
         metrics=list(_headlines(evaluation["results"][evaluation["name"]])) or None if evaluation else None,
-        model_name=repo_id.rpartition("/")[2],
+        model_name=one_line(repo_id.rpartition("/")[2]),
         eval_results=_eval_results(evaluation) or None,
         widget=None if adapter else _widget(folder, repo_id, is_captioner),
     )
@@ -201,10 +202,10 @@ def _eval_result(metric: str, value: float, data: DataArguments, label: str, spl
     return EvalResult(
         task_type="image-text-to-text" if of_captions else "image-text-retrieval",
         task_name="Image captioning" if of_captions else "Image-text retrieval and alignment",
-        dataset_type=label,
-        dataset_name=f"{label} (drawn, not medical)" if data.source == "phantoms" else label,
-        dataset_config=data.subset,
-        dataset_split=_public_split(data, split),
+        dataset_type=one_line(label),
+        dataset_name=f"{label} (drawn, not medical)" if data.source == "phantoms" else one_line(label),
+        dataset_config=data.subset and one_line(data.subset),
+        dataset_split=one_line(_public_split(data, split)),
         metric_type=metric,
         metric_name=ROWS[metric][0].rstrip(" ↑↓"),
         metric_value=value,
@@ -217,12 +218,12 @@ def _widget(folder: Path, repo_id: str, is_captioner: bool) -> list[dict[str, st
     titles = [path.stem.replace("_", " ").replace(",", "") for path in images]
     if len(titles) < 2 or "/" not in repo_id:
         return None  # a single label tells nothing apart; and a folder at home has no page
-    labels = ", ".join(titles)
+    labels = one_line(", ".join(titles))
     return [
         {
             "src": hf_hub_url(repo_id, f"{EXAMPLES}/{path.name}"),
             **({} if is_captioner else {"candidate_labels": labels}),
-            "example_title": title,
+            "example_title": one_line(title),
         }
         for path, title in zip(images, titles, strict=True)
     ]
@@ -241,7 +242,7 @@ def _write_eval_results(folder: Path, evaluation: dict[str, Any] | None) -> None
                 dataset_id=own.source,
                 task_id=metric.replace("@", "_at_"),
                 value=value,
-                notes=f"split {_public_split(own, evaluation['split'])}; {ROWS[metric][0].rstrip(' ↑↓')}",
+                notes=f"split {one_line(_public_split(own, evaluation['split']))}; {ROWS[metric][0].rstrip(' ↑↓')}",
             )
             for metric, value in headlines.items()
         ]
@@ -274,11 +275,12 @@ def _facts(
         "final_scale": _final_scale(folder),
         "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
-        "table": evaluation and metrics_report(evaluation["results"], evaluation["sources"]),
+        "table": evaluation and metrics_report(*safe_names(evaluation)),
         "figures": [name for name in (*FIGURES, *_public_captions(evaluation)) if (folder / name).is_file()],
         "captioning": run and run["config"].captioning,
         "modalities": read_modalities(folder, model_config),
         "told": told_in_captions(evaluation["results"][evaluation["name"]]) if evaluation else {},
+        **{name: getattr(escaping, name) for name in ("as_code", "as_string", "as_text", "fence_of")},
         "public_name": _public_name,
         "public_sources": _public_sources,
         "public_split": _public_split,
@@ -296,7 +298,9 @@ def public_config(config: RunConfig) -> str:
     private = ("hub_token", "output_dir", "logging_dir", "resume_from_checkpoint", "overwrite_output_dir")
     sections["training"] = {name: value for name, value in sections["training"].items() if name not in private}
     sections["data"].pop("feature_cache", None)
-    return yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(sections, sort_keys=False, allow_unicode=True)
+    # YAML writes down characters that turn the direction of writing, unless it writes down ASCII alone.
+    return text if one_line(text) == " ".join(text.split()) else yaml.safe_dump(sections, sort_keys=False)
 
 
 def describe_weight(weight: Weight) -> str:

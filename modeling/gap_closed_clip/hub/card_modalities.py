@@ -11,6 +11,7 @@ from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modality_processing_gap_closed_clip import load_modality_processors
 from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
+from .escaping import as_code, as_code_in_cell, as_text, one_line
 from .samples import records
 
 
@@ -52,11 +53,17 @@ def _facts(folder: Path, name: str, entry: dict[str, Any], processor: Any) -> di
         fields = [_field(field) for field in processor.fields]
         facts |= {"fields": fields, "example": repr(shown), "takes": "a mapping of fields to values"}
     elif isinstance(processor, ArrayProcessor):
-        shape = " x ".join(map(str, processor.shape))
-        facts |= {"example": f"np.zeros({processor.shape}, np.float32)", "takes": f"an array of {shape} numbers"}
+        shape = as_text(" x ".join(map(str, processor.shape)))
+        facts |= {
+            "example": f"np.zeros({one_line(processor.shape)}, np.float32)",
+            "takes": f"an array of {shape} numbers",
+        }
     elif getattr(processor, "sampling_rate", None):
-        rate = processor.sampling_rate
-        facts |= {"example": f"np.zeros({rate}, np.float32)", "takes": f"a waveform of {rate} samples a second"}
+        rate = one_line(processor.sampling_rate)
+        facts |= {
+            "example": f"np.zeros({rate}, np.float32)",
+            "takes": f"a waveform of {as_text(rate)} samples a second",
+        }
     elif processor is not None and hasattr(processor, "image_mean"):
         facts |= {"example": "images[0]", "takes": "an image"}
     return facts
@@ -64,30 +71,25 @@ def _facts(folder: Path, name: str, entry: dict[str, Any], processor: Any) -> di
 
 def _tower(tower: Any) -> str:
     layers, width = getattr(tower, "num_hidden_layers", None), getattr(tower, "hidden_size", None)
-    size = f" ({layers} layers of width {width})" if layers and width else ""
+    size = f" ({as_text(layers)} layers of width {as_text(width)})" if layers and width else ""
     if isinstance(tower, GapClosedClipRecordConfig):
         return (
             f"a transformer over fields, FT-Transformer ([arXiv 2106.11959](https://arxiv.org/abs/2106.11959)){size}"
         )
-    return f"`{tower.model_type}`{size}"
+    return f"`{as_code(tower.model_type)}`{size}"
 
 
 def _field(field: dict[str, Any]) -> dict[str, str]:
     """A row of the card's table, safe in Markdown."""
     if field["kind"] == "category":
-        words = [f"`{_plain(word)}`" for word in field["categories"][:SHOWN]]
+        words = [f"`{as_code_in_cell(word)}`" for word in field["categories"][:SHOWN]]
         rest = len(field["categories"]) - SHOWN
         told = ", ".join(words) + (f", and {rest} more" if rest > 0 else "")
     else:
         told = f"mean {field['mean']:.4g}, standard deviation {field['std']:.4g}"
         if field["kind"] == "date":
-            told = f"years to `{_plain(field['relative_to'])}`: {told}"
-    return {"name": _plain(field["name"]), "kind": field["kind"], "told": told}
-
-
-def _plain(text: str) -> str:
-    """Without what ends code or a cell of a table in Markdown."""
-    return " ".join(str(text).replace("`", "'").replace("|", "/").replace("<", "‹").split())
+            told = f"years to `{as_code_in_cell(field['relative_to'])}`: {told}"
+    return {"name": as_code_in_cell(field["name"]), "kind": field["kind"], "told": told}
 
 
 def _count(folder: Path, prefix: str) -> int | None:
@@ -104,7 +106,7 @@ def told_in_captions(metrics: dict[str, float]) -> dict[str, float]:
     found = {}
     for metric, value in metrics.items():
         if metric.startswith("caption_tells_") and metric.endswith("]") and value > 0:
-            found[_plain(metric.partition("[")[2][:-1])] = value
+            found[as_code_in_cell(metric.partition("[")[2][:-1])] = value
     return found
 
 

@@ -45,7 +45,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 # Hugging Face's inference toolkit puts the model folder on sys.path before it loads this file.
-from handler_images import RequestError, read_image
+from handler_bounds import check_answer, check_entries
+from handler_images import PixelBudget, RequestError, read_image
 from handler_requests import (
     CAPTIONS,
     PARAMETERS,
@@ -177,10 +178,12 @@ class EndpointHandler:
         if isinstance(gallery[0], list):
             gallery_embeds, query_embeds = vectors_of(gallery, self.model.config.projection_dim), self.embed(items)
         else:
+            check_entries(gallery, "inputs.gallery")
             items += [item_of(entry, f"inputs.gallery[{i}]", self.names) for i, entry in enumerate(gallery)]
             embeds = self.embed(items)
             query_embeds, gallery_embeds = embeds[: len(queries)], embeds[len(queries) :]
-        best = (query_embeds @ gallery_embeds.T).topk(min(top_k, len(gallery_embeds)))
+        check_answer(len(query_embeds), top_k := min(top_k, len(gallery_embeds)))
+        best = (query_embeds @ gallery_embeds.T).topk(top_k)
         ranked = [
             [{"index": index, "score": score} for index, score in zip(indices, scores, strict=True)]
             for indices, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -200,7 +203,8 @@ class EndpointHandler:
             raise RequestError('inputs has no image to write a caption for: send {"image": image}.')
         check_number(images, MAX_CAPTIONED)
         tokens = self._prompt(prompt, options)
-        pixels = [self._pixels(item) for item in images]
+        budget = PixelBudget()
+        pixels = [self._pixels(item, budget) for item in images]
         with self._lock, torch.inference_mode():
             pixel_values = torch.cat(pixels).to(self.model.device, self.model.dtype)
             written = self.captioner.generate(pixel_values, **tokens, **options)
@@ -246,11 +250,12 @@ class EndpointHandler:
         for name, own in sorted_items.items():
             check_number(own, self._limit(name))
         texts = [check_text(item.value, item.field) for item in sorted_items.pop("text")]
+        budget = PixelBudget()
         # One after the other, so that only one image of full size is in memory.
-        pixels = [self._pixels(item) for item in sorted_items.pop("image")]
+        pixels = [self._pixels(item, budget) for item in sorted_items.pop("image")]
         rows = {"image": iter(self._encode(pixels, "image")), "text": iter(self._encode(texts, "text"))}
         for name, own in sorted_items.items():
-            rows[name] = iter(self._encode_further(name, own))
+            rows[name] = iter(self._encode_further(name, own, budget))
         return [next(rows[item.kind]) for item in items]
 
     def _limit(self, name: str) -> int:
@@ -261,11 +266,11 @@ class EndpointHandler:
             return MAX_IMAGES
         return MAX_RECORDS if is_record(self.further[name]) else MAX_ARRAYS
 
-    def _encode_further(self, name: str, items: list[Item]) -> list[Tensor]:
+    def _encode_further(self, name: str, items: list[Item], budget: PixelBudget) -> list[Tensor]:
         """Unit vectors (D,) of a further modality's items, those of one shape in batches."""
         inputs = []
         for item in items:
-            value = read_sample(self.further[name], item.value, item.field)
+            value = read_sample(self.further[name], item.value, item.field, budget)
             inputs.append(dict(self.processor(**{name: [value]}, return_tensors="pt")))
         rows: list[Tensor] = []
         while len(rows) < len(inputs):
@@ -297,9 +302,9 @@ class EndpointHandler:
                     rows += self.model(**inputs.to(self.model.device)).text_embeds.float().cpu()
         return rows
 
-    def _pixels(self, item: Item) -> Tensor:
+    def _pixels(self, item: Item, budget: PixelBudget) -> Tensor:
         """The image tower's input for an image, (1, 3, height, width)."""
-        image = read_image(item.value, item.field)
+        image = read_image(item.value, item.field, budget)
         return self.processor(images=[image], return_tensors="pt")["pixel_values"]
 
 

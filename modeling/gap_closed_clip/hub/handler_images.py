@@ -7,19 +7,21 @@ code beside the weights.
 
 import base64
 import binascii
-import io
+import threading
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
 
-from images_gap_closed_clip import to_rgb
+from images_gap_closed_clip import FORMATS, MAX_PIXELS, check_size, open_image, to_rgb
 
 
 MAX_IMAGE_BYTES = 20 * 2**20
-MAX_PIXELS = 50_000_000
-MAX_ASPECT = 20  # long side to short side: the short one is resized to the tower's, the long one follows
-# No more than these: Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found.
-FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM")
+MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of all images of a request
+LARGE = 16_000_000  # pixels; images of more are halved before they are converted
+
+# Of large images one at a time is in memory, however many threads answer requests.
+_one_large_image = threading.Lock()
 
 
 class RequestError(Exception):
@@ -30,13 +32,35 @@ class RequestError(Exception):
         self.status = status
 
 
-def read_image(value: Any, field: str) -> Image.Image:
+class PixelBudget:
+    """What is left of the pixels that the images of a request may have together."""
+
+    def __init__(self) -> None:
+        self.left = MAX_REQUEST_PIXELS
+
+    def take(self, image: Image.Image, field: str) -> None:
+        """
+        Raises:
+            RequestError: this image is too large or too thin, or the images up to this one have too many pixels.
+        """
+        try:
+            check_size(*image.size)
+        except ValueError as error:
+            raise RequestError(f"{field} can't be used: {error}.", 413) from None
+        self.left -= image.width * image.height
+        if self.left < 0:
+            wrong = f"The images up to {field} have more than {MAX_REQUEST_PIXELS:,} pixels: send several requests."
+            raise RequestError(wrong, 413)
+
+
+def read_image(value: Any, field: str, budget: PixelBudget | None = None) -> Image.Image:
     """
-    An upright RGB image. Nothing is fetched and no file is opened.
+    An upright RGB image, halved where it is large. Nothing is fetched and no file is opened.
 
     Args:
         value: base64 of an image file, the file's bytes or a PIL image.
         field: the field of the request that holds it, for messages, e.g. "inputs.gallery[3]".
+        budget: of the request, from which the image's pixels are taken before it is decoded.
 
     Raises:
         RequestError: it is none of these, too large, damaged, or in a format that is not read here.
@@ -49,11 +73,34 @@ def read_image(value: Any, field: str) -> Image.Image:
         image = value
     else:
         raise RequestError(f"{field} is {kind_of(value)}: send an image as base64.")
-    _check_size(image, field)
+    (budget or PixelBudget()).take(image, field)
     try:
-        return to_rgb(image)
+        if image.width * image.height <= LARGE:
+            return to_rgb(image)
+        with _one_large_image:
+            return to_rgb(_halved(image))
     except Exception:  # a damaged file makes Pillow raise a dozen different types
         raise RequestError(f"{field} is damaged or cut off: its pixels can't be read.") from None
+
+
+def _halved(image: Image.Image) -> Image.Image:
+    """An image of half its width and height, upright, every pixel the mean of four, in a mode that `to_rgb` takes."""
+    image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # which Pillow does not reduce
+        values = np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2]
+        total = np.zeros((values.shape[0] // 2, values.shape[1] // 2), np.uint32)
+        for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            total += values[row::2, column::2]
+        return Image.fromarray((total // 4).astype(np.uint16))
+    if image.mode == "1":
+        image = image.convert("L")
+    elif "transparency" in image.info or image.mode == "PA":
+        image = image.convert("RGBA")
+    elif image.mode == "P":
+        image = image.convert("RGB")
+    return image.reduce(2)
 
 
 def kind_of(value: Any) -> str:
@@ -84,19 +131,14 @@ def _open(data: bytes, field: str) -> Image.Image:
     if data[128:132] == b"DICM":
         raise RequestError(f"{field} is a DICOM file: send it windowed, as PNG or JPEG.")
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError:
-        raise RequestError(f"{field} has too many pixels: an image may have {MAX_PIXELS}.", 413) from None
+        return open_image(data)
+    except ValueError as error:
+        # `open_image` says itself when there are too many pixels; the format is the handler's to name.
+        if "pixels" in str(error):
+            raise RequestError(f"{field} can't be used: {error}.", 413) from None
+        raise RequestError(f"{field} is no image file of a known format: {', '.join(FORMATS)}.") from None
     except Exception:
         raise RequestError(f"{field} is no image file of a known format: {', '.join(FORMATS)}.") from None
-
-
-def _check_size(image: Image.Image, field: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise RequestError(f"{field} has {width} x {height} pixels: an image may have {MAX_PIXELS}.", 413)
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise RequestError(f"{field} has {width} x {height} pixels: one side may be {MAX_ASPECT} times the other.")
 
 
 def _too_large(field: str) -> RequestError:

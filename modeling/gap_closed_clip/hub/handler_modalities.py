@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import ImageProcessingMixin
 
-from handler_images import RequestError, kind_of, read_image
+from handler_images import PixelBudget, RequestError, kind_of, read_image
 
 
 MAX_RECORDS = 512  # of a request
@@ -35,18 +35,19 @@ def is_array(processor: Any) -> bool:
     return not is_record(processor) and not is_image(processor)
 
 
-def read_sample(processor: Any, value: Any, field: str) -> Any:
+def read_sample(processor: Any, value: Any, field: str, budget: PixelBudget) -> Any:
     """
     What a modality's processor takes.
 
     Args:
         field: of the request that holds the value, for messages, e.g. "inputs.records[2]".
+        budget: of the request, for images.
 
     Raises:
         RequestError: it is no record of the schema, no array of the shape, no image, or too large.
     """
     if is_image(processor):
-        return read_image(value, field)
+        return read_image(value, field, budget)
     return _record(processor, value, field) if is_record(processor) else _array(processor, value, field)
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from handler_bounds import check_bounds, check_entries, short
 from handler_images import RequestError, kind_of
 
 
@@ -51,11 +52,12 @@ def parse(data: Any, tasks: list[str]) -> tuple[str, Any, dict]:
         tasks: those of the model.
 
     Raises:
-        RequestError: there are no inputs, or a name or task that is not known.
+        RequestError: there are no inputs, a name or task that is not known, or too much of anything.
     """
     if not isinstance(data, dict):
         form = '{"inputs": ..., "parameters": ...}'
         raise RequestError(f"The request is {kind_of(data)}: send an object, {form}.")
+    check_bounds(data)
     check_names(data, ("inputs", "parameters", "options"), "the request")  # options: older Hub clients send them
     inputs, parameters = data.get("inputs"), data.get("parameters") or {}
     if inputs is None or (isinstance(inputs, list | dict | str | bytes) and not inputs):
@@ -147,12 +149,13 @@ def labels_of(parameters: dict) -> list[str]:
         RequestError: there are none, too many, or one that is no text.
     """
     labels = parameters.get("candidate_labels")
+    number = labels.count(",") + 1 if isinstance(labels, str) else len(labels) if isinstance(labels, list) else 0
+    if not number or not labels:
+        raise RequestError("candidate_labels is a list of labels, and not empty.")
+    if number > MAX_LABELS:
+        raise RequestError(f"{number} candidate_labels: a request may have {MAX_LABELS}.", 413)
     if isinstance(labels, str):
         labels = [label.strip() for label in labels.split(",")]
-    if not isinstance(labels, list) or not labels:
-        raise RequestError("candidate_labels is a list of labels, and not empty.")
-    if len(labels) > MAX_LABELS:
-        raise RequestError(f"{len(labels)} candidate_labels: a request may have {MAX_LABELS}.", 413)
     return [check_text(label, f"candidate_labels[{i}]") for i, label in enumerate(labels)]
 
 
@@ -211,12 +214,13 @@ def as_list(value: Any, field: str) -> tuple[list, bool]:
     The values of a list, or the one value as a list; and whether it was a list.
 
     Raises:
-        RequestError: an empty list.
+        RequestError: an empty list, or one that is too long.
     """
     if not isinstance(value, list):
         return [value], False
     if not value:
         raise RequestError(f"{field} is an empty list.")
+    check_entries(value, field)
     return value, True
 
 
@@ -300,14 +304,9 @@ def prompt_of(inputs: Any, parameters: dict) -> str | None:
     return next((check_text(value, field) for field, value in given.items()), None)
 
 
-def short(value: Any) -> str:
-    """A value for a message."""
-    return f"{value!r:.60}"
-
-
 def _looks_like_base64(value: str) -> bool:
     """No text has a word as long as a line of base64, of capitals, small letters and digits alone."""
     words = value[:2000].split()
     start = "".join(words)
     kinds = ("[A-Z]", "[a-z]", "[0-9]", r"^[A-Za-z0-9+/]+=*$")
-    return len(words[0]) >= 60 and all(re.search(kind, start) for kind in kinds)
+    return bool(words) and len(words[0]) >= 60 and all(re.search(kind, start) for kind in kinds)

@@ -29,7 +29,7 @@ from .samples import check_modalities, made_up
 HUB = Path(__file__).parent
 MODEL = HUB.parent / "model"
 # The endpoint's code, which a publication puts beside the model's.
-HANDLER = ("handler.py", "handler_images.py", "handler_modalities.py", "handler_requests.py")
+HANDLER = ("handler.py", "handler_bounds.py", "handler_images.py", "handler_modalities.py", "handler_requests.py")
 TOLERANCE = 1e-4
 MINUTES = 30
 TEXTS = ["Chest radiograph.", "Axial CT image of the abdomen."]

@@ -31,9 +31,11 @@ LOOKS_LIKE_BASE64 = (
     'has 16384 characters: a text may have 10000. It looks like base64: an image goes into {"image": ...}.'
 )
 NOT_BASE64 = "is not base64: send the bytes of an image file as base64. Paths are never opened."
-NO_IMAGE = "is no image file of a known format: PNG, JPEG, JPEG2000, TIFF, BMP, GIF, WEBP, PPM."
+NO_IMAGE = "is no image file of a known format: PNG, JPEG, JPEG2000, TIFF, BMP, DIB, GIF, WEBP, PPM."
 BRACES = "hypothesis_template holds {} once, where the label goes, and no other braces."
 TASKS = f"{ZERO_SHOT}, embeddings, {RETRIEVAL}"
+TOO_MANY = "it has 9000 x 9000 pixels, more than 50,000,000: make it smaller first"
+BOMB = "has too many pixels, more than 50,000,000"
 NO_DIRECTION = "has no direction: it is all zeros, or NaN or infinite."
 BAD = [
     ([1], 400, 'The request is a list: send an object, {"inputs": ..., "parameters": ...}.'),
@@ -87,12 +89,12 @@ BAD = [
     ),
     (classified(b64(bytes(20 * 2**20 + 1))), 413, "inputs is too large: an image file may have 20 MiB."),
     (classified("A" * 40_000_000), 413, "inputs is too large: an image file may have 20 MiB."),
-    (classified(b64(_png_header(9000, 9000))), 413, "inputs has 9000 x 9000 pixels: an image may have 50000000."),
-    (classified(b64(_png_header(60000, 60000))), 413, "inputs has too many pixels: an image may have 50000000."),
+    (classified(b64(_png_header(9000, 9000))), 413, f"inputs can't be used: {TOO_MANY}."),
+    (classified(b64(_png_header(60000, 60000))), 413, f"inputs can't be used: it {BOMB}."),
     (
         classified(b64(_png_header(1, 30_000))),
-        400,
-        "inputs has 1 x 30000 pixels: one side may be 20 times the other.",
+        413,
+        "inputs can't be used: it has 1 x 30000 pixels, one side more than 50 times the other: cut out what matters.",
     ),
     (classified(5), 400, "inputs is a number: send an image as base64."),
     (classified([]), 400, 'The request has no inputs: send {"inputs": ..., "parameters": ...}.'),
