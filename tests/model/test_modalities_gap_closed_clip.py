@@ -174,9 +174,7 @@ def test_what_is_said_of_wrong_inputs(model):
     inputs = modalities_inputs()
     with pytest.raises(ValueError, match="modality_mask has the shape .4, 3.: it is .B, 4., a column for each"):
         model(**inputs, modality_mask=torch.ones(4, 3))
-    with pytest.raises(
-        ValueError, match="takes input_values, given to the model as audio_input_values; it got audio_sound"
-    ):
+    with pytest.raises(ValueError, match="takes audio_input_values; it got audio_sound"):
         model(**tiny_inputs(), audio_sound=inputs["audio_input_values"])
     with pytest.raises(ValueError, match="no modality 'video', only image, text, record, audio"):
         model.get_features("video", pixel_values=torch.zeros(1))
@@ -185,3 +183,40 @@ def test_what_is_said_of_wrong_inputs(model):
     with pytest.raises(ValueError, match="anchor is 'video'"):
         tiny_config(anchor="video")
     assert isinstance(model.config.modalities["audio"]["tower"], ASTConfig)
+
+
+def test_features_of_what_the_processor_makes(model):
+    """By the names that the inputs have for the model; a mask of all modalities goes along."""
+    inputs = {key: value for key, value in modalities_inputs().items() if key.startswith("record")}
+    mask = torch.tensor([[True, True, index != 2, False] for index in range(4)])
+    found = model.get_features("record", **inputs, modality_mask=mask).pooler_output
+    bare = {key.removeprefix("record_"): value for key, value in inputs.items()}
+    assert torch.equal(found, model.get_features("record", **bare, modality_mask=mask[:, 2]).pooler_output)
+
+
+def test_what_is_said_of_records_of_another_schema(model):
+    inputs = {key: value for key, value in modalities_inputs().items() if key.startswith("record")}
+    inputs["record_categories"][1, 1] = 3
+    with pytest.raises(ValueError, match=r"has \[4, 3\] of them: of another schema"):
+        model(**inputs)
+    del inputs["record_numbers_mask"]
+    with pytest.raises(ValueError, match="takes record_numbers, record_numbers_mask, record_categories; it got"):
+        model(**inputs)
+    with pytest.raises(
+        ValueError, match="got none of pixel_values, input_ids, record_..., audio_...: give inputs of one"
+    ):
+        model(recrod_numbers=inputs["record_numbers"])
+    with pytest.raises(ValueError, match="use a number of 0 or more"):
+        GapClosedClipRecordConfig(num_numbers="two")
+    with pytest.raises(ValueError, match="modalities are record, record: one is there twice"):
+        tiny_config(modalities=[{"name": "record", "tower": RECORD}] * 2)
+
+
+def test_modalities_that_are_given_when_a_folder_is_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = GapClosedClipModel.from_pretrained(tmp_path, modalities={"record": {"tower": RECORD}})
+    assert again.config.modality_names == ("image", "text", "record")
+    inputs = {key: value for key, value in modalities_inputs().items() if not key.startswith("audio")}
+    assert torch.equal(again.eval()(**inputs).embeds["record"], model(**inputs).embeds["record"])
+    with pytest.raises(ValueError, match="modalities.record.tower has no model_type"):
+        GapClosedClipModel.from_pretrained(tmp_path, modalities={"record": {"tower": "bert"}})

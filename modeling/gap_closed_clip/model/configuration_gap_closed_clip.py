@@ -205,9 +205,11 @@ class GapClosedClipConfig(PreTrainedConfig):
         self.text_config = _sub_config(self.text_config, "text_config", {"model_type": "bert"})
         if self.decoder_config is not None:
             self.decoder_config = _sub_config(self.decoder_config, "decoder_config", {"model_type": "bert"})
-        self.modalities = read_modalities(self.modalities)
         super().__post_init__(**kwargs)
         self._check()
+
+    def __setattr__(self, key: str, value: Any) -> None:  # also of `from_pretrained(..., modalities=...)`
+        super().__setattr__(key, read_modalities(value) if key == "modalities" else value)
 
     def __getattr__(self, name: str) -> Any:
         """`NAME_config`, that of a further modality's tower, by which transformers sets its attention and dtype."""
@@ -303,7 +305,7 @@ class GapClosedClipConfig(PreTrainedConfig):
         if not set(weights) <= set(self.modality_names) or not all(0 <= w < math.inf for w in weights.values()):
             raise ValueError(
                 f"fusion_weights is {weights}: it gives modalities ({', '.join(self.modality_names)}) a weight of 0 "
-                "or more."
+                "or more, or is None."
             )
 
 

@@ -152,13 +152,16 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
 
         Args:
             modality: "image", "text" or another one of the model's.
-            modality_mask: (B,) bool: False where a sample lacks the modality; its row of the inputs is a placeholder,
-                which has no part in the mean that centering subtracts. Its features say nothing.
+            modality_mask: (B,) bool, or (B, M) of all modalities: False where a sample lacks the modality; its row of the
+                inputs is a placeholder, which has no part in the mean that centering subtracts. Its features say
+                nothing.
             inputs: of the modality's tower, by its own names, or `pooled` (B, hidden): what `encode` gave before.
 
         Raises:
             ValueError: a modality that the model doesn't have, or inputs that its tower doesn't take.
         """
+        if modality_mask is not None and modality_mask.ndim == 2:  # of all modalities, as the processor makes it
+            modality_mask = modality_mask[:, self.config.modality_names.index(modality)].bool()
         outputs = self.project(modality, **inputs)
         outputs.pooler_output = self.place(modality, outputs.pooler_output, modality_mask)
         return outputs

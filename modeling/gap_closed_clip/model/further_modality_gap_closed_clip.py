@@ -1,5 +1,6 @@
 """[`FurtherModality`]: tower, projection and centering of a modality beyond image and text."""
 
+import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -69,17 +70,19 @@ class FurtherModality(nn.Module):
         The tower alone: its tokens and, as `pooler_output`, what represents a sample, (B, hidden).
 
         Args:
-            inputs: of the tower, by its own names.
+            inputs: of the tower, by its own names, or by those that they have for the model (`record_numbers`).
 
         Raises:
             ValueError: an input that the tower doesn't take, or one that it needs and did not get.
         """
+        inputs = {key.removeprefix(f"{self.name}_"): value for key, value in inputs.items()}
         unknown = [key for key in inputs if not takes(self.tower, key) and not takes(self.tower, "kwargs")]
-        main = self.tower.main_input_name
-        if unknown or main not in inputs:
+        needed = dict.fromkeys([self.tower.main_input_name, *_without_default(self.tower)])
+        if unknown or not needed.keys() <= inputs.keys():
+            names = ", ".join(f"{self.name}_{key}" for key in needed)
             raise ValueError(
-                f"The {self.name} tower ({self.tower.config.model_type}) takes {main}, given to the model as "
-                f"{self.name}_{main}; it got {', '.join(f'{self.name}_{key}' for key in inputs) or 'nothing'}."
+                f"The {self.name} tower ({self.tower.config.model_type}) takes {names}; it got "
+                f"{', '.join(f'{self.name}_{key}' for key in inputs) or 'nothing'}."
             )
         outputs = self.tower(**inputs, return_dict=True)
         return BaseModelOutputWithPooling(
@@ -114,6 +117,13 @@ def _build(name: str, config: Any) -> PreTrainedModel:
         return build_tower(config)
     except ValueError as error:
         raise ValueError(f"modalities.{name}.tower can't be built: {error}") from error
+
+
+def _without_default(tower: PreTrainedModel) -> list[str]:
+    """The arguments that a tower's `forward` has to be given."""
+    parameters = inspect.signature(tower.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return [p.name for p in parameters if p.kind in kinds and p.default is inspect.Parameter.empty]
 
 
 def _width(tower: PreTrainedModel) -> int:

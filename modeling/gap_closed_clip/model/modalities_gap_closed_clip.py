@@ -92,9 +92,15 @@ def read_modalities(value: Any) -> dict[str, dict[str, Any]]:
     """
     found = {}
     if isinstance(value, list) and all(isinstance(entry, Mapping) and "name" in entry for entry in value):
+        names = [entry["name"] for entry in value]
+        if len(set(map(str, names))) < len(names):
+            raise ValueError(f"modalities are {', '.join(map(str, names))}: one is there twice.")
         value = {entry["name"]: {key: entry[key] for key in entry if key != "name"} for entry in value}
     if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"modalities is {value!r}: it maps the names of modalities to their towers.")
+        raise ValueError(
+            f"modalities is {value!r:.80}: it maps the names of modalities to their towers, or lists them, each "
+            "with a name and a tower."
+        )
     check_modality_names(list(value or {}))
     for name, entry in (value or {}).items():
         if not isinstance(entry, Mapping) or "tower" not in entry or not set(entry) <= {"tower", "pooling"}:

@@ -208,7 +208,13 @@ class GapClosedClipModel(GapClosedClipObjective):
         images = {"pixel_values": pixel_values, "position_ids": position_ids}
         given = inputs_by_modality(names, {**kwargs, **images, **tokens, **pooled})
         if not given:
-            raise ValueError("forward got neither pixel_values nor input_ids: give images, texts, or both.")
+            further = "".join(f", {name}_..." for name in self.config.modalities)
+            raise ValueError(
+                f"forward got neither pixel_values nor input_ids{further}: give images, texts, or both."
+                if not further
+                else f"forward got none of pixel_values, input_ids{further}: give inputs of one modality or more."
+            )
+        _warn_of_unknown(kwargs, names)
         masks = self._masks(modality_mask)
         features, embeds = {}, {}
         for name, inputs in given.items():
@@ -274,7 +280,8 @@ class GapClosedClipModel(GapClosedClipObjective):
             comparison = self._compare(embeds, group_ids, return_loss, modality_mask)
         elif return_loss:
             raise ValueError(
-                f"return_loss=True with {next(iter(embeds))}s alone: the loss compares images with texts, give both."
+                f"return_loss=True with {next(iter(embeds))}s alone: the loss compares "
+                f"{'modalities, give two or more' if self.config.modalities else 'images with texts, give both'}."
             )
         further = [name for name in self.config.modalities or {} if name in embeds]
         return GapClosedClipOutput(
@@ -329,6 +336,16 @@ class GapClosedClipModel(GapClosedClipObjective):
                 "embeddings and logits alone."
             )
         return False
+
+
+def _warn_of_unknown(kwargs: Mapping[str, Any], names: tuple[str, ...]) -> None:
+    """Says once which tensors have no tower: transformers hands on all kinds of things, so they are no error."""
+    begins = tuple(f"{name}_" for name in names[2:]) + tuple(f"pooled_{name}" for name in names)
+    unknown = [key for key, value in kwargs.items() if isinstance(value, Tensor) and not key.startswith(begins)]
+    if unknown and not torch.compiler.is_compiling():
+        logger.warning_once(
+            f"forward makes nothing of {', '.join(unknown)}: the model has the modalities {', '.join(names)}."
+        )
 
 
 def _unit_rows(features: Tensor, mask: Tensor | None) -> Tensor:

@@ -15,6 +15,9 @@ class GapClosedClipRecordConfig(PreTrainedConfig):
     Args:
         num_numbers (`int`, defaults to 0):
             Fields that hold a number.
+        schema (`str`, *optional*):
+            A digest of the fields, names and words that the tower was trained with, in their order: those of its
+            processor have to be the same.
         categories (`list[int]`, *optional*):
             For each field that holds a category the size of its vocabulary, "missing" (0) and "unknown" (1) included.
         hidden_size (`int`, defaults to 64):
@@ -34,6 +37,7 @@ class GapClosedClipRecordConfig(PreTrainedConfig):
 
     num_numbers: int = 0
     categories: list[int] | None = None
+    schema: str | None = None
     hidden_size: int = 64
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
@@ -44,7 +48,8 @@ class GapClosedClipRecordConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.categories = list(self.categories or [])
         super().__post_init__(**kwargs)
-        if self.num_numbers < 0 or any(size < 2 for size in self.categories):
+        sizes = [self.num_numbers, *self.categories]
+        if not all(type(size) is int for size in sizes) or sizes[0] < 0 or any(size < 2 for size in sizes[1:]):
             raise ValueError(
                 f"A record tower with num_numbers={self.num_numbers} and categories={self.categories}: use a number "
                 "of 0 or more, and vocabularies of 2 or more (missing, unknown, ...)."
@@ -134,6 +139,13 @@ class GapClosedClipRecordTower(PreTrainedModel):
                 f"Records of {found[0]} numbers ({found[1]} marks of what is given) and {found[2]} categories, but "
                 f"the record tower takes {wanted[0]} and {wanted[2]}: they are of another schema."
             )
+        if categories.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+            sizes = torch.tensor(self.config.categories)
+            if ((categories < 0) | (categories >= sizes)).any():  # a GPU would stop with an assertion
+                raise ValueError(
+                    f"Records with categories up to {categories.amax(0).tolist()}, but the record tower has "
+                    f"{self.config.categories} of them: of another schema, or of one with words added by hand."
+                )
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
