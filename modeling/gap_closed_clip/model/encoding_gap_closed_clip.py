@@ -152,7 +152,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
 
         Args:
             modality: "image", "text" or another one of the model's.
-            modality_mask: (B,) bool, or (B, M) of all modalities: False where a sample lacks the modality; its row of the
+            modality_mask: (B,) bool, or (B, M) of all modalities: False where a sample lacks the modality; its row of
                 inputs is a placeholder, which has no part in the mean that centering subtracts. Its features say
                 nothing.
             inputs: of the modality's tower, by its own names, or `pooled` (B, hidden): what `encode` gave before.
