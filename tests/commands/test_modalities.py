@@ -95,3 +95,16 @@ def test_center(command, folder, method):
         for name in features.modalities:
             mean = features.having(name).embeds(name).mean(axis=0)
             assert np.abs(mean).max() < 1e-5, name
+
+
+def test_eval_of_models_of_different_records(command, folder, caplog):
+    model, processor = load_checkpoint(folder)
+    model.save_pretrained("outputs/narrow")
+    processor.save_pretrained("outputs/narrow")
+    wider = {"record": ["age", "sex", "organ"], "size": ["finding_size"]}
+    settings = [f"data.modalities={json.dumps(wider)}", "num_workers=1", "split=test"]
+    code, _, err = command("eval", folder, "outputs/narrow", *settings)
+    assert code == 0, err
+    for name in ("ours", "narrow"):
+        assert caplog.messages.count(f"{name}: the data's organ is not a field of its record.") == 1
+        assert caplog.messages.count(f"{name} does not embed 'size' (it has record): left out.") == 1

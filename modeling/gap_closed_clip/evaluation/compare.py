@@ -146,7 +146,8 @@ class Comparison:
 
     def _add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
         model.to(self.device)
-        evaluation = self.evaluations[name] = evaluate_model(model, processor, self.pairs, **self.embedding_settings)
+        settings = self.embedding_settings | {"model_name": name, "modalities": tuple(self.data.all_modalities)}
+        evaluation = self.evaluations[name] = evaluate_model(model, processor, self.pairs, **settings)
         if self.train_pairs is None or evaluation.embeddings is None:
             return
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
