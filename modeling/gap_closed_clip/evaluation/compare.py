@@ -1,6 +1,7 @@
 """Several models on the same pairs, one after the other, with what they are compared with: one table, one report."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -153,7 +154,8 @@ class Comparison:
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
         if self.settings.centering:
             centered = fit_pairs("centering", train).apply(evaluation.embeddings)
-            self.evaluations[f"{name}, centered"] = Evaluation.of(centered, evaluate_embeddings)
+            measure = partial(evaluate_embeddings, fusion_weights=model.config.fusion_weights)
+            self.evaluations[f"{name}, centered"] = Evaluation.of(centered, measure)
         if self.settings.nearest_caption:
             self._add_nearest(name, model, processor, evaluation.embeddings, train)
 
