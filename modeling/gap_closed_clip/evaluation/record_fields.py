@@ -2,7 +2,6 @@
 
 import datetime
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
 from ..data import normalize_caption
+from ..metrics._clusters import few_rows_a_label
 from ..metrics._embeddings import TIE
 from ..model.record_values_gap_closed_clip import is_missing
 from .modality_values import is_record
@@ -188,8 +188,7 @@ def _accuracies(truth: np.ndarray, found: Mapping[int, np.ndarray]) -> dict[str,
     result = {f"accuracy@{k}": _mean(values == truth, values) for k, values in found.items()}
     for k, values in found.items():
         known = ~np.isnan(values)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The number of unique classes")  # most are, of few samples
+        with few_rows_a_label():
             balanced = balanced_accuracy_score(truth[known], values[known]) if known.any() else np.nan
         result[f"balanced_accuracy@{k}"] = float(balanced)
     result["majority_accuracy"] = float(np.bincount(truth).max() / len(truth))
