@@ -10,8 +10,9 @@ from datasets import Dataset
 from gap_closed_clip.data import PairCollator
 from gap_closed_clip.evaluation import embed_pairs
 from gap_closed_clip.evaluation.modality_values import record_id, values_of
+from gap_closed_clip.model.record_processing_gap_closed_clip import RecordProcessor
 
-from .records import RECORDS, record_model, record_pairs
+from .records import RECORDS, record_model, record_pairs, record_processor
 
 
 @pytest.fixture
@@ -143,3 +144,13 @@ def test_names_that_do_not_meet_are_told(caplog):
         "new does not embed 'rec' (it has record): left out.",
         "The pairs have no 'record', which new embeds: left out.",
     ]
+
+
+def test_what_a_date_is_relative_to_is_no_field():
+    model, processor = record_model()
+    birth = {"name": "birth", "kind": "date", "relative_to": "study", "mean": 50.0, "std": 20.0}
+    fields = [birth, *record_processor().fields[1:]]
+    processor.modality_processors["record"] = RecordProcessor(fields)
+    rows = [{"birth": f"19{50 + k}-01-01", "study": "2020-01-01", "sex": "male"} for k in range(8)]
+    found = embed_pairs(model, processor, record_column(rows)).values["record"]
+    assert found.records[0] == {"birth": "1950-01-01", "sex": "male"} and "2020" in found.ids[0]

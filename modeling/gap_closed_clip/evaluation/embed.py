@@ -17,7 +17,7 @@ from ..data import PairCollator
 from ..data.modalities import has_image, has_modality
 from .fast_tower import channels_last
 from .pair_embeddings import Columns, PairEmbeddings, columns_of, first_rows, first_rows_of_those_given, no_columns
-from .what_is_embedded import fields_of_records, further_modalities, with_own_fields
+from .what_is_embedded import fields_of_records, further_modalities, with_own_fields, without_reference_dates
 
 
 def embed_pairs(
@@ -74,6 +74,7 @@ def embed_pairs(
             raise ValueError("There is no pair to embed: the data set or split is empty.")
         captions = filter(None, columns.captions) if further else columns.captions
         embeds["text"] = embed_captions(model, collator, captions, batch_size, normalize)
+    columns = columns._replace(values=without_reference_dates(processor, columns.values))
     return _together(columns, embeds, further)
 
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.modalities import has_modality
 from ..model.record_processing_gap_closed_clip import RecordProcessor
-from .modality_values import is_record
+from .modality_values import ModalityValues, is_record
 
 
 logger = getLogger(__name__)
@@ -79,6 +79,23 @@ def fields_of_records(processor: ProcessorMixin, modalities: Sequence[str]) -> d
     return {name: known[name].column_names for name in modalities if isinstance(known.get(name), RecordProcessor)}
 
 
+def without_reference_dates(
+    processor: ProcessorMixin, values: Mapping[str, ModalityValues]
+) -> Mapping[str, ModalityValues]:
+    """The same without what is no field of the model's records itself, but what another field is relative to."""
+    found = dict(values)
+    for name, columns in fields_of_records(processor, tuple(values)).items():
+        own = processor.modality_processors[name].field_names  # type: ignore[attr-defined]
+        dates = set(columns) - set(own)
+        if dates:
+            records = [
+                row and {field: value for field, value in row.items() if field not in dates}
+                for row in values[name].records
+            ]
+            found[name] = ModalityValues(values[name].ids, records)
+    return found
+
+
 def with_own_fields(row: dict[str, Any], name: str, fields: Sequence[str] | None) -> dict[str, Any]:
     """
     A row whose record has just the fields of a schema, None where it lacks one; None where it has none of them.
@@ -94,4 +111,4 @@ def with_own_fields(row: dict[str, Any], name: str, fields: Sequence[str] | None
     return {**row, name: own[name] if has_modality(own, name) else None}
 
 
-__all__ = ["fields_of_records", "further_modalities", "with_own_fields"]
+__all__ = ["fields_of_records", "further_modalities", "with_own_fields", "without_reference_dates"]
