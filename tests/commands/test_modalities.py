@@ -95,3 +95,31 @@ def test_center(command, folder, method):
         for name in features.modalities:
             mean = features.having(name).embeds(name).mean(axis=0)
             assert np.abs(mean).max() < 1e-5, name
+
+
+def test_eval_of_models_of_different_records(command, folder, caplog):
+    model, processor = load_checkpoint(folder)
+    model.save_pretrained("outputs/narrow")
+    processor.save_pretrained("outputs/narrow")
+    wider = {"record": ["age", "sex", "organ"], "size": ["finding_size"]}
+    settings = [f"data.modalities={json.dumps(wider)}", "num_workers=1", "split=test"]
+    code, _, err = command("eval", folder, "outputs/narrow", *settings)
+    assert code == 0, err
+    for name in ("ours", "narrow"):
+        assert caplog.messages.count(f"{name}: the data's organ is not a field of its record.") == 1
+        assert caplog.messages.count(f"{name} does not embed 'size' (it has record): left out.") == 1
+
+
+@pytest.mark.parametrize("method", ["centering", "whitening"])
+def test_center_measures_queries_with_the_weights_of_the_model(command, folder, method):
+    model, _ = load_checkpoint(folder)
+    weights = model.config.fusion_weights = {"image": 3.0, "text": 3.0, "record": 1.0}
+    model.save_pretrained(folder)
+    code, out, err = command("center", folder, f"method={method}", "num_workers=0")
+    assert code == 0, err
+    before, after = read_metrics(f"outputs/ours-{method}/metrics.json").values()
+    name = "image+record_to_text_weight_image"
+    assert before[name] == pytest.approx(0.75)
+    saved = AutoModel.from_pretrained(f"outputs/ours-{method}").config.fusion_weights
+    assert saved == (weights if method == "centering" else None)
+    assert (after[name] == pytest.approx(0.75)) == (method == "centering")

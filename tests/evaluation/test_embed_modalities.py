@@ -5,12 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from gap_closed_clip.data import PairCollator
 from gap_closed_clip.evaluation import embed_pairs
 from gap_closed_clip.evaluation.modality_values import record_id, values_of
+from gap_closed_clip.model.record_processing_gap_closed_clip import RecordProcessor
 
-from .records import RECORDS, record_model, record_pairs
+from .records import RECORDS, record_model, record_pairs, record_processor
 
 
 @pytest.fixture
@@ -98,3 +100,57 @@ def test_parts_of_different_length_are_refused():
     found = embed_pairs(*record_model(), record_pairs())
     with pytest.raises(ValueError, match="'record': 3"):
         dataclasses.replace(found, further={"record": found.further["record"][:3]})
+
+
+def record_column(rows: list) -> Dataset:
+    return record_pairs().remove_columns("record").add_column("record", rows)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_fields_that_the_schema_lacks_are_not_shown(caplog, num_workers):
+    model, processor = record_model()
+    rows = [row and {**row, "organ": f"organ {k}"} for k, row in enumerate(RECORDS)]
+    pairs = record_column(rows)
+    found = embed_pairs(model, processor, pairs, batch_size=2, num_workers=num_workers, model_name="new")
+    assert caplog.messages == ["new: the data's organ is not a field of its record."]
+    expected = embed_pairs(model, processor, record_pairs())
+    np.testing.assert_allclose(found.embeds("record"), expected.embeds("record"), atol=1e-6)
+    np.testing.assert_array_equal(found.present["record"], expected.present["record"])  # the last has an organ alone
+    assert found.values["record"].records[0]["organ"] == "organ 0"  # what is asked stays the same for all models
+    stream = embed_pairs(model, processor, pairs.to_iterable_dataset(), batch_size=3)
+    np.testing.assert_allclose(stream.embeds("record"), found.embeds("record"), atol=1e-6)
+
+
+def test_fields_that_the_data_lack_are_told_once(caplog, capfd):
+    pairs = record_column([{"age": k} for k in range(8)])
+    found = embed_pairs(*record_model(), pairs, batch_size=2, num_workers=2, model_name="new")
+    assert caplog.messages == ["new: the data's record has no sex, which counts as missing."]
+    assert found.modalities == ("image", "text", "record") and "None of the" not in capfd.readouterr().err
+
+
+def test_records_without_a_field_in_common_are_left_out(caplog):
+    pairs = record_column([{"organ": "lung"}] * 8).select([0, 1, 3])
+    found = embed_pairs(*record_model(), pairs, model_name="new")
+    assert found.modalities == ("image", "text")
+    assert caplog.messages == [
+        "new: of the fields of its record (age, sex) the data have none (organ): 'record' is left out."
+    ]
+
+
+def test_names_that_do_not_meet_are_told(caplog):
+    pairs = record_pairs().rename_column("record", "rec").select([0, 1])
+    embed_pairs(*record_model(), pairs, model_name="new", modalities=("rec",))
+    assert caplog.messages == [
+        "new does not embed 'rec' (it has record): left out.",
+        "The pairs have no 'record', which new embeds: left out.",
+    ]
+
+
+def test_what_a_date_is_relative_to_is_no_field():
+    model, processor = record_model()
+    birth = {"name": "birth", "kind": "date", "relative_to": "study", "mean": 50.0, "std": 20.0}
+    fields = [birth, *record_processor().fields[1:]]
+    processor.modality_processors["record"] = RecordProcessor(fields)
+    rows = [{"birth": f"19{50 + k}-01-01", "study": "2020-01-01", "sex": "male"} for k in range(8)]
+    found = embed_pairs(model, processor, record_column(rows)).values["record"]
+    assert found.records[0] == {"birth": "1950-01-01", "sex": "male"} and "2020" in found.ids[0]

@@ -205,3 +205,11 @@ def test_every_two_of_four():
     for first, second in itertools.combinations(embeddings.modalities, 2):
         for target in {*embeddings.modalities} - {first, second}:
             assert f"{first}+{second}_to_{target}_plain_recall@10" in found
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    embeddings = of_three(n=20)
+    embeddings.further["record"][[3, 5]] = np.nan
+    for target in (None, "record"):
+        with pytest.raises(ValueError, match="2 rows of record are NaN"):
+            fusion_weights(embeddings, target)

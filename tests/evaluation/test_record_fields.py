@@ -111,11 +111,20 @@ def test_one_family_has_nobody_to_ask():
         ("A nodule of 4.5 mm.", {"size": 4}, False),
         ("A nodule of 4.5 mm.", {"size": 4.5}, True),
         ("145 slices.", {"age": 45}, False),
+        ("A CTA of the chest", {"modality": "CT"}, False),
         ("FEMALE, chest pain", {"sex": "female"}, True),
         ("A female patient", {"sex": "male"}, False),
         ("CT of the Upper  Abdomen", {"place": "upper abdomen"}, True),
         ("CT of the abdomen, upper part", {"place": "upper abdomen"}, False),
         ("Contrast in 4mm slices", {"size": 4}, True),
+        ("A nodule in a lobe, ward B.", {"ward": "B"}, True),
+        ("There is a nodule.", {"ward": "A"}, False),
+        ("A nodule. A lump.", {"ward": "A"}, False),
+        ("A nodule, ward A.", {"ward": "A"}, True),
+        ("Metastasis in segment m.", {"sex": "M"}, False),
+        ("m, 45 years", {"sex": "m"}, False),
+        ("IT showed nothing.", {"site": "it"}, False),
+        ("Stroke, ICU admission, 3T MR", {"modality": "MR"}, True),
     ],
 )
 def test_what_a_caption_tells(caption, record, told):
@@ -143,3 +152,10 @@ def test_eval_says_it_in_one_line():
     line = what_captions_tell(result)
     assert "'age' in 100%, 'sex' in 0%" in line and "\n" not in line
     assert what_captions_tell({"margin": 0.1}) == ""
+
+
+def test_small_sets_give_no_warning_of_many_classes(recwarn):
+    embeddings = of_three(n=40)
+    embeddings.labels[:] = [f"label {k % 30}" for k in range(40)]
+    assert "linear_probe_balanced_accuracy_image_to_text" in evaluate_embeddings(embeddings)
+    assert not [str(one.message) for one in recwarn if "unique classes" in str(one.message)]

@@ -38,6 +38,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ from ..messages import did_you_mean
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training import RunConfig, close_gap, fit_post_hoc
-from ..training.close_gap import check_can_close
+from ..training.close_gap import check_can_close, weights_after
 from . import CommandParser, keep_freed_memory
 from .evaluate import config_of_the_pairs, split_words
 
@@ -183,7 +184,8 @@ def run(command: CenterCommand) -> None:
             continue
         with writing(folder, f"The model after {method}"):
             _save(close_gap(model, method, found), processor, command.model, folder)
-    table, evaluations = _report(command, maps, held_out_features, held_out is None, eval_split)
+    weights = {method: weights_after(model.config, method) for method in ("", *maps)}
+    table, evaluations = _report(command, maps, held_out_features, held_out is None, eval_split, weights)
     what = f"{len(held_out_features)} pairs, split '{eval_split}' of {data.title}"
     print(f"\n{what}; fitted on {len(features)} pairs, split '{settings.split}'\n\n{table}\n")
     _say_what_it_did(command, evaluations)
@@ -295,18 +297,25 @@ def _report(
     features: PairEmbeddings,
     same_pairs: bool,
     eval_split: str,
+    weights: dict[str, dict[str, float] | None],
 ) -> tuple[str, dict[str, Evaluation]]:
-    """Evaluates and writes the report: the table, and {name: evaluation}, of which the first is before."""
+    """
+    Evaluates and writes the report: the table, and {name: evaluation}, of which the first is before.
+
+    Args:
+        weights: the `fusion_weights` by method; "" is before.
+    """
     settings, origin = command.settings, Path(command.model)
     before = origin.resolve().name if is_local(command.model) else command.model
     if before in (*settings.methods, Path(settings.output).resolve().name):
         before = f"{before}, before"
-    evaluations = {before: Evaluation.of(_unit(features), evaluate_embeddings)}
+    measures = {method: partial(evaluate_embeddings, fusion_weights=own) for method, own in weights.items()}
+    evaluations = {before: Evaluation.of(_unit(features), measures[""])}
     folders = {before: command.model} if is_local(command.model) else {}
     for method, found in maps.items():
         name = method if settings.method == ALL else Path(settings.output).resolve().name
         name = f"{name} (fitted on these pairs)" if same_pairs else name
-        evaluations[name] = Evaluation.of(found.apply(features), evaluate_embeddings)
+        evaluations[name] = Evaluation.of(found.apply(features), measures[method])
         if (folder := settings.folder_of(method)) is not None:
             folders[name] = str(folder)
     about = {"method": settings.method, "fitted_on": settings.split}

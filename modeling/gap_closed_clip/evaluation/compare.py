@@ -1,6 +1,7 @@
 """Several models on the same pairs, one after the other, with what they are compared with: one table, one report."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -146,13 +147,15 @@ class Comparison:
 
     def _add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
         model.to(self.device)
-        evaluation = self.evaluations[name] = evaluate_model(model, processor, self.pairs, **self.embedding_settings)
+        settings = self.embedding_settings | {"model_name": name, "modalities": tuple(self.data.all_modalities)}
+        evaluation = self.evaluations[name] = evaluate_model(model, processor, self.pairs, **settings)
         if self.train_pairs is None or evaluation.embeddings is None:
             return
         train = embed_pairs(model, processor, self.train_pairs, **self.embedding_settings)
         if self.settings.centering:
             centered = fit_pairs("centering", train).apply(evaluation.embeddings)
-            self.evaluations[f"{name}, centered"] = Evaluation.of(centered, evaluate_embeddings)
+            measure = partial(evaluate_embeddings, fusion_weights=model.config.fusion_weights)
+            self.evaluations[f"{name}, centered"] = Evaluation.of(centered, measure)
         if self.settings.nearest_caption:
             self._add_nearest(name, model, processor, evaluation.embeddings, train)
 

@@ -1,6 +1,6 @@
 """Embeds a data set of pairs once: every distinct image and every distinct caption goes through its tower one time."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from ..data import PairCollator
 from ..data.modalities import has_image, has_modality
 from .fast_tower import channels_last
 from .pair_embeddings import Columns, PairEmbeddings, columns_of, first_rows, first_rows_of_those_given, no_columns
+from .what_is_embedded import fields_of_records, further_modalities, with_own_fields, without_reference_dates
 
 
 def embed_pairs(
@@ -29,6 +30,8 @@ def embed_pairs(
     max_length: int | None = None,
     window: tuple[float, float] | None = None,
     normalize: bool = True,
+    model_name: str = "",
+    modalities: Collection[str] = (),
 ) -> PairEmbeddings:
     """Embeds every pair with the model in evaluation mode, on the device where it is; its modes are restored after.
 
@@ -44,15 +47,17 @@ def embed_pairs(
         window: (centre, width) for DICOM, 16-bit and float images, as in training.
         normalize: without it, what `get_image_features` and `get_text_features` give, before it is normalised: what
             post-hoc centering needs.
+        model_name, modalities: as of `further_modalities`, which says what is left out. A record's fields that the
+            model does not have are not shown to it; who has none of those that it has lacks the record.
 
     Raises:
         ValueError: there is no pair, or an image is unreadable; it is named.
     """
-    further = further_modalities(model, processor, pairs)
+    further = further_modalities(model, processor, pairs, model_name, modalities)
     collator = PairCollator(processor, max_length=max_length, window=window)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     settings["pin_memory"] = model.device.type == "cuda"
-    columns, parts = _parts(pairs, further)
+    columns, parts = _parts(pairs, further, fields_of_records(processor, further))
     autocast = torch.autocast(model.device.type, autocast_dtype, enabled=autocast_dtype is not None)
     embeds: dict[str, dict[str, np.ndarray]] = {name: {} for name in ("image", *further)}
     with evaluation_mode(model), channels_last(model), autocast:
@@ -69,18 +74,19 @@ def embed_pairs(
             raise ValueError("There is no pair to embed: the data set or split is empty.")
         captions = filter(None, columns.captions) if further else columns.captions
         embeds["text"] = embed_captions(model, collator, captions, batch_size, normalize)
+    columns = columns._replace(values=without_reference_dates(processor, columns.values))
     return _together(columns, embeds, further)
 
 
 def _parts(
-    pairs: Dataset | IterableDataset, further: Sequence[str]
+    pairs: Dataset | IterableDataset, further: Sequence[str], fields: Mapping[str, Sequence[str]]
 ) -> tuple[Columns | None, dict[tuple[str, ...], Dataset | IterableDataset]]:
     """The columns of all rows, if they are known beforehand, and by modalities the rows that have to be read for them:
     of a stream all, otherwise those in which a distinct value comes first.
     """
     if isinstance(pairs, IterableDataset):
         return None, {("image", *further): pairs}
-    columns = columns_of(pairs, further)
+    columns = columns_of(pairs, further, fields)
     first = first_rows_of_those_given if further else first_rows
     parts: dict[tuple[str, ...], Dataset | IterableDataset] = {
         ("image",): pairs.select(list(first(columns.image_ids)))
@@ -114,20 +120,6 @@ def _together(columns: Columns, embeds: dict[str, dict[str, np.ndarray]], furthe
     )
 
 
-def further_modalities(
-    model: PreTrainedModel, processor: ProcessorMixin, pairs: Dataset | IterableDataset
-) -> tuple[str, ...]:
-    """The modalities beyond image and text that the model, its processor and the pairs have, in the model's order."""
-    known = getattr(processor, "modality_processors", None) or {}
-    names = [name for name in getattr(model.config, "modality_names", ())[2:] if name in known]
-    if not names:
-        return ()
-    columns = pairs.column_names
-    if columns is None:  # of some streams they are known when a row has come
-        columns = next(iter(pairs.take(1)), {})
-    return tuple(name for name in names if name in columns)
-
-
 def collate(
     rows: list[dict], collator: PairCollator, modalities: Sequence[str] = ("image",)
 ) -> tuple[Columns, dict[str, dict[str, Tensor]]]:
@@ -139,16 +131,18 @@ def collate(
         its name the inputs of its tower, for those rows alone that have it.
     """
     further = [name for name in modalities if name != "image"]
+    fields = fields_of_records(collator.processor, further)
     if "image" in modalities:
-        columns = columns_of(rows, further)
+        columns = columns_of(rows, further, fields)
     else:
         columns = no_columns(further)
         for row in rows:
             for name in further:
-                columns.values[name].add(row[name])
+                columns.values[name].add(row[name], fields.get(name))
     inputs = {}
     for name in further:
-        given = [row for row in rows if has_modality(row, name)]
+        shown = (with_own_fields(row, name, fields.get(name)) for row in rows)
+        given = [row for row in shown if has_modality(row, name)]
         if given:
             encoded = collator.modality(given, name)
             inputs[name] = {key.removeprefix(f"{name}_"): values for key, values in encoded.items()}

@@ -57,7 +57,8 @@ def fusion_weights(
         modalities: those to put together; default: all but the target.
 
     Raises:
-        ValueError: an unknown modality, fewer than two to put together, or fewer than two samples with both of two.
+        ValueError: an unknown modality, fewer than two to put together, fewer than two samples with both of two, or
+            embeddings that are not finite.
     """
     names = [name for name in modalities or embeddings.modalities if name != target]
     unknown = [name for name in (*names, *filter(None, [target])) if name not in embeddings.modalities]
@@ -67,6 +68,7 @@ def fusion_weights(
             + (f"there is no {unknown[0]}." if unknown else f"a query needs two modalities beside {target} at least.")
         )
     everything = [*names, *filter(None, [target])]
+    _check_finite(embeddings, everything)
     cosines, lengths = _cosines(embeddings, everything)
     if target is not None:
         weights = _best(cosines[:-1, :-1], cosines[:-1, -1])
@@ -95,6 +97,16 @@ def fuse(parts: Mapping[str, np.ndarray], weights: Mapping[str, float] | None = 
         raise ValueError(f"fuse: there is no weight of {', '.join(missing)}, only of {', '.join(weights or ())}.")
     summed = sum((1.0 if weights is None else weights[name]) * unit(z) for name, z in parts.items())
     return unit(np.asarray(summed)).astype(np.float32)
+
+
+def _check_finite(embeddings: PairEmbeddings, names: Sequence[str]) -> None:
+    for name in names:
+        broken = np.flatnonzero(~np.isfinite(embeddings.having(name).embeds(name)).all(axis=1))
+        if len(broken):
+            raise ValueError(
+                f"fusion_weights: {len(broken)} rows of {name} are NaN or infinite: leave those samples out, or embed "
+                "them again."
+            )
 
 
 def _cosines(embeddings: PairEmbeddings, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

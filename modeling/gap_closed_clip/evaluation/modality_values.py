@@ -26,10 +26,12 @@ class ModalityValues(NamedTuple):
     ids: list[str]
     records: list[dict[str, Any] | None]
 
-    def add(self, value: Any) -> None:
-        """Adds the value of one more pair."""
+    def add(self, value: Any, fields: Sequence[str] | None = None) -> None:
+        """Adds the value of one more pair; a record that has none of the fields, where any are named, is none."""
         value = value if value is not None and has_modality({"value": value}, "value") else None
         record = is_record(value)
+        if record and fields is not None and all(is_missing(value.get(field)) for field in fields):
+            value, record = None, False
         self.ids.append("" if value is None else record_id(value) if record else value_id(value))
         self.records.append({field: each for field, each in value.items() if not is_missing(each)} if record else None)
 

@@ -45,12 +45,15 @@ def no_columns(modalities: Sequence[str] = ()) -> Columns:
     return Columns([], [], [], [], {name: ModalityValues([], []) for name in modalities})
 
 
-def columns_of(pairs: Iterable[dict], modalities: Sequence[str] = ()) -> Columns:
+def columns_of(
+    pairs: Iterable[dict], modalities: Sequence[str] = (), fields: Mapping[str, Sequence[str]] | None = None
+) -> Columns:
     """
     Collects the columns of rows in their order. Of a `Dataset` with `image_id` no image is read.
 
     Args:
         modalities: names of further ones; with them, pairs may lack the image or the caption.
+        fields: by the names of records the fields of which one at least must be given; default: any.
 
     Raises:
         ValueError: there are no captions, or neither images nor ids of them.
@@ -75,7 +78,7 @@ def columns_of(pairs: Iterable[dict], modalities: Sequence[str] = ()) -> Columns
         columns.labels.append("" if label is None else str(label))
         columns.sources.append(row.get("source") or "")
         for name, values in columns.values.items():
-            values.add(row.get(name))
+            values.add(row.get(name), (fields or {}).get(name))
     return columns
 
 

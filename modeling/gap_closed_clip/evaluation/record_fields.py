@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
 from ..data import normalize_caption
+from ..metrics._clusters import few_rows_a_label
 from ..metrics._embeddings import TIE
 from ..model.record_values_gap_closed_clip import is_missing
 from .modality_values import is_record
@@ -20,6 +21,8 @@ DAYS_OF_A_YEAR = 365.2425
 MOST_WORDS = 0.5  # share of distinct values from which on words are free text or an identifier
 # Numbers with their decimals, and runs of letters and digits.
 WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+")
+ARTICLE = re.compile(r"(?:^|[.!?]\s)\s*A(?=\s)")  # that begins a sentence
+SHORT = re.compile(r"[^\W\d_]{1,2}")  # most are other words, too, in small letters
 
 
 def predict_record_fields(
@@ -74,7 +77,9 @@ def field_told_in_captions(
     both}.
 
     Case does not count, and words are whole: "male" is not in "female", 45 is in "a 45-year-old", 4 is not in "4.5
-    mm". What is told in other words ("woman" for female) is not seen: the share is the least that captions give away.
+    mm". A value of one or two letters is found only as it is written and only if it has no small letter: ward "A" is
+    not the article in "a nodule", and sex "m" is never found. What is told in other words ("woman" for female) is not
+    seen, and a word that means something else ("M" of a stage for the sex) is: the share is an estimate.
 
     Args:
         pairs: rows with a `caption`, and the fields themselves or records (mappings of fields) in any other column.
@@ -89,11 +94,11 @@ def field_told_in_captions(
             values |= value if is_record(value) else {}
         if not caption:
             continue
-        words = f" {' '.join(_words(caption))} "
+        words, written = _words(caption), WORD.findall(ARTICLE.sub(" ", caption))
         for field in values if fields is None else fields:
             if not is_missing(values.get(field)):
                 number[field] = number.get(field, 0) + 1
-                told[field] = told.get(field, 0) + (f" {' '.join(_words(values[field]))} " in words)
+                told[field] = told.get(field, 0) + _is_told(values[field], words, written)
     return {field: told[field] / number[field] for field in told if number[field]}
 
 
@@ -105,6 +110,13 @@ def told_in_captions(embeddings: PairEmbeddings) -> dict[str, float]:
         found = field_told_in_captions(rows)
         result |= {f"caption_tells_{name}[{field}]": share for field, share in found.items()}
     return result
+
+
+def _is_told(value: Any, words: Sequence[str], written: Sequence[str]) -> bool:
+    """Whether a value's words come in a row among those of a caption; a short value has to be `written` as it is."""
+    if SHORT.fullmatch(letters := str(value).strip()):
+        return letters.isupper() and letters in written
+    return f" {' '.join(_words(value))} " in f" {' '.join(words)} "
 
 
 def _words(value: Any) -> list[str]:
@@ -176,7 +188,8 @@ def _accuracies(truth: np.ndarray, found: Mapping[int, np.ndarray]) -> dict[str,
     result = {f"accuracy@{k}": _mean(values == truth, values) for k, values in found.items()}
     for k, values in found.items():
         known = ~np.isnan(values)
-        balanced = balanced_accuracy_score(truth[known], values[known]) if known.any() else np.nan
+        with few_rows_a_label():
+            balanced = balanced_accuracy_score(truth[known], values[known]) if known.any() else np.nan
         result[f"balanced_accuracy@{k}"] = float(balanced)
     result["majority_accuracy"] = float(np.bincount(truth).max() / len(truth))
     return result | {"chance_balanced_accuracy": 1 / len(set(truth))}

@@ -1,7 +1,8 @@
 """k-means on the embeddings of several modalities stacked, compared with labels. No metric itself."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -10,6 +11,14 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, v
 
 
 CLUSTERING = ("v_measure", "nmi", "ari")
+
+
+@contextmanager
+def few_rows_a_label() -> Iterator[None]:
+    """Without scikit-learn's warning that labels might be a regression's, which it gives of small sets."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes is greater")
+        yield
 
 
 def cluster_scores(modalities: Sequence[np.ndarray], labels: Sequence[np.ndarray], seed: int = 0) -> dict[str, float]:
@@ -27,4 +36,5 @@ def cluster_scores(modalities: Sequence[np.ndarray], labels: Sequence[np.ndarray
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than labels: the scores say it
         clusters = k_means.fit_predict(np.concatenate(modalities))
     scores = (v_measure_score, normalized_mutual_info_score, adjusted_rand_score)
-    return {name: float(score(truth, clusters)) for name, score in zip(CLUSTERING, scores, strict=True)}
+    with few_rows_a_label():
+        return {name: float(score(truth, clusters)) for name, score in zip(CLUSTERING, scores, strict=True)}

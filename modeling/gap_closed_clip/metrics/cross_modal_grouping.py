@@ -11,7 +11,7 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GroupKFold
 from threadpoolctl import threadpool_limits
 
-from ._clusters import CLUSTERING, cluster_scores
+from ._clusters import CLUSTERING, cluster_scores, few_rows_a_label
 from ._embeddings import (
     ID_ARGUMENTS,
     PAIR_ARGUMENTS,
@@ -171,7 +171,7 @@ def _probe(x: np.ndarray, y: np.ndarray, tested: np.ndarray) -> np.ndarray:
     mean = x.mean(axis=0)
     scale = np.sqrt(np.mean(np.sum((x - mean) ** 2, axis=1))) or 1.0
     # The matrices are small: on a busy machine threads that wait for one another take fifty times as long.
-    with threadpool_limits(1):
+    with threadpool_limits(1), few_rows_a_label():
         probe = LogisticRegression(C=_INVERSE_REGULARISATION, max_iter=1000).fit((x - mean) / scale, y)
     return probe.predict((tested - mean) / scale)
 
@@ -180,7 +180,8 @@ def _accuracies(direction: str, truth: np.ndarray, predictions: dict[str, np.nda
     """Accuracy of each prediction, and balanced accuracy of all but the majority's, which is close to chance."""
     result = {f"{name}_accuracy_{direction}": float(np.mean(labels == truth)) for name, labels in predictions.items()}
     for name in predictions.keys() - {"majority"}:
-        balanced = balanced_accuracy_score(truth, predictions[name])
+        with few_rows_a_label():
+            balanced = balanced_accuracy_score(truth, predictions[name])
         result[f"{name}_balanced_accuracy_{direction}"] = float(balanced)
     return result
 

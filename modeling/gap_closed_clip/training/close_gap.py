@@ -6,6 +6,7 @@ import torch
 
 from ..evaluation import PairEmbeddings, post_hoc
 from ..evaluation.post_hoc import AffineMap, PostHocMaps
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from .encoder import with_config
 
@@ -52,7 +53,16 @@ def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapC
         weights = [_numbers_of_the_map(modality, found) for modality, found in by_modality.items()]
     new_weights = {name: torch.as_tensor(value).to(model.dtype) for part in weights for name, value in part.items()}
     closed = with_config(model, changes, model.name_or_path or "this model", new_weights)
+    closed.config.fusion_weights = weights_after(model.config, method)
     return closed.to(model.device).train(model.training)
+
+
+def weights_after(config: GapClosedClipConfig, method: str) -> dict[str, float] | None:
+    """
+    The `fusion_weights` that hold after a method ("" is none): the model's own, which are measured without the means
+    of the modalities and so hold well after centering too; None after the other methods, whose space is another one.
+    """
+    return config.fusion_weights if method in ("", "centering") else None
 
 
 def check_can_close(model: GapClosedClipModel) -> None:
@@ -89,4 +99,4 @@ def _prefix(modality: str) -> str:
     return {"image": "visual_", "text": "text_"}.get(modality, f"modality_towers.{modality}.")
 
 
-__all__ = ["check_can_close", "close_gap", "fit_post_hoc"]
+__all__ = ["check_can_close", "close_gap", "fit_post_hoc", "weights_after"]

@@ -1,0 +1,114 @@
+"""Which modalities of some pairs, and which fields of their records, a model embeds; what it leaves out is said."""
+
+from collections.abc import Collection, Mapping, Sequence
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from ..data.modalities import has_modality
+from ..model.record_processing_gap_closed_clip import RecordProcessor
+from .modality_values import ModalityValues, is_record
+
+
+logger = getLogger(__name__)
+
+
+def further_modalities(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    pairs: Dataset | IterableDataset,
+    model_name: str = "",
+    modalities: Collection[str] = (),
+) -> tuple[str, ...]:
+    """
+    The modalities beyond image and text that the model, its processor and the pairs have, in the model's order. What
+    else the model or the pairs have is logged, a line each; so are fields of records that only one of them has.
+
+    Args:
+        model_name: what the lines call the model; default: the last part of its `name_or_path`.
+        modalities: names of columns that are meant as modalities, of which those are told that the model lacks.
+    """
+    title = model_name or Path(getattr(model, "name_or_path", "") or "").name or "the model"
+    known = getattr(processor, "modality_processors", None) or {}
+    own = [name for name in getattr(model.config, "modality_names", ())[2:] if name in known]
+    for name in modalities:
+        if name not in own:
+            has = ", ".join(own) or "nothing beyond image and text"
+            logger.warning(f"{title} does not embed '{name}' (it has {has}): left out.")
+    if not own:
+        return ()
+    some: Mapping[str, Any] = pairs.features or {}
+    columns: Collection[str] | None = pairs.column_names
+    if columns is None:  # of some streams they are known when a row has come
+        columns = some = next(iter(pairs.take(1)), {})
+    found = []
+    for name in own:
+        if name not in columns:
+            logger.warning(f"The pairs have no '{name}', which {title} embeds: left out.")
+        elif _has_fields(title, name, known[name], some.get(name)):
+            found.append(name)
+    return tuple(found)
+
+
+def _has_fields(title: str, name: str, processor: Any, some: Any) -> bool:
+    """Whether a record's fields and those of the data meet; what only one of them has is logged."""
+    if not isinstance(processor, RecordProcessor) or not is_record(some):
+        return True
+    own, given = processor.column_names, list(some)
+    if not set(own) & set(given):
+        logger.warning(
+            f"{title}: of the fields of its {name} ({', '.join(own)}) the data have none ({', '.join(given)}): "
+            f"'{name}' is left out."
+        )
+        return False
+    if unknown := [field for field in given if field not in own]:
+        be = "is not a field" if len(unknown) == 1 else "are not fields"
+        logger.warning(f"{title}: the data's {', '.join(unknown)} {be} of its {name}.")
+    if lacking := [field for field in own if field not in given]:
+        count = "counts" if len(lacking) == 1 else "count"
+        logger.warning(f"{title}: the data's {name} has no {', '.join(lacking)}, which {count} as missing.")
+    return True
+
+
+def fields_of_records(processor: ProcessorMixin, modalities: Sequence[str]) -> dict[str, list[str]]:
+    """By the names of those modalities that are records, the fields that the model's rows may have."""
+    known: dict[str, Any] = getattr(processor, "modality_processors", None) or {}
+    return {name: known[name].column_names for name in modalities if isinstance(known.get(name), RecordProcessor)}
+
+
+def without_reference_dates(
+    processor: ProcessorMixin, values: Mapping[str, ModalityValues]
+) -> Mapping[str, ModalityValues]:
+    """The same without what is no field of the model's records itself, but what another field is relative to."""
+    found = dict(values)
+    for name, columns in fields_of_records(processor, tuple(values)).items():
+        own = processor.modality_processors[name].field_names  # type: ignore[attr-defined]
+        dates = set(columns) - set(own)
+        if dates:
+            records = [
+                row and {field: value for field, value in row.items() if field not in dates}
+                for row in values[name].records
+            ]
+            found[name] = ModalityValues(values[name].ids, records)
+    return found
+
+
+def with_own_fields(row: dict[str, Any], name: str, fields: Sequence[str] | None) -> dict[str, Any]:
+    """
+    A row whose record has just the fields of a schema, None where it lacks one; None where it has none of them.
+
+    Args:
+        name: of the modality.
+        fields: of `fields_of_records`; None if it is no record, and the row stays as it is.
+    """
+    record = row.get(name)
+    if fields is None or record is None or not is_record(record):
+        return row
+    own = {name: {field: record.get(field) for field in fields}}
+    return {**row, name: own[name] if has_modality(own, name) else None}
+
+
+__all__ = ["fields_of_records", "further_modalities", "with_own_fields", "without_reference_dates"]
