@@ -12,7 +12,9 @@ from transformers import Wav2Vec2FeatureExtractor
 from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.model.image_processing_gap_closed_clip import GapClosedClipImageProcessor
 from gap_closed_clip.model.modalities_gap_closed_clip import check_modality_names
+from gap_closed_clip.model.modality_processing_gap_closed_clip import check_fit
 from gap_closed_clip.model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
+from gap_closed_clip.model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 
 
 FIELDS = [
@@ -193,3 +195,47 @@ def test_names_whose_inputs_would_begin_alike():
     check_modality_names(["record", "audio", "lateral_view", "records", "ecg2"])
     with pytest.raises(ValueError, match="cannot be called 'view': the inputs of 'view_b' would begin alike"):
         check_modality_names(["view", "view_b"])
+
+
+WORDS = {"name": "organ", "kind": "category", "categories": ["lung", "heart"]}
+SCHEMA = [*FIELDS, {"name": "size", "kind": "number", "mean": 3.0, "std": 2.0}, WORDS]
+
+
+def fit_of(trained, edited, schema=True):
+    processor = RecordProcessor(trained)
+    tower = GapClosedClipRecordConfig(num_numbers=processor.num_numbers, categories=processor.category_sizes)
+    tower.schema = processor.digest if schema else None
+    check_fit({"record": {"tower": tower}}, {"record": RecordProcessor(edited)})
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        [SCHEMA[0], SCHEMA[2], SCHEMA[1], SCHEMA[3]],  # two numbers swapped
+        [SCHEMA[3], SCHEMA[1], SCHEMA[2], SCHEMA[0]],  # two categories of as many words
+        [*SCHEMA[:3], {**WORDS, "categories": ["heart", "lung"]}],
+        [*SCHEMA[:3], {**WORDS, "categories": ["lung", "liver"]}],
+        [*SCHEMA[:3], {**WORDS, "name": "place"}],
+    ],
+)
+def test_a_schema_that_the_tower_was_not_trained_with(edited):
+    with pytest.raises(ValueError, match="order, names, kinds or words were edited.* Only mean, std and allow_later"):
+        fit_of(SCHEMA, edited)
+    fit_of(SCHEMA, edited, schema=False)  # of an older model nothing is known
+
+
+def test_edits_of_a_schema_that_change_no_meaning():
+    other = {**SCHEMA[1], "mean": 1.0, "std": 3.0}
+    fit_of(SCHEMA, [SCHEMA[0], SCHEMA[3], other, SCHEMA[2]])  # numbers and categories keep their order
+    fit_of(SCHEMA, [*SCHEMA[:3], {**WORDS, "categories": ["Lung", "HEART"]}])
+    assert len(RecordProcessor(SCHEMA).digest) == 16
+
+
+def test_modalities_in_another_order(processor):
+    names = ["record", "audio"]
+    tower = {"tower": GapClosedClipRecordConfig(num_numbers=1, categories=[4])}
+    processors = {name: processor.modality_processors[name] for name in names}
+    check_fit(dict.fromkeys(names, tower), processors)
+    check_fit(None, processors)
+    with pytest.raises(ValueError, match="are audio, record .* has them as record, audio"):
+        check_fit(dict.fromkeys(names[::-1], tower), processors)
