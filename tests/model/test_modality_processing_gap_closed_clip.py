@@ -239,3 +239,25 @@ def test_modalities_in_another_order(processor):
     check_fit(None, processors)
     with pytest.raises(ValueError, match="are audio, record .* has them as record, audio"):
         check_fit(dict.fromkeys(names[::-1], tower), processors)
+
+
+@pytest.mark.parametrize(
+    "described", [None, [], {"array": {"modality_processor_type": "ArrayProcessor", "input_name": "x", "shape": [2]}}]
+)
+def test_a_modality_that_the_processor_does_not_know(tiny_processor, tmp_path, described):
+    tiny_processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modality_processors": described}))
+    processor = GapClosedClipProcessor.from_pretrained(tmp_path)
+    known = "image, text, array" if described else "image, text"
+    for others in ({}, {"images": [GRAY, GRAY]}, {"text": "a", "padding": True}):
+        with pytest.raises(ValueError, match=f"knows no modality 'record'; it knows {known} "):
+            processor(record=[{"age": 3}, None], return_tensors="pt", **others)
+    with pytest.raises(ValueError, match="knows no modality 'audio'"):
+        processor(audio=np.ones(3, np.float32))
+    assert "pixel_values" in processor(images=GRAY, size={"shortest_edge": 28}, images_kwargs={"do_rescale": True})
+
+
+def test_modality_processors_that_are_no_mapping(tiny_processor):
+    with pytest.raises(ValueError, match="is a mapping of names to processors"):
+        GapClosedClipProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, ["record"])

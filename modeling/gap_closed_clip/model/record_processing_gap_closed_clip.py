@@ -149,7 +149,7 @@ class RecordProcessor:
 
     @property
     def digest(self) -> str:
-        """Of what a tower's weights belong to, fields in the tensors' order and words of categories: see `digest_of`."""
+        """What a tower's weights belong to, of fields in the tensors' order and words: see `digest_of`."""
         return digest_of([*self._numbers, *self._categories])
 
     def __call__(self, rows: Any, return_tensors: str | None = "pt") -> BatchFeature:
