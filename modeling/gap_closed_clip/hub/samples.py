@@ -64,7 +64,8 @@ def _values(field: dict[str, Any], deviations: float) -> dict[str, Any]:
         return {name: field["categories"][0 if deviations > 0 else -1]}
     number = field["mean"] + deviations * field["std"]
     if field["kind"] == "number":
-        return {name: round(number, 6)}
+        decimals = max(0, 1 - math.floor(math.log10(field["std"])))  # a tenth of the deviation, as people write it
+        return {name: round(number, decimals)}
     try:
         other, fixed = datetime.date.fromisoformat(field["relative_to"]), True
     except ValueError:
