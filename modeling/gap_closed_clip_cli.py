@@ -19,7 +19,7 @@ COMMANDS = {
     "eval": ("evaluate", "evaluate models side by side on the same pairs"),
     "center": ("center", "close a trained model's gap without training it"),
     "publish": ("publish", "check a model folder and send it to the Hub in one commit"),
-    "export-onnx": ("export_onnx", "export both towers to ONNX"),
+    "export-onnx": ("export_onnx", "export the towers to ONNX"),
 }
 PROGRAM = "gap-closed-clip"
 MOST_LETTERS = 3000  # of an error message

@@ -19,6 +19,10 @@ from transformers import Pipeline, pipeline
 # For each model its title, the variable that names it, and the variable that pins its revision.
 MODELS = (("CLIP", "CLIP_MODEL_ID", "CLIP_MODEL_REVISION"), ("Gap-closed CLIP", "MODEL_ID", "MODEL_REVISION"))
 MAX_LABELS, MAX_LENGTH, MAX_PIXELS = 40, 1000, 50_000_000
+# As in images_gap_closed_clip.py of the models, which is not within reach here: the longest sides, and the formats.
+# Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found.
+MAX_ASPECT = 50
+FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM")
 
 Kind = Literal["image", "text"]
 
@@ -239,12 +243,14 @@ def open_image(path: str | Path | None) -> Image.Image:
     Open an image as upright 8-bit RGB: more bits are scaled over the image's own range, transparency is put on black.
 
     Raises:
-        InputError: there is no image, or it is damaged or too large.
+        InputError: there is no image, or it is damaged, of another format than `FORMATS`, too large or too long.
     """
     if path is None:
         raise InputError("Upload an image first, or pick one of the gallery.")
     try:
-        image = Image.open(path)
+        image = Image.open(path, formats=FORMATS)
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise InputError(f"This image is too long ({image.width} x {image.height}): cut out what matters.")
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"This image is too large ({image.width} x {image.height}): use a smaller one.")
         image = ImageOps.exif_transpose(image)

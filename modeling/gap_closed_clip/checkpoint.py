@@ -26,6 +26,7 @@ from .folder_errors import (
 from .messages import nearest
 from .model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from .model.configuration_gap_closed_clip import GapClosedClipConfig
+from .model.modality_processing_gap_closed_clip import check_fit
 from .model.modeling_gap_closed_clip import GapClosedClipModel
 from .model.processing_gap_closed_clip import GapClosedClipProcessor
 
@@ -93,7 +94,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
-            adapter does not belong to its base model.
+            adapter does not belong to its base model; or the processor's modalities are not the model's.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
@@ -103,7 +104,7 @@ def load_checkpoint(
     with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
-            return model, _load_processor(name_or_path, revision, model.image_size)
+            return model, _load_processor(name_or_path, revision, model)
     return _load_whole(GapClosedClipModel, name_or_path, revision)
 
 
@@ -216,7 +217,7 @@ def _load_whole(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )
     encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
-    processor = _load_processor(name_or_path, revision, encoder.image_size)
+    processor = _load_processor(name_or_path, revision, encoder)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
@@ -228,12 +229,14 @@ def _load_whole(
     return model, processor
 
 
-def _load_processor(
-    name_or_path: str, revision: str | None, image_size: tuple[int, int] | None
-) -> GapClosedClipProcessor:
+def _load_processor(name_or_path: str, revision: str | None, model: GapClosedClipModel) -> GapClosedClipProcessor:
     with explained_errors(name_or_path, revision, PROCESSOR_FILES):
         processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
-        try_processor(processor, image_size)
+        try_processor(processor, model.image_size)
+    try:
+        check_fit(model.config.modalities, processor.modality_processors)
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
     return processor
 
 

@@ -1,5 +1,6 @@
 """The towers of further modalities exported to ONNX and run in onnxruntime beside torch."""
 
+import datetime
 import json
 import re
 
@@ -55,7 +56,18 @@ def test_the_readme_makes_of_a_record_what_the_processor_makes(exported, monkeyp
     assert schema["field_order"] == ["age", "birth", "sex", "ward"]
     expected = embeds_of(model, processor, record=[schema["example"]])["record"]
     np.testing.assert_allclose(names["record_embeds"], expected, atol=2e-6)
-    for record in [*RECORDS, {"sex": "other"}, {"birth": "1990-01-01"}, {"ward": 3}]:
+    strange = [{"sex": " FEMALE\n", "age": " 41 "}, {"sex": "", "age": "", "birth": ""}, {"sex": " ", "age": "\t"}]
+    strange += [
+        {"age": float("nan"), "sex": float("nan"), "ward": 3.0},
+        {"ward": True},
+        {"age": np.float32(3), "ward": 2},
+    ]
+    strange += [{"birth": "1961-02-03", "study": ""}, {"birth": " 1961-02-03 ", "study": float("nan")}]
+    strange += [
+        {"birth": " 1961-02-03T10:00", "study": " 2020-01-01 "},
+        {"birth": datetime.date(1961, 2, 3), "study": "2020-01-01"},
+    ]
+    for record in [*RECORDS, {"sex": "other"}, {"birth": "1990-01-01"}, {"ward": 3}, *strange]:
         arrays, wanted = names["inputs"](record), processor.modality_processors["record"]([record])
         for name, array in arrays.items():
             np.testing.assert_allclose(array, wanted[name].numpy(), atol=1e-6, err_msg=f"{record} {name}")

@@ -8,9 +8,11 @@ import torch
 from conftest import CAPTIONS, noise_image
 from safetensors.torch import load_file
 
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.hub import publish
 from gap_closed_clip.hub.reload import HUB, check_reload
 from gap_closed_clip.hub.samples import check_modalities, made_up, records
+from gap_closed_clip.model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
 from gap_closed_clip.model.record_processing_gap_closed_clip import RecordProcessor
 
 from .conftest import CODE, WITHOUT_PACKAGE, save_folder
@@ -156,6 +158,21 @@ def test_a_processor_of_other_modalities_is_refused(model, tiny_processor, proce
     with pytest.raises(ValueError, match=re.escape("the sizes [4, 3]; the processor's schema has 2 and [4, 4]")):
         check_modalities(model, processor_of_four(tiny_processor, other))
     check_modalities(model, processor)
+
+
+def test_an_edited_schema_is_refused_wherever_model_and_processor_meet(model, tiny_processor, processor, tmp_path):
+    model.config.modalities["record"]["tower"].schema = processor.modality_processors["record"].digest
+    edited = processor_of_four(tiny_processor, [FIELDS[0], FIELDS[2], FIELDS[1], FIELDS[3]])
+    folder = save_folder(tmp_path / "four", model.eval(), processor)
+    load_checkpoint(folder)
+    edited.save_pretrained(folder)
+    for refused in (
+        lambda: load_checkpoint(folder),
+        lambda: check_modalities(model, edited),
+        lambda: ImageTextRetrievalPipeline(model, processor=edited, device="cpu"),
+    ):
+        with pytest.raises(ValueError, match="'record' in processor_config.json are not those"):
+            refused()
 
 
 def test_made_up_samples_are_of_the_schema(processor):

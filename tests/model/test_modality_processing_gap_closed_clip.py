@@ -12,7 +12,9 @@ from transformers import Wav2Vec2FeatureExtractor
 from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.model.image_processing_gap_closed_clip import GapClosedClipImageProcessor
 from gap_closed_clip.model.modalities_gap_closed_clip import check_modality_names
+from gap_closed_clip.model.modality_processing_gap_closed_clip import check_fit
 from gap_closed_clip.model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
+from gap_closed_clip.model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 
 
 FIELDS = [
@@ -193,3 +195,69 @@ def test_names_whose_inputs_would_begin_alike():
     check_modality_names(["record", "audio", "lateral_view", "records", "ecg2"])
     with pytest.raises(ValueError, match="cannot be called 'view': the inputs of 'view_b' would begin alike"):
         check_modality_names(["view", "view_b"])
+
+
+WORDS = {"name": "organ", "kind": "category", "categories": ["lung", "heart"]}
+SCHEMA = [*FIELDS, {"name": "size", "kind": "number", "mean": 3.0, "std": 2.0}, WORDS]
+
+
+def fit_of(trained, edited, schema=True):
+    processor = RecordProcessor(trained)
+    tower = GapClosedClipRecordConfig(num_numbers=processor.num_numbers, categories=processor.category_sizes)
+    tower.schema = processor.digest if schema else None
+    check_fit({"record": {"tower": tower}}, {"record": RecordProcessor(edited)})
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        [SCHEMA[0], SCHEMA[2], SCHEMA[1], SCHEMA[3]],  # two numbers swapped
+        [SCHEMA[3], SCHEMA[1], SCHEMA[2], SCHEMA[0]],  # two categories of as many words
+        [*SCHEMA[:3], {**WORDS, "categories": ["heart", "lung"]}],
+        [*SCHEMA[:3], {**WORDS, "categories": ["lung", "liver"]}],
+        [*SCHEMA[:3], {**WORDS, "name": "place"}],
+    ],
+)
+def test_a_schema_that_the_tower_was_not_trained_with(edited):
+    with pytest.raises(ValueError, match="order, names, kinds or words were edited.* Only mean, std and allow_later"):
+        fit_of(SCHEMA, edited)
+    fit_of(SCHEMA, edited, schema=False)  # of an older model nothing is known
+
+
+def test_edits_of_a_schema_that_change_no_meaning():
+    other = {**SCHEMA[1], "mean": 1.0, "std": 3.0}
+    fit_of(SCHEMA, [SCHEMA[0], SCHEMA[3], other, SCHEMA[2]])  # numbers and categories keep their order
+    fit_of(SCHEMA, [*SCHEMA[:3], {**WORDS, "categories": ["Lung", "HEART"]}])
+    assert len(RecordProcessor(SCHEMA).digest) == 16
+
+
+def test_modalities_in_another_order(processor):
+    names = ["record", "audio"]
+    tower = {"tower": GapClosedClipRecordConfig(num_numbers=1, categories=[4])}
+    processors = {name: processor.modality_processors[name] for name in names}
+    check_fit(dict.fromkeys(names, tower), processors)
+    check_fit(None, processors)
+    with pytest.raises(ValueError, match="are audio, record .* has them as record, audio"):
+        check_fit(dict.fromkeys(names[::-1], tower), processors)
+
+
+@pytest.mark.parametrize(
+    "described", [None, [], {"array": {"modality_processor_type": "ArrayProcessor", "input_name": "x", "shape": [2]}}]
+)
+def test_a_modality_that_the_processor_does_not_know(tiny_processor, tmp_path, described):
+    tiny_processor.save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "modality_processors": described}))
+    processor = GapClosedClipProcessor.from_pretrained(tmp_path)
+    known = "image, text, array" if described else "image, text"
+    for others in ({}, {"images": [GRAY, GRAY]}, {"text": "a", "padding": True}):
+        with pytest.raises(ValueError, match=f"knows no modality 'record'; it knows {known} "):
+            processor(record=[{"age": 3}, None], return_tensors="pt", **others)
+    with pytest.raises(ValueError, match="knows no modality 'audio'"):
+        processor(audio=np.ones(3, np.float32))
+    assert "pixel_values" in processor(images=GRAY, size={"shortest_edge": 28}, images_kwargs={"do_rescale": True})
+
+
+def test_modality_processors_that_are_no_mapping(tiny_processor):
+    with pytest.raises(ValueError, match="is a mapping of names to processors"):
+        GapClosedClipProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, ["record"])

@@ -9,6 +9,7 @@ from conftest import CAPTIONS
 from PIL import Image
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
+from gap_closed_clip.model.images_gap_closed_clip import FORMATS, MAX_ASPECT
 
 from .conftest import PAIRS, SPACE, write_gallery
 
@@ -122,6 +123,15 @@ def test_images_that_cannot_be_opened(tmp_path, monkeypatch):
         search.open_image(tmp_path / "gone.png")
     with pytest.raises(search.InputError, match="Upload an image"):
         search.open_image(None)
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawing.png", format="EPS")
+    with pytest.raises(search.InputError, match="cannot be read as an image"):
+        search.open_image(tmp_path / "drawing.png")
+    Image.new("L", (51, 1)).save(tmp_path / "long.png")
+    with pytest.raises(search.InputError, match=r"too long \(51 x 1\)"):
+        search.open_image(tmp_path / "long.png")
+    Image.new("L", (50, 1)).save(tmp_path / "long.png")
+    assert search.open_image(tmp_path / "long.png").size == (50, 1)
+    assert (search.FORMATS, search.MAX_ASPECT) == (FORMATS, MAX_ASPECT)
     monkeypatch.setattr(search, "MAX_PIXELS", 10)
     Image.new("L", (8, 8)).save(tmp_path / "large.png")
     with pytest.raises(search.InputError, match="too large"):

@@ -250,8 +250,10 @@ def test_a_modality_is_added_behind_those_of_a_checkpoint(trained):
 def test_fields_say_what_values_do_not():
     sex = {"kind": "category", "categories": ["male", "female"]}
     entry = {"fields": {"birth": {"kind": "date", "relative_to": "seen"}, "sex": sex}}
-    _, processor = build(records("birth", "seen", "sex"), modalities={"record": entry})
-    birth, sex = processor.modality_processors["record"].fields
+    model, processor = build(records("birth", "seen", "sex"), modalities={"record": entry})
+    record = processor.modality_processors["record"]
+    assert model.config.modalities["record"]["tower"].schema == record.digest
+    birth, sex = record.fields
     assert birth["relative_to"] == "seen" and birth["mean"] == pytest.approx((20 + 40 + 60) / 3, abs=0.01)
     assert sex["categories"] == ["male", "female"]
     encoded = processor(record=[{key: ROWS[0][key] for key in ("birth", "seen", "sex")}])

@@ -263,6 +263,7 @@ def _facts(
     if run and is_adapter(folder):  # an adapter's objective is in its run, the base's may have been another
         for name, value in run["config"].model.config.items():
             setattr(model_config, name, value)
+        model_config.fusion_weights = run.get("fusion_weights", model_config.fusion_weights)
     weights = {term: describe_weight(getattr(model_config, f"{term}_weight")) for term in TERMS}
     return {
         "config": model_config,

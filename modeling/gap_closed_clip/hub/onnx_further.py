@@ -116,7 +116,8 @@ RECORD = """\
 A record becomes three arrays. A number is standardised by its field's `mean` and `std`; of a date it is the years
 (365.25 days each) from it to `relative_to`, another date of the record or the one that is written there. Where it is
 missing, `numbers` is 0 and `numbers_mask` false. Of a category 0 is missing, 1 an unknown word, and from 2 on the
-field's `categories`, whatever their case. Numbers and dates come first, then categories, each in the schema's order.
+field's `categories`, whatever their case and white space. None, NaN and a text without any character to see count as
+missing. Numbers and dates come first, then categories, each in the schema's order.
 
 ```python
 import datetime
@@ -129,22 +130,34 @@ schema = json.load(open("preprocessing.json", encoding="utf-8"))["modalities"]["
 fields = schema["preprocessing"]["fields"]
 
 
+def value_of(record, name):
+    value = record.get(name)
+    value = value.strip() if isinstance(value, str) else value
+    return None if value == "" or value != value else value  # NaN is not equal to itself
+
+
 def day(text):
-    return datetime.date.fromisoformat(text[:10])
+    return datetime.date.fromisoformat(str(text)[:10])
 
 
 def number(field, record):
-    value = record.get(field["name"])
+    value = value_of(record, field["name"])
     if value is None or field["kind"] == "number":
         return value
-    other = record.get(field["relative_to"], field["relative_to"])
-    return (day(other) - day(value)).days / 365.25 if other and other[0].isdigit() else None
+    other = field["relative_to"]
+    fixed = other[:4].isdigit() and other[4:5] == "-"
+    other = other if fixed else value_of(record, other)
+    return None if other is None else (day(other) - day(value)).days / 365.25
 
 
 def category(field, record):
-    value = record.get(field["name"])
-    words, word = [known.casefold() for known in field["categories"]], str(value).casefold()
-    return 0 if value is None else words.index(word) + 2 if word in words else 1
+    value = value_of(record, field["name"])
+    if value is None:
+        return 0
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    words, word = [known.casefold() for known in field["categories"]], " ".join(str(value).split()).casefold()
+    return words.index(word) + 2 if word in words else 1
 
 
 def inputs(record):

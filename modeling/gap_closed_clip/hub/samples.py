@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from transformers import ImageProcessingMixin
 
+from ..model.modality_processing_gap_closed_clip import check_fit
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
@@ -15,26 +16,17 @@ from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProc
 def check_modalities(model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
     """
     Raises:
-        ValueError: model and processor are not of the same modalities, or a record's tower and schema not of the same
-            fields.
+        ValueError: model and processor are not of the same modalities in the same order, or a record's tower and
+            schema not of the same fields.
     """
     wanted, found = list(model.config.modalities or {}), list(processor.modality_processors)
-    if wanted != found:
+    if set(wanted) != set(found):
         raise ValueError(
             f"The model embeds {', '.join(model.config.modality_names)}, and its processor makes inputs of "
             f"{', '.join(('image', 'text', *found))}: save GapClosedClipProcessor(..., modality_processors={{name: "
             "processor}) with it, in the model's order."
         )
-    for name, each in processor.modality_processors.items():
-        if isinstance(each, RecordProcessor):
-            tower = model.config.modalities[name]["tower"]
-            sizes = getattr(tower, "num_numbers", 0), list(getattr(tower, "categories", None) or [])
-            if sizes != (each.num_numbers, each.category_sizes):
-                raise ValueError(
-                    f"The tower of '{name}' takes {sizes[0]} numbers and categories of the sizes {sizes[1]}; the "
-                    f"processor's schema has {each.num_numbers} and {each.category_sizes}: the fields in "
-                    "processor_config.json are not those that the model was trained with."
-                )
+    check_fit(model.config.modalities, processor.modality_processors)
 
 
 def made_up(processor: GapClosedClipProcessor) -> dict[str, list[Any]]:
@@ -72,7 +64,8 @@ def _values(field: dict[str, Any], deviations: float) -> dict[str, Any]:
         return {name: field["categories"][0 if deviations > 0 else -1]}
     number = field["mean"] + deviations * field["std"]
     if field["kind"] == "number":
-        return {name: round(number, 6)}
+        decimals = max(0, 1 - math.floor(math.log10(field["std"])))  # a tenth of the deviation, as people write it
+        return {name: round(number, decimals)}
     try:
         other, fixed = datetime.date.fromisoformat(field["relative_to"]), True
     except ValueError:

@@ -31,11 +31,15 @@ def parts_of(item: Any, location: str, further: Mapping[str, Any] | None = None)
     """
     further = further or {}
     names = {IMAGE, TEXT, *further}
-    if not isinstance(item, dict) or not item or not set(item) <= names:
+    if isinstance(item, dict) and (unknown := [key for key in item if key not in names]):
+        raise ValueError(_unknown_key(item, unknown[0], location, further))
+    if not isinstance(item, dict) or not item:
         kind, value = _image_or_text(item, location, further)
         return {kind: value}
     parts = {}
     for name, value in item.items():
+        if value is None and name in (IMAGE, TEXT):
+            raise ValueError(f"{location}, {name}: there is no value: give one, or leave {name} out.")
         if name in (IMAGE, TEXT):
             parts[name] = _image_or_text({name: value}, location, further)[1]
         elif isinstance(further[name], ImageProcessingMixin):
@@ -43,6 +47,17 @@ def parts_of(item: Any, location: str, further: Mapping[str, Any] | None = None)
         else:
             parts[name] = check_sample(name, further[name], value, location)
     return parts
+
+
+def _unknown_key(item: dict, key: Any, location: str, further: Mapping[str, Any]) -> str:
+    names = (IMAGE, TEXT, *further)
+    owner = next((name for name, each in further.items() if key in getattr(each, "column_names", ())), None)
+    meant = "" if owner is None else f" It is a field of {owner}: {{'{owner}': {{'{key}': ...}}}}."
+    return (
+        f"{location}: {item!r:.80} is neither image nor text: its key {key!r:.80} is no modality; there are "
+        f"{', '.join(names)}.{meant} Several can be combined, {{'{IMAGE}': ..., '{names[-1]}': ...}}: leave out what "
+        "an item lacks."
+    )
 
 
 def check_sample(name: str, processor: Any, value: Any, location: str) -> Any:

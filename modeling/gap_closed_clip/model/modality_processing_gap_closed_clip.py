@@ -19,6 +19,7 @@ from .record_values_gap_closed_clip import is_missing
 
 
 OURS = {each.__name__: each for each in (ArrayProcessor, GapClosedClipImageProcessor, RecordProcessor)}
+SAFE_EDITS = "Only mean, std and allow_later of a field can be edited after training."
 TYPE_KEYS = ("modality_processor_type", "image_processor_type", "feature_extractor_type")
 
 
@@ -31,6 +32,8 @@ def load_modality_processors(processors: dict[str, Any] | None) -> dict[str, Any
         TypeError: something that is no processor.
     """
     loaded: dict[str, Any] = {}
+    if processors and not isinstance(processors, dict):
+        raise ValueError(f"modality_processors is {processors!r:.80}; it is a mapping of names to processors.")
     for name, processor in (processors or {}).items():
         loaded[name] = _load(name, processor) if isinstance(processor, dict) else processor
         if not callable(loaded[name]) or not hasattr(loaded[name], "to_dict"):
@@ -173,8 +176,47 @@ def names_of(processors: Iterable[str]) -> tuple[str, ...]:
     return ("image", "text", *processors)
 
 
+def check_fit(modalities: dict[str, dict[str, Any]] | None, processors: dict[str, Any]) -> None:
+    """
+    Checks processors against `config.modalities`; those that only one of both knows are passed over.
+
+    Raises:
+        ValueError: their order differs, which `modality_mask` has, or a record's fields are not those that its tower
+            was trained with.
+    """
+    modalities = modalities or {}
+    wanted = [name for name in modalities if name in processors]
+    found = [name for name in processors if name in modalities]
+    if wanted != found:
+        raise ValueError(
+            f"The model's modalities are {', '.join(wanted)} (modalities in config.json), and its processor has them "
+            f"as {', '.join(found)} (modality_processors in processor_config.json): give both one order, the trained."
+        )
+    for name in wanted:
+        # By what it has and not by its class: the processor may be a model folder's, and this file the package's.
+        if hasattr(processors[name], "category_sizes"):
+            _check_record(name, modalities[name]["tower"], processors[name])
+
+
+def _check_record(name: str, tower: Any, processor: Any) -> None:
+    sizes = getattr(tower, "num_numbers", 0), list(getattr(tower, "categories", None) or [])
+    if sizes != (processor.num_numbers, processor.category_sizes):
+        raise ValueError(
+            f"The tower of '{name}' takes {sizes[0]} numbers and categories of the sizes {sizes[1]}; the processor's "
+            f"schema has {processor.num_numbers} and {processor.category_sizes}: the fields in processor_config.json "
+            f"are not those that the model was trained with. {SAFE_EDITS}"
+        )
+    trained = getattr(tower, "schema", None)
+    if trained is not None and trained != getattr(processor, "digest", trained):
+        raise ValueError(
+            f"The fields of '{name}' in processor_config.json are not those that its tower was trained with: their "
+            f"order, names, kinds or words were edited. Undo that. {SAFE_EDITS}"
+        )
+
+
 __all__ = [
     "as_samples",
+    "check_fit",
     "describe_modality_processors",
     "encode_modality",
     "load_modality_processors",

@@ -13,6 +13,7 @@ from transformers import ImageProcessingMixin, Pipeline
 
 from .items_gap_closed_clip import parts_of, together
 from .load_images_gap_closed_clip import load_image
+from .modality_processing_gap_closed_clip import check_fit
 
 
 ITEM_TYPES = (str, bytes, os.PathLike, Image.Image, dict)  # of one item by itself, or of an attempt at one
@@ -50,6 +51,10 @@ class ImageTextRetrievalPipeline(Pipeline):
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_fit(self.model.config.modalities, getattr(self.processor, "modality_processors", {}))
 
     def __call__(self, queries, gallery=None, top_k: int = 10, batch_size: int = 32) -> list:
         """

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, CLIPImageProcessor, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
 from .load_images_gap_closed_clip import find_channels, load_image
 from .modality_processing_gap_closed_clip import (
@@ -30,6 +31,11 @@ _JOINED = (
     (re.compile(r"([(\[]) "), r"\1"),
     (re.compile(r" ([)\]:;%])"), r"\1"),
 )
+
+
+# Keyword arguments that are no modality.
+OPTIONS = {*ImagesKwargs.__annotations__, *ProcessingKwargs.__annotations__, *TextKwargs.__annotations__}
+OPTIONS |= {"common_kwargs", "return_metadata"}
 
 
 def join_words(text: str) -> str:
@@ -86,11 +92,12 @@ class GapClosedClipProcessor(ProcessorMixin):
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: something that is no image or can't be read, an array of another shape, or colour values that
-                are neither 0 to 1 nor 0 to 255.
+            ValueError: something that is no image or can't be read, an array of another shape, colour values that
+                are neither 0 to 1 nor 0 to 255, or a modality that the processor does not know.
             ImportError: a DICOM file, where pydicom is not installed.
         """
         further = {name: kwargs.pop(name) for name in self.modality_processors if kwargs.get(name) is not None}
+        self._check_known(kwargs, images is None and text is None and not further)
         if not further and not _lacks(images) and not _lacks(text):
             return self._encode_pairs(images, text, **kwargs)
         samples: dict[str, list] = {
@@ -111,6 +118,19 @@ class GapClosedClipProcessor(ProcessorMixin):
         if lacking_images is not None and any(lacking_images):
             encoded["pixel_values"][lacking_images] = 0
         return BatchFeature(encoded)
+
+    def _check_known(self, kwargs: dict[str, Any], is_alone: bool) -> None:
+        """Refuses records of a modality that there is not; where nothing else is given, whatever is no option."""
+        for name, value in kwargs.items():
+            if name in OPTIONS or value is None:
+                continue
+            records = value if isinstance(value, list | tuple) else [value]
+            known = ", ".join(names_of(self.modality_processors))
+            if is_alone or any(isinstance(record, dict) for record in records):
+                raise ValueError(
+                    f"The processor knows no modality '{name}'; it knows {known} "
+                    "(images=..., text=..., others by their name, see modality_processors in processor_config.json)."
+                )
 
     def _mask(self, samples: dict[str, list]) -> torch.Tensor:
         """(B, M) bool: which modalities each sample has."""

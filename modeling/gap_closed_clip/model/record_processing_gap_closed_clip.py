@@ -10,7 +10,7 @@ from transformers import BatchFeature
 from transformers.utils import logging
 
 from .record_fields_gap_closed_clip import CategoryField, NumberField, RecordField, RowError
-from .record_schema_gap_closed_clip import field_from_dict, guess_field
+from .record_schema_gap_closed_clip import digest_of, field_from_dict, guess_field
 from .record_values_gap_closed_clip import FieldError
 
 
@@ -146,6 +146,11 @@ class RecordProcessor:
     def category_sizes(self) -> list[int]:
         """For each category how many ids it has, 0 (missing) and 1 (unknown) included."""
         return [field.size for field in self._categories]
+
+    @property
+    def digest(self) -> str:
+        """What a tower's weights belong to, of fields in the tensors' order and words: see `digest_of`."""
+        return digest_of([*self._numbers, *self._categories])
 
     def __call__(self, rows: Any, return_tensors: str | None = "pt") -> BatchFeature:
         """

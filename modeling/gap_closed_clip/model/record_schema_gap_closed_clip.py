@@ -1,5 +1,7 @@
 """The fields that a record has: of their descriptions, or guessed by their training values."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -90,4 +92,21 @@ def field_from_dict(description: Any) -> RecordField:
         raise ValueError(f"The field '{name}': {error}") from error
 
 
-__all__ = ["field_from_dict", "guess_field"]
+def digest_of(fields: Sequence[RecordField]) -> str:
+    """
+    16 hexadecimal digits of what a tower's weights belong to: kinds and names in the order given, what dates are
+    relative to, and the words of categories in order. Not of means, standard deviations and the words' case.
+    """
+    known = [
+        [
+            field.kind,
+            field.name,
+            getattr(field, "relative_to", None),
+            [word.casefold() for word in getattr(field, "categories", None) or []],
+        ]
+        for field in fields
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+__all__ = ["digest_of", "field_from_dict", "guess_field"]

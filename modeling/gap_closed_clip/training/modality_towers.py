@@ -78,6 +78,8 @@ def _record(name: str, entry: Mapping[str, Any], given: FurtherColumns) -> Furth
     sizes = {"num_numbers": processor.num_numbers, "categories": processor.category_sizes}
     settings = {**(entry.get("tower") or {}), "model_type": RECORD, **sizes}
     tower = tower_config(settings, f"model.modalities.{name}.tower")
+    if hasattr(tower, "schema"):
+        tower.schema = processor.digest
     return Further({"tower": tower, "pooling": entry.get("pooling")}, processor)
 
 
