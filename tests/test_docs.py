@@ -61,9 +61,10 @@ def check_command(program: str, *words: str) -> None:
         commands = importlib.import_module("gap_closed_clip_cli").COMMANDS
         module = importlib.import_module(f"gap_closed_clip.commands.{commands[words[0]][0]}")
         module.parse(list(words[1:]))
-    elif program == "accelerate":
-        assert words[0] == "launch"
-        rest = list(words[1:])
+    elif program in ("accelerate", "torchrun"):
+        rest = list(words)
+        if program == "accelerate":
+            assert rest.pop(0) == "launch"
         while rest[0].startswith("--"):
             del rest[:2]
         in_wheel = rest[:2] == ["-m", "gap_closed_clip_cli"]
