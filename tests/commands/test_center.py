@@ -114,7 +114,7 @@ def test_it_says_where_recall_fell(center, model, monkeypatch):
     fell = results[1]["recall@10"] < results[0]["recall@10"] - 0.005
     assert ("R@10 (mean of both directions) fell" in out) == fell
 
-    def worse(embeddings):  # the second evaluation finds less
+    def worse(embeddings, **settings):  # the second evaluation finds less
         found = evaluate_embeddings(embeddings)
         return found | {"recall@10": 0.102 if np.isclose(found["margin"], results[0]["margin"]) else 0.047}
 
