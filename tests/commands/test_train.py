@@ -5,7 +5,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from gap_closed_clip.training.config import CONFIGS
 
@@ -87,8 +89,11 @@ def test_an_interruption_says_where_to_go_on(train, tiny, tmp_path, monkeypatch)
     monkeypatch.setattr("gap_closed_clip.commands.train.train", interrupt)
     complete = tmp_path / "run" / "checkpoint-2"
     complete.mkdir(parents=True)
-    for name in ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json"):
-        (complete / name).write_text("{}")
+    (complete / "config.json").write_text("{}")
+    (complete / "trainer_state.json").write_text('{"global_step": 2}')
+    save_file({"weight": torch.ones(1)}, complete / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({}, complete / name)
     words = (tiny, f"output_dir={tmp_path / 'run'}")
     assert train(*words) == (
         130,

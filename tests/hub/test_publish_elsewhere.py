@@ -136,10 +136,18 @@ PIPELINE = {
     "dicom_gap_closed_clip.py",
     "fetch_gap_closed_clip.py",
     "fusion_gap_closed_clip.py",
+    "image_processing_gap_closed_clip.py",
     "images_gap_closed_clip.py",
     "items_gap_closed_clip.py",
     "load_images_gap_closed_clip.py",
+    "modalities_gap_closed_clip.py",
+    "modality_processing_gap_closed_clip.py",
     "pipeline_gap_closed_clip.py",
+    "record_fields_gap_closed_clip.py",
+    "record_processing_gap_closed_clip.py",
+    "record_schema_gap_closed_clip.py",
+    "record_tower_gap_closed_clip.py",
+    "record_values_gap_closed_clip.py",
 }
 AUTO_CLASSES = (AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, AutoProcessor)
 TASKS = ("zero-shot-image-classification", "image-feature-extraction", "feature-extraction")

@@ -101,7 +101,7 @@ def test_a_bfloat16_model_is_compared_in_float32(tiny_model, tiny_processor, tmp
     pixel_values = tiny_processor(images=[Image.linear_gradient("L").convert("RGB")], return_tensors="pt").pixel_values
     with torch.inference_mode():
         expected, rounded = (each(pixel_values=pixel_values).image_embeds for each in (model, late))
-    assert torch.equal(reload._outputs(tmp_path)["image_embeds"], expected) and not torch.equal(expected, rounded)
+    assert torch.equal(reload._outputs(tmp_path)[0]["image_embeds"], expected) and not torch.equal(expected, rounded)
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_checkpoint_that_does_not_fit(finished, configure, tmp_path, monkeypat
     """The first is whole; the second breaks off where its weights, or the optimizer's state, are written."""
     broken = finished[0] / "checkpoint-4" / ("model.safetensors" if limit == 200_000 else "optimizer.pt")
     assert limit < broken.stat().st_size
-    quick = ["eval_strategy=no", "final_split=none"]
+    quick = ["final_split=none"]
     save = CheckedTrainer._save_checkpoint
 
     def full_at_the_second(self, *args):

@@ -250,7 +250,10 @@ def test_a_published_tower_added_to_a_checkpoint_keeps_its_weights(table, two, c
 def test_a_second_view_gets_the_image_processor_of_its_timm_tower(table, configure, tmp_path):
     torch.manual_seed(0)
     architecture = {"architecture": "mobilenetv3_small_050", "model_args": {"img_size": None}}
-    TimmWrapperModel(TimmWrapperConfig(architecture="mobilenetv3_small_050")).save_pretrained(tmp_path / "tower")
+    tower = TimmWrapperModel(TimmWrapperConfig(architecture="mobilenetv3_small_050")).train()
+    for _ in range(30):  # until its statistics are those of its layers: else features vanish, and gradients burst
+        tower(torch.rand(8, 3, 64, 64))
+    tower.save_pretrained(tmp_path / "tower")
     words = ["data.modalities={lateral: lateral}", f"model.modalities.lateral.tower={tmp_path / 'tower'}"]
     config = configure(f"data.source={table}", *words, "eval_strategy=no", "image_root=/")
     train(config)

@@ -214,11 +214,6 @@ def check_tower_settings(settings: Any, described: str) -> None:
                 "id in the place of the whole mapping."
             )
         _check_size(f"{described}.model_args.{name}", str(name), value)
-    if arguments.get("in_chans", 3) != 3:
-        raise ValueError(
-            f"{described}.model_args.in_chans is {arguments['in_chans']!r:.100}: images have 3 channels here, gray "
-            "ones three equal ones. Leave it out."
-        )
 
 
 def _check_size(described: str, name: str, value: Any) -> None:

@@ -40,6 +40,7 @@ def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
     """
     config_class = TOWER_CONFIGS[kind]
     check_tower_settings(description, field)
+    _check_channels(field, description.get("model_args"))
     settings = dict(description)
     _check_keys(field, config_class, settings)
     if settings.pop("model_type", config_class.model_type) != config_class.model_type:
@@ -50,6 +51,15 @@ def check_tower(field: str, kind: str, description: dict[str, Any]) -> None:
     if kind == "vision":
         _check_architecture(field, settings.get("architecture"))
     _check_values(field, config_class, settings)
+
+
+def _check_channels(field: str, arguments: Mapping[str, Any] | None) -> None:
+    channels = (arguments or {}).get("in_chans", 3)
+    if channels != 3:
+        raise ValueError(
+            f"{field}.model_args.in_chans is {channels!r:.100}: images have 3 channels here, gray ones three equal "
+            "ones. Leave it out."
+        )
 
 
 def _check_keys(field: str, config_class: type[PreTrainedConfig], settings: Mapping[str, Any]) -> None:
