@@ -130,10 +130,10 @@ def test_a_process_that_hangs_ends_all_and_is_named(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     monkeypatch.setenv("HANG", "1")
     began = time.monotonic()
-    with pytest.raises(AssertionError) as failed:  # the exit codes, and what was said
+    with pytest.raises(AssertionError) as failed:  # exit codes other than 0; the message is what was said
         run_in_processes(__file__, tmp_path, 2)
     said = str(failed.value)
-    assert "1] == [0, 0]" in said and time.monotonic() - began < 200  # the first may be told by torch as well
+    assert time.monotonic() - began < 200
     assert "Process 0 of 2 (from 0): Step 2 has not ended within 10.8 s (process 1 has not begun it)." in said
     assert "Process 1 of 2 (from 0): Another process waits in vain for this one" in said and "in collate" in said
 
