@@ -36,7 +36,6 @@ def spoil(path, field: str, value) -> None:
         ("config.json", "text_config.hidden_size", "x", "config.json can't be used.*hidden_size"),
         ("config.json", "vision_config.model_args", 3, "vision_config.model_args is 3: it is a mapping"),
         ("config.json", "vision_config.model_args.depth", 10**6, "model_args.depth is 1000000: use a number"),
-        ("config.json", "vision_config.model_args.in_chans", 1, "model_args.in_chans is 1: images have 3"),
         ("config.json", "vision_config.model_args.checkpoint_path", "x.pth", "checkpoint_path is 'x.pth': leave it"),
         ("config.json", "modalities", 3, "config.json can't be used.*modalities is 3"),
         ("processor_config.json", "image_processor.size", None, "processor_config.json"),
