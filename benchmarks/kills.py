@@ -1,7 +1,7 @@
 """SIGKILLs at random moments of training and publishing; the same command goes on each time, to the same weights.
 
     python benchmarks/kills.py                  # 50 kills; benchmarks/results/kills_*.md
-    python benchmarks/kills.py --kills 10 --work /tmp/kills
+    python benchmarks/kills.py --kills 10 --work outputs/kills-10
 
 A tiny model trains on phantoms: its frozen text tower's features are embedded once, checkpoints are written and
 evaluations made every second step, the model folder, its evaluation and its card are written at the end, and the

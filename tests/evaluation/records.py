@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from datasets import Dataset, Features, Image, List, Value
+from modalities import AUDIO
 from transformers import CLIPImageProcessor
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
@@ -25,18 +26,6 @@ RECORDS = [
     {"age": 7, "sex": None},
     {"age": None, "sex": None},  # none
 ]
-AUDIO = {
-    "model_type": "audio-spectrogram-transformer",
-    "hidden_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "num_mel_bins": 16,
-    "max_length": 24,
-    "patch_size": 8,
-    "frequency_stride": 8,
-    "time_stride": 8,
-}
 
 
 def record_processor() -> RecordProcessor:

@@ -6,6 +6,8 @@ import numpy as np
 from conftest import noise_image
 from datasets import Dataset
 
+from gap_closed_clip.training import RunConfig, load_config
+
 
 RUN = """
 model:
@@ -68,3 +70,10 @@ def write_table(folder: Path, number: int = 16) -> Path:
         )
     Dataset.from_list(rows).to_parquet(str(folder / "samples.parquet"))
     return folder / "samples.parquet"
+
+
+def tiny_run(folder: Path, *words: str) -> RunConfig:
+    """A tiny run into `folder/run`; with a checkpoint among the words, without the section model."""
+    path = folder / "run.yaml"
+    path.write_text(WITHOUT_MODEL if any("checkpoint=" in word for word in words) else RUN)
+    return load_config([path], [f"output_dir={folder / 'run'}", *words])

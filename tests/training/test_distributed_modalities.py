@@ -1,15 +1,13 @@
 """Two processes whose samples lack different modalities train as one process does."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from modality_runs import RUN, write_table
+from processes import run_in_processes
 from safetensors.torch import load_file
 
 from gap_closed_clip.training import load_config, train
@@ -44,36 +42,6 @@ def result_of(folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
     return [entry["loss"] for entry in history if "loss" in entry], load_file(folder / "model.safetensors")
 
 
-def run_processes(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "WORLD_SIZE": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """The folders of one process, `alone`, and of two."""
@@ -81,7 +49,7 @@ def folder(tmp_path_factory) -> Path:
     write_table(folder / "table")
     (folder / "run.yaml").write_text(RUN)
     run(folder, "alone")
-    run_processes(folder)
+    run_in_processes(__file__, folder, 2)
     return folder
 
 

@@ -1,16 +1,17 @@
 """Modalities beyond image and text in a configuration: what fits, what is refused, and what trains."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CAPTIONS, tiny_inputs
 from datasets import Dataset
-from modality_runs import AUDIO, RECORD, RUN, WITHOUT_MODEL, write_table
+from modality_runs import AUDIO, RECORD, tiny_run, write_table
 from peft import PeftConfig
 
 from gap_closed_clip.checkpoint import load_checkpoint
-from gap_closed_clip.training import ModelArguments, load_config, train
+from gap_closed_clip.training import ModelArguments, train
 from gap_closed_clip.training.encoder import build_model_and_processor
 from gap_closed_clip.training.fuse import set_fusion_weights
 from gap_closed_clip.training.modalities import FurtherColumns
@@ -54,12 +55,8 @@ def build(given: FurtherColumns, **kwargs):
 
 @pytest.fixture
 def configure(tmp_path):
-    def make(*words: str):
-        path = tmp_path / "run.yaml"
-        path.write_text(WITHOUT_MODEL if any("checkpoint=" in word for word in words) else RUN)
-        return load_config([path], [f"output_dir={tmp_path / 'run'}", *words])
-
-    return make
+    """configure("seed=3", ...) -> a tiny run into the folder `run`."""
+    return partial(tiny_run, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,13 @@
 
 import json
 import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from modality_runs import AUDIO, BINS, FRAMES, RATE, RECORD, RUN, WITHOUT_MODEL, write_table
+from modality_runs import AUDIO, BINS, FRAMES, RATE, RECORD, RUN, tiny_run, write_table
 from safetensors.torch import load_file
 from transformers import (
     ASTConfig,
@@ -29,14 +30,8 @@ from gap_closed_clip.training import load_config, train
 
 @pytest.fixture
 def configure(tmp_path):
-    """configure("seed=3", ...) -> a tiny run into the folder `run`; with a checkpoint, without the section model."""
-
-    def make(*words: str):
-        path = tmp_path / "run.yaml"
-        path.write_text(WITHOUT_MODEL if any("checkpoint=" in word for word in words) else RUN)
-        return load_config([path], [f"output_dir={tmp_path / 'run'}", *words])
-
-    return make
+    """configure("seed=3", ...) -> a tiny run into the folder `run`."""
+    return partial(tiny_run, tmp_path)
 
 
 @pytest.fixture(scope="module")
