@@ -6,15 +6,16 @@
 A tiny model trains on phantoms: its frozen text tower's features are embedded once, checkpoints are written and
 evaluations made every second step, the model folder, its evaluation and its card are written at the end, and the
 folder is published to a Hub on this machine. Each process is forked from one that has imported everything. It is
-killed at a random moment of a phase chosen at random, and started again by the very same command
-(resume_from_checkpoint=auto; publish) until it ends by itself. Then everything is compared with an unbroken run:
-weights bit by bit, names of the files left, the folder on the Hub. This program, too, may be killed and started again:
-it goes on counting in --work. For Linux.
+killed at a random moment of a phase, one phase after another in their turn, twice a run, and started again by the very
+same command (resume_from_checkpoint=auto; publish) until it ends by itself. Then everything is compared with an
+unbroken run: weights bit by bit, names of the files left, the folder on the Hub. This program, too, may be killed and
+started again: it goes on counting in --work. For Linux.
 """
 
 import argparse
 import hashlib
 import json
+import math
 import mmap
 import os
 import random
@@ -204,7 +205,7 @@ class Count:
 
     def __init__(self, path: Path):
         self.path = path
-        self.found: dict[str, Any] = {"kills": {}, "cycle": 0, "finished": 0, "starts": 0, "faults": [], "staging": 0}
+        self.found: dict[str, Any] = {"kills": {}, "finished": 0, "starts": 0, "faults": [], "staging": 0}
         if path.is_file():
             self.found = json.loads(path.read_text())
 
@@ -219,15 +220,17 @@ class Count:
 
 
 def go_on(run: Run, count: Count, wanted: int, durations: dict[str, dict[int, list[float]]], chance, url: str) -> None:
-    """Kills until there are as many as wanted, and the last run has ended."""
+    """Run after run until there are as many kills as wanted, each killed up to twice in the phase whose turn it is."""
     reference = left(run.work / "unbroken")
     on_hub = published(url)
-    while count.kills < wanted or count.found["cycle"] > count.found["finished"]:
-        name = f"run-{count.found['finished']}"
-        count.found["cycle"] = count.found["finished"] + 1
-        for command in ("train", "publish"):
-            while not _ended(run, count, command, name, wanted, durations[command], chance):
-                count.save()
+    while count.kills < wanted:
+        name, phase = f"run-{count.found['finished']}", count.found["finished"] % len(PHASES)
+        for command, lasts in durations.items():
+            times = len(lasts.get(phase, []))
+            for skip in [chance.randrange(times // 2 + 1), 0] if times else []:  # what is resumed has less before it
+                if _ended(run, count, command, name, phase, chance.random() * max(lasts[phase]), skip):
+                    break
+            _ended(run, count, command, name, phase, math.inf, 0)
         compare(count, name, reference, left(run.work / name))
         if published(url) != on_hub:
             count.found["faults"].append(f"{name}: other files on the Hub")
@@ -236,24 +239,19 @@ def go_on(run: Run, count: Count, wanted: int, durations: dict[str, dict[int, li
         shutil.rmtree(run.work / name)
 
 
-def _ended(run: Run, count: Count, command: str, name: str, wanted: int, durations: dict, chance) -> bool:
-    phase = chance.choice(sorted(durations))
-    lasts = durations[phase]
-    skip, wait = chance.randrange(len(lasts)), chance.random() * max(lasts)
-    if count.kills >= wanted:
-        wait = 1e9
-    process = run.start(command, name)
-    killed, code = run.kill(process, phase, wait, skip)
+def _ended(run: Run, count: Count, command: str, name: str, phase: int, wait: float, skip: int) -> bool:
+    """Starts the command, and whether it came to its end before it was killed."""
+    killed, code = run.kill(run.start(command, name), phase, wait, skip)
     count.found["starts"] += 1
     if killed is not None:
         count.found["kills"][killed] = count.found["kills"].get(killed, 0) + 1
         print(f"{count.kills}: killed in {killed}", flush=True)
-        return False
-    if code:
+    elif code:
         count.found["faults"].append(f"{name}: {command} ended with {code}")
-        count.save()
+    count.save()
+    if code and killed is None:
         raise SystemExit(f"{name}: {command} ended with {code}; see {run.work / 'log.txt'}.")
-    return True
+    return killed is None
 
 
 def compare(count: Count, name: str, reference: dict[str, str], found: dict[str, str]) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from modalities import modalities_config, modalities_inputs
 from processes import run_in_processes
 from safetensors.torch import load_file, save_file
 from test_losses_gap_closed_clip import WEIGHTS, random_embeddings
 from test_missing_modalities_gap_closed_clip import naive_partial_terms, random_mask
-from test_modalities_gap_closed_clip import modalities_config, modalities_inputs
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BertConfig
 

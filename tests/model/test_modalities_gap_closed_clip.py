@@ -218,5 +218,5 @@ def test_modalities_that_are_given_when_a_folder_is_loaded(model, tmp_path):
     assert again.config.modality_names == ("image", "text", "record")
     inputs = {key: value for key, value in modalities_inputs().items() if not key.startswith("audio")}
     assert torch.equal(again.eval()(**inputs).embeds["record"], model(**inputs).embeds["record"])
-    with pytest.raises(ValueError, match="modalities.record.tower has no model_type"):
+    with pytest.raises(ValueError, match="modalities.record.tower is .bert.: it is a mapping"):
         GapClosedClipModel.from_pretrained(tmp_path, modalities={"record": {"tower": "bert"}})

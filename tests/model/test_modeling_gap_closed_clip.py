@@ -84,7 +84,7 @@ def test_one_modality_alone_comes_first_in_the_output(tiny_model):
         alone = tiny_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
     torch.testing.assert_close(alone[0], text)
     assert alone.loss is None and alone.image_embeds is None
-    with pytest.raises(ValueError, match="neither pixel_values nor input_ids"):
+    with pytest.raises(ValueError, match="none of pixel_values, input_ids: give images"):
         tiny_model()
 
 

@@ -27,7 +27,8 @@ from ..data import DataArguments
 from ..disk import replacing
 from ..evaluation import metrics_report
 from ..evaluation.report import ROWS
-from ..model.configuration_gap_closed_clip import MODULES_FILE, GapClosedClipConfig, Weight
+from ..model.configuration_checks_gap_closed_clip import Weight
+from ..model.configuration_gap_closed_clip import MODULES_FILE, GapClosedClipConfig
 from ..training import RunConfig
 from . import escaping, requirements
 from .card_modalities import read_modalities, told_in_captions

@@ -6,24 +6,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from .modalities_gap_closed_clip import (
-    IMAGE_AND_TEXT,
-    POOLINGS,
-    SubConfigs,
-    check_tower_settings,
-    check_types,
-    read_modalities,
-)
+from .configuration_checks_gap_closed_clip import check_types, check_weight, tower_config
+from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, SubConfigs, read_modalities
 
-
-# A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
-Weight = float | list[list[float]]
 
 # What a captioner's decoder attends to. The embedding alone is what text and images have in common.
 DECODER_MEMORIES = ("patches_and_embedding", "embedding")
-LARGEST_WEIGHT = 1e4  # of a term of the objective: beyond it, float32 has no digits left for the others
 # The fields that only a captioner uses, beside its decoder's configuration.
 CAPTION_FIELDS = (
     "decoder_memory",
@@ -201,10 +191,10 @@ class GapClosedClipConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         vision_default = {"model_type": "timm_wrapper", "architecture": "eva02_base_patch16_clip_224"}
-        self.vision_config = _sub_config(self.vision_config, "vision_config", vision_default)
-        self.text_config = _sub_config(self.text_config, "text_config", {"model_type": "bert"})
-        if self.decoder_config is not None:
-            self.decoder_config = _sub_config(self.decoder_config, "decoder_config", {"model_type": "bert"})
+        defaults = {"vision_config": vision_default, "text_config": {"model_type": "bert"}, "decoder_config": None}
+        for name, default in defaults.items():
+            value = default if getattr(self, name) is None else getattr(self, name)
+            setattr(self, name, None if value is None else tower_config(value, name))
         super().__post_init__(**kwargs)
         self._check()
 
@@ -298,7 +288,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a number of 0 or more.")
         for name in ("contrastive_weight", "align_weight", "uniformity_weight"):
-            _check_weight(name, getattr(self, name))
+            check_weight(name, getattr(self, name))
 
     def _check_fusion_weights(self) -> None:
         weights = self.fusion_weights or {}
@@ -307,43 +297,6 @@ class GapClosedClipConfig(PreTrainedConfig):
                 f"fusion_weights is {weights}: it gives modalities ({', '.join(self.modality_names)}) a weight of 0 "
                 "or more, or is None."
             )
-
-
-def _sub_config(value: PreTrainedConfig | dict | None, name: str, default: dict) -> PreTrainedConfig:
-    if isinstance(value, PreTrainedConfig):
-        return value
-    value = default if value is None else value
-    check_tower_settings(value, name)
-    value = dict(value)
-    if "model_type" not in value:
-        raise ValueError(f"{name} has no model_type: add one, for example {default['model_type']!r}.")
-    return AutoConfig.for_model(value.pop("model_type"), **value)
-
-
-def _check_weight(name: str, weight: Weight) -> None:
-    remedy = (
-        f"{name} is {weight!r}: use a number of 0 or more, or points [fraction of training, value] like "
-        "[[0.2, 1.0], [0.7, 0.0]]; fractions lie between 0 and 1 and rise strictly, values are from 0 to "
-        f"{LARGEST_WEIGHT:g}."
-    )
-    if isinstance(weight, int | float) and not isinstance(weight, bool):
-        if not 0 <= weight <= LARGEST_WEIGHT:
-            raise ValueError(remedy)
-        return
-    if not isinstance(weight, list | tuple) or not weight:
-        raise ValueError(remedy)
-    for point in weight:
-        if (
-            not isinstance(point, list | tuple)
-            or len(point) != 2
-            or not all(isinstance(x, int | float) for x in point)
-        ):
-            raise ValueError(remedy)
-        if not 0 <= point[0] <= 1 or not 0 <= point[1] <= LARGEST_WEIGHT:
-            raise ValueError(remedy)
-    fractions = [point[0] for point in weight]
-    if any(a >= b for a, b in zip(fractions, fractions[1:], strict=False)):
-        raise ValueError(remedy)
 
 
 GapClosedClipConfig.register_for_auto_class()

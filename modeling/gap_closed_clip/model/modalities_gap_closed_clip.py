@@ -6,12 +6,12 @@ for a sample in it}. Its inputs have their tower's names behind its own: `record
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args, get_origin
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
-from .record_tower_gap_closed_clip import GapClosedClipRecordConfig
+from .configuration_checks_gap_closed_clip import tower_config
 
 
 IMAGE_AND_TEXT = ("image", "text")
@@ -33,38 +33,9 @@ RESERVED = (
         "pooled",
         "shared",
         "output",
-        "return",
     ),
-    *(
-        "videos",
-        "common",
-        "chat",
-        "mean",
-        "further",
-        "logits",
-        "logit",
-        "embeds",
-        "loss",
-        "anchor",
-        "use",
-        "vision",
-        "decoder",
-    ),
-)
-
-
-MOST_LAYERS = 1000
-LARGEST_SIZE = 2**24  # of a vocabulary, an input, a layer
-LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "depth", "layers", "depths")
-SIZES = ("size", "dim", "dims", "heads", "features", "channels", "width", "vocab", "positions", "embeddings", "length")
-# Of timm's arguments those that load weights, or change what a tower takes and gives.
-NO_MODEL_ARGS = (
-    "checkpoint_path",
-    "pretrained",
-    "pretrained_cfg",
-    "pretrained_cfg_overlay",
-    "cache_dir",
-    "features_only",
+    *("return", "videos", "common", "chat", "mean", "further", "logits", "logit", "embeds", "loss", "anchor"),
+    *("use", "vision", "decoder"),
 )
 
 
@@ -139,93 +110,6 @@ def check_modality_names(names: Sequence[str]) -> None:
             )
 
 
-def tower_config(value: Any, described: str) -> PreTrainedConfig:
-    """
-    A tower's configuration, of a mapping with a `model_type`.
-
-    Args:
-        described: what errors call it.
-
-    Raises:
-        ValueError: it has no model_type, or one that transformers doesn't know.
-    """
-    if isinstance(value, PreTrainedConfig):
-        return value
-    if not isinstance(value, Mapping) or "model_type" not in value:
-        raise ValueError(f"{described} has no model_type: give a mapping with one, for example 'bert'.")
-    check_tower_settings(value, described)
-    settings = dict(value)
-    model_type = settings.pop("model_type")
-    if model_type == GapClosedClipRecordConfig.model_type:
-        return GapClosedClipRecordConfig(**settings)
-    try:
-        return AutoConfig.for_model(model_type, **settings)
-    except ValueError as error:
-        if "model_type" not in str(error) and "identifier" not in str(error):
-            raise
-        raise ValueError(f"{described}: transformers knows no model_type {model_type!r}.") from error
-
-
-def check_types(config: PreTrainedConfig, hints: Mapping[str, Any]) -> None:
-    """
-    Checks that the fields of a configuration are of the types that they are declared with; of lists and mappings not
-    what is in them.
-
-    Raises:
-        ValueError: one is not, as in a file that was changed by hand.
-    """
-    for name, hint in hints.items():
-        kinds = [get_origin(option) or option for option in (get_args(hint) or (hint,))]
-        value = getattr(config, name)
-        if Any in kinds or (isinstance(value, bool) and bool in kinds):
-            continue
-        kinds += [int] if float in kinds else []
-        if isinstance(value, bool) or not isinstance(value, tuple(kinds)):
-            expected = " or ".join(dict.fromkeys(kind.__name__ for kind in kinds)).replace("NoneType", "null")
-            raise ValueError(f"{name} is {value!r:.100}: it has to be {expected}.")
-
-
-def check_tower_settings(settings: Any, described: str) -> None:
-    """
-    Checks what a mapping says of a tower before anything is built of it: not what only the tower's own code knows, but
-    what would load a file, or build for minutes.
-
-    Args:
-        settings: fields of a configuration.
-        described: what errors call it.
-
-    Raises:
-        ValueError: a number of layers or a size that no tower has; arguments of timm that load weights, or have the
-            tower take other images than the processor gives.
-    """
-    if not isinstance(settings, Mapping):
-        raise ValueError(f"{described} is {settings!r:.100}: it is a mapping of names to values.")
-    for name, value in settings.items():
-        _check_size(f"{described}.{name}", str(name), value)
-    arguments = settings.get("model_args")
-    if arguments is None:
-        return
-    if not isinstance(arguments, Mapping):
-        raise ValueError(f"{described}.model_args is {arguments!r:.100}: it is a mapping of arguments of timm.")
-    for name, value in arguments.items():
-        if name in NO_MODEL_ARGS and value not in (None, False, ""):
-            raise ValueError(
-                f"{described}.model_args.{name} is {value!r:.100}: leave it out. Weights come from a folder or a Hub "
-                "id in the place of the whole mapping."
-            )
-        _check_size(f"{described}.model_args.{name}", str(name), value)
-
-
-def _check_size(described: str, name: str, value: Any) -> None:
-    for each in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(each, bool) or not isinstance(each, int | float):
-            continue
-        if name in LAYERS and not 0 <= each <= MOST_LAYERS:
-            raise ValueError(f"{described} is {each}: use a number of layers, {MOST_LAYERS} at most.")
-        if name.split("_")[-1] in SIZES and not -LARGEST_SIZE <= each <= LARGEST_SIZE:
-            raise ValueError(f"{described} is {each}: no tower is that large; use {LARGEST_SIZE} at most.")
-
-
 def pairs_of(names: list[str], anchor: str | None) -> list[tuple[int, int]]:
     """
     Which modalities the objective compares, as indices of `names`: the anchor with each other one; the first instead,
@@ -266,10 +150,7 @@ def inputs_by_modality(names: Iterable[str], inputs: Mapping[str, Any]) -> dict[
 __all__ = [
     "SubConfigs",
     "check_modality_names",
-    "check_tower_settings",
-    "check_types",
     "inputs_by_modality",
     "pairs_of",
     "read_modalities",
-    "tower_config",
 ]

@@ -209,11 +209,8 @@ class GapClosedClipModel(GapClosedClipObjective):
         given = inputs_by_modality(names, {**kwargs, **images, **tokens, **pooled})
         if not given:
             further = "".join(f", {name}_..." for name in self.config.modalities)
-            raise ValueError(
-                f"forward got neither pixel_values nor input_ids{further}: give images, texts, or both."
-                if not further
-                else f"forward got none of pixel_values, input_ids{further}: give inputs of one modality or more."
-            )
+            remedy = "inputs of one modality or more" if further else "images, texts, or both"
+            raise ValueError(f"forward got none of pixel_values, input_ids{further}: give {remedy}.")
         _warn_of_unknown(kwargs, names)
         masks = self._masks(modality_mask)
         features, embeds = {}, {}

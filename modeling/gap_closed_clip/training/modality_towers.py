@@ -11,8 +11,8 @@ from transformers import AutoFeatureExtractor, CLIPImageProcessor, PreTrainedCon
 from transformers.utils import logging
 
 from ..conversion.preprocessing import load_image_processor
+from ..model.configuration_checks_gap_closed_clip import tower_config
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
-from ..model.modalities_gap_closed_clip import tower_config
 from ..model.processing_gap_closed_clip import image_processor_for
 from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
 from ..model.tower_kinds_gap_closed_clip import build_tower, is_timm

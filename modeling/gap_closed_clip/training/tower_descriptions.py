@@ -13,7 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint import is_local
 from ..messages import did_you_mean
-from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names, check_tower_settings
+from ..model.configuration_checks_gap_closed_clip import check_tower_settings
+from ..model.modalities_gap_closed_clip import POOLINGS, check_modality_names
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
 from .package_towers import package_folder
 
