@@ -64,5 +64,12 @@ def test_a_file_that_holds_something_else(file, content, folder):
         load_checkpoint(folder)
 
 
+def test_a_folder_whose_name_begins_that_of_the_field(folder, monkeypatch):
+    spoil(folder / "tokenizer_config.json", "model_max_length", float("-inf"))
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ValueError, match=r"^model is damaged.*tokenizer_config.json.*model_max_length is -inf"):
+        load_checkpoint("model")
+
+
 def test_what_is_whole_is_loaded(folder):
     load_checkpoint(folder)

@@ -1,6 +1,7 @@
 """What can be wrong with the files of a model folder, each in one line that names the file and what to do."""
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def explained_errors(name_or_path: str, revision: str | None, file: str = "confi
     except ImportError:  # something is not installed
         raise
     except ValueError as error:
-        if str(name_or_path) in str(error):
+        if re.search(rf"(?<!\w){re.escape(str(name_or_path))}(?!\w)", str(error)):  # the message names the folder
             raise
         raise _damaged(name_or_path, file, error) from error
     except Exception as error:  # values of a wrong type, which the libraries meet wherever they first use them

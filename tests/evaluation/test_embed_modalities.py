@@ -87,6 +87,16 @@ def test_pairs_without_the_column_are_of_two_modalities():
     np.testing.assert_array_equal(found.image_embeds, embed_pairs(model, processor, pairs).image_embeds)
 
 
+def test_where_no_further_modality_is_embedded_what_lacks_image_or_caption_is_left_out(caplog):
+    pairs = record_pairs().rename_column("record", "tabular")  # the model's record is not at hand
+    model, processor = record_model()
+    found = embed_pairs(model, processor, pairs)
+    both = [row for row, pair in enumerate(pairs) if pair["image"] is not None and pair["caption"]]
+    assert both == [0, 1, 3, 4, 6, 7] and found.captions == [pairs[row]["caption"] for row in both]
+    assert found.modalities == ("image", "text") and np.linalg.norm(found.image_embeds, axis=1).min() > 0.99
+    assert "2 of 8 pairs lack the image or the caption" in caplog.text
+
+
 def test_records_alone_and_captions():
     """A source without images."""
     model, processor = record_model()

@@ -133,6 +133,7 @@ def check_pipelines(found: dict, model: GapClosedClipModel, processor: GapClosed
 
 # What the pipeline of the repository is made of.
 PIPELINE = {
+    "configuration_checks_gap_closed_clip.py",
     "dicom_gap_closed_clip.py",
     "fetch_gap_closed_clip.py",
     "fusion_gap_closed_clip.py",

@@ -17,7 +17,13 @@ from ..data import PairCollator
 from ..data.modalities import has_image, has_modality
 from .fast_tower import channels_last
 from .pair_embeddings import Columns, PairEmbeddings, columns_of, first_rows, first_rows_of_those_given, no_columns
-from .what_is_embedded import fields_of_records, further_modalities, with_own_fields, without_reference_dates
+from .what_is_embedded import (
+    fields_of_records,
+    further_modalities,
+    with_image_and_caption,
+    with_own_fields,
+    without_reference_dates,
+)
 
 
 def embed_pairs(
@@ -54,6 +60,8 @@ def embed_pairs(
         ValueError: there is no pair, or an image is unreadable; it is named.
     """
     further = further_modalities(model, processor, pairs, model_name, modalities)
+    if not further:
+        pairs = with_image_and_caption(pairs)
     collator = PairCollator(processor, max_length=max_length, window=window)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     settings["pin_memory"] = model.device.type == "cuda"

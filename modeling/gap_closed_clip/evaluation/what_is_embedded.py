@@ -96,6 +96,24 @@ def without_reference_dates(
     return found
 
 
+def with_image_and_caption(pairs: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    Those of some pairs that have both, as they are where all do; how many are left out is logged. Pairs may lack one
+    where they were loaded with further modalities, and a lacking image has the id "". A stream stays as it is.
+    """
+    if isinstance(pairs, IterableDataset) or "image_id" not in pairs.column_names:
+        return pairs
+    ids, captions = pairs["image_id"], pairs["caption"]
+    rows = [row for row, both in enumerate(zip(ids, captions, strict=True)) if all(both)]
+    if len(rows) == len(pairs):
+        return pairs
+    logger.warning(
+        f"{len(pairs) - len(rows)} of {len(pairs)} pairs lack the image or the caption, and nothing else is embedded: "
+        "left out."
+    )
+    return pairs.select(rows)
+
+
 def with_own_fields(row: dict[str, Any], name: str, fields: Sequence[str] | None) -> dict[str, Any]:
     """
     A row whose record has just the fields of a schema, None where it lacks one; None where it has none of them.
@@ -111,4 +129,10 @@ def with_own_fields(row: dict[str, Any], name: str, fields: Sequence[str] | None
     return {**row, name: own[name] if has_modality(own, name) else None}
 
 
-__all__ = ["fields_of_records", "further_modalities", "with_own_fields", "without_reference_dates"]
+__all__ = [
+    "fields_of_records",
+    "further_modalities",
+    "with_image_and_caption",
+    "with_own_fields",
+    "without_reference_dates",
+]
