@@ -15,7 +15,6 @@ methods.
 import argparse
 import itertools
 import json
-import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from comparison import BUDGETS, METHODS, run_script
+from comparison import BUDGETS, METHODS, cases, run_script
 from measure import RESULTS, header, markdown_table, write_report
 from torch.utils.data import DataLoader
 from transformers import set_seed
@@ -46,7 +45,6 @@ GRID = {
     "learning_rate": [1e-3, 3e-3],
     "projection_dropout": [0.1, 0.3, 0.5],
 }
-BLOCK = 100  # numbers of images
 CENTERED = ["center_projections=true"]
 # Other balances than the default, to choose among: alignment alone, and with a third to a half of it in uniformity.
 BALANCES = {
@@ -83,7 +81,7 @@ def main() -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         parts, inputs = prepare(config, folder)
-        folds = np.array(assign_folds(cases(parts.train_pairs), args.num_folds))
+        folds = np.array(assign_folds(cases(parts.train_pairs.pairs), args.num_folds))
         budgets = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
         for budget, name, fold in itertools.product(budgets, args.methods, range(args.folds)):
             files, words = methods[name]
@@ -118,24 +116,6 @@ def prepare(config: RunConfig, folder: str) -> tuple[RunParts, Any]:
     if not parts.towers_have_run:
         raise ValueError("Budgets are chosen on features: set model.freeze_vision=true and model.freeze_text=true.")
     return parts, inputs
-
-
-def cases(pairs: FeaturePairs) -> list[str]:
-    """
-    What has to stay in one fold: the rows of a case or, without one, of an image. Images of MedPix outside of MedPix
-    2.0 (ids that end in synpic and a number) name no case, but those of a case are numbered one after the other:
-    blocks of `BLOCK` numbers stay together.
-    """
-    names = pairs.pairs.column_names
-    case_ids = pairs["case_id"] if "case_id" in names else [None] * len(pairs)
-    groups = []
-    for case_id, image_id in zip(case_ids, pairs["image_id"], strict=True):
-        number = re.search(r"synpic(\d+)\D*$", image_id)
-        if case_id is None and number is not None:
-            groups.append(f"block {int(number[1]) // BLOCK}")
-        else:
-            groups.append(f"image {image_id}" if case_id is None else f"case {case_id}")
-    return groups
 
 
 def try_budget(

@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+from datasets import Dataset
 
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.commands import keep_freed_memory
@@ -23,6 +26,7 @@ from gap_closed_clip.training import RunConfig, load_config, train
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BUDGETS = Path(__file__).parent / "budgets"
+BLOCK = 100  # numbers of images
 # The objectives: for each the configuration files that it needs over the first, and words.
 METHODS: dict[str, tuple[list[Path], list[str]]] = {
     "CLIP (LT)": ([CONFIGS / "clip_lt.yaml"], []),
@@ -95,6 +99,24 @@ def report_of_runs(
     }
     tables = {"Mean of the sources": means, **by_source, "All in one gallery": runs}
     return "\n\n".join(f"## {title}\n\n{metrics_table(found)}" for title, found in tables.items())
+
+
+def cases(pairs: Dataset) -> list[str]:
+    """
+    What has to stay in one fold: the rows of a case or, without one, of an image. Images of MedPix outside of MedPix
+    2.0 (ids that end in synpic and a number) name no case, but those of a case are numbered one after the other:
+    blocks of `BLOCK` numbers stay together.
+    """
+    names = pairs.column_names
+    case_ids = pairs["case_id"] if "case_id" in names else [None] * len(pairs)
+    groups = []
+    for case_id, image_id in zip(case_ids, pairs["image_id"], strict=True):
+        number = re.search(r"synpic(\d+)\D*$", image_id)
+        if case_id is None and number is not None:
+            groups.append(f"block {int(number[1]) // BLOCK}")
+        else:
+            groups.append(f"image {image_id}" if case_id is None else f"case {case_id}")
+    return groups
 
 
 def is_done(config: RunConfig, folder: Path) -> bool:

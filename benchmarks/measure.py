@@ -217,11 +217,15 @@ def versions(*packages: str) -> str:
     return ", ".join(found)
 
 
+def command_line() -> str:
+    """The command that this script was started with."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
 def header(title: str, device: torch.device | str) -> str:
     """The head of a report: title, command, machine, versions and date."""
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     packages = versions("torch", "triton", "timm", "transformers", "open_clip_torch", "memeff")
-    return f"# {title}\n\n- `{command}`\n- {machine(device)}\n- {packages}\n- {date.today()}\n"
+    return f"# {title}\n\n- `{command_line()}`\n- {machine(device)}\n- {packages}\n- {date.today()}\n"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

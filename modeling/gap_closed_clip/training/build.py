@@ -135,7 +135,7 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
     collator = _pair_collator(config, processor)
     if not is_frozen(encoder.vision_model) and has_spatial_convolutions(encoder.vision_model):
         encoder.vision_model.to(memory_format=torch.channels_last)  # trains faster; saved as ever
-    settings = _feature_settings(config, args)
+    settings = feature_settings(config, args)
     if isinstance(train_pairs, Dataset):
         train_pairs = embed_pairs_once(train_pairs, encoder, collator, settings, vary=True)
     if isinstance(eval_pairs, Dataset):
@@ -200,7 +200,8 @@ def _pair_collator(config: RunConfig, processor: GapClosedClipProcessor) -> Pair
     return PairCollator(processor, data.augmentation(), data.max_caption_tokens, data.window)
 
 
-def _feature_settings(config: RunConfig, args: GapClosedTrainingArguments) -> FeatureSettings:
+def feature_settings(config: RunConfig, args: GapClosedTrainingArguments) -> FeatureSettings:
+    """Where the features of frozen towers are kept, and how they are made."""
     cache = config.data.feature_cache
     return FeatureSettings(
         folder=default_feature_cache() if cache is None else Path(expand_path(cache, "feature_cache")),
@@ -237,4 +238,4 @@ def _check_caption_length(config: RunConfig, model: GapClosedClipForConditionalG
         )
 
 
-__all__ = ["RunParts", "build"]
+__all__ = ["RunParts", "build", "feature_settings"]

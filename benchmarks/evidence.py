@@ -1,0 +1,101 @@
+"""
+Does closing the gap help? Every way to close it, side by side on the same pairs, with intervals and tests.
+
+    python benchmarks/evidence.py radiology                        # a plan in benchmarks/evidence/
+    python benchmarks/evidence.py my_plan.yaml
+    python benchmarks/evidence.py configs/demo.yaml                # a configuration of train.py
+    python benchmarks/evidence.py pairs.csv label_columns=organ    # your own pairs, on published towers
+    python benchmarks/evidence.py pairs.csv --report outputs/report
+
+Each method of benchmarks/evidence/methods.yaml is trained over seeds, once at a budget that all share and once at its
+own, chosen by cross-validation over training cases; post-hoc methods are fitted on the baseline's training embeddings.
+What is measured: search of instances, search in a gallery of both kinds, groups, zero-shot labels with their
+calibration, and the geometry of the space. Trainings that are there with the same settings and the same code are not
+repeated: a run that was stopped goes on where it was. The report, its figures and all numbers are written to
+benchmarks/results/evidence_NAME.*; of your own pairs to the folder of --report.
+"""
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from comparison import run_script
+from evidence_figures import draw_figures
+from evidence_plan import PLANS, read_plan
+from evidence_report import report
+from evidence_runs import open_runs
+from evidence_store import Store
+from evidence_study import Evidence
+from measure import RESULTS, command_line, machine, versions
+
+from gap_closed_clip.disk import replacing
+from gap_closed_clip.evaluation import plot_projection
+
+
+PACKAGES = ("torch", "transformers", "timm", "scikit-learn", "gap-closed-clip")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", help="a plan, a configuration of train.py, or a source of pairs as data.source")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all methods, as for train.py")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
+    parser.add_argument("--methods", nargs="+", help="instead of the plan's; names in methods.yaml")
+    parser.add_argument("--output", type=Path, help="of trainings; default: outputs/evidence-NAME")
+    parser.add_argument("--report", type=Path, help="folder of the report; default: benchmarks/results of a plan that")
+    parser.add_argument("--any-code", action="store_true", help="take trainings of another state of the code as well")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse()
+    plan = read_plan(args.what, args.overrides, seeds=args.seeds, methods=args.methods)
+    output = args.output or Path("outputs") / f"evidence-{plan.name}"
+    is_ours = (PLANS / f"{plan.name}.yaml").is_file()
+    folder = args.report or (RESULTS if is_ours else output)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = open_runs(plan, output / "models")
+    described = runs.describe()
+    print("\n".join(described), flush=True)
+    evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code))
+    found = evidence.found()
+    head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
+    about = {"machine": machine(runs.inputs.args.device), "versions": versions(*PACKAGES), "date": str(date.today())}
+    content: dict[str, Any] = {**head, **about, "minutes": round(evidence.seconds / 60, 1), **found}
+    content["figures"] = draw(evidence, content, folder)
+    path = folder / f"evidence_{plan.name}.json"
+    with replacing(path) as draft:
+        draft.write_text(to_json(content), encoding="utf-8")
+    with replacing(path.with_suffix(".md")) as draft:
+        draft.write_text(report(content), encoding="utf-8")
+    print(f"The report is {path.with_suffix('.md')}.")
+
+
+def draw(evidence: Evidence, content: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Draws the figures into a folder; {figure: file}."""
+    stem = f"evidence_{evidence.plan.name}"
+    figures = draw_figures(content, folder, stem)
+    spaces, metrics = evidence.spaces()
+    if spaces:
+        plot_projection(spaces, metrics, folder / f"{stem}_projection.png")
+        figures = {"projection": f"{stem}_projection.png", **figures}
+    return figures
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """JSON with a line for each field, and for each run, so that changes can be read."""
+    lines = []
+    for name, value in content.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False, allow_nan=False)}" for row in value)
+            lines.append(f"{json.dumps(name)}: [\n{rows}\n]")
+        else:
+            lines.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

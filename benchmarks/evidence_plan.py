@@ -1,0 +1,195 @@
+"""What `evidence.py` is asked to do: a plan in YAML, a configuration of train.py, or nothing but a set of pairs."""
+
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from comparison import CONFIGS
+
+from gap_closed_clip.evaluation import post_hoc
+from gap_closed_clip.messages import did_you_mean
+from gap_closed_clip.training import RunConfig, load_config
+from gap_closed_clip.training.config import SECTIONS
+
+
+PLANS = Path(__file__).parent / "evidence"
+SHARED, OWN = "shared", "own"  # the two kinds of budgets
+FIRST = CONFIGS / "radiology_small.yaml"  # what a set of pairs is trained with: published towers, frozen
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A way to close the gap.
+
+    Args:
+        about, source: what it is, in a sentence, and where it comes from.
+        files: configuration files over those of the plan.
+        words: overrides as for train.py.
+        post_hoc: name of a method of `evaluation/post_hoc.py`, fitted on training embeddings of the plan's baseline.
+    """
+
+    about: str
+    source: str
+    files: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    post_hoc: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    Which methods are compared on which pairs, and how.
+
+    Args:
+        name, title: of the report.
+        config: configuration files of train.py.
+        words: overrides as for train.py, for all methods.
+        methods: names in methods.yaml; by default all.
+        baseline: the method that the others are tested against, and that post-hoc methods start from.
+        seeds: of the runs with either budget.
+        shared: the budget that all methods share: fields of the configuration.
+        own: {method: budget}, where it is known and need not be chosen.
+        grid: {field: values} of the budgets that each method's own is chosen from, by cross-validation over training
+            cases; without it, and without `own`, there is the shared budget alone.
+        num_folds, folds: how many folds the training cases are cut into, and how many of those are held out in turn.
+        templates: of zero-shot prompts; the first one counts alone, and all of them as an ensemble.
+        weight_map: `align_weight` and `uniformity_weight`, the values of both terms; every combination is trained
+            once, with centered projections, at the budget of `ours`.
+        robustness: `methods` and `num_train_epochs`, numbers of epochs to train each for, else at the shared budget.
+        start: configuration files of a first stage, whose model each run starts from (towers that train).
+        start_budgets: {method: budget} of that stage.
+    """
+
+    name: str
+    title: str
+    config: tuple[str, ...] = (str(FIRST),)
+    words: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    baseline: str = "CLIP (LT)"
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    shared: dict[str, Any] = field(
+        default_factory=lambda: {"num_train_epochs": 24, "learning_rate": 1e-3, "projection_dropout": 0.1}
+    )
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
+    grid: dict[str, list] = field(
+        default_factory=lambda: {
+            "num_train_epochs": [6, 12, 24],
+            "learning_rate": [1e-3, 3e-3],
+            "projection_dropout": [0.1, 0.5],
+        }
+    )
+    num_folds: int = 4
+    folds: int = 2
+    templates: tuple[str, ...] = (
+        "Medical image of {}.",
+        "Radiology image of the {}.",
+        "An image showing {}.",
+        "{}",
+    )
+    weight_map: dict[str, list[float]] = field(default_factory=dict)
+    robustness: dict[str, list] = field(default_factory=dict)
+    start: tuple[str, ...] = ()
+    start_budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def known_methods(self) -> dict[str, Method]:
+        """The plan's methods by name, in the order of methods.yaml."""
+        everything = all_methods()
+        chosen = self.methods or tuple(everything)
+        return {name: everything[name] for name in everything if name in chosen}
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the methods that are trained."""
+        return [name for name, method in self.known_methods.items() if method.post_hoc is None]
+
+    def run_config(self, method: str, budget: dict[str, Any], seed: int) -> RunConfig:
+        """The configuration of one training."""
+        found = all_methods()[method]
+        words = [*self.words, *found.words, *(f"{key}={value}" for key, value in budget.items())]
+        return load_config([*self.config, *map(_packaged, found.files)], [*words, f"training.seed={seed}"])
+
+
+def all_methods() -> dict[str, Method]:
+    """All methods of methods.yaml."""
+    content = yaml.safe_load((PLANS / "methods.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Method(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
+        for name, entry in content.items()
+    }
+
+
+def read_plan(what: str, words: list[str], seeds: list[int] | None = None, methods: list[str] | None = None) -> Plan:
+    """
+    The plan that the command line asks for.
+
+    Args:
+        what: a plan, or the name of one in benchmarks/evidence; a configuration file of train.py; or a source of
+            pairs, as `data.source` is.
+        words: overrides `key=value` for all methods.
+        seeds, methods: instead of the plan's.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file; an unknown field or method.
+    """
+    path = Path(what)
+    if not path.is_file() and (PLANS / f"{path.stem}.yaml").is_file() and path.suffix in ("", ".yaml"):
+        path = PLANS / f"{path.stem}.yaml"
+    if path.suffix not in (".yaml", ".yml"):
+        name = "".join(c if c.isalnum() else "_" for c in path.stem.lower())
+        plan = Plan(name, f"{what}: published towers, frozen", words=(f"data.source={what}",))
+    else:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no plan {what}, and no file of that name.")
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} holds no mapping: a plan has fields such as title, config and seeds.")
+        if set(content) & set(SECTIONS):
+            plan = Plan(path.stem, path.stem, config=(str(path),))
+        else:
+            plan = _from_content(path, content)
+    changes: dict[str, Any] = {"words": (*plan.words, *words)}
+    if seeds is not None:
+        changes["seeds"] = tuple(seeds)
+    if methods is not None:
+        changes["methods"] = tuple(methods)
+    plan = replace(plan, **changes)
+    _check(plan)
+    return plan
+
+
+def _from_content(path: Path, content: dict[str, Any]) -> Plan:
+    known = {each.name for each in fields(Plan)} - {"name"}
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{path}: unknown field {key!r}{did_you_mean(key, known)}")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    for key in ("config", "start"):
+        if key in values:
+            values[key] = tuple(str(_packaged(file)) for file in values[key])
+    return Plan(**{"name": path.stem, "title": path.stem, **values})
+
+
+def _check(plan: Plan) -> None:
+    known = all_methods()
+    for name in (*plan.methods, plan.baseline, *plan.robustness.get("methods", ())):
+        if name not in known:
+            raise ValueError(f"{plan.name}: there is no method {name!r} in methods.yaml{did_you_mean(name, known)}")
+    if not plan.seeds:
+        raise ValueError(f"{plan.name}: seeds is empty: name one at least.")
+    if plan.baseline not in plan.trained:
+        raise ValueError(f"{plan.name}: the baseline {plan.baseline!r} is not among the methods that are trained.")
+    for name, method in plan.known_methods.items():
+        if method.post_hoc is not None and method.post_hoc not in post_hoc.METHODS:
+            raise ValueError(f"methods.yaml, {name}: there is no post-hoc method {method.post_hoc!r}.")
+
+
+def _packaged(file: str) -> Path:
+    """A configuration file: the path itself, or the one of that name in configs/."""
+    path = Path(file)
+    return path if path.is_file() else CONFIGS / path.name
+
+
+__all__ = ["OWN", "SHARED", "Method", "Plan", "all_methods", "read_plan"]

@@ -1,0 +1,71 @@
+"""What `evidence.py` has found before, so that a run that was stopped goes on where it was."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from comparison import slug
+
+import gap_closed_clip
+from gap_closed_clip.disk import replacing
+
+
+# What numbers depend on: another state of these folders makes trainings anew.
+CODE = ("model", "data", "metrics", "evaluation", "training")
+
+
+class Store:
+    """
+    What was found before, one file a training, by its settings and the state of the code.
+
+    Args:
+        folder: of the files.
+        any_code: whether results of another state of the code count.
+    """
+
+    def __init__(self, folder: Path, any_code: bool = False):
+        self.folder, self.any_code, self.code = folder, any_code, digest_of_code()
+        self.total = self.done = 0
+        self.seconds = self.new = 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The result of these settings, computed if it is not there."""
+        text = json.dumps(settings, sort_keys=True)
+        path = self.folder / f"{slug(name)}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}.json"
+        self.done += 1
+        content = self._read(path, text)
+        if content is None:
+            start = time.perf_counter()
+            result = compute()
+            seconds = time.perf_counter() - start
+            content = {"settings": text, "code": self.code, "seconds": seconds, "result": result}
+            with replacing(path) as draft:
+                draft.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+            self.new += 1
+            self.seconds += seconds
+            left = (self.total - self.done) * self.seconds / self.new / 60
+            print(f"[{self.done}/{self.total}] {name} ({seconds:.0f} s; about {left:.0f} minutes left)", flush=True)
+        return content
+
+    def _read(self, path: Path, settings: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        is_same = content.get("settings") == settings and (self.any_code or content.get("code") == self.code)
+        return content if is_same else None
+
+
+def digest_of_code() -> str:
+    """Of the source of the package's parts that decide numbers, and of these scripts'."""
+    root = Path(gap_closed_clip.__file__).parent
+    files = [path for part in CODE for path in sorted((root / part).rglob("*.py"))]
+    files += [Path(__file__).parent / f"evidence_{part}.py" for part in ("measure", "runs")]
+    hashed = hashlib.blake2b(digest_size=8)
+    for path in files:
+        hashed.update(path.read_bytes())
+    return hashed.hexdigest()

@@ -1,0 +1,195 @@
+"""The plan of `evidence.py`, carried out: budgets, runs, post-hoc methods, comparisons."""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comparison import slug
+from evidence_compare import comparisons
+from evidence_measure import mapped, mean_of, measure, queries_of
+from evidence_plan import OWN, SHARED, Plan
+from evidence_runs import FeatureRuns, Runs, Trained
+from evidence_store import Store
+
+from gap_closed_clip.disk import replacing
+from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings
+from gap_closed_clip.evaluation.pair_embeddings import columns_of
+
+
+class Evidence:
+    """
+    Runs a plan.
+
+    Args:
+        plan: what is asked for.
+        runs: how it is trained.
+        results: what was found before.
+    """
+
+    def __init__(self, plan: Plan, runs: Runs, results: Store):
+        self.plan, self.runs, self.results = plan, runs, results
+        self.pairs = digest_of_pairs(runs)
+        self.seconds = 0.0
+        self.post_hoc = [name for name, method in plan.known_methods.items() if method.post_hoc]
+        self.budgets = [tuple(zip(plan.grid, values, strict=True)) for values in product(*plan.grid.values())]
+        if not plan.grid or plan.own:
+            self.budgets = []
+        if self.budgets and not isinstance(runs, FeatureRuns):
+            raise ValueError("grid: budgets are chosen on frozen towers alone; give `grid: {}` and `own`.")
+        kinds = [SHARED] if not (plan.own or self.budgets) else [SHARED, OWN] if plan.shared else [OWN]
+        self.kinds = kinds
+        trained = len(plan.trained)
+        results.total = trained * (len(self.budgets) * plan.folds + len(kinds) * len(plan.seeds))
+        results.total += len(list(self.points())) + len(list(self.lengths()))
+
+    def found(self) -> dict[str, Any]:
+        """All results, as evidence_NAME.json has them."""
+        plan = self.plan
+        grid = {method: self.trials(method) for method in plan.trained} if self.budgets else {}
+        own = {method: dict(plan.own.get(method, {})) for method in plan.trained} if plan.own else {}
+        own |= {method: max(trials, key=lambda each: each["score"])["budget"] for method, trials in grid.items()}
+        budgets: dict[str, Any] = {SHARED: plan.shared, OWN: own}
+        with_hits = [run for kind in self.kinds for run in self.of_budget(kind, budgets[kind])]
+        zeros = np.zeros((len(self.runs.test_pairs), 1), np.float32)
+        queries = queries_of(PairEmbeddings(zeros, zeros, *self.runs.columns[:4]), self.runs.groups)
+        known = plan.known_methods
+        content = {
+            "methods": {
+                name: {"kind": "post-hoc" if each.post_hoc else "trained", "about": each.about, "source": each.source}
+                for name, each in known.items()
+            },
+            "baseline": plan.baseline,
+            "budgets": {kind: budgets[kind] for kind in self.kinds},
+            "runs": [{key: value for key, value in run.items() if key != "hits"} for run in with_hits],
+            "comparisons": comparisons(with_hits, plan, queries),
+        }
+        if grid:
+            content["grid"] = {"score": "recall@10", "folds": plan.folds, "trials": grid}
+        best = own.get("ours") or plan.shared
+        content["weight_map"] = [self.at_point(point, best) for point in self.points()]
+        content["robustness"] = [self.at_length(method, epochs) for method, epochs in self.lengths()]
+        return {name: value for name, value in content.items() if value}
+
+    def trials(self, method: str) -> list[dict[str, Any]]:
+        """The score of every budget of the grid, a mean over folds of the mean over sources."""
+        found = []
+        for budget in map(dict, self.budgets):
+            scores = []
+            for fold in range(self.plan.folds):
+                words = ", ".join(f"{key}={value:g}" for key, value in budget.items())
+                name = f"{method}, {words}, fold {fold}"
+                scores.append(self._get(name, method, budget, fold, lambda t: {"score": score(t)}, fold=fold)["score"])
+            found.append({"budget": budget, "score": round(float(np.mean(scores)), 6)})
+        return found
+
+    def of_budget(self, kind: str, budget: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """All methods over all seeds at one kind of budget; post-hoc ones with the baseline's."""
+        plan = self.plan
+        each: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.known_methods}
+        for seed in plan.seeds:
+            for method in plan.trained:
+                own = budget if kind == SHARED else budget[method]
+                with_post_hoc = method == plan.baseline and bool(self.post_hoc)
+                name = f"{method}, {kind}, seed {seed}"
+                kept = self.results.folder / f"{slug(name)}.npz" if seed == plan.seeds[0] else None
+
+                def compute(trained: Trained, kept=kept, with_post_hoc=with_post_hoc) -> dict[str, Any]:
+                    return self._measured(trained, self.post_hoc if with_post_hoc else [], kept)
+
+                result = self._get(name, method, own, seed, compute, with_post_hoc)
+                for name, found in result["methods"].items():
+                    about = {"method": name or method, "budget": kind, "seed": seed}
+                    curve = [] if name else result["curve"]
+                    each[name or method].append({**about, "curve": curve, **found})
+        return (run for runs in each.values() for run in runs)
+
+    def points(self) -> Iterator[tuple[float, float]]:
+        """Weights of alignment and uniformity of the map."""
+        given = self.plan.weight_map
+        return product(given.get("align_weight", []), given.get("uniformity_weight", []))
+
+    def at_point(self, point: tuple[float, float], budget: dict[str, Any]) -> dict[str, Any]:
+        align, uniformity = point
+        weights = {"align_weight": align, "uniformity_weight": uniformity, "center_projections": True}
+        name = f"weights {align:g} and {uniformity:g}"
+        result = self._get(name, "ours", {**budget, **weights}, self.plan.seeds[0], self._alone)
+        metrics = next(iter(result["methods"][""]["metrics"].values()))
+        return {"align_weight": align, "uniformity_weight": uniformity, "metrics": metrics}
+
+    def lengths(self) -> Iterator[tuple[str, int]]:
+        """Methods and numbers of epochs of the trainings that are too long."""
+        given = self.plan.robustness
+        return product(given.get("methods", []), given.get("num_train_epochs", []))
+
+    def at_length(self, method: str, epochs: int) -> dict[str, Any]:
+        budget = {**self.plan.shared, "num_train_epochs": epochs}
+        result = self._get(f"{method}, {epochs} epochs", method, budget, self.plan.seeds[0], self._alone)
+        metrics = next(iter(result["methods"][""]["metrics"].values()))
+        return {"method": method, "num_train_epochs": epochs, "metrics": metrics}
+
+    def _alone(self, trained: Trained) -> dict[str, Any]:
+        return self._measured(trained, [], None)
+
+    def _measured(self, trained: Trained, post_hoc: list[str], kept: Path | None) -> dict[str, Any]:
+        """
+        What a training gave, under "", and what post-hoc methods make of it, under their names.
+
+        Args:
+            kept: file for the embeddings of the held-out pairs.
+        """
+        found = {"": trained} | {name: mapped(trained, self.plan.known_methods[name]) for name in post_hoc}
+        if kept is not None:
+            arrays = {
+                f"{name}/{modality}": each.test.embeds(modality).astype(np.float16)
+                for name, each in found.items()
+                for modality in ("image", "text")
+            }
+            with replacing(kept) as draft, open(draft, "wb") as file:
+                np.savez(file, **arrays)
+        curve = [[round(float(value), 4) for value in point] for point in trained.curve]
+        return {"curve": curve, "methods": {name: measure(each, self.runs.classes) for name, each in found.items()}}
+
+    def _get(self, name, method, budget, seed, compute, embed_train=False, fold=None) -> dict[str, Any]:
+        config = self.plan.run_config(method, budget, seed).to_dict()
+        config["training"].pop("output_dir", None)
+        about = {"config": config, "fold": fold, "pairs": self.pairs, "templates": list(self.plan.templates)}
+        if embed_train:
+            about["post_hoc"] = self.post_hoc
+        if self.plan.start:
+            about["start"] = [list(self.plan.start), self.plan.start_budgets.get(method, {})]
+        content = self.results.get(
+            name, about, lambda: compute(self.runs.train(method, budget, seed, fold, embed_train))
+        )
+        self.seconds += content["seconds"]
+        return content["result"]
+
+    def spaces(self) -> tuple[dict[str, PairEmbeddings], dict[str, dict[str, float]]]:
+        """The held-out pairs in the space of each method, of the first seed and the last budgets; and metrics."""
+        kind, seed = self.kinds[-1], self.plan.seeds[0]
+        spaces = {}
+        for method in self.plan.trained:
+            path = self.results.folder / f"{slug(f'{method}, {kind}, seed {seed}')}.npz"
+            with np.load(path) as arrays:
+                for name in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
+                    images, texts = (arrays[f"{name}/{part}"].astype(np.float32) for part in ("image", "text"))
+                    spaces[name or method] = PairEmbeddings(images, texts, *self.runs.columns[:4])
+        spaces = {name: spaces[name] for name in self.plan.known_methods}
+        return spaces, {name: evaluate_embeddings(each, grouping=False) for name, each in spaces.items()}
+
+
+def score(trained: Trained) -> float:
+    """R@10, the mean over the sources."""
+    sources = trained.test.by_source() or {"": trained.test}
+    each = {name: evaluate_embeddings(part, grouping=False) for name, part in sources.items()}
+    return mean_of(each)["recall@10"]
+
+
+def digest_of_pairs(runs: Runs) -> str:
+    """Of what is known of the training and the held-out pairs, but for the images' content."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for pairs in (runs.train_pairs, runs.test_pairs):
+        hashed.update(repr(columns_of(pairs)[:4]).encode())
+    return hashed.hexdigest()
