@@ -1,0 +1,217 @@
+"""The command that compares ways to close the gap, on a tiny plan: what it trains, keeps, and finds again."""
+
+import json
+
+import evidence
+import evidence_plan
+import evidence_study
+import numpy as np
+import pytest
+import yaml
+from evidence_measure import measure, queries_of
+from evidence_plan import all_methods, read_plan
+from evidence_runs import FeatureRuns
+
+from gap_closed_clip.evaluation import evaluate_embeddings
+from gap_closed_clip.evaluation.post_hoc import fit_pairs
+from gap_closed_clip.training import load_config
+
+
+TINY = {
+    "model": {
+        "vision": {
+            "architecture": "eva02_tiny_patch14_224",
+            "model_args": {"img_size": 28, "embed_dim": 48, "depth": 1, "num_heads": 3},
+        },
+        "text": {
+            "hidden_size": 48,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 3,
+            "intermediate_size": 64,
+            "vocab_size": 300,
+            "max_position_embeddings": 96,
+        },
+        "projection_dim": 16,
+        "center_projections": True,
+        "freeze_vision": True,
+        "freeze_text": True,
+    },
+    "data": {
+        "phantom_train_pairs": 24,
+        "phantom_validation_pairs": 10,
+        "phantom_test_pairs": 12,
+        "phantom_size": 32,
+        "feature_views": 1,
+    },
+    "training": {
+        "per_device_train_batch_size": 8,
+        "per_device_eval_batch_size": 8,
+        "learning_rate": 1e-3,
+        "final_split": "test",
+        "use_cpu": True,
+    },
+}
+PLAN = {
+    "title": "Tiny",
+    "methods": ["CLIP (LT)", "ours", "CLIP, centered after"],
+    "seeds": [0, 1],
+    "shared": {"max_steps": 2},
+    "grid": {"max_steps": [1, 2]},
+    "num_folds": 2,
+    "folds": 1,
+    "weight_map": {"align_weight": [0, 3], "uniformity_weight": [1]},
+    "robustness": {"methods": ["ours"], "num_train_epochs": [1]},
+}
+TRAININGS = 2 * 2 * 1 + 2 * 2 * 2 + 2 + 1  # of the grid, of both kinds of budgets, of the map, of the robustness
+
+
+@pytest.fixture(scope="module")
+def plan_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plan")
+    data = {**TINY["data"], "feature_cache": str(folder / "features")}
+    (folder / "small.yaml").write_text(yaml.safe_dump({**TINY, "data": data}))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**PLAN, "config": [str(folder / "small.yaml")]}))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture
+def run(plan_file, tmp_path, monkeypatch):
+    """run(stop_after) -> the results file and how many trainings were made, where they are all in one folder."""
+
+    def run(stop_after: int | None = None, folder=tmp_path):
+        trained = []
+        train = FeatureRuns.train
+
+        def counted(self, *args, **kwargs):
+            if len(trained) == stop_after:
+                raise KeyboardInterrupt
+            trained.append(args)
+            return train(self, *args, **kwargs)
+
+        monkeypatch.setattr(FeatureRuns, "train", counted)
+        words = [str(plan_file), "--output", str(folder / "output"), "--report", str(folder / "report")]
+        monkeypatch.setattr("sys.argv", ["evidence.py", *words])
+        try:
+            evidence.main()
+        except KeyboardInterrupt:
+            return None, len(trained)
+        finally:
+            monkeypatch.setattr(FeatureRuns, "train", train)
+        return (folder / "report" / "evidence_tiny.json").read_text(), len(trained)
+
+    return run
+
+
+def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path):
+    assert run(stop_after=3) == (None, 3)
+    # A kill may leave half a file, which is then made again.
+    first = sorted((tmp_path / "output" / "trainings").glob("*.json"))[0]
+    first.write_text(first.read_text()[:50])
+    assert run(stop_after=5) == (None, 5)
+    found, trained = run()
+    assert trained == TRAININGS - 3 + 1 - 5
+    whole, trained = run(folder=tmp_path / "whole")
+    assert trained == TRAININGS
+
+    def but_for_times(text: str) -> dict:
+        content = json.loads(text)
+        return {name: value for name, value in content.items() if name not in ("minutes", "command", "date")}
+
+    assert but_for_times(found) == but_for_times(whole)
+    again, trained = run()
+    assert trained == 0 and again == found
+
+    content = json.loads(found)
+    assert content["found"][0].startswith("phantoms: 24 training pairs")
+    assert [*content["methods"]] == PLAN["methods"]
+    assert len(content["runs"]) == 3 * 2 * 2 and len(content["weight_map"]) == 2
+    for method, budget in content["budgets"]["own"].items():
+        trials = content["grid"]["trials"][method]
+        assert budget == max(trials, key=lambda trial: trial["score"])["budget"]
+    for figure in content["figures"].values():
+        assert (tmp_path / "report" / figure).stat().st_size > 1000
+    assert (tmp_path / "report" / "evidence_tiny.md").read_text().startswith("# Tiny\n")
+
+
+def test_another_state_of_the_code_trains_anew(run, monkeypatch):
+    run(stop_after=2)
+    monkeypatch.setattr("evidence_store.digest_of_code", lambda: "another")
+    assert run(stop_after=2) == (None, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(plan_file, tmp_path_factory):
+    plan = read_plan(str(plan_file), [])
+    runs = FeatureRuns(plan, tmp_path_factory.mktemp("models"))
+    return plan, runs, runs.train("CLIP (LT)", {"max_steps": 2}, 0, embed_train=True)
+
+
+def test_hits_are_those_of_the_metric_and_stand_for_cases(trained):
+    _, runs, found = trained
+    measured = measure(found, runs.classes)
+    ((scope, metrics),) = measured["metrics"].items()
+    assert scope == "all pairs"
+    hits = measured["hits"][""]
+    means = [np.mean(hits[direction]) for direction in ("text_to_image", "image_to_text")]
+    assert np.mean(means) == pytest.approx(metrics["recall@10"], abs=1e-6)
+    queries = queries_of(found.test, runs.groups)
+    assert len(queries.groups) == len(queries.parts) == sum(map(len, hits.values()))
+
+
+def test_a_post_hoc_method_is_fitted_on_training_pairs_and_moves_prompts_too(trained):
+    plan, _, found = trained
+    method = plan.known_methods["CLIP, centered after"]
+    moved = evidence_study.mapped(found, method)
+    maps = fit_pairs("centering", found.train)
+    assert evaluate_embeddings(moved.test) == evaluate_embeddings(maps.apply(found.test))
+    np.testing.assert_allclose(moved.prompts[1], maps.text(found.prompts[1]))
+    with pytest.raises(ValueError, match="needs embedded training pairs"):
+        evidence_study.mapped(moved, method)
+
+
+def test_what_is_trained_has_the_heads_of_the_embeddings_and_the_towers_stay(trained):
+    plan, runs, found = trained
+    before = [weight.clone() for weight in runs.parts.encoder.vision_model.parameters()]
+    other = runs.train("CLIP (LT)", {"max_steps": 2}, 0)
+    np.testing.assert_array_equal(found.test.image_embeds, other.test.image_embeds)  # the same seed, the same heads
+    assert other.train is None and len(found.curve) == 2 and found.curve[-1][0] == 1
+    for weight, was in zip(runs.parts.encoder.vision_model.parameters(), before, strict=True):
+        assert weight.equal(was)
+
+
+def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
+    content = yaml.safe_load(plan_file.read_text())
+    for change, said in [
+        ({"sedes": [0]}, "unknown field 'sedes'.*seeds"),
+        ({"methods": ["CLIP (LT)", "our"]}, "no method 'our'.*ours"),
+        ({"methods": ["ours"]}, "baseline 'CLIP .LT.' is not among"),
+        ({"seeds": []}, "seeds is empty"),
+    ]:
+        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**content, **change}))
+        with pytest.raises(ValueError, match=said):
+            read_plan(str(tmp_path / "plan.yaml"), [])
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        read_plan("nowhere.yaml", [])
+
+
+def test_a_table_of_pairs_is_a_plan_of_its_own(tmp_path):
+    plan = read_plan("some/My pairs.csv", ["label_columns=organ"], seeds=[7])
+    assert plan.name == "my_pairs" and plan.seeds == (7,) and plan.words[-1] == "label_columns=organ"
+    config = plan.run_config("papers, scheduled", {"num_train_epochs": 3}, seed=7)
+    assert config.data.source == "some/My pairs.csv" and config.training["seed"] == 7
+    assert config.training["num_train_epochs"] == 3 and not config.model.config["center_projections"]
+
+
+@pytest.mark.parametrize("name", all_methods())
+def test_every_method_is_a_configuration_or_a_transform(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("RADIOLOGY_DATA", str(tmp_path))
+    plan = read_plan("radiology", [])
+    if plan.known_methods[name].post_hoc is None:
+        config = plan.run_config(name, plan.shared, seed=0)
+        assert config.model.config != load_config(plan.config).model.config or name == "ours"
+
+
+def test_every_plan_that_comes_along_can_be_read():
+    for path in evidence_plan.PLANS.glob("*.yaml"):
+        if path.stem != "methods":
+            assert read_plan(path.stem, []).trained
