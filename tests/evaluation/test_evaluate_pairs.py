@@ -13,6 +13,7 @@ from gap_closed_clip.evaluation import (
     evaluate_embeddings,
     evaluate_model,
     load_metric,
+    metrics_table,
 )
 
 from .conftest import synthetic
@@ -56,6 +57,16 @@ def test_all_metrics_flat():
     assert result["num_pairs"] == 120
     vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
     assert result["margin"] == load_metric("modality_gap").compute(**vectors)["margin"]
+
+
+def test_geometry_is_added_where_it_is_asked_for():
+    embeddings = synthetic()
+    plain, result = (evaluate_embeddings(embeddings, grouping=False, geometry=geometry) for geometry in (False, True))
+    vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
+    ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
+    assert result == plain | load_metric("space_geometry").compute(**vectors, **ids)
+    rows = metrics_table({"model": result}).splitlines()
+    assert sum(row.split("|")[1].strip() not in metrics_table({"model": plain}) for row in rows) == 7
 
 
 def test_without_labels_nothing_is_said_of_them():

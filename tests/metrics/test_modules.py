@@ -23,6 +23,7 @@ PAPERS = {
     "caption_meteor": ("lavie2007meteor", "bird2009natural"),
     "mixed_gallery_search": GAP_PAPERS,
     "clip_score": ("hessel2021clipscore",),
+    "space_geometry": ("2005.10242", "2405.18570", "2404.07983", "roy2007effective"),
 }
 NAMES = tuple(PAPERS)
 OF_CAPTIONS, OF_CLUSTERS, OF_EMBEDDINGS = (

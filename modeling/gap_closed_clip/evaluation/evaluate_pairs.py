@@ -21,6 +21,7 @@ def evaluate_embeddings(
     ks: tuple[int, ...] = (1, 5, 10),
     grouping: bool = True,
     fusion_weights: Mapping[str, float] | None = None,
+    geometry: bool = False,
 ) -> dict[str, float]:
     """All metrics of the pairs, flat, and `num_pairs`; recalls and V-measure as fractions.
 
@@ -34,9 +35,11 @@ def evaluate_embeddings(
     Args:
         ks: cut-offs of the recalls.
         fusion_weights: the model's own (`config.fusion_weights`), as of `measure_queries`.
+        geometry: whether to add those of `space_geometry` (uniformity, effective rank, separability and relative gap
+            of images and captions), whose time grows with the square of the pairs.
     """
     pairs = embeddings.having("image", "text")
-    result = _image_and_text(pairs, ks, grouping) if len(pairs) else {}
+    result = _image_and_text(pairs, ks, grouping, geometry) if len(pairs) else {}
     if not embeddings.further:
         return result
     # Those of images and captions win, which are told over the samples that have both.
@@ -48,11 +51,15 @@ def evaluate_embeddings(
     return result | told_in_captions(embeddings)
 
 
-def _image_and_text(embeddings: PairEmbeddings, ks: tuple[int, ...], grouping: bool) -> dict[str, float]:
+def _image_and_text(
+    embeddings: PairEmbeddings, ks: tuple[int, ...], grouping: bool, geometry: bool
+) -> dict[str, float]:
     vectors = {"image_embeds": embeddings.image_embeds, "text_embeds": embeddings.text_embeds}
     ids = {"image_ids": embeddings.image_ids, "caption_ids": embeddings.caption_ids}
     result = load_metric("modality_gap").compute(**vectors)
     result |= load_metric("cross_modal_retrieval").compute(**vectors, **ids, ks=ks)
+    if geometry:
+        result |= load_metric("space_geometry").compute(**vectors, **ids)
     if not grouping:
         return result | {"num_pairs": float(len(embeddings))}
     result |= load_metric("mixed_gallery_search").compute(**vectors, **ids, labels=embeddings.labels)

@@ -58,7 +58,7 @@ def describe(
         **({"modalities": further} if further else {}),
         "embedding": {"dimension": model.config.projection_dim, "dtype": "float32", "unit_length": True},
         "logit_scale": min(model.logit_scale.detach().double().exp().item(), float(model.config.max_logit_scale)),
-        "logit_bias": float(model.config.logit_bias),
+        "logit_bias": float(model.logit_bias),
         "hypothesis_template": model.config.hypothesis_template,
         "opset": opset,
         "versions": {"gap_closed_clip": __version__} | {package: version(package) for package in PACKAGES},

@@ -1,5 +1,7 @@
 """Recall@k and median rank, image to text and text to image, with several captions an image and images a caption."""
 
+from typing import NamedTuple
+
 import evaluate
 import numpy as np
 from datasets.utils import tqdm
@@ -124,6 +126,31 @@ def _rank(images: _Items, captions: _Items, pairs: np.ndarray, block_size: int) 
     return 1 + images.ahead, 1 + captions.ahead
 
 
+class Ranks(NamedTuple):
+    """
+    What retrieval counts: one rank, from 1, a distinct image and a distinct caption.
+
+    Args:
+        image_to_text, text_to_image: (I,) ranks of the images' best captions, (C,) ranks of the captions' best images.
+        image_rows, caption_rows: (I,) and (C,), the first row of each; its embedding is the one that counts.
+        pairs: (P, 2) the distinct pairs as numbers of an image and a caption.
+    """
+
+    image_to_text: np.ndarray
+    text_to_image: np.ndarray
+    image_rows: np.ndarray
+    caption_rows: np.ndarray
+    pairs: np.ndarray
+
+
+def retrieval_ranks(image_embeds, text_embeds, image_ids, caption_ids, block_size=1024) -> Ranks:
+    """The ranks of which the metric tells recalls and medians; arguments and errors are those of the metric."""
+    image, text = unit_pairs(image_embeds, text_embeds)
+    images, captions = _Items(image, image_ids), _Items(text, caption_ids)
+    pairs = np.unique(np.stack([images.of_row, captions.of_row], axis=1), axis=0)
+    return Ranks(*_rank(images, captions, pairs, block_size), images.rows, captions.rows, pairs)
+
+
 def _chance_recall(num_correct: np.ndarray, size: int, k: int) -> float:
     """The mean recall@k of random rankings of `size` items, `num_correct` of which are correct for each query."""
     counts, queries = np.unique(num_correct, return_counts=True)
@@ -140,12 +167,10 @@ class CrossModalRetrieval(EmbeddingMetric):
         return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION, image_ids=STRING, caption_ids=STRING)
 
     def _compute(self, image_embeds, text_embeds, image_ids, caption_ids, ks=(1, 5, 10), block_size=1024):
-        image, text = unit_pairs(image_embeds, text_embeds)
-        images, captions = _Items(image, image_ids), _Items(text, caption_ids)
-        pairs = np.unique(np.stack([images.of_row, captions.of_row], axis=1), axis=0)
-        both = _rank(images, captions, pairs, block_size)
+        found = retrieval_ranks(image_embeds, text_embeds, image_ids, caption_ids, block_size)
+        both, sizes = found[:2], (len(found.caption_rows), len(found.image_rows))
         result = {}
-        for name, ranks, column, size in zip(_DIRECTIONS, both, pairs.T, (len(captions), len(images)), strict=True):
+        for name, ranks, column, size in zip(_DIRECTIONS, both, found.pairs.T, sizes, strict=True):
             result |= {f"{name}_recall@{k}": float(np.mean(ranks <= k)) for k in ks}
             num_correct = np.bincount(column)
             result |= {f"{name}_chance_recall@{k}": _chance_recall(num_correct, size, k) for k in ks}

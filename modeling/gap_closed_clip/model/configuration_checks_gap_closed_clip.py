@@ -11,6 +11,15 @@ from .record_tower_gap_closed_clip import GapClosedClipRecordConfig
 # A constant, or points [fraction of training, value] in rising order, linear between them and constant outside.
 Weight = float | list[list[float]]
 
+# The weights of the objective's terms, and what its contrastive term may be.
+WEIGHTS = (
+    "contrastive_weight",
+    "align_weight",
+    "uniformity_weight",
+    "modality_uniformity_weight",
+    "cross_uniformity_weight",
+)
+CONTRASTIVE_LOSSES = ("softmax", "sigmoid")
 LARGEST_WEIGHT = 1e4  # of a term of the objective: beyond it, float32 has no digits left for the others
 MOST_LAYERS = 1000
 LARGEST_SIZE = 2**24  # of a vocabulary, an input, a layer
@@ -25,6 +34,21 @@ NO_MODEL_ARGS = (
     "cache_dir",
     "features_only",
 )
+
+
+def check_objective(config: PreTrainedConfig) -> None:
+    """
+    Checks what a configuration says of the objective.
+
+    Raises:
+        ValueError: a weight or the contrastive loss is none; names the field and what it takes.
+    """
+    if config.contrastive_loss not in CONTRASTIVE_LOSSES:
+        raise ValueError(
+            f"contrastive_loss is {config.contrastive_loss!r}: use one of {', '.join(CONTRASTIVE_LOSSES)}."
+        )
+    for name in WEIGHTS:
+        check_weight(name, getattr(config, name))
 
 
 def check_weight(name: str, weight: Weight) -> None:
@@ -139,4 +163,12 @@ def _check_size(described: str, name: str, value: Any) -> None:
             raise ValueError(f"{described} is {each}: no tower is that large; use {LARGEST_SIZE} at most.")
 
 
-__all__ = ["Weight", "check_tower_settings", "check_types", "check_weight", "tower_config"]
+__all__ = [
+    "WEIGHTS",
+    "Weight",
+    "check_objective",
+    "check_tower_settings",
+    "check_types",
+    "check_weight",
+    "tower_config",
+]

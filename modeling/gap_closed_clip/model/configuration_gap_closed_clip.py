@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .configuration_checks_gap_closed_clip import check_types, check_weight, tower_config
+from .configuration_checks_gap_closed_clip import check_objective, check_types, tower_config
 from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, SubConfigs, read_modalities
 
 
@@ -86,9 +86,18 @@ class GapClosedClipConfig(PreTrainedConfig):
             Whether the temperature is trained: CLIP (LT); `False` is CLIP (FT).
         logit_bias (`float`, defaults to 0.0):
             Added to the logits. SigLIP's probabilities, `sigmoid(logits_per_image)`, need it; it has no part in the
-            loss, whose softmax it would not change.
+            softmax loss, which it would not change. With the sigmoid loss it is where the learned bias starts, and 0
+            stands for SigLIP's -10.
         contrastive_weight, align_weight, uniformity_weight (`float` or `list`, default to 1.0, 3.0, 1.0):
             Weights of the three terms, constant or scheduled.
+        modality_uniformity_weight, cross_uniformity_weight (`float` or `list`, default to 0.0):
+            Weights of two further terms, those of Fahim et al. (arXiv 2405.18570): the uniformity of each modality,
+            `log mean exp(-2 |z_i - z_j|^2)` over i != j, and the same between modalities, `|x_i - y_j|`; means over
+            the modalities, and over the pairs that are compared. A term of weight 0 is not computed.
+        contrastive_loss (`str`, defaults to `"softmax"`):
+            The contrastive term: `"softmax"` is CLIP's InfoNCE, `"sigmoid"` SigLIP's loss (arXiv 2303.15343, eq. 1),
+            whose bias is a parameter that trains also where `learnable_temperature` is off. SigLIP's temperature
+            starts at `logit_scale_init_value=log(10)`.
         mask_groups (`bool`, defaults to `True`):
             Whether pairs that share an image or a caption (`group_ids` of `forward`) are kept out of one another's
             negatives.
@@ -145,6 +154,8 @@ class GapClosedClipConfig(PreTrainedConfig):
         "contrastive_loss",
         "align_loss",
         "uniformity_loss",
+        "modality_uniformity_loss",
+        "cross_uniformity_loss",
         "logits_per_image",
         "logits_per_text",
         "vision_model_output",
@@ -178,6 +189,9 @@ class GapClosedClipConfig(PreTrainedConfig):
     contrastive_weight: Any = 1.0
     align_weight: Any = 3.0
     uniformity_weight: Any = 1.0
+    modality_uniformity_weight: Any = 0.0
+    cross_uniformity_weight: Any = 0.0
+    contrastive_loss: str = "softmax"
     mask_groups: bool = True
     initializer_range: float = 0.02
     taken_over_from: str | None = None
@@ -287,8 +301,7 @@ class GapClosedClipConfig(PreTrainedConfig):
         for name in ("embedding_noise", "caption_objective_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}: use a number of 0 or more.")
-        for name in ("contrastive_weight", "align_weight", "uniformity_weight"):
-            check_weight(name, getattr(self, name))
+        check_objective(self)
 
     def _check_fusion_weights(self) -> None:
         weights = self.fusion_weights or {}

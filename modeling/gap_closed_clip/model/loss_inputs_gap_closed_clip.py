@@ -71,14 +71,27 @@ def without_samples(excluded: Tensor | None, samples: Tensor) -> Tensor:
 
 def scale_of(logit_scale: Tensor | float, embeddings: Tensor) -> Tensor:
     """The scale as a scalar tensor on the device of the embeddings. The value of a tensor is not looked at."""
-    if isinstance(logit_scale, Tensor):
-        if logit_scale.numel() != 1:
-            raise ValueError(f"logit_scale has the shape {tuple(logit_scale.shape)}: it is one number.")
-        return logit_scale.reshape(()).to(embeddings.device)
-    if not 0 < logit_scale < math.inf:
+    if not isinstance(logit_scale, Tensor) and not 0 < logit_scale < math.inf:
         raise ValueError(f"logit_scale is {logit_scale}: it is 1 / temperature, a number above 0.")
+    return _scalar("logit_scale", logit_scale, embeddings)
+
+
+def bias_of(logit_bias: Tensor | float | None, embeddings: Tensor) -> Tensor | None:
+    """The bias as a scalar tensor on the device of the embeddings, or None. A tensor's value is not looked at."""
+    if logit_bias is None:
+        return None
+    if not isinstance(logit_bias, Tensor) and not math.isfinite(logit_bias):
+        raise ValueError(f"logit_bias is {logit_bias}: it is a finite number, or None for the softmax.")
+    return _scalar("logit_bias", logit_bias, embeddings)
+
+
+def _scalar(name: str, value: Tensor | float, embeddings: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} has the shape {tuple(value.shape)}: it is one number.")
+        return value.reshape(()).to(embeddings.device)
     dtype = torch.promote_types(embeddings.dtype, torch.float32)
-    return torch.tensor(float(logit_scale), dtype=dtype, device=embeddings.device)
+    return torch.tensor(float(value), dtype=dtype, device=embeddings.device)
 
 
 def excluded_pairs(group_ids: Tensor | None, device: torch.device) -> Tensor | None:
@@ -146,6 +159,7 @@ __all__ = [
     "Pairs",
     "SharedSamples",
     "anchor_pairs",
+    "bias_of",
     "check_loss_inputs",
     "excluded_pairs",
     "scale_of",

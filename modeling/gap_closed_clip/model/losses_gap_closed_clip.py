@@ -1,9 +1,13 @@
 """
-The objective: contrastive loss, Align True Pairs and Centroid Uniformity, as pure functions of embeddings.
+The objective as a function of embeddings: contrastive loss, Align True Pairs, Centroid Uniformity, and what other
+papers put beside them or in their place. The terms are in `loss_functions_gap_closed_clip`, and in tiles in
+`tiled_gap_closed_clip` and `tiled_entries_gap_closed_clip`.
 
 Sources: Grassucci, Cicchetti, Comminiello, "Closing the gap in multimodal medical representation alignment",
 arXiv 2602.20046, and for more than two modalities "Closing the Modality Gap Aligns Group-Wise Semantics",
-arXiv 2601.18525.
+arXiv 2601.18525; for uniformity in each modality and between modalities Fahim, Murphy, Fyshe, "It's Not a Modality
+Gap: Characterizing and Addressing the Contrastive Gap", arXiv 2405.18570; for the sigmoid loss Zhai et al., "Sigmoid
+Loss for Language Image Pre-Training", arXiv 2303.15343.
 
 Embeddings are a list of M >= 2 tensors of shape (N, D), one for each modality. Row i of every tensor belongs to sample
 i, and the first modality is the anchor. Rows are expected to be unit vectors; a row of zeros is allowed, its cosine
@@ -14,29 +18,30 @@ Samples may lack modalities. Each pair of modalities is then compared over the s
 the batch had no others, and a sample's centroid is that of the modalities it has.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .distributed_gap_closed_clip import gather_rows, world_size
-from .loss_inputs_gap_closed_clip import (
-    Pairs,
-    SharedSamples,
-    anchor_pairs,
-    check_loss_inputs,
-    excluded_pairs,
-    scale_of,
-    without_samples,
-    zero_absent,
+from .distributed_gap_closed_clip import world_size
+from .loss_functions_gap_closed_clip import (
+    align_true_pairs_loss,
+    at_least_float32,
+    centroid_uniformity_loss,
+    centroids_of,
+    contrastive_loss,
+    pairwise_uniformity_loss,
+    sigmoid_loss,
+    unit_vectors,
 )
-from .tiled_gap_closed_clip import GlobalBatch, tiled_contrastive_loss, tiled_uniformity_loss
+from .loss_inputs_gap_closed_clip import Pairs, bias_of, check_loss_inputs, scale_of, zero_absent
+from .loss_terms_gap_closed_clip import DenseTerms, PartialTiledTerms, TiledTerms
 
 
 # From this many rows on, the N x N matrices are by default visited in tiles and not kept.
 TILED_FROM = 1024
+# Terms that are computed only where their weight is not the number 0.
+FURTHER_TERMS = ("modality_uniformity", "cross_uniformity")
 
 
 class GapClosedLoss(NamedTuple):
@@ -46,6 +51,17 @@ class GapClosedLoss(NamedTuple):
     contrastive_loss: Tensor
     align_loss: Tensor
     uniformity_loss: Tensor
+
+
+class FurtherGapClosedLoss(NamedTuple):
+    """As [`GapClosedLoss`], where further terms have a weight; None for one of them that has none."""
+
+    loss: Tensor
+    contrastive_loss: Tensor
+    align_loss: Tensor
+    uniformity_loss: Tensor
+    modality_uniformity_loss: Tensor | None = None
+    cross_uniformity_loss: Tensor | None = None
 
 
 def gap_closed_loss(
@@ -59,12 +75,16 @@ def gap_closed_loss(
     tiled: bool | None = None,
     modality_mask: Tensor | None = None,
     pairs: Pairs | None = None,
-) -> GapClosedLoss:
+    modality_uniformity_weight: float | Tensor = 0.0,
+    cross_uniformity_weight: float | Tensor = 0.0,
+    logit_bias: Tensor | float | None = None,
+) -> GapClosedLoss | FurtherGapClosedLoss:
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
 
     Where `align_weight` or `uniformity_weight` is the number 0, that term has its value, for the log, but no gradient:
-    nothing is computed or kept for a backward pass.
+    nothing is computed or kept for a backward pass. Where `modality_uniformity_weight` or `cross_uniformity_weight`
+    is, there is no such term.
 
     Args:
         embeddings: M >= 2 tensors of shape (N, D), whose rows are unit vectors; the first is the anchor.
@@ -82,232 +102,64 @@ def gap_closed_loss(
             without any modality are left out of the uniformity term. Either all processes give a mask or none.
         pairs: the pairs of modalities, by their places in `embeddings`, that the contrastive and the align term
             compare; by default the anchor with each of the others.
+        modality_uniformity_weight: of the mean over the modalities of log( mean over i != j of
+            exp(-2 ||z_i - z_j||^2) ), each over the samples that have it (arXiv 2405.18570). Modalities that no sample
+            has are left out, and so are pairs of samples that agree in `group_ids`.
+        cross_uniformity_weight: of the mean over `pairs` of log( mean over i != j of exp(-2 ||x_i - y_j||^2) ), each
+            over the samples that have both (arXiv 2405.18570).
+        logit_bias: a number or a tensor of one: the contrastive term is then SigLIP's sigmoid loss with this bias
+            (arXiv 2303.15343), of which groups, masks and pairs leave out the same as of the softmax. None: InfoNCE.
 
     Raises:
         ValueError: there are fewer than two modalities, their shapes differ, they have no row, `group_ids` has
-            another number of rows, `logit_scale` is no single positive number, `modality_mask` is not (N, M) or not
+            another number of rows, `logit_scale` is no single positive number, `logit_bias` no
+            single finite one, `modality_mask` is not (N, M) or not
             bool, or `pairs` is empty, has a pair twice, or one that is not two different modalities.
     """
     check_loss_inputs(embeddings, group_ids, modality_mask, pairs)
-    logit_scale = scale_of(logit_scale, embeddings[0])
+    scale, bias = scale_of(logit_scale, embeddings[0]), bias_of(logit_bias, embeddings[0])
     if modality_mask is not None:
         modality_mask = modality_mask.to(embeddings[0].device)
         embeddings = zero_absent(embeddings, modality_mask)
     across_processes = across_processes and world_size() > 1
     if tiled is None:
         tiled = len(embeddings[0]) >= TILED_FROM
-    with_gradients = torch.is_grad_enabled()
+    weights = {
+        "contrastive": contrastive_weight,
+        "align": align_weight,
+        "uniformity": uniformity_weight,
+        "modality_uniformity": modality_uniformity_weight,
+        "cross_uniformity": cross_uniformity_weight,
+    }
     with torch.autocast(embeddings[0].device.type, enabled=False):
         terms: TiledTerms | DenseTerms
         if not (tiled or across_processes):
-            terms = DenseTerms(embeddings, logit_scale, group_ids, modality_mask, pairs)
+            terms = DenseTerms(embeddings, scale, group_ids, modality_mask, pairs, bias)
         elif modality_mask is None:
-            terms = TiledTerms(embeddings, logit_scale, group_ids, across_processes, pairs)
+            terms = TiledTerms(embeddings, scale, group_ids, across_processes, pairs, bias)
         else:
-            terms = PartialTiledTerms(modality_mask, embeddings, logit_scale, group_ids, across_processes, pairs)
-        # Also of weight 0 this term keeps its gradient: DistributedDataParallel refuses a scale that gets none.
-        contrastive = terms.contrastive()
-        with torch.set_grad_enabled(with_gradients and not _is_zero(align_weight)):
-            align = terms.align()
-        with torch.set_grad_enabled(with_gradients and not _is_zero(uniformity_weight)):
-            uniformity = terms.uniformity()
-        loss = contrastive_weight * contrastive + align_weight * align + uniformity_weight * uniformity
-    return GapClosedLoss(loss, contrastive, align, uniformity)
+            terms = PartialTiledTerms(modality_mask, embeddings, scale, group_ids, across_processes, pairs, bias)
+        return _weighted_sum(terms, weights)
 
 
-class DenseTerms:
-    """
-    The terms of one batch by means of N x N matrices, which autograd keeps; arguments as for `gap_closed_loss`, with
-    rows of zeros where a modality is lacking. No shape depends on how many samples lack it.
-    """
-
-    def __init__(
-        self,
-        embeddings: list[Tensor],
-        logit_scale: Tensor,
-        group_ids: Tensor | None,
-        modality_mask: Tensor | None = None,
-        pairs: Pairs | None = None,
-    ):
-        self.embeddings = [at_least_float32(z) for z in embeddings]
-        self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
-        self.excluded = excluded_pairs(group_ids, embeddings[0].device)
-        self.modality_mask = modality_mask
-        self.pairs = pairs or anchor_pairs(len(embeddings))
-        self.shared = None if modality_mask is None else SharedSamples.of(modality_mask, self.pairs)
-
-    def contrastive(self) -> Tensor:
-        losses = []
-        for place, (first, second) in enumerate(self.pairs):
-            excluded = self.excluded
-            if self.shared is not None:  # the row and the column of another sample keep one logit, whose loss is 0
-                excluded = without_samples(excluded, self.shared.samples[place])
-            anchor, other = self.embeddings[first], self.embeddings[second]
-            losses.append(contrastive_loss(anchor, other, self.logit_scale, excluded))
-        return torch.stack(losses).mean() if self.shared is None else self.shared.mean(torch.stack(losses))
-
-    def align(self) -> Tensor:
-        return align_true_pairs_loss(self.embeddings, self.pairs, self.shared)
-
-    def uniformity(self) -> Tensor:
-        excluded = self.excluded
-        if self.modality_mask is not None:
-            excluded = without_samples(excluded, self.modality_mask.any(1))
-        return centroid_uniformity_loss(self.embeddings, excluded)
-
-
-class TiledTerms:
-    """The terms by means of N x N matrices that are visited in tiles; arguments as for `gap_closed_loss`."""
-
-    def __init__(
-        self,
-        embeddings: list[Tensor],
-        logit_scale: Tensor,
-        group_ids: Tensor | None,
-        across_processes: bool = False,
-        pairs: Pairs | None = None,
-    ):
-        self.batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
-        self.embeddings = [at_least_float32(z) for z in embeddings]  # the rows of this process, with gradients
-        self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
-        self.pairs = pairs or anchor_pairs(len(embeddings))
-
-    def contrastive(self) -> Tensor:
-        losses = [
-            tiled_contrastive_loss(self.embeddings[i], self.embeddings[j], self.logit_scale, self.batch, (i, j))
-            for i, j in self.pairs
-        ]
-        return torch.stack(losses).mean()
-
-    def align(self) -> Tensor:
-        return self.batch.global_mean(align_true_pairs_loss(self.embeddings, self.pairs))
-
-    def uniformity(self) -> Tensor:
-        return tiled_uniformity_loss(centroids_of(self.embeddings), self.all_centroids(), self.batch)
-
-    @torch.no_grad()
-    def all_centroids(self) -> Tensor:
-        """The centroids of the global batch, (N, D)."""
-        all_centroids = centroids_of(self.batch.embeddings)
-        if all_centroids.is_cuda:
-            # The GPU kernels multiply half precision as it is, which is faster; torch's tiles use float32 anyway.
-            all_centroids = all_centroids.to(self.batch.embeddings[0].dtype)
-        return all_centroids
-
-
-class PartialTiledTerms(TiledTerms):
-    """
-    [`TiledTerms`] of samples that may lack modalities, with rows of zeros where they do. Every process takes part in
-    the same collectives and gives all of its embeddings and the scale a gradient, be it 0: what it does depends on the
-    mask of the global batch alone.
-    """
-
-    def __init__(self, modality_mask: Tensor, *args):
-        super().__init__(*args)
-        self.modality_mask = gather_rows(modality_mask, self.batch.row_counts)  # (N, M), of the global batch
-        self.shared = SharedSamples.of(self.modality_mask, self.pairs)
-
-    @torch.compiler.disable  # shapes that depend on the mask would be compiled again and again
-    def contrastive(self) -> Tensor:
-        losses = []
-        for (i, j), samples in zip(self.pairs, self.shared.samples, strict=True):
-            batch = self.batch.select([self.batch.embeddings[i], self.batch.embeddings[j]], samples)
-            if len(batch) > 0:
-                local = samples[self.batch.local_rows]
-                first, second = self.embeddings[i][local], self.embeddings[j][local]
-                losses.append(tiled_contrastive_loss(first, second, self.logit_scale, batch, (0, 1)))
-        nothing = self._zero() + 0 * self.logit_scale
-        return nothing + torch.stack(losses).mean() if losses else nothing
-
-    def align(self) -> Tensor:
-        local = SharedSamples(self.shared.samples[:, self.batch.local_rows], self.shared.counts)
-        return self.batch.global_sum(align_true_pairs_loss(self.embeddings, self.pairs, local))
-
-    @torch.compiler.disable
-    def uniformity(self) -> Tensor:
-        samples = self.modality_mask.any(1)
-        batch = self.batch.select([self.all_centroids()], samples)
-        if len(batch) == 0:
-            return self._zero()
-        centroids = centroids_of(self.embeddings)[samples[self.batch.local_rows]]
-        return tiled_uniformity_loss(centroids, batch.embeddings[0], batch)
-
-    def _zero(self) -> Tensor:
-        """0, with a gradient of 0 for the embeddings of all modalities, also of one that no sample has."""
-        return torch.stack([z[:0].sum() for z in self.embeddings]).sum()
-
-
-def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, excluded: Tensor | None = None) -> Tensor:
-    """
-    Symmetric InfoNCE between two modalities: the mean of the cross-entropies of the rows and of the columns of
-    `logit_scale * anchor @ other.T`.
-
-    Args:
-        anchor, other: (N, D) each.
-        excluded: (N, N), bool: pairs that are not negatives. The diagonal, which holds the true pairs, always counts.
-    """
-    logits = logit_scale * anchor @ other.T  # (N, N)
-    if excluded is not None:
-        off_diagonal = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(excluded & off_diagonal, -math.inf)
-    target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-
-
-def align_true_pairs_loss(
-    embeddings: list[Tensor], pairs: Pairs | None = None, shared: SharedSamples | None = None
-) -> Tensor:
-    """
-    L_ATP = 1/(M-1) sum over m != a of 1/N sum_i || z_i^m - z_i^a ||^2 (arXiv 2602.20046, Align True Pairs).
-
-    Args:
-        pairs: pairs of modalities to compare instead of the first, a, with each of the others.
-        shared: for each pair the samples that have both modalities, where not all do. Others have no part.
-    """
-    embeddings = [at_least_float32(z) for z in embeddings]
-    distances = [(embeddings[j] - embeddings[i]).square().sum(-1) for i, j in pairs or anchor_pairs(len(embeddings))]
-    if shared is None:
-        return torch.stack([squares.mean() for squares in distances]).mean()
-    return shared.mean(torch.stack(distances).masked_fill(~shared.samples, 0.0).mean(1))
-
-
-def centroid_uniformity_loss(embeddings: list[Tensor], excluded: Tensor | None = None) -> Tensor:
-    """
-    L_CU = log( mean over i != j of exp(-2 || mu_i - mu_j ||^2) ), with mu_i the centroid of sample i, see
-    [`centroids_of`] (arXiv 2602.20046, Centroid Uniformity).
-
-    Args:
-        excluded: (N, N), bool: pairs that are left out of the mean, as the diagonal always is. Where no pair is left
-            (N = 1, or all samples in one group) the loss is 0, with a gradient of 0.
-    """
-    centroids = centroids_of(embeddings)  # (N, D)
-    squared_norms = centroids.square().sum(-1)
-    squared_distances = squared_norms[:, None] + squared_norms - 2 * centroids @ centroids.T  # (N, N)
-    ignored = torch.eye(len(centroids), dtype=torch.bool, device=centroids.device)
-    ignored = ignored if excluded is None else ignored | excluded
-    # Not -inf: exp(-1e4) is exactly 0 too, and where no pair is left the gradient stays 0 instead of NaN.
-    exponents = (-2 * squared_distances).masked_fill(ignored, -1e4)
-    count = (~ignored).sum()
-    log_mean = exponents.flatten().logsumexp(0) - count.clamp(min=1).to(exponents.dtype).log()
-    return torch.where(count > 0, log_mean, torch.zeros_like(log_mean))
-
-
-def centroids_of(embeddings: list[Tensor]) -> Tensor:
-    """The centroid of each sample, its mean over the modalities scaled to unit length: (N, D), float32 or float64."""
-    first, *others = [at_least_float32(z) for z in embeddings]
-    return unit_vectors(sum(others, start=first) / len(embeddings))
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """The rows of x (..., D) at unit length. A row of zeros has no direction: it stays zero and gets no gradient."""
-    squared_norm = x.square().sum(-1, keepdim=True)
-    is_zero = squared_norm == 0
-    return torch.where(is_zero, torch.zeros_like(x), x * squared_norm.masked_fill(is_zero, 1.0).rsqrt())
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, or in float64 where it already is."""
-    return x if x.dtype == torch.float64 else x.float()
+def _weighted_sum(
+    terms: TiledTerms | DenseTerms, weights: dict[str, float | Tensor]
+) -> GapClosedLoss | FurtherGapClosedLoss:
+    """The sum of the terms, by their names, with these weights."""
+    with_gradients = torch.is_grad_enabled()
+    values: dict[str, Tensor] = {}
+    loss: Tensor | None = None
+    for name, weight in weights.items():
+        if name in FURTHER_TERMS and is_zero(weight):
+            continue
+        # Also of weight 0 contrastive keeps its gradient: DistributedDataParallel refuses a scale that gets none.
+        with torch.set_grad_enabled(with_gradients and (name == "contrastive" or not is_zero(weight))):
+            value = getattr(terms, name)()
+        values[f"{name}_loss"] = value
+        loss = weight * value if loss is None else loss + weight * value
+    assert loss is not None
+    kind = GapClosedLoss if len(values) == len(weights) - len(FURTHER_TERMS) else FurtherGapClosedLoss
+    return kind(loss, **values)
 
 
 def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> float | Tensor:
@@ -328,7 +180,7 @@ def scheduled_weight(weight: float | list[list[float]], progress: Tensor) -> flo
     return value
 
 
-def _is_zero(weight: float | Tensor) -> bool:
+def is_zero(weight: float | Tensor) -> bool:
     """Whether a weight is the number 0. The value of a tensor is not looked at, which would wait for the GPU."""
     return isinstance(weight, int | float) and weight == 0
 
@@ -336,6 +188,7 @@ def _is_zero(weight: float | Tensor) -> bool:
 __all__ = [
     "TILED_FROM",
     "DenseTerms",
+    "FurtherGapClosedLoss",
     "GapClosedLoss",
     "PartialTiledTerms",
     "TiledTerms",
@@ -345,6 +198,9 @@ __all__ = [
     "centroids_of",
     "contrastive_loss",
     "gap_closed_loss",
+    "is_zero",
+    "pairwise_uniformity_loss",
     "scheduled_weight",
+    "sigmoid_loss",
     "unit_vectors",
 ]

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import TILED_FROM, unit_vectors
+from .losses_gap_closed_clip import unit_vectors
 from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .modalities_gap_closed_clip import IMAGE_AND_TEXT, inputs_by_modality
 from .objective_gap_closed_clip import GapClosedClipObjective
@@ -292,47 +292,6 @@ class GapClosedClipModel(GapClosedClipObjective):
             text_model_output=features.get("text"),
             further_outputs={name: features[name] for name in further if name in features} or None,
         )
-
-    def _compare(
-        self,
-        embeds: dict[str, Tensor],
-        group_ids: Tensor | None,
-        return_loss: bool | None,
-        modality_mask: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """Logits and, where there is one, the loss with its terms, as fields of the output."""
-        losses = {}
-        if return_loss is not False and self._are_pairs(embeds, required=bool(return_loss)):
-            if modality_mask is not None:
-                columns = [self.config.modality_names.index(name) for name in embeds]
-                modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device).bool()
-            losses = self.compute_loss(embeds, group_ids, modality_mask)._asdict()
-        if not set(IMAGE_AND_TEXT) <= set(embeds):
-            return losses
-        image_embeds, text_embeds = embeds["image"], embeds["text"]
-        if self.training and losses and len(image_embeds) >= TILED_FROM:
-            return losses  # without the N x N matrix, which the loss does without
-        with torch.autocast(text_embeds.device.type, enabled=False):
-            logits = (
-                self.temperature().to(text_embeds) * image_embeds @ text_embeds.T + self.config.logit_bias
-            )  # (B, C)
-        return {**losses, "logits_per_image": logits, "logits_per_text": logits.T}
-
-    def _are_pairs(self, embeds: dict[str, Tensor], required: bool) -> bool:
-        """Whether there are as many of each modality. In training, or if required, others are a ValueError."""
-        if len({len(z) for z in embeds.values()}) == 1:
-            return True
-        numbers = " and ".join(f"{len(z)} {name}s" for name, z in embeds.items())
-        if self.training:
-            raise ValueError(
-                f"{numbers}: in training every image needs its text, row by row, and so does every other modality."
-            )
-        if required:
-            raise ValueError(
-                f"return_loss=True with {numbers}: the loss is of pairs, row by row. Leave return_loss out to get "
-                "embeddings and logits alone."
-            )
-        return False
 
 
 def _warn_of_unknown(kwargs: Mapping[str, Any], names: tuple[str, ...]) -> None:

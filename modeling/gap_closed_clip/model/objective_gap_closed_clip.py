@@ -9,10 +9,19 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import logging
 
+from .configuration_checks_gap_closed_clip import WEIGHTS
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .encoding_gap_closed_clip import GapClosedClipTowers
-from .losses_gap_closed_clip import GapClosedLoss, gap_closed_loss, scheduled_weight
-from .modalities_gap_closed_clip import pairs_of
+from .losses_gap_closed_clip import (
+    FURTHER_TERMS,
+    TILED_FROM,
+    FurtherGapClosedLoss,
+    GapClosedLoss,
+    gap_closed_loss,
+    is_zero,
+    scheduled_weight,
+)
+from .modalities_gap_closed_clip import IMAGE_AND_TEXT, pairs_of
 from .projection_gap_closed_clip import Temperature
 
 
@@ -57,23 +66,38 @@ class GapClosedClipObjective(GapClosedClipTowers):
         with torch.no_grad():
             self.temperature.logit_scale.copy_(value.reshape(1))
 
+    @property
+    def logit_bias(self) -> Tensor | float:
+        """
+        What is added to the logits: with the sigmoid loss the parameter in use, (1,), also where an adapter has its
+        own; with the softmax a number, that of the configuration.
+        """
+        learned = self.temperature.logit_bias
+        return self.config.logit_bias if learned is None else learned
+
     def set_training_progress(self, progress: float) -> None:
         """Tells scheduled weights which fraction of training, 0 to 1, is done."""
         self.training_progress.fill_(progress)
         self._progress_is_set = True
 
     def objective_weights(self) -> dict[str, float | Tensor]:
-        """The three weights at the present training progress; scheduled ones as scalar tensors."""
-        names = ("contrastive_weight", "align_weight", "uniformity_weight")
+        """
+        The weights of the terms at the present training progress; scheduled ones as scalar tensors. Further terms
+        (`FURTHER_TERMS`) have one where it is not the number 0.
+        """
+        further = [f"{term}_weight" for term in FURTHER_TERMS]
+        weights = {name: getattr(self.config, name) for name in WEIGHTS}
         # .float(): a progress in bfloat16 moves in steps of 1/256
-        return {name: scheduled_weight(getattr(self.config, name), self.training_progress.float()) for name in names}
+        progress = self.training_progress.float()
+        used = {name: weight for name, weight in weights.items() if name not in further or not is_zero(weight)}
+        return {name: scheduled_weight(weight, progress) for name, weight in used.items()}
 
     def compute_loss(
         self,
         embeddings: list[Tensor] | dict[str, Tensor],
         group_ids: Tensor | None = None,
         modality_mask: Tensor | None = None,
-    ) -> GapClosedLoss:
+    ) -> GapClosedLoss | FurtherGapClosedLoss:
         """
         The objective (arXiv 2602.20046), with this model's temperature and its weights at the present training
         progress. In training under several processes it is that of the global batch, with exact gradients under
@@ -84,6 +108,9 @@ class GapClosedClipObjective(GapClosedClipTowers):
                 anchor.
             group_ids: (B,) or (B, G); ignored where `config.mask_groups` is off.
             modality_mask: (B, M) bool, a column for each of the embeddings: which a sample has.
+
+        Raises:
+            ValueError: as `gap_closed_loss`; `config.contrastive_loss` is not what the model was built for.
         """
         self._warn_of_standing_schedule()
         if not self.config.mask_groups:
@@ -92,12 +119,62 @@ class GapClosedClipObjective(GapClosedClipTowers):
         if isinstance(embeddings, dict):
             weights["pairs"] = pairs_of(list(embeddings), self.config.anchor)
             embeddings = list(embeddings.values())
+        weights["logit_bias"] = self._bias_of_loss()
         scale = self.temperature().to(embeddings[0].device)
         return gap_closed_loss(embeddings, scale, group_ids, modality_mask=modality_mask, **weights)
 
+    def _bias_of_loss(self) -> Tensor | None:
+        """The bias of the sigmoid loss; None with the softmax."""
+        bias, kind = self.temperature.logit_bias, self.config.contrastive_loss
+        if (bias is not None) != (kind == "sigmoid"):
+            raise ValueError(
+                f"contrastive_loss is {kind!r}, and the model was built for another: give it when the model is made, "
+                f"as in from_pretrained(..., contrastive_loss={kind!r})."
+            )
+        return bias
+
+    def _compare(
+        self,
+        embeds: dict[str, Tensor],
+        group_ids: Tensor | None,
+        return_loss: bool | None,
+        modality_mask: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Logits and, where there is one, the loss with its terms, as fields of the output."""
+        losses = {}
+        if return_loss is not False and self._are_pairs(embeds, required=bool(return_loss)):
+            if modality_mask is not None:
+                columns = [self.config.modality_names.index(name) for name in embeds]
+                modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device).bool()
+            losses = self.compute_loss(embeds, group_ids, modality_mask)._asdict()
+        if not set(IMAGE_AND_TEXT) <= set(embeds):
+            return losses
+        image_embeds, text_embeds = embeds["image"], embeds["text"]
+        if self.training and losses and len(image_embeds) >= TILED_FROM:
+            return losses  # without the N x N matrix, which the loss does without
+        with torch.autocast(text_embeds.device.type, enabled=False):
+            bias = self.logit_bias if isinstance(self.logit_bias, float | int) else self.logit_bias.to(text_embeds)
+            logits = self.temperature().to(text_embeds) * image_embeds @ text_embeds.T + bias  # (B, C)
+        return {**losses, "logits_per_image": logits, "logits_per_text": logits.T}
+
+    def _are_pairs(self, embeds: dict[str, Tensor], required: bool) -> bool:
+        """Whether there are as many of each modality. In training, or if required, others are a ValueError."""
+        if len({len(z) for z in embeds.values()}) == 1:
+            return True
+        numbers = " and ".join(f"{len(z)} {name}s" for name, z in embeds.items())
+        if self.training:
+            raise ValueError(
+                f"{numbers}: in training every image needs its text, row by row, and so does every other modality."
+            )
+        if required:
+            raise ValueError(
+                f"return_loss=True with {numbers}: the loss is of pairs, row by row. Leave return_loss out to get "
+                "embeddings and logits alone."
+            )
+        return False
+
     def _warn_of_standing_schedule(self) -> None:
-        weights = (self.config.contrastive_weight, self.config.align_weight, self.config.uniformity_weight)
-        scheduled = any(isinstance(weight, list | tuple) for weight in weights)
+        scheduled = any(isinstance(getattr(self.config, name), list | tuple) for name in WEIGHTS)
         if self.training and scheduled and not self._progress_is_set and not torch.compiler.is_compiling():
             logger.warning_once(
                 "A weight of the objective follows a schedule, but nothing tells the model how far training is: it "

@@ -13,10 +13,10 @@ class GapClosedClipOutput(ModelOutput):
     Output of [`GapClosedClipModel`] for B images and C texts; B = C wherever there is a loss.
 
     Args:
-        loss (scalar): weighted sum of the three terms; only with both modalities, `return_loss` and B = C.
+        loss (scalar): weighted sum of the terms; only with both modalities, `return_loss` and B = C.
         contrastive_loss, align_loss, uniformity_loss (scalars): the terms before weighting.
-        logits_per_image (B, C): scale times cosine. Left out of training with large batches, where it would be the
-            matrix that the loss does without.
+        logits_per_image (B, C): scale times cosine, plus the bias. Left out of training with large batches, where it
+            would be the matrix that the loss does without.
         logits_per_text (C, B): its transpose.
         image_embeds (B, D), text_embeds (C, D): unit vectors in the shared space, float32 (float64 in a float64
             model).
@@ -25,6 +25,7 @@ class GapClosedClipOutput(ModelOutput):
         modality_mask (B, M): that given, handed on too. The embedding of what a sample lacks is a row of zeros.
         vision_model_output, text_model_output: the towers' outputs, with the projected features as `pooler_output`.
         further_outputs: {name: the same} of the further modalities.
+        modality_uniformity_loss, cross_uniformity_loss (scalars): further terms, where their weights are not 0.
     """
 
     loss: Tensor | None = None
@@ -41,6 +42,8 @@ class GapClosedClipOutput(ModelOutput):
     vision_model_output: BaseModelOutputWithPooling | None = None
     text_model_output: BaseModelOutputWithPooling | None = None
     further_outputs: dict[str, BaseModelOutputWithPooling] | None = None
+    modality_uniformity_loss: Tensor | None = None
+    cross_uniformity_loss: Tensor | None = None
 
     @property
     def embeds(self) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
-from .projection_gap_closed_clip import EmbeddingMap, ProjectionCentering, Temperature
+from .projection_gap_closed_clip import EmbeddingMap, ProjectionCentering, Temperature, initial_bias
 
 
 class GapClosedClipPreTrainedModel(PreTrainedModel):
@@ -37,6 +37,8 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
             init.zeros_(module.shift)
         if isinstance(module, Temperature):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, initial_bias(self.config))
 
     def initialize_weights(self) -> None:
         """

@@ -13,6 +13,10 @@ from .distributed_gap_closed_clip import sum_across_processes
 from .losses_gap_closed_clip import at_least_float32, unit_vectors
 
 
+# Where the bias of the sigmoid loss starts (arXiv 2303.15343, section 3.2): most pairs are no true ones.
+SIGLIP_BIAS = -10.0
+
+
 class ProjectionCentering(nn.Module):
     """
     Subtracts the mean of a modality's features: in training the mean of the global batch, otherwise a running mean,
@@ -104,12 +108,14 @@ class EmbeddingMap(nn.Module):
 
 class Temperature(nn.Module):
     """
-    The scale of the logits: cosines are multiplied by exp(`logit_scale`), which is learned and capped as in CLIP.
+    The scale of the logits: cosines are multiplied by exp(`logit_scale`), which is learned and capped as in CLIP. With
+    the sigmoid loss also what is added to them, `logit_bias`, which is learned as well; None with the softmax.
 
     This is a module and not a bare parameter of the model because what peft saves beside its adapters
     (`modules_to_save`) are modules.
     """
 
+    logit_bias: nn.Parameter | None  # (1,)
     weight = None  # for peft, as in ProjectionCentering
 
     def __init__(self, config: GapClosedClipConfig):
@@ -119,6 +125,8 @@ class Temperature(nn.Module):
         self.logit_scale = nn.Parameter(
             torch.tensor([float(config.logit_scale_init_value)]), requires_grad=config.learnable_temperature
         )
+        bias = nn.Parameter(torch.tensor([initial_bias(config)])) if config.contrastive_loss == "sigmoid" else None
+        self.register_parameter("logit_bias", bias)
 
     def forward(self) -> Tensor:
         """The scale, 1 / temperature: a scalar tensor, float32 or float64."""
@@ -146,6 +154,11 @@ class Temperature(nn.Module):
         value = destination[f"{prefix}logit_scale"]
         if value.ndim == 0:  # somebody put a CLIP's scalar in the place of the data; it is to load again
             destination[f"{prefix}logit_scale"] = value.reshape(1)
+
+
+def initial_bias(config: GapClosedClipConfig) -> float:
+    """What the bias of the sigmoid loss starts from: that of the configuration, or SigLIP's where there is none."""
+    return float(config.logit_bias) or SIGLIP_BIAS
 
 
 def projection(in_dim: int, config: GapClosedClipConfig, modality: str) -> nn.Module:
@@ -177,4 +190,12 @@ def embedding_map(config: GapClosedClipConfig) -> nn.Module:
     return nn.Identity() if config.embedding_map is None else EmbeddingMap(config.projection_dim)
 
 
-__all__ = ["EmbeddingMap", "ProjectionCentering", "Temperature", "centering", "embedding_map", "projection"]
+__all__ = [
+    "EmbeddingMap",
+    "ProjectionCentering",
+    "Temperature",
+    "centering",
+    "embedding_map",
+    "initial_bias",
+    "projection",
+]

@@ -1,6 +1,7 @@
 """
-The two terms of the objective that compare all pairs of samples, without ever keeping an N x N matrix, and exactly
-those of the global batch where its rows lie on several processes.
+The terms of the objective that compare all pairs of samples, without ever keeping an N x N matrix, and exactly those
+of the global batch where its rows lie on several processes. (Sums over the entries of a matrix between two modalities
+are in `tiled_entries_gap_closed_clip`.)
 
 The contrastive loss and Centroid Uniformity are both log-sum-exps of an N x N matrix of products. Here the matrix is
 visited tile by tile:
@@ -141,7 +142,8 @@ def tiled_contrastive_loss(
 @torch.compiler.disable  # torch.compile would unroll the loop over tiles
 def tiled_uniformity_loss(centroids: Tensor, all_centroids: Tensor, batch: GlobalBatch) -> Tensor:
     """
-    `centroid_uniformity_loss` of the global batch.
+    `centroid_uniformity_loss` of the global batch; of one modality's embeddings in the place of the centroids, their
+    uniformity.
 
     Args:
         centroids: (local rows, D), unit vectors or zeros, float32 or float64; the loss is computed in their dtype.
@@ -159,7 +161,7 @@ class _Contrastive(torch.autograd.Function):
         functions = tile_functions(all_anchor)
         row_lse = scale.new_full((len(batch),), -torch.inf)
         column_lse = row_lse.clone()
-        for rows, columns in _tiles(all_anchor, [batch.local_rows], [slice(0, len(batch))]):
+        for rows, columns in tile_ranges(all_anchor, [batch.local_rows], [slice(0, len(batch))]):
             tile = Tile(rows, columns, batch.group_ids, keep_diagonal=True)
             tile_row_lse, tile_column_lse = functions.log_sum_exps(all_anchor[rows], all_other[columns], scale, tile)
             row_lse[rows] = torch.logaddexp(row_lse[rows], tile_row_lse)
@@ -192,7 +194,7 @@ class _Contrastive(torch.autograd.Function):
             for row_ranges, column_ranges, adds_to_anchor, adds_to_other in regions:
                 if not (adds_to_anchor or adds_to_other):
                     continue
-                for rows, columns in _tiles(all_anchor, row_ranges, column_ranges):
+                for rows, columns in tile_ranges(all_anchor, row_ranges, column_ranges):
                     tile = Tile(rows, columns, batch.group_ids, keep_diagonal=True)
                     weights = functions.contrastive_weights(
                         all_anchor[rows], all_other[columns], scale, tile, row_lse[rows], column_lse[columns]
@@ -263,9 +265,9 @@ def _uniformity_tiles(x: Tensor, batch: GlobalBatch) -> Iterator[tuple[slice, sl
     max_rows, _ = _tile_shape(x)
     for rows in _split([batch.local_rows], max_rows):
         yield rows, rows, False
-        for _, columns in _tiles(x, [rows], [slice(rows.stop, batch.local_rows.stop)]):
+        for _, columns in tile_ranges(x, [rows], [slice(rows.stop, batch.local_rows.stop)]):
             yield rows, columns, True
-        for _, columns in _tiles(x, [rows], batch.remote_rows):
+        for _, columns in tile_ranges(x, [rows], batch.remote_rows):
             yield rows, columns, False
 
 
@@ -275,7 +277,7 @@ def _num_off_diagonal(rows: slice, columns: slice) -> int:
     return (rows.stop - rows.start) * (columns.stop - columns.start) - on_diagonal
 
 
-def _tiles(x: Tensor, row_ranges: list[slice], column_ranges: list[slice]) -> Iterator[tuple[slice, slice]]:
+def tile_ranges(x: Tensor, row_ranges: list[slice], column_ranges: list[slice]) -> Iterator[tuple[slice, slice]]:
     """The rows and columns of the tiles that cover these ranges of the N x N matrix of x (N, D)."""
     max_rows, max_columns = _tile_shape(x)
     for rows in _split(row_ranges, max_rows):
@@ -297,4 +299,4 @@ def _split(ranges: list[slice], size: int) -> Iterator[slice]:
             yield slice(start, min(start + size, whole.stop))
 
 
-__all__ = ["GlobalBatch", "tile_functions", "tiled_contrastive_loss", "tiled_uniformity_loss"]
+__all__ = ["GlobalBatch", "tile_functions", "tile_ranges", "tiled_contrastive_loss", "tiled_uniformity_loss"]

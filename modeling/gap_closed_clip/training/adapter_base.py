@@ -18,6 +18,7 @@ from .lora import LoraArguments, add_adapters
 # Fields of the configuration that say how a model is trained, not what it makes of an image or a text.
 TRAINING_FIELDS = {
     "contrastive_weight", "align_weight", "uniformity_weight", "mask_groups",
+    "modality_uniformity_weight", "cross_uniformity_weight",
     "centering_momentum", "logit_scale_init_value", "learnable_temperature", "initializer_range",
 }  # fmt: skip
 

@@ -162,6 +162,8 @@ def _train_encoder(
     """Switches gradients on where the loss reaches; without the space's objective no caption goes through a tower."""
     clip, embeds_captions = model.gap_closed_clip, args.objective_weight > 0
     clip.logit_scale.requires_grad_(clip.config.learnable_temperature and embeds_captions)
+    if clip.temperature.logit_bias is not None:
+        clip.temperature.logit_bias.requires_grad_(embeds_captions)
     clip.text_projection.requires_grad_(embeds_captions)
     if not embeds_captions:
         model_args = replace(model_args, freeze_text=True, train_text_blocks=None)

@@ -14,6 +14,7 @@ COLLAPSED = 0.5
 # True pairs this far apart in the second half of training, although they are being aligned.
 SCATTERED = 0.15
 TERMS = ("contrastive_loss", "align_loss", "uniformity_loss")
+FURTHER_TERMS = ("modality_uniformity_loss", "cross_uniformity_loss")  # where they are used
 
 
 @torch.no_grad()
@@ -34,7 +35,8 @@ def batch_diagnostics(outputs: GapClosedClipOutput) -> dict[str, Tensor]:
     present: dict[str, Tensor] = {}
     if outputs.get("modality_mask") is not None:
         present = {name: z.any(-1) for name, z in embeds.items()}  # rows of zeros stand for what a sample lacks
-    found = {name: outputs[name].detach() for name in TERMS}
+    used = [*TERMS, *(name for name in FURTHER_TERMS if outputs.get(name) is not None)]
+    found = {name: outputs[name].detach() for name in used}
     for first, second in combinations(embeds, 2):
         both = present[first] & present[second] if present else None
         suffix = pair_suffix(first, second)
@@ -84,8 +86,9 @@ class RunningMeans:
         """Those of one step."""
         for name, value in values.items():
             # A term of the loss is never left out: where it is NaN, that has to be seen.
-            counts = torch.ones_like(value) if name in TERMS else value.isfinite().to(value.dtype)
-            value = value if name in TERMS else value.nan_to_num(0.0, 0.0, 0.0)
+            is_term = name in TERMS or name in FURTHER_TERMS
+            counts = torch.ones_like(value) if is_term else value.isfinite().to(value.dtype)
+            value = value if is_term else value.nan_to_num(0.0, 0.0, 0.0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 

@@ -216,6 +216,8 @@ class GapClosedClipTrainer(CheckedTrainer):
         if "loss" in logs and (means := self._means.take()):
             model = self.accelerator.unwrap_model(self.model)
             means["logit_scale"] = model.logit_scale.detach().exp().item()
+            if model.config.contrastive_loss == "sigmoid":
+                means["logit_bias"] = model.logit_bias.item()
             means.update({name: float(weight) for name, weight in model.objective_weights().items()})
             logs.update({name: round(value, 4) for name, value in means.items()})
             self._warn_of_collapse_and_scatter(means)

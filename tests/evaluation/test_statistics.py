@@ -1,0 +1,205 @@
+"""Intervals and tests against scipy, hand-written numbers, and simulations whose truth is known."""
+
+import itertools
+import math
+import statistics
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from gap_closed_clip.evaluation import load_metric
+from gap_closed_clip.evaluation.statistics import (
+    holm,
+    joined_groups,
+    paired_bootstrap,
+    paired_permutation,
+    paired_t,
+    retrieval_hits,
+    stack_queries,
+)
+
+
+def pairs_with_duplicates(num_rows: int = 60, seed: int = 0):
+    """Embeddings of shared images and captions, some of them tied, and their ids."""
+    rng = np.random.default_rng(seed)
+    image_of, caption_of = rng.integers(0, 40, num_rows), rng.integers(0, 45, num_rows)
+    image, text = rng.integers(-2, 3, size=(2, 50, 4)) + [0, 0, 0, 3.0]
+    return image[image_of], text[caption_of], [f"i{n}" for n in image_of], [f"c{n}" for n in caption_of]
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_the_means_of_the_hits_are_the_metric(k):
+    image, text, image_ids, caption_ids = pairs_with_duplicates()
+    ids = {"image_ids": image_ids, "caption_ids": caption_ids}
+    metric = load_metric("cross_modal_retrieval").compute(image_embeds=image, text_embeds=text, **ids, ks=(k,))
+    hits = retrieval_hits(image, text, **ids, k=k)
+    assert hits.text_to_image.mean() == metric[f"text_to_image_recall@{k}"]
+    assert hits.image_to_text.mean() == metric[f"image_to_text_recall@{k}"]
+    assert 0 < metric[f"recall@{k}"] < 1
+    scores, groups, parts = hits.queries(np.arange(60))
+    assert np.mean([scores[parts == part].mean() for part in (0, 1)]) == metric[f"recall@{k}"]
+    none = np.zeros_like(scores)
+    assert paired_bootstrap(scores, none, groups, parts, 10).difference == pytest.approx(metric[f"recall@{k}"])
+
+
+def test_each_hit_belongs_to_its_first_row():
+    """Images at 0 and 90 degrees, the second twice; the caption of the first lies nearer to the second."""
+    image, text = [[1, 0], [0, 1], [0, 1]], [[1, 2], [0, 1], [1, 9]]
+    hits = retrieval_hits(np.array(image, float), np.array(text, float), ["a", "b", "b"], ["p", "q", "r"], k=1)
+    assert hits.image_to_text.tolist() == [1, 1] and hits.text_to_image.tolist() == [0, 1, 1]
+    assert hits.image_rows.tolist() == [0, 1] and hits.caption_rows.tolist() == [0, 1, 2]
+    assert hits.queries(["x", "y", "z"]).groups.tolist() == ["x", "y", "z", "x", "y"]
+
+
+def test_rows_that_share_anything_are_one_group():
+    cases, images, captions = list("aabcd"), ["1", "2", "3", "4", "5"], ["p", "q", "q", "r", "s"]
+    groups = joined_groups(cases, images, captions)
+    assert [groups[0] == other for other in groups] == [True, True, True, False, False]
+    assert len(set(groups)) == 3
+
+
+def test_sources_are_parts_of_the_mean_over_them():
+    rng = np.random.default_rng(0)
+    image, text = rng.normal(size=(2, 30, 5))
+    apart = [retrieval_hits(image[rows], text[rows], k=2) for rows in (slice(0, 12), slice(12, 30))]
+    groups = np.array([f"case {n // 2}" for n in range(30)])
+    queries = stack_queries([hits.queries(part) for hits, part in zip(apart, (groups[:12], groups[12:]), strict=True)])
+    expected = np.mean([[h.text_to_image.mean(), h.image_to_text.mean()] for h in apart])
+    found = paired_bootstrap(queries.scores, 0 * queries.scores, queries.groups, queries.parts, 50)
+    assert found.difference == pytest.approx(expected) and found.groups == 15
+
+
+def test_bootstrap_equals_scipy_percentiles_of_single_queries():
+    """With a query a group and many of them the widening vanishes, and scipy's percentiles are what is left."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 400)) + [[0.1], [0.0]]
+    found = paired_bootstrap(first, second, np.arange(400), num_resamples=20000)
+    by_scipy = stats.bootstrap(
+        (first - second,), np.mean, n_resamples=20000, method="percentile", vectorized=True, rng=rng
+    ).confidence_interval
+    assert found.difference == pytest.approx(np.mean(first - second))
+    width = by_scipy.high - by_scipy.low
+    assert [found.low, found.high] == pytest.approx([by_scipy.low, by_scipy.high], abs=0.03 * width)
+
+
+def test_small_bootstrap_is_the_enumeration_of_all_resamples():
+    """Four groups of unequal sizes, two parts: quantiles of all 4^4 equally likely draws."""
+    groups, parts = np.array([0, 0, 1, 2, 2, 2, 3, 3]), np.array([0, 1, 0, 0, 1, 1, 0, 1])
+    scores = np.array([[1.0, 4, 2, 8, 5, 7, 1, 3], [2.0, 4, 1, 9, 5, 6, 1, 1]])
+    values = []
+    for drawn in itertools.product(range(4), repeat=4):
+        rows = np.concatenate([np.flatnonzero(groups == group) for group in drawn])
+        means = [scores.mean(axis=0)[rows][parts[rows] == part] for part in (0, 1)]
+        if all(len(mean) for mean in means):
+            values.append(np.mean([mean.mean() for mean in means]))
+    rank = stats.norm.cdf(math.sqrt(4 / 3) * stats.t.ppf(0.1, 3))
+    expected = np.quantile(values, [rank, 1 - rank])
+    found = paired_bootstrap(scores, 0 * scores, groups, parts, num_resamples=40000, level=0.8)
+    assert [found.low, found.high] == pytest.approx(expected, abs=0.12)
+    assert found.groups == 4 and found.seeds == 2
+
+
+def test_p_is_where_the_interval_touches_zero():
+    rng = np.random.default_rng(3)
+    first, second, groups = rng.normal(size=(3, 80)) + 0.3, rng.normal(size=(3, 80)), np.arange(80) // 2
+    for new_seeds in (False, True):
+        p = paired_bootstrap(first, second, groups, new_seeds=new_seeds).p
+        assert 0.001 < p < 0.5
+        for level, holds in ((1 - 0.9 * p, True), (1 - 1.1 * p, False)):
+            found = paired_bootstrap(first, second, groups, level=level, new_seeds=new_seeds)
+            assert (found.low <= 0 <= found.high) == holds
+    nothing = paired_bootstrap(first, first, groups)
+    assert (nothing.difference, nothing.low, nothing.high, nothing.p) == (0, 0, 0, 1)
+
+
+def test_seeds_that_differ_widen_the_interval_to_that_of_students_t():
+    """Every query alike but for the seed: nothing but the seeds varies, and five of them have t of 4 degrees."""
+    effects = np.array([0.5, 0.2, 0.1, 0.4, 0.3])
+    first = np.repeat(effects[:, None], 300, axis=1)
+    found = paired_bootstrap(first, 0 * first, np.arange(300), num_resamples=20000, new_seeds=True)
+    by_t = stats.ttest_1samp(effects, 0).confidence_interval(0.95)
+    assert [found.low, found.high] == pytest.approx([by_t.low, by_t.high], abs=0.002)
+
+
+def simulated(rng, num_groups: int, num_seeds: int, seed_effect: float) -> tuple[np.ndarray, np.ndarray]:
+    """(S, N) differences without any true one, and their groups of unequal sizes."""
+    sizes = np.clip(rng.lognormal(0.7, 0.8, num_groups).round().astype(int), 1, 30)
+    groups = np.repeat(np.arange(num_groups), sizes)
+    of_cells = rng.normal(size=(num_seeds, num_groups))[:, groups]
+    of_seeds = seed_effect * rng.normal(size=(num_seeds, 1))
+    single = rng.normal(size=(num_seeds, len(groups)))
+    return 0.5 * rng.normal(size=num_groups)[groups] + 0.5 * of_cells + of_seeds + 0.5 * single, groups
+
+
+@pytest.mark.parametrize(("num_seeds", "seed_effect"), [(1, 0.0), (3, 0.15), (5, 0.15)])
+def test_intervals_cover_the_truth(num_seeds, seed_effect):
+    """200 times; benchmarks/coverage.py has thousands. Two and a half standard deviations of 200 are 4%."""
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(200):
+        differences, groups = simulated(rng, 80, num_seeds, seed_effect)
+        found = paired_bootstrap(differences, 0 * differences, groups, num_resamples=400, new_seeds=num_seeds > 1)
+        covered.append(found.low <= 0 <= found.high)
+    assert 0.91 <= np.mean(covered) <= 0.99
+
+
+def test_permutation_equals_scipy_and_counts_all_ways():
+    first, second, groups = [1.0, 3, 2, 5, 4, 2.5], [0.5, 1, 2.5, 3, 3, 3], np.arange(6)
+    by_scipy = stats.permutation_test(
+        (first, second), lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=np.inf
+    )
+    assert paired_permutation(first, second, groups) == pytest.approx(by_scipy.pvalue, abs=1e-12)
+    drawn = paired_permutation(first, second, groups, num_resamples=63)  # fewer than 2^6 ways
+    assert drawn == pytest.approx(by_scipy.pvalue, abs=0.2) and drawn != by_scipy.pvalue
+
+
+def test_permutation_moves_whole_groups_in_all_parts():
+    rng = np.random.default_rng(1)
+    first, second = rng.normal(size=(2, 2, 30))
+    groups, parts = np.arange(30) // 3, np.arange(30) % 2
+    values = []
+    for signs in itertools.product((1, -1), repeat=10):
+        moved = (first - second).mean(axis=0) * np.array(signs)[groups]
+        values.append(abs(np.mean([moved[parts == part].mean() for part in (0, 1)])))
+    expected = np.mean(np.array(values) >= values[0] - 1e-12)
+    assert paired_permutation(first, second, groups, parts) == pytest.approx(expected, abs=1e-12)
+    assert paired_permutation(first, second, groups, parts, 1000) == pytest.approx(expected, abs=0.05)
+
+
+def test_t_over_seeds_equals_scipy_and_the_table():
+    first, second = [0.51, 0.48, 0.55, 0.50, 0.49], [0.45, 0.47, 0.50, 0.44, 0.47]
+    by_scipy = stats.ttest_rel(first, second)
+    found = paired_t(first, second)
+    assert found.p == pytest.approx(by_scipy.pvalue, abs=1e-12)
+    assert [found.low, found.high] == pytest.approx(list(by_scipy.confidence_interval(0.95)), abs=1e-12)
+    differences = [x - y for x, y in zip(first, second, strict=True)]
+    half = 2.776 * statistics.stdev(differences) / math.sqrt(5)  # from the table of Student's t
+    assert found.high - found.difference == pytest.approx(half, rel=3e-4)
+    same = paired_t([1, 2], [1, 2])
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_holm_written_out():
+    """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04, and the last not below the third."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.6, 0.01]) == pytest.approx([1, 1, 0.03])
+    assert holm([]).shape == (0,)
+    with pytest.raises(ValueError, match="holm: p-values are from 0 to 1, got nan"):
+        holm([0.1, math.nan])
+
+
+def test_what_cannot_be_compared_is_said():
+    x = np.ones(4)
+    with pytest.raises(ValueError, match="differ in shape, .1, 4. and .1, 3."):
+        paired_bootstrap(x, x[:3], [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="have the shapes .3,. and .4,.: give each of the 4 queries one"):
+        paired_bootstrap(x, x, [0, 1, 2])
+    with pytest.raises(ValueError, match="single group"):
+        paired_bootstrap(x, x, [0, 0, 0, 0])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        paired_bootstrap(x * math.nan, x, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="new_seeds needs scores of two seeds"):
+        paired_bootstrap(x, x, [0, 1, 2, 3], new_seeds=True)
+    with pytest.raises(ValueError, match="paired_t needs the same two seeds or more"):
+        paired_t([1.0], [2.0])
