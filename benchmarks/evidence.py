@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import run_script
-from evidence_figures import draw_figures
+from evidence_figures import draw
 from evidence_plan import PLANS, read_plan
 from evidence_report import report
 from evidence_runs import open_runs
@@ -65,7 +65,7 @@ def main() -> None:
     head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
     about = {"machine": machine(runs.inputs.args.device), "versions": versions(*PACKAGES), "date": str(date.today())}
     content: dict[str, Any] = {**head, **about, "minutes": round(evidence.seconds / 60, 1), **found}
-    content["figures"] = draw(evidence, content, folder)
+    content["figures"] = draw_all(evidence, content, folder)
     path = folder / f"evidence_{plan.name}.json"
     with replacing(path) as draft:
         draft.write_text(to_json(content), encoding="utf-8")
@@ -74,15 +74,13 @@ def main() -> None:
     print(f"The report is {path.with_suffix('.md')}.")
 
 
-def draw(evidence: Evidence, content: dict[str, Any], folder: Path) -> dict[str, str]:
+def draw_all(evidence: Evidence, content: dict[str, Any], folder: Path) -> dict[str, str]:
     """Draws the figures into a folder; {figure: file}."""
-    stem = f"evidence_{evidence.plan.name}"
-    figures = draw_figures(content, folder, stem)
+    figures = draw(content, folder)
     spaces, metrics = evidence.spaces()
-    if spaces:
-        plot_projection(spaces, metrics, folder / f"{stem}_projection.png")
-        figures = {"projection": f"{stem}_projection.png", **figures}
-    return figures
+    file = f"evidence_{evidence.plan.name}_projection.png"
+    plot_projection(spaces, metrics, folder / file)
+    return {"projection": file, **figures}
 
 
 def to_json(content: dict[str, Any]) -> str:

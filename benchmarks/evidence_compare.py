@@ -6,19 +6,12 @@ from typing import Any
 import numpy as np
 from evidence_measure import DIGITS
 from evidence_plan import Plan
+from evidence_results import GEOMETRY, TASKS, Column, value_of
 
 from gap_closed_clip.evaluation.statistics import Queries, holm, paired_bootstrap, paired_t
 
 
 RECALL = "recall@10"
-# Tested over seeds, as they are no means over queries.
-OVER_SEEDS = (
-    "debiased_modality_gap", "margin", "random_pair_cosine", "text_to_image_median_rank", "v_measure", "ari",
-    "knn_balanced_accuracy_image_to_text", "knn_balanced_accuracy_text_to_image",
-    "linear_probe_balanced_accuracy_image_to_text", "linear_probe_balanced_accuracy_text_to_image",
-    "zero_shot_balanced_accuracy", "zero_shot_balanced_accuracy_ensemble", "zero_shot_ece", "other_kind_share@10",
-    "mixed_label_precision@10", "modality_separability", "effective_rank_image", "effective_rank_text",
-)  # fmt: skip
 Run = dict[str, Any]  # method, budget, seed, metrics and hits
 
 
@@ -36,27 +29,27 @@ def comparisons(runs: Sequence[Run], plan: Plan, queries: Queries) -> list[dict]
             if run["budget"] == budget:
                 by_method.setdefault(run["method"], []).append(run)
         baseline = by_method.pop(plan.baseline)
-        for metric in (RECALL, *OVER_SEEDS):
-            tested = {name: _test(metric, each, baseline, queries) for name, each in by_method.items()}
+        for column in TASKS + GEOMETRY:
+            tested = {name: _test(column, each, baseline, queries) for name, each in by_method.items()}
             tested = {name: result for name, result in tested.items() if result is not None}
             for (name, result), p in zip(tested.items(), holm([each["p"] for each in tested.values()]), strict=True):
-                about = {"budget": budget, "scope": next(iter(baseline[0]["metrics"])), "metric": metric}
+                about = {"budget": budget, "scope": next(iter(baseline[0]["metrics"])), "metric": column.name}
                 found.append({**about, "method": name, "baseline": plan.baseline, **result, "p_holm": _round(p)})
     return found
 
 
-def _test(metric: str, runs: list[Run], baseline: list[Run], queries: Queries) -> dict[str, Any] | None:
+def _test(column: Column, runs: list[Run], baseline: list[Run], queries: Queries) -> dict[str, Any] | None:
     scope = next(iter(baseline[0]["metrics"]))
     seeds = sorted({run["seed"] for run in runs} & {run["seed"] for run in baseline})
     pairs = [[next(run for run in each if run["seed"] == seed) for seed in seeds] for each in (runs, baseline)]
-    if metric == RECALL:
+    if column.name == RECALL:  # a mean over queries
         first, second = (np.array([_hits(run) for run in each], float) for each in pairs)
         several = len(seeds) > 1
         interval = paired_bootstrap(first, second, queries.groups, queries.parts, new_seeds=several)
         test, groups = "bootstrap over cases" + (" and seeds" if several else ""), interval.groups
     else:
-        values = [[run["metrics"][scope].get(metric) for run in each] for each in pairs]
-        if len(seeds) < 2 or any(value is None for each in values for value in each):
+        values = [[value_of(run["metrics"][scope], column) for run in each] for each in pairs]
+        if len(seeds) < 2 or np.isnan(values).any():
             return None
         interval = paired_t(*values)
         test, groups = "paired t over seeds", None

@@ -74,10 +74,7 @@ def _some(found: dict[str, float]) -> dict[str, float]:
 
 
 def _tasks(test: PairEmbeddings, trained: Trained, classes: list[str]) -> dict[str, float]:
-    found = evaluate_embeddings(test)
-    found |= load_metric("space_geometry").compute(
-        image_embeds=test.image_embeds, text_embeds=test.text_embeds, groups=test.families()
-    )
+    found = evaluate_embeddings(test, geometry=True)
     return found | _zero_shot(test, trained, classes)
 
 
