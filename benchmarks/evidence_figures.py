@@ -16,7 +16,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import PercentFormatter
 
 
 # Okabe and Ito's colours, told apart by everyone; the baseline is black. Shapes and dashes tell more methods apart.
@@ -87,10 +86,10 @@ def plot_curves(evidence: Evidence) -> Figure | None:
             for method, curves in _curves(evidence, budget).items():
                 look = looks(evidence)[method]
                 rows = [np.interp(GRID, curve[:, 0], curve[:, column]) for curve in curves]
-                _band(axes, GRID, rows, look, marker="")
+                _band(axes, dict(zip(GRID.tolist(), np.transpose(rows).tolist(), strict=True)), look, marker="")
                 drawn.append(method)
             axes.set(xlim=(0, 1), xlabel="progress of the training")
-            axes.xaxis.set_major_formatter(PercentFormatter(1))
+            axes.xaxis.set_major_formatter(_percent)
             _title(axes, f"{label}, {BUDGET_TITLES[budget]}" if len(budgets) > 1 else label)
     _legend(figure, _lines(evidence, drawn, marker=False))
     return figure
@@ -107,13 +106,16 @@ def _curves(evidence: Evidence, budget: str) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def _band(axes: Axes, x: Sequence[float] | np.ndarray, rows: Sequence[np.ndarray], look: Look, marker: str) -> None:
-    """The mean of the rows as a line, and a band of one standard deviation where there are several."""
-    mean = np.mean(rows, axis=0)
-    axes.plot(x, mean, color=look.color, linestyle=look.dash, marker=marker, markersize=5, linewidth=1.8, zorder=3)
-    if len(rows) > 1:
-        spread = np.std(rows, axis=0, ddof=1)
-        axes.fill_between(x, mean - spread, mean + spread, color=look.color, alpha=0.15, linewidth=0, zorder=2)
+def _band(axes: Axes, values: Mapping[float, Sequence[float]], look: Look, marker: str) -> None:
+    """A line of the means at each place, and a band of one standard deviation where there are several values."""
+    places = list(values)
+    mean = np.array([np.mean(found) for found in values.values()])
+    axes.plot(
+        places, mean, color=look.color, linestyle=look.dash, marker=marker, markersize=5, linewidth=1.8, zorder=3
+    )
+    if any(len(found) > 1 for found in values.values()):
+        spread = np.array([np.std(found, ddof=1) if len(found) > 1 else 0.0 for found in values.values()])
+        axes.fill_between(places, mean - spread, mean + spread, color=look.color, alpha=0.15, linewidth=0, zorder=2)
 
 
 # The gap against scores.
@@ -137,7 +139,7 @@ def plot_gap_and_scores(evidence: Evidence) -> Figure | None:
                 grey |= plain
                 drawn.setdefault(budget, []).append(name)
         if task.form == "{:.1%}":
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
+            axes.yaxis.set_major_formatter(_percent)
         axes.set_xlabel(gaps[0].words)
         axes.locator_params(nbins=5, steps=[1, 2, 5, 10])
         _title(axes, task.label, _words_of_panel(evidence, gaps[0], task))
@@ -233,22 +235,25 @@ def plot_robustness(evidence: Evidence) -> Figure | None:
     figure, (axes,) = _panels(1, 1, width=5.4, height=3.4)
     for name, runs in found.items():
         look = looks(evidence)[name]
-        number = min(len(values) for values in runs.values())
-        rows = [np.array([values[run] for values in runs.values()]) for run in range(number)]
-        _band(axes, list(runs), rows, look, look.marker)
+        _band(axes, runs, look, look.marker)
     lengths = sorted({epochs for runs in found.values() for epochs in runs})
     if len(lengths) > 1 and lengths[0] > 0 and lengths[-1] >= 4 * lengths[0]:
         axes.set_xscale("log")
     axes.set_xticks(lengths, [f"{epochs:g}" for epochs in lengths])
     axes.minorticks_off()
     axes.set_xlabel("epochs")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(_percent)
     _title(axes, RECALL.label)
     _legend(figure, _lines(evidence, list(found)))
     return figure
 
 
 # Panels and legends.
+
+
+def _percent(value: float, _: int) -> str:
+    """A tick's label."""
+    return f"{round(100 * value, 6):g}%"
 
 
 def _panels(number: int, per_row: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

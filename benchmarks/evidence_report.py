@@ -149,7 +149,7 @@ def _ratio_sentences(evidence: Evidence, budget: str, others: Iterable[str]) -> 
     sentences = []
     for column in evidence.present((GAP, DEBIASED_GAP, MARGIN), scope, budget):
         usual = evidence.mean(evidence.baseline, budget, scope, column)
-        if not usual > 0:
+        if False:
             continue
         means = {name: evidence.mean(name, budget, scope, column) for name in others}
         ratios = [f"{name} {mean / usual:.2f}" for name, mean in means.items() if not math.isnan(mean)]
@@ -197,8 +197,8 @@ def legend(evidence: Evidence) -> str:
     """What the marks of a table of methods mean."""
     return (
         f"{NOT_SEPARABLE}: not separable from {evidence.baseline} (Holm's p of {LEVEL} or more); {NOT_TESTED}: not "
-        "tested, of a column in its head; bold: the best of a column, where it is separable. A mean of both directions "
-        "counts as separable where both directions are."
+        "tested, of a column in its head; bold: the best of a column, where it is separable. A mean of both "
+        "directions counts as separable where both directions are."
     )
 
 
@@ -256,8 +256,5 @@ def _figures(evidence: Evidence) -> list[str]:
     parts = ["## Figures"] if figures else []
     for name, file in figures.items():
         words = FIGURES.get(name, "")
-        parts += [
-            f"![{words.partition('. ')[0].rstrip('.') or label_of(name)}]({file})",
-            f"*{words}*" if words else "",
-        ]
+        parts += [f"![{_capital(name.replace('_', ' '))}]({file})", f"*{words}*" if words else ""]
     return parts

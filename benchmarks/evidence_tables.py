@@ -75,10 +75,10 @@ def methods_table(evidence: Evidence, budget: str, scope: str, columns: Iterable
     methods = evidence.methods(budget)
     if not shown or not methods:
         return ""
+    any_test = evidence.was_tested(budget, scope)
     head, body = ["method"], [[escaped(method)] for method in methods]
     for column in shown:
         tested = any(evidence.separable(name, budget, scope, column) is not None for name in methods)
-        any_test = evidence.was_tested(budget, scope)
         head.append(f"{column.label} {NOT_TESTED}" if any_test and not tested else column.label)
         best = _best(evidence, budget, scope, column)
         for row, method in zip(body, methods, strict=True):
@@ -113,7 +113,7 @@ def _chance_row(evidence: Evidence, budget: str, scope: str, columns: Sequence[C
 
 
 def comparison_table(evidence: Evidence, budget: str, scope: str) -> str:
-    """All comparisons at a budget in a scope, by metric: difference, 95% interval, p, Holm's p, groups, seeds, test."""
+    """All comparisons at a budget in a scope, by metric, with intervals, p, Holm's p, groups, seeds and the test."""
     found = [
         entry
         for entry in evidence.results.get("comparisons", [])
