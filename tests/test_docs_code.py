@@ -27,7 +27,7 @@ from transformers import BertModel
 import gap_closed_clip
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import DataArguments
-from gap_closed_clip.evaluation import embed_pairs
+from gap_closed_clip.evaluation import embed_pairs, evaluate_embeddings
 from gap_closed_clip.hub import write_examples
 from gap_closed_clip.metrics._embeddings import TIE
 
@@ -256,6 +256,13 @@ def check_metrics(names: dict, place: Place) -> None:
     assert names["metrics"]["modality_gap"] == pytest.approx(names["found"]["modality_gap"])
 
 
+def check_change(names: dict, place: Place) -> None:
+    after = evaluate_embeddings(names["centered"], grouping=False)["recall@10"]
+    change = names["change"]
+    assert change.difference == pytest.approx(after - names["metrics"]["recall@10"])
+    assert change.low <= change.difference <= change.high
+
+
 def check_closed(names: dict, place: Place) -> None:
     """The model, and the function, give what the formula gives."""
     features = names["features"]
@@ -335,7 +342,7 @@ CHECKS = {
     "README.md": [check_use, check_pipelines],
     "docs/captions.md": [check_captions, check_between],
     "docs/closing-the-gap.md": [check_closed],
-    "docs/evaluation.md": [check_metrics],
+    "docs/evaluation.md": [check_metrics, check_change],
     "docs/fine-tuning.md": [check_adapter],
     "docs/large-batches.md": [check_micro_batches, check_objective],
     "docs/modalities.md": [check_records, check_fusion, check_told],

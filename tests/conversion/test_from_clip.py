@@ -89,7 +89,9 @@ def test_the_temperature_and_the_bias_are_taken_over(tmp_path):
     model, _ = from_clip(save_source("SigLIP", tmp_path))
     assert model.temperature().item() == pytest.approx(115.58, abs=0.01)  # exp(4.75), above CLIP's cap of 100
     assert model.train().temperature().item() == pytest.approx(115.58, abs=0.01)
-    assert model.config.logit_bias == -12.5
+    assert model.config.logit_bias == model.logit_bias == -12.5
+    goes_on, _ = from_clip(tmp_path, contrastive_loss="sigmoid")
+    assert goes_on.temperature.logit_bias.item() == -12.5
 
 
 def test_fields_of_the_configuration(clip):

@@ -152,7 +152,7 @@ def test_micro_batches_may_differ_in_text_length():
 
 
 def test_large_batches_have_no_logits_in_training(monkeypatch):
-    monkeypatch.setattr("gap_closed_clip.model.modeling_gap_closed_clip.TILED_FROM", BATCH)
+    monkeypatch.setattr("gap_closed_clip.model.objective_gap_closed_clip.TILED_FROM", BATCH)
     model, inputs = noisy_model(), tiny_inputs(BATCH)
     assert TILED_FROM > BATCH
     assert model(**inputs).logits_per_image is None and model(**inputs).loss is not None

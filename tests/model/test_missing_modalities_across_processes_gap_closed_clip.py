@@ -13,6 +13,7 @@ import torch.distributed as dist
 from modalities import modalities_config, modalities_inputs
 from processes import run_in_processes
 from safetensors.torch import load_file, save_file
+from test_further_terms_gap_closed_clip import naive_terms as naive_further_terms
 from test_losses_gap_closed_clip import WEIGHTS, random_embeddings
 from test_missing_modalities_gap_closed_clip import naive_partial_terms, random_mask
 from torch.nn.parallel import DistributedDataParallel
@@ -31,6 +32,14 @@ SHARES = {2: [5, N], 4: [7, 9, 10, N]}
 GROUPS = [(i % 17, (N - i) // 2) for i in range(N)]
 EVERY_PAIR = [(i, j) for i in range(MODALITIES) for j in range(i + 1, MODALITIES)]
 TERMS = ("contrastive_loss", "align_loss", "uniformity_loss")
+# The sigmoid loss, and uniformity in and between modalities.
+FURTHER = {
+    "align_weight": 0,
+    "uniformity_weight": 0,
+    "modality_uniformity_weight": 0.7,
+    "cross_uniformity_weight": 1.3,
+}
+FURTHER_TERMS = ("contrastive_loss", "modality_uniformity_loss", "cross_uniformity_loss")
 NO_SIDE_TERMS = dict(zip(WEIGHTS, (1.0, 0, 0), strict=True))
 
 
@@ -38,6 +47,8 @@ def mask_of(name: str) -> torch.Tensor:
     """(N, M), bool; the anchor is modality 0. The first process always holds rows 0 to 4."""
     if name == "random":
         return random_mask(N, MODALITIES)
+    if name == "nobody lacks anything":
+        return torch.ones(N, MODALITIES, dtype=torch.bool)
     mask = random_mask(N, MODALITIES, share=0.8, seed=1)
     first = torch.arange(N) < 5
     changes = {
@@ -72,26 +83,30 @@ CASES = {
         )
     },
     "contrastive alone": ("nobody has a modality", True, EVERY_PAIR, NO_SIDE_TERMS),
+    "further terms": ("random", True, EVERY_PAIR, FURTHER),
+    "further terms, one process has nothing": ("one process has nothing", False, None, FURTHER),
+    "further terms, nobody has anything": ("nobody has anything", False, None, FURTHER),
+    "further terms, nobody lacks anything": ("nobody lacks anything", True, None, FURTHER),
 }
 
 
 class Heads(torch.nn.Module):
     """A linear head for each modality, centered, and a scale. `forward` gives the loss and its terms."""
 
-    def __init__(self):
+    def __init__(self, with_bias: bool = False):
         super().__init__()
         torch.manual_seed(0)
         self.heads = torch.nn.ModuleList(torch.nn.Linear(DIM, DIM) for _ in range(MODALITIES)).double()
         self.centerings = torch.nn.ModuleList(ProjectionCentering(DIM, 0.1).double() for _ in range(MODALITIES))
         self.scale = torch.nn.Parameter(torch.tensor(14.0, dtype=torch.float64))
+        self.bias = torch.nn.Parameter(torch.tensor(-9.0, dtype=torch.float64)) if with_bias else None
 
-    def forward(self, inputs, group_ids, mask, pairs, weights):
+    def forward(self, inputs, group_ids, mask, pairs, weights, no_mask=False):
         features = [head(x) for head, x in zip(self.heads, inputs, strict=True)]
         features = [center(x, has) for center, x, has in zip(self.centerings, features, mask.T, strict=True)]
         embeddings = [unit_vectors(x) for x in features]
-        return gap_closed_loss(
-            embeddings, self.scale, group_ids, **weights, across_processes=True, modality_mask=mask, pairs=pairs
-        )
+        weights = {**weights, "logit_bias": self.bias, "modality_mask": None if no_mask else mask}
+        return gap_closed_loss(embeddings, self.scale, group_ids, **weights, across_processes=True, pairs=pairs)
 
 
 def inputs_of(seed: int) -> list[torch.Tensor]:
@@ -105,22 +120,23 @@ def gradients_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def local_results(name: str, rows: slice) -> dict[str, torch.Tensor]:
     """What this process gets from its rows in the second of two steps, by name."""
     mask, groups, pairs, weights = CASES[name]
+    no_mask = mask == "nobody lacks anything"
     mask, ids = mask_of(mask), torch.tensor(GROUPS) if groups else None
-    model = Heads().train()
+    model = Heads(with_bias=weights is FURTHER).train()
     wrapped = DistributedDataParallel(model)
     for seed in (1, 2):
         model.zero_grad()
         inputs = [x[rows] for x in inputs_of(seed)]
-        losses = wrapped(inputs, None if ids is None else ids[rows], mask[rows], pairs, weights)
+        losses = wrapped(inputs, None if ids is None else ids[rows], mask[rows], pairs, weights, no_mask)
         losses.loss.backward()
-    terms = {term: getattr(losses, term).detach() for term in TERMS}
+    terms = {term: getattr(losses, term).detach() for term in (FURTHER_TERMS if weights is FURTHER else TERMS)}
     return gradients_of(model) | dict(model.named_buffers()) | terms
 
 
 def naive_results(name: str) -> dict[str, torch.Tensor]:
     """The same from the whole batch in one process, by naive means and loops."""
     mask, groups, pairs, weights = CASES[name]
-    mask, model = mask_of(mask), Heads()
+    mask, model = mask_of(mask), Heads(with_bias=weights is FURTHER)
     running_means = {m: torch.zeros(DIM, dtype=torch.float64) for m in range(MODALITIES)}
     for step, seed in enumerate((1, 2), start=1):
         model.zero_grad()
@@ -134,11 +150,18 @@ def naive_results(name: str) -> dict[str, torch.Tensor]:
             centered = features - mean if present else features * 0
             # One row alone is its mean, and becomes a row of zeros.
             embeddings.append(torch.stack([row / row.norm() if row.norm() > 0 else row * 0 for row in centered]))
-        terms = naive_partial_terms(embeddings, model.scale, GROUPS if groups else None, mask, pairs)
-        sum(weight * term for weight, term in zip(weights.values(), terms, strict=True)).backward()
+        groups_of = GROUPS if groups else None
+        if weights is FURTHER:
+            named = pairs or [(0, m) for m in range(1, MODALITIES)]
+            terms = naive_further_terms(embeddings, model.scale, model.bias, groups_of, mask, named)
+            (terms[0] + 0.7 * terms[1] + 1.3 * terms[2]).backward()
+        else:
+            terms = naive_partial_terms(embeddings, model.scale, groups_of, mask, pairs)
+            sum(weight * term for weight, term in zip(weights.values(), terms, strict=True)).backward()
     means = {f"centerings.{m}.running_mean": mean for m, mean in running_means.items()}
     counts = {f"centerings.{m}.num_batches_tracked": 2.0 * mask[:, m].any() for m in range(MODALITIES)}
-    return gradients_of(model) | means | counts | {term: x.detach() for term, x in zip(TERMS, terms, strict=True)}
+    names = FURTHER_TERMS if weights is FURTHER else TERMS
+    return gradients_of(model) | means | counts | {term: x.detach() for term, x in zip(names, terms, strict=True)}
 
 
 def model_results(rows: slice, micro_batch: int | None = None) -> dict[str, torch.Tensor]:

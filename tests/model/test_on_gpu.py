@@ -57,6 +57,20 @@ def test_the_tiled_objective_is_that_of_the_dense_form_in_float64(
         assert (x.double() - y).norm() <= tolerance * y.norm()
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_tiled_further_terms_are_those_of_the_dense_form_in_float64(dtype, grouped, monkeypatch):
+    n, (kind, tolerance) = 3001, DTYPES[dtype]
+    monkeypatch.setattr(tiled_module, "GPU_TILE_BYTES", 700 * n * 2)
+    embeddings = [z.to(kind) for z in related_vectors(n, 512, 2)]
+    scale, groups = torch.tensor(10.0, device="cuda"), torch.arange(n, device="cuda") // 3 if grouped else None
+    terms = {"modality_uniformity_weight": 1.0, "cross_uniformity_weight": 1.0, "logit_bias": -10.0}
+    found = loss_and_gradients(embeddings, scale, groups, tiled=True, **terms)
+    expected = loss_and_gradients([z.double() for z in embeddings], scale.double(), groups, tiled=False, **terms)
+    for x, y in zip(found, expected, strict=True):
+        assert (x.double() - y).norm() <= tolerance * y.norm()
+
+
 def test_every_run_of_the_kernels_gives_the_same_result():
     embeddings, scale = related_vectors(5000, 512, 2), torch.tensor(14.0, device="cuda")
     embeddings = [z.bfloat16() for z in embeddings]

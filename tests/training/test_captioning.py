@@ -192,7 +192,8 @@ def test_encoders_that_train_along(encoder, learnable):
 
 
 def test_without_the_objective_only_what_sees_images_trains(encoder):
-    model, processor = build(encoder[1], encoders="joint", objective_weight=0.0)
+    model_section = {"config": {"contrastive_loss": "sigmoid"}}  # whose bias has no part in it either
+    model, processor = build(encoder[1], model_section, encoders="joint", objective_weight=0.0)
     labels = processor.tokenizer(CAPTIONS[:1], return_tensors="pt")["input_ids"]
     model.train()(torch.randn(1, 3, 28, 28), labels=labels).loss.backward()
     assert {name for name, p in model.named_parameters() if p.grad is not None} == trainable(model)

@@ -1,5 +1,6 @@
 """Files and overrides to a checked configuration, and what is said of a wrong one."""
 
+import math
 import re
 from pathlib import Path
 
@@ -153,6 +154,8 @@ def test_one_name_stands_for_a_list_of_it(write):
         ("final_split=tst", r"training\.final_split is 'tst' .*'train', 'validation', 'test', 'none'"),
         ("model.vision={architecture: a", r"The value of 'model\.vision' is not valid YAML"),
         ("model.align_weight=-1", r"align_weight is -1: use a number of 0 or more"),
+        ("cross_uniformity_weight=-1", r"model.cross_uniformity_weight is -1: use a number of 0 or more"),
+        ("contrastive_loss=hinge", r"model.contrastive_loss is 'hinge': use one of softmax, sigmoid"),
         ("max_pairs=0", r"data\.max_pairs is 0; it must be at least 1"),
         ("text={hiden_size: 48}", r"model\.text: unknown key 'hiden_size': did you mean 'hidden_size'\?"),
         ("text={hidden_size: wide}", r"model\.text: .*'hidden_size' expected int, got str"),
@@ -286,6 +289,20 @@ def test_every_config_loads_alone_and_over_the_demo(path):
     load_config([path])
     loaded = load_config([path.parent / "demo.yaml", path], ["use_cpu=true", "report_to=none"])
     assert type(loaded.training_arguments()) is GapClosedTrainingArguments
+
+
+def test_the_objectives_of_others_have_their_papers_values():
+    folder = CONFIGS[0].parent
+    fields = load_config([folder / "demo.yaml", folder / "contrastive_gap.yaml"]).model.config
+    weights = {name: value for name, value in fields.items() if name.endswith("_weight")}
+    ones = dict.fromkeys(("align_weight", "modality_uniformity_weight", "cross_uniformity_weight"), 1.0)
+    assert weights == {"uniformity_weight": 0.0, **ones}
+    fields = load_config([folder / "demo.yaml", folder / "siglip_objective.yaml"]).model.config
+    assert fields["contrastive_loss"] == "sigmoid" and (fields["align_weight"], fields["uniformity_weight"]) == (0, 0)
+    assert math.exp(fields["logit_scale_init_value"]) == pytest.approx(10, rel=1e-6) and fields["logit_bias"] == -10
+    assert load_config([], ["cross_uniformity_weight=[[0.2, 1], [0.7, 0]]"]).model.config == {
+        "cross_uniformity_weight": [[0.2, 1], [0.7, 0]]
+    }
 
 
 def test_another_source_leaves_the_license_of_the_first_behind(tmp_path):

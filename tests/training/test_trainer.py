@@ -265,6 +265,23 @@ def test_the_log_averages_over_the_steps_since_the_last_one(tmp_path, monkeypatc
     assert last["uniformity_weight"] == 0.5 and last["contrastive_weight"] == 1.0
 
 
+def test_the_log_tells_further_terms_where_they_are_used(tmp_path):
+    config = {"contrastive_loss": "sigmoid", "modality_uniformity_weight": [[0.0, 1.0], [1.0, 3.0]]}
+    training = make_trainer("ours", tmp_path, config=config, max_steps=2, save_strategy="no", weight_decay=0.1)
+    training.train()
+    first, last = (entry for entry in training.state.log_history if "loss" in entry)
+    assert (first["modality_uniformity_weight"], last["modality_uniformity_weight"]) == (1.0, 2.0)
+    assert first["modality_uniformity_loss"] < 0 and not any("cross_uniformity" in name for name in first)
+    assert last["logit_bias"] == pytest.approx(training.model.logit_bias.item(), abs=1e-4) != -10
+    decayed = training.get_decay_parameter_names(training.model)
+    assert decayed and not any("temperature" in name for name in decayed)
+    plain = make_trainer("ours", tmp_path, max_steps=1, save_strategy="no")
+    plain.train()
+    assert not any(
+        name.startswith(("modality_unif", "cross_unif", "logit_bias")) for name in plain.state.log_history[0]
+    )
+
+
 # --- weights that follow a schedule
 
 

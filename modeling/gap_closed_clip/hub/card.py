@@ -52,6 +52,7 @@ OF_EVERY_PAIR = ("mean_over_pairs_debiased_modality_gap", "mean_over_pairs_margi
 RECALLS = ("text_to_image_recall@10", "image_to_text_recall@10")
 HEADLINES = (*GAP, *RECALLS, "v_measure", *OF_EVERY_PAIR, *CAPTION_HEADLINES)
 TERMS = {"contrastive": "InfoNCE", "align": "Align True Pairs", "uniformity": "Centroid Uniformity"}
+TERMS |= {"modality_uniformity": "Uniformity of each modality", "cross_uniformity": "Cross-modal Uniformity"}
 
 
 def write_card(
@@ -272,7 +273,7 @@ def _facts(
         "run": run,
         **read_size(folder),
         "weights": weights,
-        "added_terms": [TERMS[term] for term in ("align", "uniformity") if weights[term] != "0"],
+        "added_terms": [name for term, name in TERMS.items() if term != "contrastive" and weights[term] != "0"],
         "initial_scale": math.exp(model_config.logit_scale_init_value),
         "final_scale": _final_scale(folder),
         "config_yaml": run and public_config(run["config"]).rstrip(),

@@ -96,8 +96,8 @@ class GapClosedClipConfig(PreTrainedConfig):
             the modalities, and over the pairs that are compared. A term of weight 0 is not computed.
         contrastive_loss (`str`, defaults to `"softmax"`):
             The contrastive term: `"softmax"` is CLIP's InfoNCE, `"sigmoid"` SigLIP's loss (arXiv 2303.15343, eq. 1),
-            whose bias is a parameter that trains also where `learnable_temperature` is off. SigLIP's temperature
-            starts at `logit_scale_init_value=log(10)`.
+            whose bias is a parameter that trains also where `learnable_temperature` is off (but for adapters, which
+            then leave both as they are). SigLIP's temperature starts at `logit_scale_init_value=log(10)`.
         mask_groups (`bool`, defaults to `True`):
             Whether pairs that share an image or a caption (`group_ids` of `forward`) are kept out of one another's
             negatives.

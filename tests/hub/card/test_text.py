@@ -149,6 +149,18 @@ def test_plain_clip_is_called_so(folder, tiny_model):
     assert "were negatives of one another" in text
 
 
+def test_the_objectives_of_others_are_named(folder, tiny_model):
+    weights = {"align_weight": 1.0, "uniformity_weight": 0.0, "cross_uniformity_weight": [[0.2, 1.0], [0.7, 0.0]]}
+    tiny_model.config.update({**weights, "contrastive_loss": "sigmoid"})
+    tiny_model.save_pretrained(folder)
+    text = render(folder)
+    objective = section(text, "Objective")
+    assert "*Align True Pairs* and *Cross-modal Uniformity*" in text and text.count("2405.18570") == 4
+    assert "SigLIP's sigmoid loss" in objective and "| Sigmoid loss of every pair | 1 |" in objective
+    rows = [line for line in objective.splitlines() if line.startswith("|")]
+    assert len(rows) == 7 and rows[-1].endswith("| 1 until 20%, linearly to 0 at 70% of training |")
+
+
 def test_config_and_command(folder, tmp_path):
     text = render(
         folder, *PHANTOMS, "hub_token=hf_secret", "learning_rate=1e-3", num_processes=4, device="NVIDIA A100"
