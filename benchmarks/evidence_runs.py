@@ -173,9 +173,7 @@ class FeatureRuns(Runs):
         model_config = GapClosedClipConfig.from_dict({**encoder.config.to_dict(), **config.model.config})
         model = GapClosedClipModel(model_config, vision_model=encoder.vision_model, text_model=encoder.text_model)
         # What the towers gave is there: a Trainer would walk through their hundreds of modules in every step.
-        model.vision_model, model.text_model = (
-            NoTower(tower.config) for tower in (model.vision_model, model.text_model)
-        )
+        model.vision_model, model.text_model = NoTower(encoder.vision_model), NoTower(encoder.text_model)
         return model
 
     def _fit(self, model: GapClosedClipModel, config: RunConfig, pairs: FeaturePairs) -> Curve:

@@ -53,8 +53,8 @@ class Evidence:
         own |= {method: max(trials, key=lambda each: each["score"])["budget"] for method, trials in grid.items()}
         budgets: dict[str, Any] = {SHARED: plan.shared, OWN: own}
         with_hits = [run for kind in self.kinds for run in self.of_budget(kind, budgets[kind])]
-        zeros = np.zeros((len(self.runs.test_pairs), 1), np.float32)
-        queries = queries_of(PairEmbeddings(zeros, zeros, *self.runs.columns[:4]), self.runs.groups)
+        ones = np.ones((len(self.runs.test_pairs), 1), np.float32)  # which is found does not matter
+        queries = queries_of(PairEmbeddings(ones, ones, *self.runs.columns[:4]), self.runs.groups)
         known = plan.known_methods
         content = {
             "methods": {
