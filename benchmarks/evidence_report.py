@@ -51,7 +51,8 @@ FIGURES = {
     "curves": "Modality gap and true-pair cosine of the training batches over the training: mean over the seeds, and "
     "a band of one standard deviation.",
     "gap_and_scores": "Every run's gap against its scores, a panel for each task, with Spearman's correlation over "
-    "all runs. Grey are runs of methods that are not separable from the baseline in that score.",
+    "all runs. Grey are runs of methods that are not separable from the baseline in that score; where nothing was "
+    "tested, the panel says so. Of two budgets the shared one is hollow.",
     "weight_map": "R@10, margin and cosine of random pairs over the weights of both terms; collapse and scatter are "
     "hatched.",
     "robustness": "R@10 after trainings of several lengths: mean over the seeds, and a band of one standard "
@@ -234,7 +235,8 @@ def _weights(evidence: Evidence) -> list[str]:
 
 def _robustness(evidence: Evidence) -> list[str]:
     found = robustness_table(evidence)
-    return ["## Too long a training", found] if found else []
+    words = f"Trainings of several lengths, all else as before; {evidence.main_scope}."
+    return ["## Too long a training", words, found] if found else []
 
 
 def _sources(evidence: Evidence) -> list[str]:

@@ -93,8 +93,8 @@ TASKS = (
         )
         for label, name in (("kNN", "knn"), ("linear probe", "linear_probe"))
     ),
-    _column("zero-shot ↑", "zero_shot_balanced_accuracy", 1),
-    _column("zero-shot, ensemble ↑", "zero_shot_balanced_accuracy_ensemble", 1),
+    _column("zero-shot ↑", "zero_shot_balanced_accuracy", 1, "zero_shot_chance_accuracy"),
+    _column("zero-shot, ensemble ↑", "zero_shot_balanced_accuracy_ensemble", 1, "zero_shot_chance_accuracy"),
     _column("ECE ↓", "zero_shot_ece", -1),
     _column("ECE, ensemble ↓", "zero_shot_ece_ensemble", -1),
     _column("other kind in nearest 10", "other_kind_share@10", 0, "chance_other_kind_share@10"),

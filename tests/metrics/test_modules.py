@@ -24,6 +24,7 @@ PAPERS = {
     "mixed_gallery_search": GAP_PAPERS,
     "clip_score": ("hessel2021clipscore",),
     "space_geometry": ("2005.10242", "2405.18570", "2404.07983", "roy2007effective"),
+    "zero_shot_classification": ("radford2021learning", "guo2017calibration"),
 }
 NAMES = tuple(PAPERS)
 OF_CAPTIONS, OF_CLUSTERS, OF_EMBEDDINGS = (

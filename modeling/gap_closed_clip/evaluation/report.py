@@ -31,6 +31,14 @@ from .tables import Metrics, cell_of, runs_of, table
 
 
 LIBRARIES = ("torch", "transformers", "timm", "datasets", "evaluate", "scikit-learn", "numpy")
+# Of the metrics of zero-shot classification, with one template and with several: as in ROWS.
+_ZERO_SHOT = {
+    "accuracy": ("zero-shot accuracy{} ↑", "{:.1%}"),
+    "balanced_accuracy": ("zero-shot balanced accuracy{} ↑", "{:.1%}"),
+    "ece": ("zero-shot calibration error (ECE){} ↓", "{:.3f}"),
+    "brier": ("zero-shot Brier score{} ↓", "{:.3f}"),
+    "nll": ("zero-shot negative log-likelihood{} ↓", "{:.3f}"),
+}
 # Metric: (what the table calls it and which way is better, format of its value). `nmi` equals the V-measure, and of
 # the recalls that chance has the table shows the one that belongs to the mean of both directions.
 ROWS = {
@@ -76,6 +84,13 @@ ROWS = {
     "linear_probe_balanced_accuracy_image_to_text": ("balanced linear probe, images to captions ↑", "{:.1%}"),
     "linear_probe_balanced_accuracy_text_to_image": ("balanced linear probe, captions to images ↑", "{:.1%}"),
     "chance_balanced_accuracy": ("chance: balanced accuracy", "{:.1%}"),
+    **{
+        f"zero_shot_{name}{suffix}": (label.format(words), form)
+        for suffix, words in (("", ""), ("_ensemble", ", several templates"))
+        for name, (label, form) in _ZERO_SHOT.items()
+    },
+    "zero_shot_chance_accuracy": ("chance: zero-shot accuracy", "{:.1%}"),
+    "zero_shot_majority_accuracy": ("majority label: zero-shot accuracy", "{:.1%}"),
     "mean_over_pairs_modality_gap": ("every two modalities: modality gap ↓", "{:.3f}"),
     "mean_over_pairs_debiased_modality_gap": ("every two modalities: debiased gap ↓", "{:.3f}"),
     "mean_over_pairs_true_pair_cosine": ("every two modalities: true-pair cosine ↑", "{:.3f}"),

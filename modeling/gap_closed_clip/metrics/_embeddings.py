@@ -16,6 +16,7 @@ from scipy.sparse.csgraph import connected_components
 
 EMBEDDING = datasets.Sequence(datasets.Value("float32"))
 STRING = datasets.Value("string")
+INTEGER = datasets.Value("int64")
 TIE = 1e-9  # cosines this close are equal: well above float64 rounding, well below that of float32 embeddings
 
 _URLS = ["https://arxiv.org/abs/2602.20046", "https://arxiv.org/abs/2601.18525"]
@@ -121,11 +122,14 @@ def pair_info(description: str, inputs_description: str, **features: Any) -> eva
 
 
 def _as_array(column: Any, feature: Any) -> np.ndarray | list | None:
-    """The (N, D) float32 matrix, the N matrices or the N strings that the column holds; None for anything else."""
+    """The (N, D) float32 matrix, the N matrices, strings or integers that the column holds; None for anything else."""
     if feature == EMBEDDING:
         return _as_matrix(column)
     if not isinstance(column, Sequence | np.ndarray) or isinstance(column, str):
         return None
+    if feature == INTEGER:
+        numbers = np.asarray(column)
+        return numbers if numbers.ndim == 1 and numbers.dtype.kind in "iu" else None
     if feature == STRING:
         strings = list(column)
         return strings if all(isinstance(value, str) for value in strings) else None

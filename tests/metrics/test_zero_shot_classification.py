@@ -1,0 +1,120 @@
+"""Accuracy and calibration against scikit-learn, naive loops and hand-written numbers."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, mean_squared_error
+
+from .conftest import random_pairs, unit_lists
+
+
+NAMES = ("accuracy", "balanced_accuracy", "ece", "brier", "nll", "chance_accuracy", "majority_accuracy")
+
+
+def compute(load, images, labels, classes, logit_scale=10.0, **settings) -> dict[str, float]:
+    inputs = {"image_embeds": images, "labels": labels, "class_embeds": classes, "logit_scale": logit_scale}
+    return load("zero_shot_classification").compute(**inputs, **settings)
+
+
+def made_up(n: int = 200, num_classes: int = 6, num_templates: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images near their classes, labels of which one class is frequent and one is missing, and templates."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(num_classes, 8))
+    labels = rng.choice(num_classes - 1, size=n, p=[0.5, 0.2, 0.1, 0.1, 0.1])
+    images = (centers[labels] + 1.5 * rng.normal(size=(n, 8))) * rng.uniform(0.1, 9, size=(n, 1))
+    templates = (centers + 0.5 * rng.normal(size=(num_templates, *centers.shape))) * rng.uniform(1, 5)
+    return images.astype(np.float32), labels, templates.astype(np.float32)
+
+
+def naive_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int) -> float:
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for row, label in zip(probabilities, labels, strict=True):
+        bins.setdefault(math.ceil(row.max() * num_bins), []).append((row.max(), row.argmax() == label))
+    error = 0.0
+    for found in bins.values():
+        confidence, accuracy = (sum(column) / len(found) for column in zip(*found, strict=True))
+        error += len(found) / len(labels) * abs(accuracy - confidence)
+    return error
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize(("logit_scale", "num_bins", "block_size"), [(1.0, 15, 4096), (10.0, 10, 37), (15.0, 15, 64)])
+@pytest.mark.parametrize("ensemble", [False, True])
+def test_equals_scikit_learn(load, logit_scale, num_bins, block_size, ensemble):
+    images, labels, templates = made_up()
+    if ensemble:
+        units = np.array([unit_lists(template) for template in templates])
+        classes, given = np.array(unit_lists(units.mean(axis=0))), templates
+    else:
+        classes, given = np.array(unit_lists(templates[0])), templates[0]
+    result = compute(load, images, labels, given, logit_scale, num_bins=num_bins, block_size=block_size)
+    probabilities = softmax(logit_scale * np.array(unit_lists(images)) @ classes.T, axis=1)
+    predicted = probabilities.argmax(axis=1)
+    assert result == pytest.approx(
+        {
+            "zero_shot_accuracy": accuracy_score(labels, predicted),
+            "zero_shot_balanced_accuracy": balanced_accuracy_score(labels, predicted),
+            "zero_shot_ece": naive_calibration_error(probabilities, labels, num_bins),
+            "zero_shot_brier": 6 * mean_squared_error(np.eye(6)[labels], probabilities),
+            "zero_shot_nll": log_loss(labels, probabilities, labels=range(6)),
+            "zero_shot_chance_accuracy": 1 / 6,
+            "zero_shot_majority_accuracy": np.mean(labels == 0),
+        },
+        abs=1e-9,
+    )
+    assert 0.3 < result["zero_shot_accuracy"] < 0.95  # the test tells something
+
+
+def test_written_out(load):
+    """Cosines 1 and 0 for either class at a scale of log 3: probabilities 3/4 and 1/4, one image of three wrong."""
+    found = compute(load, [[2.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [0, 1, 1], [[1.0, 0.0], [0.0, 3.0]], math.log(3))
+    assert found == pytest.approx(
+        {
+            "zero_shot_accuracy": 2 / 3,
+            "zero_shot_balanced_accuracy": (1 + 1 / 2) / 2,
+            "zero_shot_ece": 3 / 4 - 2 / 3,
+            "zero_shot_brier": (2 * 2 / 16 + 2 * 9 / 16) / 3,
+            "zero_shot_nll": -(2 * math.log(3 / 4) + math.log(1 / 4)) / 3,
+            "zero_shot_chance_accuracy": 1 / 2,
+            "zero_shot_majority_accuracy": 2 / 3,
+        },
+        abs=1e-7,
+    )
+    assert list(found) == [f"zero_shot_{name}" for name in NAMES]
+
+
+def test_ties_count_against_the_model(load):
+    found = compute(load, [[1.0, 0.0], [1.0, 1.0]], [0, 1], [[1.0, 0.0], [0.0, 1.0]])
+    assert found["zero_shot_accuracy"] == 0.5
+    same = compute(load, np.ones((4, 3), np.float32), [0, 1, 0, 1], np.ones((2, 3), np.float32))
+    assert same["zero_shot_accuracy"] == same["zero_shot_balanced_accuracy"] == 0
+    assert same["zero_shot_nll"] == pytest.approx(math.log(2)) and same["zero_shot_ece"] == pytest.approx(0.5)
+
+
+def test_tensors_and_batches_give_the_same(load):
+    images, labels, templates = made_up(20)
+    expected = compute(load, images, labels, templates)
+    assert compute(load, torch.tensor(images), torch.tensor(labels), torch.tensor(templates)) == expected
+    metric = load("zero_shot_classification")
+    for rows in (slice(0, 8), slice(8, None)):
+        metric.add_batch(image_embeds=images[rows], labels=labels[rows])
+    assert metric.compute(class_embeds=templates, logit_scale=10.0) == pytest.approx(expected, abs=1e-12)
+
+
+def test_what_does_not_fit_is_named(load):
+    images, classes = random_pairs(3, 4)
+    with pytest.raises(ValueError, match="labels: row 1 is 3, but the 3 classes are 0 to 2"):
+        compute(load, images, [0, 3, -1], classes)
+    with pytest.raises(ValueError, match="image_embeds have 4 dimensions, class_embeds 3"):
+        compute(load, images, [0, 1, 2], classes[:, :3])
+    with pytest.raises(ValueError, match="class_embeds of template 1: row 0 is a zero vector"):
+        compute(load, images, [0, 1, 2], np.stack([classes, 0 * classes]))
+    with pytest.raises(ValueError, match="the templates of class 0 cancel out"):
+        compute(load, images, [0, 1, 2], np.stack([classes, -classes]))
+    with pytest.raises(ValueError, match="logit_scale is 0"):
+        compute(load, images, [0, 1, 2], classes, 0)
+    with pytest.raises(ValueError, match="class_embeds: the shape is .4,."):
+        compute(load, images, [0, 1, 2], classes[0])
