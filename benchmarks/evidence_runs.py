@@ -91,26 +91,24 @@ class Runs:
 
     def describe(self) -> list[str]:
         """What was found, in sentences."""
-        data, counts = self.config.data, {}
+        title, counts = self.config.data.title.replace("'", ""), {}
         for split, pairs in (("training", self.train_pairs), (self.config.training["final_split"], self.test_pairs)):
             columns = columns_of(pairs)
             counts[split] = (
                 f"{len(pairs):,} {split} pairs ({len({*columns.image_ids}):,} images, "
                 f"{len({*columns.captions}):,} captions)"
             )
-        sources = [name for name in dict.fromkeys(self.columns.sources) if name]
         labelled = sum(bool(label) for label in self.columns.labels)
         labels = (
             f"{labelled:,} of the held-out pairs have a label, {len(self.classes)} different ones."
             if labelled
             else "No pair has a label, so tasks of labels are left out."
         )
-        found = [
-            f"{data.title}: {' and '.join(counts.values())}.",
+        return [
+            f"{title}: {' and '.join(counts.values())}.",
             labels,
             f"Pairs that belong together stay together: {len(set(self.groups)):,} cases are held out.",
         ]
-        return [*found, f"Sources: {', '.join(sources)}."] if len(sources) > 1 else found
 
     def prompts(self) -> list[str]:
         """All prompts, template by template."""
@@ -125,6 +123,7 @@ class FeatureRuns(Runs):
 
     def __init__(self, plan: Plan, folder: Path):
         super().__init__(plan, folder)
+        set_seed(self.config.training["seed"])  # of towers that start at random
         self.parts = build(self.config, self.inputs)
         if not self.parts.towers_have_run:
             raise ValueError("Not all towers are frozen: set model.freeze_vision=true and model.freeze_text=true.")

@@ -8,12 +8,15 @@ import evidence_study
 import numpy as np
 import pytest
 import yaml
+from evidence_compare import comparisons
 from evidence_measure import measure, queries_of
 from evidence_plan import all_methods, read_plan
 from evidence_runs import FeatureRuns
+from scipy.stats import ttest_rel
 
 from gap_closed_clip.evaluation import evaluate_embeddings
 from gap_closed_clip.evaluation.post_hoc import fit_pairs
+from gap_closed_clip.evaluation.statistics import Queries
 from gap_closed_clip.training import load_config
 
 
@@ -54,15 +57,15 @@ TINY = {
 PLAN = {
     "title": "Tiny",
     "methods": ["CLIP (LT)", "ours", "CLIP, centered after"],
-    "seeds": [0, 1],
+    "seeds": [0],
     "shared": {"max_steps": 2},
     "grid": {"max_steps": [1, 2]},
     "num_folds": 2,
     "folds": 1,
-    "weight_map": {"align_weight": [0, 3], "uniformity_weight": [1]},
+    "weight_map": {"align_weight": [3], "uniformity_weight": [1]},
     "robustness": {"methods": ["ours"], "num_train_epochs": [1]},
 }
-TRAININGS = 2 * 2 * 1 + 2 * 2 * 2 + 2 + 1  # of the grid, of both kinds of budgets, of the map, of the robustness
+TRAININGS = 2 * 2 * 1 + 2 * 2 * 1 + 1 + 1  # of the grid, of both kinds of budgets, of the map, of the robustness
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +105,15 @@ def run(plan_file, tmp_path, monkeypatch):
     return run
 
 
-def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path):
+def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "draw", lambda *_: {})  # figures of the results, which have tests of their own
     assert run(stop_after=3) == (None, 3)
     # A kill may leave half a file, which is then made again.
-    first = sorted((tmp_path / "output" / "trainings").glob("*.json"))[0]
+    first = min((tmp_path / "output" / "trainings").glob("*.json"))
     first.write_text(first.read_text()[:50])
-    assert run(stop_after=5) == (None, 5)
+    assert run(stop_after=4) == (None, 4)
     found, trained = run()
-    assert trained == TRAININGS - 3 + 1 - 5
+    assert trained == TRAININGS - 3 + 1 - 4
     whole, trained = run(folder=tmp_path / "whole")
     assert trained == TRAININGS
 
@@ -124,7 +128,7 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path):
     content = json.loads(found)
     assert content["found"][0].startswith("phantoms: 24 training pairs")
     assert [*content["methods"]] == PLAN["methods"]
-    assert len(content["runs"]) == 3 * 2 * 2 and len(content["weight_map"]) == 2
+    assert len(content["runs"]) == 3 * 2 and len(content["weight_map"]) == 1
     for method, budget in content["budgets"]["own"].items():
         trials = content["grid"]["trials"][method]
         assert budget == max(trials, key=lambda trial: trial["score"])["budget"]
@@ -137,6 +141,32 @@ def test_another_state_of_the_code_trains_anew(run, monkeypatch):
     run(stop_after=2)
     monkeypatch.setattr("evidence_store.digest_of_code", lambda: "another")
     assert run(stop_after=2) == (None, 2)
+
+
+def test_methods_are_compared_run_by_run_with_holms_correction():
+    rng = np.random.default_rng(0)
+    runs = []
+    for method, gain in (("CLIP (LT)", 0.0), ("ours", 0.3), ("SigLIP", 0.0)):
+        for seed in (1, 0, 2):
+            hits = (np.random.default_rng(seed).random(80) + gain * rng.random(80) > 0.6).astype(int).tolist()
+            metrics = {"recall@10": np.mean(hits), "margin": 0.2 + gain + 0.01 * seed, "v_measure": rng.random()}
+            about = {"method": method, "budget": "shared", "seed": seed, "hits": {"": {"image_to_text": hits}}}
+            runs.append({**about, "metrics": {"all pairs": metrics}})
+    queries = Queries(np.zeros(80), np.arange(80) // 2, np.zeros(80))
+    found = comparisons(runs, read_plan("some.csv", []), queries)
+    by_metric = {metric: [each for each in found if each["metric"] == metric] for metric in ("recall@10", "margin")}
+    ours, siglip = by_metric["recall@10"]
+    assert (ours["method"], siglip["method"]) == ("ours", "SigLIP") and ours["groups"] == 40 and ours["seeds"] == 3
+    means = [np.mean([run["metrics"]["all pairs"]["recall@10"] for run in runs[k : k + 3]]) for k in (0, 3)]
+    assert ours["difference"] == pytest.approx(means[1] - means[0], abs=1e-6)
+    smaller, larger = sorted([ours["p"], siglip["p"]])
+    assert sorted([ours["p_holm"], siglip["p_holm"]]) == pytest.approx(
+        [min(2 * smaller, 1), max(min(2 * smaller, 1), larger)], abs=2e-6
+    )
+    v_measures = [[run["metrics"]["all pairs"]["v_measure"] for run in runs[k : k + 3]] for k in (0, 6)]
+    t = next(each for each in found if (each["metric"], each["method"]) == ("v_measure", "SigLIP"))
+    assert t["p"] == pytest.approx(ttest_rel(*v_measures).pvalue, abs=1e-6) and t["groups"] is None
+    assert {each["difference"] for each in by_metric["margin"]} == {0.3, 0.0}
 
 
 @pytest.fixture(scope="module")
