@@ -68,9 +68,8 @@ BLOCK = re.compile(
 )
 VALUE = re.compile(r"(?P<start><!-- evidence-value: (?P<words>[^>]+?) -->)(?P<text>[^<]*)(?P<end><!-- / -->)")
 START, END = re.compile(r"<!-- evidence(-value)?: "), re.compile(r"<!-- /(evidence)? -->")
-BEGINNING = re.compile(
-    r"^[ \t]*([-+*>][ \t]+|\d+[.)][ \t]+)*\Z", flags=re.MULTILINE
-)  # of a line, a list's item, a quote
+# Of a line, a list's item or a quote.
+BEGINNING = re.compile(r"^[ \t]*([-+*>][ \t]+|\d+[.)][ \t]+)*\Z", flags=re.MULTILINE)
 OPTIONS = {
     "evidence": ("budget", "scope", "methods", "rows", "head", "names", "marks", "part"),
     "evidence-value": ("scope", "sd", "ratio", "difference", "at", "p", "digits"),

@@ -150,7 +150,7 @@ def _ratio_sentences(evidence: Evidence, budget: str, others: Iterable[str]) -> 
     sentences = []
     for column in evidence.present((GAP, DEBIASED_GAP, MARGIN), scope, budget):
         usual = evidence.mean(evidence.baseline, budget, scope, column)
-        if False:
+        if not usual > 0:
             continue
         means = {name: evidence.mean(name, budget, scope, column) for name in others}
         ratios = [f"{name} {mean / usual:.2f}" for name, mean in means.items() if not math.isnan(mean)]

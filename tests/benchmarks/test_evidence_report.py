@@ -172,6 +172,16 @@ def test_the_page_says_what_differs_and_what_does_not(evidence):
     assert "![Curves](evidence_small_curves.png)" in text and "None" not in text and "nan" not in text
 
 
+@pytest.mark.parametrize("margin", [0.0, -0.1, None])
+def test_there_is_no_ratio_to_a_margin_that_is_not_positive(margin):
+    results = example()
+    for entry in results["runs"]:
+        if entry["method"] == "CLIP (LT)":
+            entry["metrics"][MEAN]["margin"] = margin
+    text = report(results)
+    assert "The gap as a ratio" in text and "The margin as a ratio" not in text
+
+
 def test_a_page_is_the_same_for_the_same_file_and_lacks_what_was_not_asked_for():
     results = example("all pairs")
     text = report(results)
