@@ -110,7 +110,7 @@ def measured(setting: Setting, runs: int, resamples: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=600, help="simulated test sets of each row")
+    parser.add_argument("--runs", type=int, default=700, help="simulated test sets of each row")
     parser.add_argument("--resamples", type=int, default=1000, help="of each interval")
     arguments = parser.parse_args()
     start = time.perf_counter()

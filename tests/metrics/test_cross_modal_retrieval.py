@@ -6,6 +6,8 @@ import statistics
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
+from sklearn.metrics import top_k_accuracy_score
 
 from .conftest import dot, random_pairs, traced_peak, unit_lists
 
@@ -57,6 +59,16 @@ def test_one_caption_an_image(load, block_size):
     result = compute(load, image, text, *ids, block_size=block_size)
     assert result == pytest.approx(reference(image, text, *ids))
     assert 0 < result["text_to_image_recall@1"] < result["text_to_image_recall@10"] < 1  # the test tells something
+
+
+def test_without_ties_scikit_learn_counts_the_same_and_scipy_ranks_the_same(load):
+    image, text = random_pairs(50, 4)
+    result = compute(load, image, text, numbered("i", range(10, 60)), numbered("c", range(10, 60)))
+    cosines = np.array(unit_lists(image)) @ np.array(unit_lists(text)).T
+    for way, scores in (("image_to_text", cosines), ("text_to_image", cosines.T)):
+        for k in (1, 5, 10):
+            assert result[f"{way}_recall@{k}"] == pytest.approx(top_k_accuracy_score(np.arange(50), scores, k=k))
+        assert result[f"{way}_median_rank"] == np.median(np.diag(rankdata(-scores, axis=1)))
 
 
 @pytest.mark.parametrize("block_size", [3, 256])

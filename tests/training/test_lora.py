@@ -302,7 +302,15 @@ def test_adapters_whose_gradients_are_all_zero_are_found():
     ]
 
 
-@pytest.mark.parametrize("config", [{"contrastive_weight": 0.0}, {"uniformity_weight": 0.0, "align_weight": 0.0}, {}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"contrastive_weight": 0.0},
+        {"uniformity_weight": 0.0, "align_weight": 0.0},
+        {"contrastive_loss": "sigmoid", "contrastive_weight": 0.0, "learnable_temperature": False},
+        {},
+    ],
+)
 def test_full_fine_tuning_reaches_everything(config):
     model = GapClosedClipModel(tiny_config(**config)).train()
     model(**tiny_inputs(6)).loss.backward()

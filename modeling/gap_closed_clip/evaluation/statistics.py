@@ -106,24 +106,16 @@ class _Differences:
         return values[np.isfinite(values)]  # without those few that drew no group of some part
 
 
-def _variance_of_seeds(data: _Differences, degrees: int) -> tuple[float, float]:
-    """What the seeds add to the variance of the mean difference over groups, and the degrees of freedom of the sum.
+def _variance_of_seeds(data: _Differences, degrees: int) -> float:
+    """What the seeds add to the variance over groups of the mean difference, 0 or more.
 
     Groups and seeds are crossed random factors: V = V_groups + V_seeds - V_cells, each of which holds the variance of
-    single cells once (Cameron, Gelbach and Miller, JBES 2011), and not below V_groups; degrees of freedom by
-    Satterthwaite.
+    single cells once (Cameron, Gelbach and Miller, JBES 2011).
     """
     influences, means = data.influences(), data.means()
-    seeds, correction = len(means), influences.shape[1] / degrees
-    of_groups = correction * float(np.sum(influences.mean(axis=0) ** 2))
-    of_seeds = float(np.var(means, ddof=1)) / seeds
-    cells = float(np.sum((influences - influences.mean(axis=0)) ** 2))
-    of_cells = correction * cells / (seeds * (seeds - 1))
-    if of_seeds <= of_cells:  # the seeds differ no more than their single groups make them
-        return 0.0, float(degrees)
-    total = of_groups + of_seeds - of_cells
-    spread = of_groups**2 / degrees + of_seeds**2 / (seeds - 1) + of_cells**2 / (degrees * (seeds - 1))
-    return of_seeds - of_cells, min(total**2 / spread, float(degrees))
+    seeds = len(means)
+    cells = np.sum((influences - influences.mean(axis=0)) ** 2) * influences.shape[1] / degrees
+    return max(0.0, float(np.var(means, ddof=1) / seeds - cells / (seeds * (seeds - 1))))
 
 
 def paired_bootstrap(
@@ -147,9 +139,9 @@ def paired_bootstrap(
 
     By default it covers other cases of the same kind, judged by these very models: their seeds count as given. With
     `new_seeds` it covers other cases and trainings with other seeds. Three or five seeds resampled would vary too
-    little, so the variance that they add is estimated, drawn from a normal distribution, and the interval widened to
-    Student's t of as many degrees of freedom as are left (`_variance_of_seeds`). How often the intervals hold the
-    truth, benchmarks/coverage.py has simulated.
+    little: the variance that they add is estimated (`_variance_of_seeds`), drawn from Student's t with S - 1 degrees
+    of freedom, and added to the resamples (the sum of Behrens and Fisher). Intervals of 95% held the truth in 93% to
+    97% of simulated test sets, in 92% where 25 cases had exponential effects (benchmarks/coverage.py).
 
     Args:
         first, second: (S, N) a score of each query of each seed, or (N,); seeds are matched by row.
@@ -184,22 +176,19 @@ def _bounds(
 
     Args:
         deviations: (B,) of the resamples from the difference.
-        of_seeds: draws the part of the seeds, which is normal; None leaves it out.
+        of_seeds: draws the part of the seeds, from Student's t; None leaves it out.
     """
     num_groups = len(data.strata)
     degrees = num_groups - int(data.strata.max()) - 1
-    freedom = float(degrees)
     if of_seeds is not None:
-        further, freedom = _variance_of_seeds(data, degrees)
-        ranks = of_seeds.permutation(len(deviations))
-        deviations = deviations + np.sqrt(further) * special.ndtri((ranks + 0.5) / len(deviations))
+        ranks = (of_seeds.permutation(len(deviations)) + 0.5) / len(deviations)
+        student = special.stdtrit(len(data.sums) - 1, ranks)
+        deviations = deviations + np.sqrt(_variance_of_seeds(data, degrees)) * student
     deviations = np.sort(deviations)
 
     def bounds(alpha: float) -> tuple[float, float]:
-        student = special.stdtrit(degrees, alpha / 2)
-        rank = special.ndtr(np.sqrt(num_groups / degrees) * student)
-        wider = special.stdtrit(freedom, alpha / 2) / student if freedom < degrees else 1.0
-        low, high = difference + wider * np.quantile(deviations, [rank, 1 - rank])
+        rank = special.ndtr(np.sqrt(num_groups / degrees) * special.stdtrit(degrees, alpha / 2))
+        low, high = difference + np.quantile(deviations, [rank, 1 - rank])
         return float(low), float(high)
 
     return bounds

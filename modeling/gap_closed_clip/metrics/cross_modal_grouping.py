@@ -33,7 +33,8 @@ Group-wise semantics of a space that two modalities share. Rows with an empty la
 
 - `v_measure`, `nmi`, `ari`: k-means (k = number of labels, 10 starts, fixed seed) on the embeddings of both modalities
   stacked (2 N rows), compared with the labels. A space split by modality wastes its clusters on the modality. 0..1,
-  `ari` from -0.5. `nmi` is normalised by the arithmetic mean, so it equals the V-measure; both names are in use.
+  `ari` from -0.5. `nmi`, normalised mutual information, is normalised by the arithmetic mean of both entropies, so it
+  equals the V-measure; both names are in use.
 - `knn_accuracy_A_to_B`: every distinct item of modality B takes the label of the majority of its 5 nearest items of
   modality A. Items as near as the fifth vote too; between equal votes the larger sum of cosines decides.
 - `linear_probe_accuracy_A_to_B`: logistic regression fitted on modality A, tested on modality B, 5-fold cross-fitted.
