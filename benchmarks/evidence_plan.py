@@ -147,7 +147,7 @@ def read_plan(what: str, words: list[str], seeds: list[int] | None = None, metho
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds no mapping: a plan has fields such as title, config and seeds.")
         if set(content) & set(SECTIONS):
-            plan = Plan(path.stem, path.stem, config=(str(path),))
+            plan = _of_config(path, words)
         else:
             plan = _from_content(path, content)
     changes: dict[str, Any] = {"words": (*plan.words, *words)}
@@ -158,6 +158,14 @@ def read_plan(what: str, words: list[str], seeds: list[int] | None = None, metho
     plan = replace(plan, **changes)
     _check(plan)
     return plan
+
+
+def _of_config(path: Path, words: list[str]) -> Plan:
+    """Of a configuration: at its own budget where towers train, which takes long."""
+    model = load_config([path], words).model
+    frozen = model.freeze_vision and model.freeze_text
+    budgets: dict[str, Any] = {} if frozen else {"shared": {}, "grid": {}, "seeds": (0, 1, 2)}
+    return Plan(path.stem, path.stem, config=(str(path),), **budgets)
 
 
 def _from_content(path: Path, content: dict[str, Any]) -> Plan:

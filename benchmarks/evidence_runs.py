@@ -217,14 +217,14 @@ class FolderRuns(Runs):
         self, method: str, budget: dict[str, Any], seed: int, fold: int | None = None, embed_train: bool = False
     ) -> Trained:
         """As `FeatureRuns.train`; folds are not trained."""
-        words = ""
+        words = " ".join(f"{key} {value}" for key, value in budget.items())
         if self.plan.start:
-            first = Plan(self.plan.name, "", config=self.plan.start, words=self.plan.words)
-            words = self.folder / f"{slug(method)}-seed{seed}-start"
-            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), words)
-        budget = {**budget, "checkpoint": words} if words else budget
+            first = Plan(self.plan.name, "", config=self.plan.start)
+            start = self.folder / slug(f"{method} start seed{seed}")
+            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start)
+            budget = {**budget, "checkpoint": start}
         config = self.plan.run_config(method, budget, seed)
-        folder = self.folder / f"{slug(method)}-seed{seed}"
+        folder = self.folder / slug(f"{method} {words} seed{seed}")
         run_once(config, folder)
         model, processor = load_checkpoint(folder)
         settings = {"max_length": config.data.max_caption_tokens, "batch_size": 64}
