@@ -6,7 +6,7 @@
     python benchmarks/compare_release.py --workers 2                            # and then, for the report, all of them
 
 For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
-see choose_budgets.py), and the towers are released from there as configs/radiology_release.yaml says: the image tower,
+benchmarks/budgets/), and the towers are released from there as configs/radiology_release.yaml says: the image tower,
 the last four blocks of it, adapters in it, or both towers. All are evaluated on the same pairs.
 A run that has finished is not repeated with the same settings. Further words are overrides of the second stage. All
 run on a GPU if there is one. --finished trains nothing, and reports the runs that are there.

@@ -10,17 +10,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.commands import keep_freed_memory
-from gap_closed_clip.data import load_checked_pairs
-from gap_closed_clip.evaluation import (
-    embed_pairs,
-    metrics_table,
-    plot_cosine_histograms,
-    plot_projection,
-    read_metrics,
-)
-from gap_closed_clip.evaluation.by_source import mean_over_sources
+from gap_closed_clip.evaluation import read_metrics
 from gap_closed_clip.training import RunConfig, load_config, train
 
 
@@ -77,30 +68,6 @@ def read_sources(folder: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def report_of_runs(
-    runs: dict[str, list[dict[str, float]]], by_source: dict[str, dict[str, list[dict[str, float]]]]
-) -> str:
-    """
-    Tables of several runs of several methods, mean ± standard deviation: of all pairs and, where these come from
-    several sources, of the mean over the sources and of each.
-
-    Args:
-        runs: {method: metrics of each run}.
-        by_source: {source: {method: metrics of each run}}.
-    """
-    if len(by_source) < 2:
-        return metrics_table(runs)
-    means = {
-        method: [
-            mean_over_sources(metrics, {source: found[method][number] for source, found in by_source.items()})
-            for number, metrics in enumerate(found_of_method)
-        ]
-        for method, found_of_method in runs.items()
-    }
-    tables = {"Mean of the sources": means, **by_source, "All in one gallery": runs}
-    return "\n\n".join(f"## {title}\n\n{metrics_table(found)}" for title, found in tables.items())
-
-
 def cases(pairs: Dataset) -> list[str]:
     """
     What has to stay in one fold: the rows of a case or, without one, of an image. Images of MedPix outside of MedPix
@@ -124,21 +91,3 @@ def is_done(config: RunConfig, folder: Path) -> bool:
     if not (folder / "metrics.json").is_file():
         return False
     return load_config([folder / "train_config.yaml"]).to_dict() == config.to_dict()
-
-
-def draw(folders: dict[str, Path], results: dict[str, dict[str, float]], output: Path) -> None:
-    """Draw the projection and the histograms of cosines, each with one run of each method.
-
-    Args:
-        folders: of the runs, by method.
-        results: their metrics, by method.
-        output: folder of the figures.
-    """
-    config = load_config([next(iter(folders.values())) / "train_config.yaml"])
-    pairs = load_checked_pairs(config.data, config.training["final_split"])  # as the metrics saw them
-    embeddings = {}
-    for name, folder in folders.items():
-        model, processor = load_checkpoint(folder)
-        embeddings[name] = embed_pairs(model, processor, pairs, max_length=config.data.max_caption_tokens)
-    plot_projection(embeddings, results, output / "projection.png")
-    plot_cosine_histograms(embeddings, results, output / "cosines.png")

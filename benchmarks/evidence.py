@@ -32,7 +32,7 @@ from evidence_study import Evidence
 from measure import RESULTS, command_line, machine, versions
 
 from gap_closed_clip.disk import replacing
-from gap_closed_clip.evaluation import plot_projection
+from gap_closed_clip.evaluation import plot_cosine_histograms, plot_projection
 
 
 PACKAGES = ("torch", "transformers", "timm", "scikit-learn", "gap-closed-clip")
@@ -78,9 +78,10 @@ def draw_all(evidence: Evidence, content: dict[str, Any], folder: Path) -> dict[
     """Draws the figures into a folder; {figure: file}."""
     figures = draw(content, folder)
     spaces, metrics = evidence.spaces()
-    file = f"evidence_{evidence.plan.name}_projection.png"
-    plot_projection(spaces, metrics, folder / file)
-    return {"projection": file, **figures}
+    files = {name: f"evidence_{evidence.plan.name}_{name}.png" for name in ("projection", "cosines")}
+    plot_projection(spaces, metrics, folder / files["projection"])
+    plot_cosine_histograms(spaces, metrics, folder / files["cosines"])
+    return {**files, **figures}
 
 
 def to_json(content: dict[str, Any]) -> str:

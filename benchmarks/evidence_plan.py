@@ -58,6 +58,7 @@ class Plan:
         weight_map: `align_weight` and `uniformity_weight`, the values of both terms; every combination is trained
             once, with centered projections, at the budget of `ours`.
         robustness: `methods` and `num_train_epochs`, numbers of epochs to train each for, else at the shared budget.
+        shown: methods in the figures of spaces; default: all.
         start: configuration files of a first stage, whose model each run starts from (towers that train).
         start_budgets: {method: budget} of that stage.
     """
@@ -90,6 +91,7 @@ class Plan:
     )
     weight_map: dict[str, list[float]] = field(default_factory=dict)
     robustness: dict[str, list] = field(default_factory=dict)
+    shown: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     start_budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -182,7 +184,7 @@ def _from_content(path: Path, content: dict[str, Any]) -> Plan:
 
 def _check(plan: Plan) -> None:
     known = all_methods()
-    for name in (*plan.methods, plan.baseline, *plan.robustness.get("methods", ())):
+    for name in (*plan.methods, plan.baseline, *plan.shown, *plan.robustness.get("methods", ())):
         if name not in known:
             raise ValueError(f"{plan.name}: there is no method {name!r} in methods.yaml{did_you_mean(name, known)}")
     if not plan.seeds:

@@ -167,7 +167,7 @@ class Evidence:
         return content["result"]
 
     def spaces(self) -> tuple[dict[str, PairEmbeddings], dict[str, dict[str, float]]]:
-        """The held-out pairs in the space of each method, of the first seed and the last budgets; and metrics."""
+        """The held-out pairs in the spaces that are shown, of the first seed and the last budgets; and metrics."""
         kind, seed = self.kinds[-1], self.plan.seeds[0]
         spaces = {}
         for method in self.plan.trained:
@@ -176,7 +176,8 @@ class Evidence:
                 for name in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
                     images, texts = (arrays[f"{name}/{part}"].astype(np.float32) for part in ("image", "text"))
                     spaces[name or method] = PairEmbeddings(images, texts, *self.runs.columns[:4])
-        spaces = {name: spaces[name] for name in self.plan.known_methods}
+        shown = self.plan.shown or self.plan.known_methods
+        spaces = {name: spaces[name] for name in self.plan.known_methods if name in shown}
         return spaces, {name: evaluate_embeddings(each, grouping=False) for name, each in spaces.items()}
 
 

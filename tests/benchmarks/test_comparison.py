@@ -1,21 +1,22 @@
-"""How a script of the comparisons ends."""
+"""How a script of the comparisons ends, and which pairs stay together."""
 
-import compare_objectives
+import evidence
 import pytest
-from comparison import run_script
+from comparison import cases, run_script
+from datasets import Dataset
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
         (None, 0, ""),
-        (ValueError("data.source is wrong"), 1, "compare_objectives.py: data.source is wrong\n"),
-        (FileNotFoundError("no such file"), 1, "compare_objectives.py: no such file\n"),
-        (ImportError("needs peft"), 1, "compare_objectives.py: needs peft\n"),
+        (ValueError("data.source is wrong"), 1, "evidence.py: data.source is wrong\n"),
+        (FileNotFoundError("no such file"), 1, "evidence.py: no such file\n"),
+        (ImportError("needs peft"), 1, "evidence.py: needs peft\n"),
         (
             KeyboardInterrupt(),
             130,
-            "compare_objectives.py: interrupted. The same command goes on where it was.\n",
+            "evidence.py: interrupted. The same command goes on where it was.\n",
         ),
     ],
 )
@@ -24,7 +25,7 @@ def test_errors_are_a_line_and_an_exit_code(monkeypatch, capsys, error, code, me
         if error is not None:
             raise error
 
-    monkeypatch.setattr("sys.argv", ["benchmarks/compare_objectives.py", "configs/demo.yaml"])
+    monkeypatch.setattr("sys.argv", ["benchmarks/evidence.py", "configs/demo.yaml"])
     assert run_script(script) == code
     assert capsys.readouterr().err.lstrip("\n") == message
 
@@ -39,6 +40,16 @@ def test_mistakes_of_the_program_keep_their_traceback():
 
 def test_a_config_that_is_not_there_is_a_line(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["compare_objectives.py", "nowhere.yaml"])
-    assert run_script(compare_objectives.compare) == 1
-    assert capsys.readouterr().err.startswith("compare_objectives.py: There is no config file nowhere.yaml.")
+    monkeypatch.setattr("sys.argv", ["evidence.py", "nowhere.yaml"])
+    assert run_script(evidence.main) == 1
+    assert capsys.readouterr().err.startswith("evidence.py: There is no plan nowhere.yaml")
+
+
+def test_cases_and_blocks_of_numbers_stay_together():
+    ids = ["m/images/MPX1_synpic7.jpg", "m/images/MPX1_synpic950.jpg", "v/synpic101.jpg", "v/synpic199.jpg"]
+    columns = {"image_id": [*ids, "v/synpic200.jpg", "r/a.jpg"], "case_id": ["MPX1", "MPX1", None, None, None, None]}
+    groups = cases(Dataset.from_dict(columns))
+    assert groups[0] == groups[1] and groups[2] == groups[3]
+    assert len(set(groups)) == 4
+    without = cases(Dataset.from_dict({"image_id": ["a", "b", "a"]}))
+    assert without[0] == without[2] != without[1]
