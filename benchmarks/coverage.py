@@ -1,6 +1,6 @@
 """How often the intervals of `paired_bootstrap` hold the truth, and how often p < 0.05 where there is no difference.
 
-    python benchmarks/coverage.py               # benchmarks/results/coverage.md, a minute and a half of one core's time
+    python benchmarks/coverage.py               # benchmarks/results/coverage.md, 90 seconds of one core
     python benchmarks/coverage.py --runs 200
 
 Simulated test sets whose true difference is 0: cases of unequal sizes (1 to 30 queries, log-normal), and a score of
