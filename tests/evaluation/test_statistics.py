@@ -111,6 +111,8 @@ def test_p_is_where_the_interval_touches_zero():
         for level, holds in ((1 - 0.9 * p, True), (1 - 1.1 * p, False)):
             found = paired_bootstrap(first, second, groups, level=level, new_seeds=new_seeds)
             assert (found.low <= 0 <= found.high) == holds
+    worse = paired_bootstrap(second, first, groups)
+    assert worse.p == pytest.approx(paired_bootstrap(first, second, groups).p, rel=0.4) and worse.difference < 0
     nothing = paired_bootstrap(first, first, groups)
     assert (nothing.difference, nothing.low, nothing.high, nothing.p) == (0, 0, 0, 1)
 
