@@ -90,7 +90,7 @@ def test_rare_images_count_as_much_as_frequent_captions(load):
     """30 images with five captions each, and a gap that is too small to tell all of them apart."""
     rng = np.random.default_rng(0)
     image, text = np.repeat(rng.normal(size=(30, 6)), 5, axis=0).astype(np.float32), rng.normal(size=(150, 6))
-    text = (text + [1, 0, 0, 0, 0, 0]).astype(np.float32)
+    text = (text + [2, 0, 0, 0, 0, 0]).astype(np.float32)
     ids = {"image_ids": [f"i{n // 5:02}" for n in range(150)], "caption_ids": [f"c{n:03}" for n in range(150)]}
     found = load("space_geometry").compute(image_embeds=image, text_embeds=text, **ids)["modality_separability"]
     items = np.array(unit_lists(image[::5]) + unit_lists(text))

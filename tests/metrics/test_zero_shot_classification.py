@@ -99,8 +99,12 @@ def test_ties_count_against_the_model(load):
 def test_rounding_breaks_no_tie(load):
     """One direction at several lengths: the unit vectors differ in their last bits."""
     rng = np.random.default_rng(0)
-    constant = (rng.integers(1, 50, 100) * rng.integers(1, 9, (37, 1))).astype(np.float32)
-    assert compute(load, constant, np.arange(37) % 5, constant[:5])["zero_shot_accuracy"] == 0
+    direction = rng.integers(1, 50, 100)
+    images, classes = (
+        np.outer(lengths, direction).astype(np.float32) for lengths in (np.arange(1, 40), [3, 5, 7, 11])
+    )
+    for label in range(4):
+        assert compute(load, images, np.full(39, label), classes)["zero_shot_accuracy"] == 0
 
 
 def test_a_bin_holds_its_upper_edge():
