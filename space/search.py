@@ -20,9 +20,10 @@ from transformers import Pipeline, pipeline
 MODELS = (("CLIP", "CLIP_MODEL_ID", "CLIP_MODEL_REVISION"), ("Gap-closed CLIP", "MODEL_ID", "MODEL_REVISION"))
 MAX_LABELS, MAX_LENGTH, MAX_PIXELS = 40, 1000, 50_000_000
 # As in images_gap_closed_clip.py of the models, which is not within reach here: the longest sides, and the formats.
-# Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found.
-MAX_ASPECT = 50
-FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM")
+# Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found; of JPEG 2000 a small file can be so
+# written that decoding it fills the memory, and a JPEG of thousands of scans takes minutes.
+MAX_ASPECT, MAX_SCANS = 50, 50
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM")
 
 Kind = Literal["image", "text"]
 
@@ -253,6 +254,8 @@ def open_image(path: str | Path | None) -> Image.Image:
             raise InputError(f"This image is too long ({image.width} x {image.height}): cut out what matters.")
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"This image is too large ({image.width} x {image.height}): use a smaller one.")
+        if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+            raise InputError("This JPEG has too many scans: save it anew.")
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # I, I;16, F
             values = np.asarray(image, dtype=np.float64)

@@ -117,6 +117,15 @@ def dicom_file(values: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def jpeg_of_scans(number: int) -> bytes:
+    """A progressive JPEG, small, whose last scan comes again until there are so many."""
+    buffer = io.BytesIO()
+    noise_image(9.0).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    last, end = data.rindex(b"\xff\xda"), data.rindex(b"\xff\xd9")
+    return data[:end] + data[last:end] * (number - data.count(b"\xff\xda")) + data[end:]
+
+
 def noise_image(spread: float, size: tuple[int, int] = (40, 36), seed: int = 0) -> Image.Image:
     """Gray noise, the same for one seed in every run: of any image, two captions can be as good as each other."""
     width, height = size
@@ -137,12 +146,16 @@ def tiny_model() -> GapClosedClipModel:
     return GapClosedClipModel(tiny_config())
 
 
-@pytest.fixture(scope="session")
-def tiny_processor() -> GapClosedClipProcessor:
+def make_tiny_processor() -> GapClosedClipProcessor:
     tokenizer = train_tokenizer(CAPTIONS, 200)
     tokenizer.model_max_length = 64
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> GapClosedClipProcessor:
+    return make_tiny_processor()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ from scipy import stats
 
 from gap_closed_clip.evaluation import load_metric
 from gap_closed_clip.evaluation.statistics import (
+    _Differences,
+    _variance_of_seeds,
     holm,
     joined_groups,
     paired_bootstrap,
@@ -109,6 +111,8 @@ def test_p_is_where_the_interval_touches_zero():
         for level, holds in ((1 - 0.9 * p, True), (1 - 1.1 * p, False)):
             found = paired_bootstrap(first, second, groups, level=level, new_seeds=new_seeds)
             assert (found.low <= 0 <= found.high) == holds
+    worse = paired_bootstrap(second, first, groups)
+    assert worse.p == pytest.approx(paired_bootstrap(first, second, groups).p, rel=0.4) and worse.difference < 0
     nothing = paired_bootstrap(first, first, groups)
     assert (nothing.difference, nothing.low, nothing.high, nothing.p) == (0, 0, 0, 1)
 
@@ -120,6 +124,19 @@ def test_seeds_that_differ_widen_the_interval_to_that_of_students_t():
     found = paired_bootstrap(first, 0 * first, np.arange(300), num_resamples=20000, new_seeds=True)
     by_t = stats.ttest_1samp(effects, 0).confidence_interval(0.95)
     assert [found.low, found.high] == pytest.approx([by_t.low, by_t.high], abs=0.002)
+
+
+@pytest.mark.parametrize("effect", [0.0, 2.0])
+def test_variance_of_seeds_is_that_of_a_two_way_analysis_of_variance(effect):
+    """A query a group: (mean square of the seeds - that of the residuals) / (S G), and 0 where that is negative."""
+    rng = np.random.default_rng(5)
+    y = rng.normal(size=(4, 30)) + rng.normal(size=30) + effect * rng.normal(size=(4, 1))
+    of_seeds, of_groups = y.mean(axis=1, keepdims=True), y.mean(axis=0, keepdims=True)
+    residuals = np.sum((y - of_seeds - of_groups + y.mean()) ** 2) / (3 * 29)
+    expected = (30 * np.sum((of_seeds - y.mean()) ** 2) / 3 - residuals) / (4 * 30)
+    found = _variance_of_seeds(_Differences(y, 0 * y, np.arange(30), None), 29)
+    assert found == pytest.approx(max(0, expected), abs=1e-12)
+    assert (expected > 0) == (effect > 0)
 
 
 def simulated(rng, num_groups: int, num_seeds: int, seed_effect: float) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +169,7 @@ def test_permutation_equals_scipy_and_counts_all_ways():
     assert paired_permutation(first, second, groups) == pytest.approx(by_scipy.pvalue, abs=1e-12)
     drawn = paired_permutation(first, second, groups, num_resamples=63)  # fewer than 2^6 ways
     assert drawn == pytest.approx(by_scipy.pvalue, abs=0.2) and drawn != by_scipy.pvalue
+    assert paired_permutation(first, first, groups) == 1
 
 
 def test_permutation_moves_whole_groups_in_all_parts():

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from gap_closed_clip.training import fields_of
 
+from . import endpoint_requests
 from .base import CONFIG, Base, image_file, rows, write_images
+from .oracle import Main
 from .values import as_json, damaged, junk, mutated
 
 
@@ -32,12 +34,14 @@ class Area:
         named: matches what a message about an input has to name: a field, a row, a file.
         inputs: of the base's files, the strategy of what is tried.
         prepare: writes an input into a folder; the command that meets it.
+        main: what runs the command; None for `gap-closed-clip`.
     """
 
     title: str
     named: str
     inputs: Callable[[Base], st.SearchStrategy]
     prepare: Callable[[Any, Path, Base], Words]
+    main: Main | None = None
 
 
 TRAIN_TABLE = ["config.yaml", "data.source=pairs.csv", "data.split_column=null", "per_device_train_batch_size=2"]
@@ -323,4 +327,11 @@ AREAS = {
     ),
     "records": Area("records", r"pairs\.|data\.|model\.", lambda base: _record_inputs(), _prepare_table),
     "images": Area("images", r"bad\.|window", lambda base: _image_inputs(), _prepare_image),
+    "requests": Area(
+        "requests to the endpoint",
+        endpoint_requests.NAMED,
+        lambda base: endpoint_requests.inputs(),
+        endpoint_requests.prepare,
+        endpoint_requests.main,
+    ),
 }

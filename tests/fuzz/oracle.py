@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SECONDS, MEGABYTES = 10.0, 2048
 KILLED_AFTER = 4 * SECONDS  # by the clock, which tells that something waits
 MORE_MEMORY = 3 * 2**30  # that a case may ask for beyond what the process has: a machine must survive what is tried
 MOST_LINES, MOST_LETTERS = 8, 3000  # of a message: a line, or a line and a short list
+Main = Callable[[str, list[str]], int]  # a command and its words -> exit code
 GOOD = ("accepted", "refused")
 CRASHED = 97
 
@@ -50,12 +52,13 @@ class Outcome:
         return self.kind in GOOD
 
 
-def run_case(command: str, words: list[str], folder: Path, named: str = "") -> Outcome:
+def run_case(command: str, words: list[str], folder: Path, named: str = "", main: Main | None = None) -> Outcome:
     """
     Runs a command in `folder`, in a process of its own, and judges it.
 
     Args:
         named: a regular expression of what an error message has to name.
+        main: what runs it; by default `gap-closed-clip`.
     """
     (folder / "out").touch()
     (folder / "err").touch()
@@ -64,7 +67,7 @@ def run_case(command: str, words: list[str], folder: Path, named: str = "") -> O
     start = time.monotonic()
     child = os.fork()
     if child == 0:
-        _be_the_command(command, words, folder)
+        _be_the_command(main or gap_closed_clip_cli.main, command, words, folder)
     code, usage = _wait(child, start)
     seconds = usage.ru_utime + usage.ru_stime
     megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
@@ -101,7 +104,7 @@ def judge(command: str, code: int, printed: str, seconds: float, megabytes: floa
     return Outcome(kind, message, seconds, megabytes)
 
 
-def _be_the_command(command: str, words: list[str], folder: Path) -> None:
+def _be_the_command(main: Main, command: str, words: list[str], folder: Path) -> None:
     """The child: never returns."""
     code = CRASHED
     try:
@@ -112,7 +115,7 @@ def _be_the_command(command: str, words: list[str], folder: Path) -> None:
         if sys.platform == "linux":
             occupied = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (occupied + MORE_MEMORY,) * 2)
-        code = gap_closed_clip_cli.main(command, words)
+        code = main(command, words)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -20,6 +20,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import conftest  # noqa: E402, F401  # before the libraries: caches of its own, which go when it ends
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 
 from fuzz.areas import AREAS  # noqa: E402
@@ -46,7 +47,7 @@ def try_area(name: str, base: Base, examples: int, number: int) -> list[tuple[st
             return
         with tempfile.TemporaryDirectory(prefix="fuzz_") as folder:
             command, words = area.prepare(value, Path(folder), base)
-            tried[told] = run_case(command, words, Path(folder), area.named)
+            tried[told] = run_case(command, words, Path(folder), area.named, area.main)
 
     run()
     return list(tried.items())

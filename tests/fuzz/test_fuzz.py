@@ -12,7 +12,7 @@ from .oracle import judge, run_case
 
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every case runs in a fork of the process")
-EXAMPLES = {"settings": 8, "words": 8, "yaml": 6, "folder": 4, "tables": 3, "records": 4, "images": 3}
+EXAMPLES = {"settings": 8, "words": 8, "yaml": 6, "folder": 4, "tables": 3, "records": 4, "images": 3, "requests": 10}
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_bad_inputs_are_refused_in_a_line_or_taken(name, base, tmp_path_factory,
     def run(value) -> None:
         folder = tmp_path_factory.mktemp("case")
         command, words = area.prepare(value, folder, base)
-        outcome = run_case(command, words, folder, area.named)
+        outcome = run_case(command, words, folder, area.named, area.main)
         assert outcome.good, f"{outcome.kind}: {outcome.message}"
 
     run()

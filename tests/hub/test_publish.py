@@ -1,7 +1,10 @@
 """Publications: what of a folder goes, and one commit that is made whole or not at all."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -9,7 +12,7 @@ from PIL import Image
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import digest_of_weights
 from gap_closed_clip.evaluation import write_metrics
-from gap_closed_clip.hub import publication, publish, requirements
+from gap_closed_clip.hub import publication, publish, requirements, staging
 from gap_closed_clip.training import load_config
 
 from .conftest import ADDED, CODE, SAVED
@@ -201,3 +204,16 @@ def test_a_copy_of_what_goes(online, model_folder, tmp_path):
     assert done.remarks == ["The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."]
     with pytest.raises(FileExistsError, match="copy exists already"):
         publish(model_folder, "tester/demo", dry_run=True, output=tmp_path / "copy")
+
+
+def test_what_a_killed_publication_left_is_removed_by_the_next(online, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = [tmp_path / f"{staging._OWN}{process}-abc" for process in (gone.pid, os.getppid(), "no number")]
+    for path in left:
+        (path / "demo").mkdir(parents=True)
+        (path / "demo" / "config.json").write_text("{}")
+    publish(model_folder, "demo", dry_run=True)
+    assert [path.exists() for path in left] == [False, True, True]
+    assert sorted(tmp_path.glob(f"{staging._OWN}*")) == sorted(left[1:])

@@ -47,6 +47,17 @@ def test_equals_the_double_loops(load, n, dim, block_size):
     assert {name: result[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
+def reference_separability(items: np.ndarray, kinds: np.ndarray, groups: np.ndarray) -> float:
+    predicted = np.empty(len(items))
+    for fitted, tested in GroupKFold(5).split(items, groups=groups):
+        scaler = StandardScaler(with_std=False).fit(items[fitted])
+        length = np.linalg.norm(scaler.transform(items[fitted])) / math.sqrt(len(fitted))
+        model = LogisticRegression(C=32, max_iter=1000, class_weight="balanced")
+        model.fit(scaler.transform(items[fitted]) / length, kinds[fitted])
+        predicted[tested] = model.predict(scaler.transform(items[tested]) / length)
+    return balanced_accuracy_score(kinds, predicted)
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.1, 1.0])
 def test_separability_equals_scikit_learn(load, shift):
     """Every pair a family of its own; the vectors' scale is one number, as a classifier of one space needs it."""
@@ -57,13 +68,7 @@ def test_separability_equals_scikit_learn(load, shift):
     found = load("space_geometry").compute(image_embeds=image, text_embeds=text)["modality_separability"]
     items = np.array(unit_lists(image) + unit_lists(text))
     kinds, pairs = np.repeat([0, 1], 100), np.tile(np.arange(100), 2)
-    predicted = np.empty(200)
-    for fitted, tested in GroupKFold(5).split(items, groups=pairs):
-        scaler = StandardScaler(with_std=False).fit(items[fitted])
-        length = np.linalg.norm(scaler.transform(items[fitted])) / math.sqrt(len(fitted))
-        model = LogisticRegression(C=32, max_iter=1000).fit(scaler.transform(items[fitted]) / length, kinds[fitted])
-        predicted[tested] = model.predict(scaler.transform(items[tested]) / length)
-    assert found == pytest.approx(balanced_accuracy_score(kinds, predicted), abs=1e-12)
+    assert found == pytest.approx(reference_separability(items, kinds, pairs), abs=1e-12)
     lowest, highest = {0.0: (0.35, 0.6), 0.1: (0.4, 0.65), 1.0: (0.75, 1)}[shift]
     assert lowest < found < highest
 
@@ -79,6 +84,19 @@ def test_no_relative_of_a_tested_item_is_fitted_on(load):
     model = LogisticRegression(max_iter=1000, class_weight="balanced")
     mixed = cross_val_predict(model, items, kinds, cv=StratifiedKFold(5, shuffle=True, random_state=0))
     assert 0.35 < found < 0.6 and balanced_accuracy_score(kinds, mixed) > found + 0.15
+
+
+def test_rare_images_count_as_much_as_frequent_captions(load):
+    """30 images with five captions each, and a gap that is too small to tell all of them apart."""
+    rng = np.random.default_rng(0)
+    image, text = np.repeat(rng.normal(size=(30, 6)), 5, axis=0).astype(np.float32), rng.normal(size=(150, 6))
+    text = (text + [2, 0, 0, 0, 0, 0]).astype(np.float32)
+    ids = {"image_ids": [f"i{n // 5:02}" for n in range(150)], "caption_ids": [f"c{n:03}" for n in range(150)]}
+    found = load("space_geometry").compute(image_embeds=image, text_embeds=text, **ids)["modality_separability"]
+    items = np.array(unit_lists(image[::5]) + unit_lists(text))
+    groups = np.concatenate([np.arange(30), np.arange(150) // 5])
+    assert found == pytest.approx(reference_separability(items, np.repeat([0, 1], [30, 150]), groups), abs=1e-12)
+    assert 0.55 < found < 0.9
 
 
 def test_known_spaces(load):

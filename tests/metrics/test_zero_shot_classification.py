@@ -8,6 +8,8 @@ import torch
 from scipy.special import softmax
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, mean_squared_error
 
+from gap_closed_clip.metrics.zero_shot_classification import _calibration_error
+
 from .conftest import random_pairs, unit_lists
 
 
@@ -92,6 +94,23 @@ def test_ties_count_against_the_model(load):
     same = compute(load, np.ones((4, 3), np.float32), [0, 1, 0, 1], np.ones((2, 3), np.float32))
     assert same["zero_shot_accuracy"] == same["zero_shot_balanced_accuracy"] == 0
     assert same["zero_shot_nll"] == pytest.approx(math.log(2)) and same["zero_shot_ece"] == pytest.approx(0.5)
+
+
+def test_rounding_breaks_no_tie(load):
+    """One direction at several lengths: the unit vectors differ in their last bits."""
+    rng = np.random.default_rng(0)
+    direction = rng.integers(1, 50, 100)
+    images, classes = (
+        np.outer(lengths, direction).astype(np.float32) for lengths in (np.arange(1, 40), [3, 5, 7, 11])
+    )
+    for label in range(4):
+        assert compute(load, images, np.full(39, label), classes)["zero_shot_accuracy"] == 0
+
+
+def test_a_bin_holds_its_upper_edge():
+    """(0, 1/2] holds a probability of 1/2 that is right, (1/2, 1] one of 0.6 that is wrong."""
+    found = _calibration_error(np.array([True, False]), np.array([0.5, 0.6]), num_bins=2)
+    assert found == pytest.approx((0.5 + 0.6) / 2)
 
 
 def test_tensors_and_batches_give_the_same(load):

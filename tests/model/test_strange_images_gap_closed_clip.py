@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from conftest import dicom_file
+from conftest import dicom_file, jpeg_of_scans
 from PIL import EpsImagePlugin, Image
 
 from gap_closed_clip.data import decode_image
@@ -30,8 +30,9 @@ def png(width: int, height: int, mode: str = "L") -> bytes:
         (png(1, 4000), "1 x 4000 pixels, one side more than 50 times the other"),
         (png(8000, 7000, "1"), "8000 x 7000 pixels, more than 50,000,000: make it smaller first"),
         (png(20000, 20000, "1"), "too many pixels, more than 50,000,000"),
+        (jpeg_of_scans(51), "51 scans, more than 50: save it anew as a JPEG"),
     ],
-    ids=["thin", "large", "a bomb"],
+    ids=["thin", "large", "a bomb", "scans"],
 )
 def test_a_thin_or_large_image_is_refused_before_it_is_decoded(data, message):
     for read in (load_image, decode_image):

@@ -5,11 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS
+from conftest import (
+    CAPTIONS,
+    jpeg_of_scans,  # noqa: I001
+)
 from PIL import Image
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
-from gap_closed_clip.model.images_gap_closed_clip import FORMATS, MAX_ASPECT
+from gap_closed_clip.model.images_gap_closed_clip import FORMATS, MAX_ASPECT, MAX_SCANS
 
 from .conftest import PAIRS, SPACE, write_gallery
 
@@ -131,7 +134,13 @@ def test_images_that_cannot_be_opened(tmp_path, monkeypatch):
         search.open_image(tmp_path / "long.png")
     Image.new("L", (50, 1)).save(tmp_path / "long.png")
     assert search.open_image(tmp_path / "long.png").size == (50, 1)
-    assert (search.FORMATS, search.MAX_ASPECT) == (FORMATS, MAX_ASPECT)
+    (tmp_path / "scans.jpg").write_bytes(jpeg_of_scans(51))
+    with pytest.raises(search.InputError, match="too many scans"):
+        search.open_image(tmp_path / "scans.jpg")
+    (tmp_path / "scans.jpg").write_bytes(jpeg_of_scans(50))
+    assert search.open_image(tmp_path / "scans.jpg").size == (40, 36)
+    assert search.FORMATS == tuple(name for name in FORMATS if name != "JPEG2000")
+    assert (search.MAX_ASPECT, search.MAX_SCANS) == (MAX_ASPECT, MAX_SCANS)
     monkeypatch.setattr(search, "MAX_PIXELS", 10)
     Image.new("L", (8, 8)).save(tmp_path / "large.png")
     with pytest.raises(search.InputError, match="too large"):

@@ -141,7 +141,7 @@ def paired_bootstrap(
     `new_seeds` it covers other cases and trainings with other seeds. Three or five seeds resampled would vary too
     little: the variance that they add is estimated (`_variance_of_seeds`), drawn from Student's t with S - 1 degrees
     of freedom, and added to the resamples (the sum of Behrens and Fisher). Intervals of 95% held the truth in 93% to
-    97% of simulated test sets, in 92% where 25 cases had exponential effects (benchmarks/coverage.py).
+    97% of simulated test sets (benchmarks/coverage.py), in 92% where 25 cases had effects of exponential distribution.
 
     Args:
         first, second: (S, N) a score of each query of each seed, or (N,); seeds are matched by row.

@@ -18,6 +18,8 @@ from images_gap_closed_clip import FORMATS, MAX_PIXELS, check_size, open_image, 
 
 MAX_IMAGE_BYTES = 20 * 2**20
 MAX_REQUEST_PIXELS = 4 * MAX_PIXELS  # of all images of a request
+# Not JPEG 2000, of which 40 kB can be written so that decoding them takes any amount of memory and minutes.
+READ_FORMATS = tuple(name for name in FORMATS if name != "JPEG2000")
 LARGE = 16_000_000  # pixels; images of more are halved before they are converted
 
 # Of large images one at a time is in memory, however many threads answer requests.
@@ -131,14 +133,14 @@ def _open(data: bytes, field: str) -> Image.Image:
     if data[128:132] == b"DICM":
         raise RequestError(f"{field} is a DICOM file: send it windowed, as PNG or JPEG.")
     try:
-        return open_image(data)
+        return open_image(data, READ_FORMATS)
     except ValueError as error:
-        # `open_image` says itself when there are too many pixels; the format is the handler's to name.
-        if "pixels" in str(error):
+        # `open_image` says itself when there are too many pixels or scans; the format is the handler's to name.
+        if "pixels" in str(error) or "scans" in str(error):
             raise RequestError(f"{field} can't be used: {error}.", 413) from None
-        raise RequestError(f"{field} is no image file of a known format: {', '.join(FORMATS)}.") from None
+        raise RequestError(f"{field} is no image file of a known format: {', '.join(READ_FORMATS)}.") from None
     except Exception:
-        raise RequestError(f"{field} is no image file of a known format: {', '.join(FORMATS)}.") from None
+        raise RequestError(f"{field} is no image file of a known format: {', '.join(READ_FORMATS)}.") from None
 
 
 def _too_large(field: str) -> RequestError:

@@ -1,9 +1,11 @@
 """Puts together what is published of a model folder, in a folder of its own."""
 
+import glob
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,8 @@ from .reload import HANDLER, HUB
 
 
 ONNX_FOLDER = "onnx"
+# What stages on this machine begin with; the process follows, which must not be looked for on another.
+_OWN = f"gap-closed-clip-publish-{socket.gethostname()}-"
 # Patterns of the paths that a model repository is made of; a star stands for no slash. Everything else in the folder
 # stays at home: checkpoints with their pickled optimizer, logs, whatever else lies there.
 PUBLISHED = (
@@ -87,7 +91,8 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
         run["config"] = replace(run["config"], model=replace(run["config"].model, checkpoint=base[0]))
     files, remarks = _publishable(published(folder), folder)
     _check_examples(files)
-    with tempfile.TemporaryDirectory() as parent:
+    _remove_abandoned()
+    with tempfile.TemporaryDirectory(prefix=f"{_OWN}{os.getpid()}-") as parent:
         stage = Path(parent) / folder.name  # the card finds the model's own metrics by the folder's name
         stage.mkdir()
         _fill(stage, files)
@@ -98,6 +103,20 @@ def staged(folder: Path, base: tuple[str, str] | None = None) -> Iterator[tuple[
         if run:
             (stage / CONFIG_FILE).write_text(public_config(run["config"]), encoding="utf-8")
         yield stage, [*(_local_paths(run["config"]) if run else []), *remarks]
+
+
+def _remove_abandoned() -> None:
+    """Removes what publications of this machine left in the folder for temporary files when they were killed."""
+    if os.name == "nt":  # where os.kill ends a process, whatever it is to send
+        return
+    for path in Path(tempfile.gettempdir()).glob(f"{glob.escape(_OWN)}*"):
+        process = path.name.removeprefix(_OWN).partition("-")[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except (OSError, OverflowError, ValueError):  # somebody else's process, or no name of ours
+            continue
 
 
 def published(folder: Path) -> dict[str, Path]:

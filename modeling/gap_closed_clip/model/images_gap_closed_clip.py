@@ -13,26 +13,33 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 MAX_PIXELS = 50_000_000
+MAX_SCANS = 50  # of a JPEG, each of which goes over all of its pixels; encoders write up to about 15
 MAX_ASPECT = 50  # long side to short side: the short one is resized to the tower's, the long one follows
 # No more than these: Pillow runs Ghostscript for EPS, and rare decoders are where the holes are found.
 FORMATS = ("PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM")
 
 
-def open_image(data: bytes) -> Image.Image:
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """
     An image file, opened but not decoded.
 
+    Args:
+        formats: those that are read, in Pillow's words.
+
     Raises:
-        ValueError: it is in none of `FORMATS`, or has too many pixels.
+        ValueError: it is in none of these formats, or has too many pixels or scans.
         What Pillow raises, of many types, where the file is damaged.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
-        raise ValueError(f"it is neither DICOM nor of a format that is read here ({', '.join(FORMATS)})") from None
+        raise ValueError(f"it is neither DICOM nor of a format that is read here ({', '.join(formats)})") from None
     except Image.DecompressionBombError:
         raise ValueError(f"it has too many pixels, more than {MAX_PIXELS:,}") from None
     check_size(*image.size)
+    # In the data of a scan no 0xFF stands before 0xDA.
+    if data[:2] == b"\xff\xd8" and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise ValueError(f"it has {scans} scans, more than {MAX_SCANS}: save it anew as a JPEG")
     return image
 
 
@@ -116,4 +123,7 @@ def to_rgb(image: Image.Image, to_8_bit: Callable[[np.ndarray], np.ndarray] = sc
     return image.convert("RGB")
 
 
-__all__ = ["FORMATS", "MAX_ASPECT", "MAX_PIXELS", "by_value", "check_size", "open_image", "scale_to_8_bit", "to_rgb"]
+__all__ = [
+    *("FORMATS", "MAX_ASPECT", "MAX_PIXELS", "MAX_SCANS"),
+    *("by_value", "check_size", "open_image", "scale_to_8_bit", "to_rgb"),
+]

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from conftest import jpeg_of_scans
 from PIL import Image
 
 from .examples import IMAGE, LABELS, RETRIEVAL, URL_NOT_FETCHED, ZERO_SHOT, b64, classified, file_bytes, noise, search
@@ -31,7 +32,7 @@ LOOKS_LIKE_BASE64 = (
     'has 16384 characters: a text may have 10000. It looks like base64: an image goes into {"image": ...}.'
 )
 NOT_BASE64 = "is not base64: send the bytes of an image file as base64. Paths are never opened."
-NO_IMAGE = "is no image file of a known format: PNG, JPEG, JPEG2000, TIFF, BMP, DIB, GIF, WEBP, PPM."
+NO_IMAGE = "is no image file of a known format: PNG, JPEG, TIFF, BMP, DIB, GIF, WEBP, PPM."
 BRACES = "hypothesis_template holds {} once, where the label goes, and no other braces."
 TASKS = f"{ZERO_SHOT}, embeddings, {RETRIEVAL}"
 TOO_MANY = "it has 9000 x 9000 pixels, more than 50,000,000: make it smaller first"
@@ -95,6 +96,12 @@ BAD = [
         classified(b64(_png_header(1, 30_000))),
         413,
         "inputs can't be used: it has 1 x 30000 pixels, one side more than 50 times the other: cut out what matters.",
+    ),
+    (classified(b64(file_bytes(noise(0), "JPEG2000"))), 400, f"inputs {NO_IMAGE}"),
+    (
+        classified(b64(jpeg_of_scans(51))),
+        413,
+        "inputs can't be used: it has 51 scans, more than 50: save it anew as a JPEG.",
     ),
     (classified(5), 400, "inputs is a number: send an image as base64."),
     (classified([]), 400, 'The request has no inputs: send {"inputs": ..., "parameters": ...}.'),
