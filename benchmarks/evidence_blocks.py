@@ -15,7 +15,8 @@ NAME is that of benchmarks/results/evidence_NAME.json. Of a table, `budget` is s
 there are if not given; `scope` says whose metrics, the main scope's if not given, and a row may say `METRIC of SCOPE`;
 `head` is the first column's; `names="medpix2=MedPix 2.0; ours=GCC"` gives scopes and methods other words; `marks=no`
 leaves out the marks of what is not separable from the baseline. `part` gives a table of the report instead:
-comparisons (of one budget), tuning, association, weights, robustness.
+methods as rows (`columns="METRIC, METRIC"`) and comparisons, both of one budget; tuning, association, weights,
+robustness.
 
 A number is the mean over the seeds or, by further words, the mean ± standard deviation (`sd`), the ratio or difference
 (percentages in points) to another method at the same budget (`ratio="CLIP (LT)"`, `difference="CLIP (LT)"`) or at
@@ -40,7 +41,9 @@ from evidence_results import (
     Evidence,
     column_of,
     form_of,
+    known_name,
     label_of,
+    names_in,
     p_words,
     path_of,
     read,
@@ -51,6 +54,7 @@ from evidence_tables import (
     comparison_table,
     escaped,
     marked,
+    methods_table,
     robustness_table,
     tuning_table,
     weight_table,
@@ -71,10 +75,11 @@ START, END = re.compile(r"<!-- evidence(-value)?: "), re.compile(r"<!-- /(eviden
 # Of a line, a list's item or a quote.
 BEGINNING = re.compile(r"^[ \t]*([-+*>][ \t]+|\d+[.)][ \t]+)*\Z", flags=re.MULTILINE)
 OPTIONS = {
-    "evidence": ("budget", "scope", "methods", "rows", "head", "names", "marks", "part"),
+    "evidence": ("budget", "scope", "methods", "rows", "head", "names", "marks", "part", "columns"),
     "evidence-value": ("scope", "sd", "ratio", "difference", "at", "p", "digits"),
 }
 FIELDS = ("date", "minutes", "machine", "versions", "command", "title", "baseline")
+PARTS_OF_A_BUDGET = ("methods", "comparisons")
 PARTS: dict[str, Callable[[Evidence], str]] = {
     "tuning": tuning_table,
     "association": association_table,
@@ -165,34 +170,6 @@ def _parse(words: str, kind: str) -> tuple[list[str], dict[str, str]]:
     return plain, options
 
 
-def _known(name: str, names: Sequence[str], what: str) -> str:
-    """The name, if it is one of the names."""
-    if name not in names:
-        raise ValueError(f"there is no {what} {name!r}; there are {'; '.join(names) or 'none'}.")
-    return name
-
-
-def names_in(text: str, names: Sequence[str], what: str) -> list[str]:
-    """
-    A list parted by commas, of names that may hold commas themselves: at each place the longest that fits.
-
-    Raises:
-        ValueError: one is not among the names.
-    """
-    rest, found = text.strip(), []
-    while rest:
-        fitting = [name for name in names if rest == name or rest.startswith(f"{name},")]
-        if not fitting:
-            _known(rest.partition(",")[0], names, what)
-            raise ValueError(f"{rest!r} is no list of names of {what}s.")
-        found.append(max(fitting, key=len))
-        rest = rest[len(found[-1]) :].lstrip(", ")
-    return found
-
-
-# Tables.
-
-
 def _block(words: str, files: Files) -> str:
     """The lines between the comments of a table."""
     plain, options = _parse(words, "evidence")
@@ -200,12 +177,19 @@ def _block(words: str, files: Files) -> str:
         raise ValueError(f"one name of results is expected, not {plain}.")
     evidence = files[plain[0]]
     budgets = names_in(options["budget"], evidence.budgets, "budget") if "budget" in options else evidence.budgets
-    scope = _known(options.get("scope", evidence.main_scope), evidence.scopes, "scope")
+    scope = known_name(options.get("scope", evidence.main_scope), evidence.scopes, "scope")
     if "part" in options:
-        part = _known(options["part"], ["comparisons", *PARTS], "part")
-        if part == "comparisons" and len(budgets) > 1:
-            raise ValueError("comparisons are of one budget; say budget=own or budget=shared.")
-        found = PARTS[part](evidence) if part in PARTS else comparison_table(evidence, budgets[0], scope)
+        part = known_name(options["part"], [*PARTS_OF_A_BUDGET, *PARTS], "part")
+        if part in PARTS_OF_A_BUDGET and len(budgets) > 1:
+            raise ValueError(f"{part} are of one budget; say budget=own or budget=shared.")
+        if part == "methods":
+            names = [name.strip() for name in options.get("columns", "").split(",")]
+            columns = [_column(evidence, name, scope) for name in names]
+            found = methods_table(evidence, budgets[0], scope, columns, chance=True)
+        elif part == "comparisons":
+            found = comparison_table(evidence, budgets[0], scope)
+        else:
+            found = PARTS[part](evidence)
         if not found:
             raise ValueError(f"the results have no {part}.")
         return f"\n\n{found}\n\n"
@@ -227,7 +211,7 @@ def _table(evidence: Evidence, budgets: Sequence[str], scope: str, options: dict
     rows = [[options.get("head", names.get(scope, scope)), *heads]]
     for text in options["rows"].split(","):
         metric, of, own = text.strip().partition(" of ")
-        where = _known(own, evidence.scopes, "scope") if of else scope
+        where = known_name(own, evidence.scopes, "scope") if of else scope
         column = _column(evidence, metric, where)
         label = label_of(metric) if not of else _label_of_scope(metric, names.get(where, where))
         cells = [_cell(evidence, entry, where, column, options.get("marks") != "no") for entry in columns]
@@ -257,7 +241,7 @@ def _column(evidence: Evidence, metric: str, scope: str) -> Column:
     column = column_of(metric)
     if not evidence.present([column], scope):
         found = {name for run in evidence.runs for name in run["metrics"].get(scope, {})}
-        _known(metric, sorted(found), f"metric in {scope},")
+        known_name(metric, sorted(found), f"metric in {scope},")
     return column
 
 
@@ -268,14 +252,14 @@ def _value(words: str, files: Files) -> str:
     """The text between the comments of a number."""
     plain, options = _parse(words, "evidence-value")
     if len(plain) == 2:
-        found = files[plain[0]].results.get(_known(plain[1], FIELDS, "field"))
+        found = files[plain[0]].results.get(known_name(plain[1], FIELDS, "field"))
         return f"{found:.0f}" if isinstance(found, float) else str(found)
     if len(plain) != 4:
         raise ValueError("NAME BUDGET METHOD METRIC are expected, names with spaces in double quotes.")
     evidence = files[plain[0]]
-    budget = _known(plain[1], evidence.budgets, "budget")
-    method = _known(plain[2], evidence.methods(budget), f"method at {BUDGET_WORDS[budget]},")
-    scope = _known(options.get("scope", evidence.main_scope), evidence.scopes, "scope")
+    budget = known_name(plain[1], evidence.budgets, "budget")
+    method = known_name(plain[2], evidence.methods(budget), f"method at {BUDGET_WORDS[budget]},")
+    scope = known_name(options.get("scope", evidence.main_scope), evidence.scopes, "scope")
     column = _column(evidence, plain[3], scope)
     if "p" in options:
         found = evidence.comparison(method, budget, scope, plain[3])
@@ -297,8 +281,8 @@ def _number(evidence: Evidence, of: tuple[str, str, str], column: Column, option
     for name in ("ratio", "difference"):
         if name not in options:
             continue
-        at = _known(options.get("at", budget), evidence.budgets, "budget")
-        other = _known(options[name], evidence.methods(at), f"method at {BUDGET_WORDS[at]},")
+        at = known_name(options.get("at", budget), evidence.budgets, "budget")
+        other = known_name(options[name], evidence.methods(at), f"method at {BUDGET_WORDS[at]},")
         usual = evidence.mean(other, at, scope, column)
         if name == "ratio":
             return f"{mean / usual:.{options.get('digits', 2)}f}"

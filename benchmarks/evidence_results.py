@@ -286,3 +286,31 @@ def read(path: Path) -> dict[str, Any]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; run `python benchmarks/evidence.py` again.")
     return results
+
+
+def known_name(name: str, names: Sequence[str], what: str) -> str:
+    """The name, if it is one of the names."""
+    if name not in names:
+        raise ValueError(f"there is no {what} {name!r}; there are {'; '.join(names) or 'none'}.")
+    return name
+
+
+def names_in(text: str, names: Sequence[str], what: str) -> list[str]:
+    """
+    A list parted by commas, of names that may hold commas themselves: at each place the longest that fits.
+
+    Raises:
+        ValueError: one is not among the names.
+    """
+    rest, found = text.strip(), []
+    while rest:
+        fitting = [name for name in names if rest == name or rest.startswith(f"{name},")]
+        if not fitting:
+            known_name(rest.partition(",")[0], names, what)
+            raise ValueError(f"{rest!r} is no list of names of {what}s.")
+        found.append(max(fitting, key=len))
+        rest = rest[len(found[-1]) :].lstrip(", ")
+    return found
+
+
+# Tables.

@@ -306,7 +306,9 @@ def trial_words(results: Mapping[str, Any]) -> str:
     grid = results.get("grid") or {}
     if not grid.get("trials"):
         return "The own budgets were given, not searched for."
-    folds = f"in {grid['folds']}-fold cross-validation over training pairs" if grid.get("folds") else "by validation"
+    number = grid.get("folds") or 0
+    held_out = f"{number} fold{'s' if number > 1 else ''} held out in turn"
+    folds = f"by cross-validation over training cases ({held_out})" if number else "by validation"
     label = column_of(grid["score"]).words
     distinct = {json.dumps(trial["budget"], sort_keys=True) for found in grid["trials"].values() for trial in found}
     return f"Each method's own budget is the one with the highest {label} {folds}, out of a grid of {len(distinct)}."

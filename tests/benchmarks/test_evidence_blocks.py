@@ -55,6 +55,8 @@ def test_a_table_of_both_budgets_with_other_words(folder):
 def test_a_part_of_the_report(folder):
     text = written(block("small part=robustness"), Files(folder))
     assert cells(text.split("\n\n")[1])[1] == ["CLIP (LT)", "50.0%", "40.0%", "-10.0 points"]
+    text = written(block('small part=methods budget=own columns="recall@10, margin"'), Files(folder))
+    assert cells(text.split("\n\n")[1])[1] == ["CLIP (LT)", "51.0% ± 1.4%", "0.320 ± 0.028"]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_numbers(folder, words, expected):
         (block('small rows="margin of mars"'), "no scope 'mars'"),
         (block("small row=margin"), "no option row; there are budget, scope, "),
         (block("small"), "rows="),
-        (block("small part=whole"), "no part 'whole'; there are comparisons; tuning; "),
+        (block("small part=whole"), "no part 'whole'; there are methods; comparisons; tuning; "),
         (block("small part=comparisons budget=shared"), "the results have no comparisons."),
         (block("small part=comparisons"), "comparisons are of one budget; say budget=own or budget=shared."),
         (block("large rows=margin"), "evidence_large.json; `python benchmarks/evidence.py` writes one."),
