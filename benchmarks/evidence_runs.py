@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -268,14 +269,17 @@ def curve_of_folder(folder: Path) -> Curve:
 @contextmanager
 def quiet_log() -> Iterator[None]:
     """Keeps a Trainer from telling of itself: of hundreds of trainings nobody reads it."""
-    verbosity, were_hidden = logging.get_verbosity(), are_progress_bars_disabled()
+    own, were_hidden = getLogger("gap_closed_clip"), are_progress_bars_disabled()
+    verbosity, level = logging.get_verbosity(), own.level
     logging.set_verbosity_error()
+    own.setLevel(ERROR)
     disable_progress_bars()
     try:
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             yield
     finally:
         logging.set_verbosity(verbosity)
+        own.setLevel(level)
         if not were_hidden:
             enable_progress_bars()
 
