@@ -158,6 +158,7 @@ class FeatureRuns(Runs):
         set_seed(seed)
         model = self._new_model(config)
         curve = self._fit(model, config, pairs)
+        model.eval()  # whatever goes through in training moves the centers
         train = self._embed(model, self.parts.train_pairs.plain()) if embed_train else None
         with torch.inference_mode():
             prompts = np.zeros((len(self.plan.templates), 0, model.config.projection_dim))

@@ -204,6 +204,7 @@ def test_what_is_trained_has_the_heads_of_the_embeddings_and_the_towers_stay(tra
     before = [weight.clone() for weight in runs.parts.encoder.vision_model.parameters()]
     other = runs.train("CLIP (LT)", {"max_steps": 2}, 0)
     np.testing.assert_array_equal(found.test.image_embeds, other.test.image_embeds)  # the same seed, the same heads
+    np.testing.assert_array_equal(found.prompts, other.prompts)
     assert other.train is None and len(found.curve) == 2 and found.curve[-1][0] == 1
     for weight, was in zip(runs.parts.encoder.vision_model.parameters(), before, strict=True):
         assert weight.equal(was)
