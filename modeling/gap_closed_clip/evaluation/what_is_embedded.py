@@ -101,7 +101,7 @@ def with_image_and_caption(pairs: Dataset | IterableDataset) -> Dataset | Iterab
     Those of some pairs that have both, as they are where all do; how many are left out is logged. Pairs may lack one
     where they were loaded with further modalities, and a lacking image has the id "". A stream stays as it is.
     """
-    if isinstance(pairs, IterableDataset) or "image_id" not in pairs.column_names:
+    if isinstance(pairs, IterableDataset) or not {"image_id", "caption"} <= set(pairs.column_names):
         return pairs
     ids, captions = pairs["image_id"], pairs["caption"]
     rows = [row for row, both in enumerate(zip(ids, captions, strict=True)) if all(both)]
