@@ -185,7 +185,9 @@ def _block(words: str, files: Files) -> str:
         if part == "methods":
             names = [name.strip() for name in options.get("columns", "").split(",")]
             columns = [_column(evidence, name, scope) for name in names]
-            found = methods_table(evidence, budgets[0], scope, columns, chance=True)
+            found = methods_table(
+                evidence, budgets[0], scope, columns, chance=any(column.chance for column in columns)
+            )
         elif part == "comparisons":
             found = comparison_table(evidence, budgets[0], scope)
         else:
