@@ -14,6 +14,7 @@ from conftest import IMAGE_SIZE, checkpoint_activations, tiny_config, tiny_input
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, TimmWrapperConfig
+from transformers.utils.logging import warning_once
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel, gap_closed_loss
 from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
@@ -140,6 +141,7 @@ def test_weights_follow_training_progress():
 
 def test_a_schedule_that_nothing_drives_is_warned_of(caplog):
     model = GapClosedClipModel(tiny_config(align_weight=[[0.0, 1.0], [1.0, 2.0]])).train()
+    warning_once.cache_clear()  # another test may have been warned of the same
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
