@@ -12,7 +12,8 @@ own, chosen by cross-validation over training cases; post-hoc methods are fitted
 What is measured: search of instances, search in a gallery of both kinds, groups, zero-shot labels with their
 calibration, and the geometry of the space. Trainings that are there with the same settings and the same code are not
 repeated: a run that was stopped goes on where it was. The report, its figures and all numbers are written to
-benchmarks/results/evidence_NAME.*; of your own pairs to the folder of --report.
+benchmarks/results/evidence_NAME.* where a plan of benchmarks/evidence is run as it is; else to the folder of --report,
+or that of the trainings.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from typing import Any
 
 from comparison import run_script
 from evidence_figures import draw
-from evidence_plan import PLANS, read_plan
+from evidence_plan import plan_of_ours, read_plan
 from evidence_report import report
 from evidence_runs import open_runs
 from evidence_store import Store
@@ -45,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the plan's")
     parser.add_argument("--methods", nargs="+", help="instead of the plan's; names in methods.yaml")
     parser.add_argument("--output", type=Path, help="of trainings; default: outputs/evidence-NAME")
-    parser.add_argument("--report", type=Path, help="folder of the report; default: benchmarks/results of a plan that")
+    parser.add_argument("--report", type=Path, help="folder of the report; see above for its default")
     parser.add_argument("--any-code", action="store_true", help="take trainings of another state of the code as well")
     return parser.parse_intermixed_args()
 
@@ -54,8 +55,8 @@ def main() -> None:
     args = parse()
     plan = read_plan(args.what, args.overrides, seeds=args.seeds, methods=args.methods)
     output = args.output or Path("outputs") / f"evidence-{plan.name}"
-    is_ours = (PLANS / f"{plan.name}.yaml").is_file()
-    folder = args.report or (RESULTS if is_ours else output)
+    as_it_is = plan_of_ours(args.what) and not (args.overrides or args.seeds or args.methods)
+    folder = args.report or (RESULTS if as_it_is else output)
     folder.mkdir(parents=True, exist_ok=True)
     runs = open_runs(plan, output / "models")
     described = runs.describe()

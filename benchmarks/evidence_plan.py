@@ -123,6 +123,15 @@ def all_methods() -> dict[str, Method]:
     }
 
 
+def plan_of_ours(what: str) -> Path | None:
+    """The plan in benchmarks/evidence that is meant, by its path or its name; None if that is none of them."""
+    path = Path(what)
+    if path.is_file():
+        return path if path.resolve().parent == PLANS.resolve() else None
+    named = PLANS / f"{path.stem}.yaml"
+    return named if named.is_file() and path.suffix in ("", ".yaml") and path.parent == Path(".") else None
+
+
 def read_plan(what: str, words: list[str], seeds: list[int] | None = None, methods: list[str] | None = None) -> Plan:
     """
     The plan that the command line asks for.
@@ -136,9 +145,7 @@ def read_plan(what: str, words: list[str], seeds: list[int] | None = None, metho
     Raises:
         FileNotFoundError, ValueError: there is no such file; an unknown field or method.
     """
-    path = Path(what)
-    if not path.is_file() and (PLANS / f"{path.stem}.yaml").is_file() and path.suffix in ("", ".yaml"):
-        path = PLANS / f"{path.stem}.yaml"
+    path = plan_of_ours(what) or Path(what)
     if path.suffix not in (".yaml", ".yml"):
         name = "".join(c if c.isalnum() else "_" for c in path.stem.lower())
         plan = Plan(name, f"{what}: published towers, frozen", words=(f"data.source={what}",))
@@ -202,4 +209,4 @@ def _packaged(file: str) -> Path:
     return path if path.is_file() else CONFIGS / path.name
 
 
-__all__ = ["OWN", "SHARED", "Method", "Plan", "all_methods", "read_plan"]
+__all__ = ["OWN", "SHARED", "Method", "Plan", "all_methods", "plan_of_ours", "read_plan"]

@@ -32,15 +32,18 @@ class Store:
         self.seconds = self.new = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
-    def get(self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The result of these settings, computed if it is not there."""
+    def get(self, name: str, settings: dict[str, Any], compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """
+        The `result` of these settings, computed if it is not there, the `seconds` that took, and the file for its
+        `arrays`, which `compute` may write.
+        """
         text = json.dumps(settings, sort_keys=True)
         path = self.folder / f"{slug(name)}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}.json"
         self.done += 1
         content = self._read(path, text)
         if content is None:
             start = time.perf_counter()
-            result = compute()
+            result = compute(path.with_suffix(".npz"))
             seconds = time.perf_counter() - start
             content = {"settings": text, "code": self.code, "seconds": seconds, "result": result}
             with replacing(path) as draft:
@@ -49,7 +52,7 @@ class Store:
             self.seconds += seconds
             left = (self.total - self.done) * self.seconds / self.new / 60
             print(f"[{self.done}/{self.total}] {name} ({seconds:.0f} s; about {left:.0f} minutes left)", flush=True)
-        return content
+        return {**content, "arrays": path.with_suffix(".npz")}
 
     def _read(self, path: Path, settings: str) -> dict[str, Any] | None:
         try:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import slug
 from evidence_compare import comparisons
 from evidence_measure import mapped, mean_of, measure, queries_of
 from evidence_plan import OWN, SHARED, Plan
@@ -33,6 +32,7 @@ class Evidence:
         self.plan, self.runs, self.results = plan, runs, results
         self.pairs = digest_of_pairs(runs)
         self.seconds = 0.0
+        self.arrays: dict[str, Path] = {}  # by method, of the first seed at the last kind of budget
         self.post_hoc = [name for name, method in plan.known_methods.items() if method.post_hoc]
         self.budgets = [tuple(zip(plan.grid, values, strict=True)) for values in product(*plan.grid.values())]
         if not plan.grid or plan.own:
@@ -81,7 +81,8 @@ class Evidence:
             for fold in range(self.plan.folds):
                 words = ", ".join(f"{key}={value:g}" for key, value in budget.items())
                 name = f"{method}, {words}, fold {fold}"
-                scores.append(self._get(name, method, budget, fold, lambda t: {"score": score(t)}, fold=fold)["score"])
+                content = self._get(name, method, budget, fold, lambda t, _: {"score": score(t)}, fold=fold)
+                scores.append(content["result"]["score"])
             found.append({"budget": budget, "score": round(float(np.mean(scores)), 6)})
         return found
 
@@ -94,12 +95,15 @@ class Evidence:
                 own = budget if kind == SHARED else budget[method]
                 with_post_hoc = method == plan.baseline and bool(self.post_hoc)
                 name = f"{method}, {kind}, seed {seed}"
-                kept = self.results.folder / f"{slug(name)}.npz" if seed == plan.seeds[0] else None
+                post_hoc = self.post_hoc if with_post_hoc else []
 
-                def compute(trained: Trained, kept=kept, with_post_hoc=with_post_hoc) -> dict[str, Any]:
-                    return self._measured(trained, self.post_hoc if with_post_hoc else [], kept)
+                def compute(trained: Trained, arrays: Path, post_hoc=post_hoc) -> dict[str, Any]:
+                    return self._measured(trained, post_hoc, arrays)
 
-                result = self._get(name, method, own, seed, compute, with_post_hoc)
+                content = self._get(name, method, own, seed, compute, with_post_hoc)
+                result = content["result"]
+                if seed == plan.seeds[0]:
+                    self.arrays[method] = content["arrays"]
                 for name, found in result["methods"].items():
                     about = {"method": name or method, "budget": kind, "seed": seed}
                     curve = [] if name else result["curve"]
@@ -115,7 +119,7 @@ class Evidence:
         align, uniformity = point
         weights = {"align_weight": align, "uniformity_weight": uniformity, "center_projections": True}
         name = f"weights {align:g} and {uniformity:g}"
-        result = self._get(name, "ours", {**budget, **weights}, self.plan.seeds[0], self._alone)
+        result = self._get(name, "ours", {**budget, **weights}, self.plan.seeds[0], self._alone)["result"]
         metrics = next(iter(result["methods"][""]["metrics"].values()))
         return {"align_weight": align, "uniformity_weight": uniformity, "metrics": metrics}
 
@@ -126,11 +130,12 @@ class Evidence:
 
     def at_length(self, method: str, epochs: int) -> dict[str, Any]:
         budget = {**self.plan.shared, "num_train_epochs": epochs}
-        result = self._get(f"{method}, {epochs} epochs", method, budget, self.plan.seeds[0], self._alone)
+        name = f"{method}, {epochs} epochs"
+        result = self._get(name, method, budget, self.plan.seeds[0], self._alone)["result"]
         metrics = next(iter(result["methods"][""]["metrics"].values()))
         return {"method": method, "num_train_epochs": epochs, "metrics": metrics}
 
-    def _alone(self, trained: Trained) -> dict[str, Any]:
+    def _alone(self, trained: Trained, _: Path) -> dict[str, Any]:
         return self._measured(trained, [], None)
 
     def _measured(self, trained: Trained, post_hoc: list[str], kept: Path | None) -> dict[str, Any]:
@@ -161,18 +166,16 @@ class Evidence:
         if self.plan.start:
             about["start"] = [list(self.plan.start), self.plan.start_budgets.get(method, {})]
         content = self.results.get(
-            name, about, lambda: compute(self.runs.train(method, budget, seed, fold, embed_train))
+            name, about, lambda arrays: compute(self.runs.train(method, budget, seed, fold, embed_train), arrays)
         )
         self.seconds += content["seconds"]
-        return content["result"]
+        return content
 
     def spaces(self) -> tuple[dict[str, PairEmbeddings], dict[str, dict[str, float]]]:
         """The held-out pairs in the spaces that are shown, of the first seed and the last budgets; and metrics."""
-        kind, seed = self.kinds[-1], self.plan.seeds[0]
         spaces = {}
         for method in self.plan.trained:
-            path = self.results.folder / f"{slug(f'{method}, {kind}, seed {seed}')}.npz"
-            with np.load(path) as arrays:
+            with np.load(self.arrays[method]) as arrays:
                 for name in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
                     images, texts = (arrays[f"{name}/{part}"].astype(np.float32) for part in ("image", "text"))
                     spaces[name or method] = PairEmbeddings(images, texts, *self.runs.columns[:4])

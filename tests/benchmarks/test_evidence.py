@@ -242,6 +242,17 @@ def test_every_method_is_a_configuration_or_a_transform(name, monkeypatch, tmp_p
         assert config.model.config != load_config(plan.config).model.config or name == "ours"
 
 
+def test_only_plans_that_come_along_write_into_the_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.csv").write_text("image,caption\n")
+    (tmp_path / "demo.yaml").write_text("model: {}\n")
+    of_ours = evidence_plan.PLANS / "demo.yaml"
+    assert evidence_plan.plan_of_ours("radiology").name == "radiology.yaml"
+    assert evidence_plan.plan_of_ours(str(of_ours)) == of_ours
+    for other in ("demo.csv", "demo.yaml", "configs/demo.yaml", "data/demo"):
+        assert evidence_plan.plan_of_ours(other) is None
+
+
 def test_every_plan_that_comes_along_can_be_read():
     for path in evidence_plan.PLANS.glob("*.yaml"):
         if path.stem != "methods":
