@@ -90,4 +90,6 @@ def is_done(config: RunConfig, folder: Path) -> bool:
     """Whether a run with these settings has finished in the folder."""
     if not (folder / "metrics.json").is_file():
         return False
-    return load_config([folder / "train_config.yaml"]).to_dict() == config.to_dict()
+    settings = config.to_dict()
+    settings["data"].pop("feature_cache", None)  # which is not written into the folder, and changes nothing
+    return load_config([folder / "train_config.yaml"]).to_dict() == settings

@@ -10,8 +10,9 @@ Does closing the gap help? Every way to close it, side by side on the same pairs
 Each method of benchmarks/evidence/methods.yaml is trained over seeds, once at a budget that all share and once at its
 own, chosen by cross-validation over training cases; post-hoc methods are fitted on the baseline's training embeddings.
 What is measured: search of instances, search in a gallery of both kinds, groups, zero-shot labels with their
-calibration, and the geometry of the space. Trainings that are there with the same settings and the same code are not
-repeated: a run that was stopped goes on where it was. The report, its figures and all numbers are written to
+calibration, the geometry of the space and, where the plan asks for them (`captions`), captions by decoders that learn
+from images, and from text alone. Trainings that are there with the same settings and the same code are not repeated: a
+run that was stopped goes on where it was. The report, its figures and all numbers are written to
 benchmarks/results/evidence_NAME.* where a plan of benchmarks/evidence is run as it is; else to the folder of --report,
 or that of the trainings.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import run_script
+from evidence_captions import CaptionStudy
 from evidence_figures import draw
 from evidence_plan import plan_of_ours, read_plan
 from evidence_report import report
@@ -63,6 +65,13 @@ def main() -> None:
     print("\n".join(described), flush=True)
     evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code))
     found = evidence.found()
+    captions = None
+    if plan.captions is not None:
+        store = Store(output / "captions", args.any_code, ("captions", "measure", "runs"))
+        captions = CaptionStudy(plan, runs, store, found["budgets"])
+        found["captions"] = captions.found()
+        captions.draw(output / "captions.png")  # of images that may be nobody's to show: not beside the report
+        evidence.seconds += captions.seconds
     head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
     about = {"machine": machine(runs.inputs.args.device), "versions": versions(*PACKAGES), "date": str(date.today())}
     content: dict[str, Any] = {**head, **about, "minutes": round(evidence.seconds / 60, 1), **found}
@@ -92,6 +101,8 @@ def to_json(content: dict[str, Any]) -> str:
         if isinstance(value, list) and value and isinstance(value[0], dict):
             rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False, allow_nan=False)}" for row in value)
             lines.append(f"{json.dumps(name)}: [\n{rows}\n]")
+        elif name == "captions":
+            lines.append(f"{json.dumps(name)}: {to_json(value)}".rstrip())
         else:
             lines.append(f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}")
     return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -15,12 +15,13 @@ NAME is that of benchmarks/results/evidence_NAME.json. Of a table, `budget` is s
 there are if not given; `scope` says whose metrics, the main scope's if not given, and a row may say `METRIC of SCOPE`;
 `head` is the first column's; `names="medpix2=MedPix 2.0; ours=GCC"` gives scopes and methods other words; `marks=no`
 leaves out the marks of what is not separable from the baseline. `part` gives a table of the report instead:
-methods as rows (`columns="METRIC, METRIC"`) and comparisons, both of one budget; tuning, association, weights,
-robustness.
+methods as rows (`columns="METRIC, METRIC"`) and comparisons, both of one budget; captions (`columns=`, too); tuning,
+association, weights, robustness.
 
 A number is the mean over the seeds or, by further words, the mean ± standard deviation (`sd`), the ratio or difference
 (percentages in points) to another method at the same budget (`ratio="CLIP (LT)"`, `difference="CLIP (LT)"`) or at
 another (`at=shared`), or Holm's p of the comparison with the baseline (`p`); `digits=2` are those after the point.
+Of captions it is NAME captions METHOD METRIC scope="text-only", the scope one of the kinds of captions.
 NAME and a field alone, as in `NAME minutes`, give that field of the file. A number can't begin a line, which Markdown
 would take for HTML. evidence_NAME.md is written and checked, too.
 """
@@ -32,6 +33,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from evidence_caption_tables import captions_table
 from evidence_report import report
 from evidence_results import (
     BUDGET_WORDS,
@@ -179,7 +181,7 @@ def _block(words: str, files: Files) -> str:
     budgets = names_in(options["budget"], evidence.budgets, "budget") if "budget" in options else evidence.budgets
     scope = known_name(options.get("scope", evidence.main_scope), evidence.scopes, "scope")
     if "part" in options:
-        part = known_name(options["part"], [*PARTS_OF_A_BUDGET, *PARTS], "part")
+        part = known_name(options["part"], [*PARTS_OF_A_BUDGET, "captions", *PARTS], "part")
         if part in PARTS_OF_A_BUDGET and len(budgets) > 1:
             raise ValueError(f"{part} are of one budget; say budget=own or budget=shared.")
         if part == "methods":
@@ -188,6 +190,8 @@ def _block(words: str, files: Files) -> str:
             found = methods_table(
                 evidence, budgets[0], scope, columns, chance=any(column.chance for column in columns)
             )
+        elif part == "captions":
+            found = captions_table(evidence, options.get("columns", ""))
         elif part == "comparisons":
             found = comparison_table(evidence, budgets[0], scope)
         else:
@@ -259,6 +263,10 @@ def _value(words: str, files: Files) -> str:
     if len(plain) != 4:
         raise ValueError("NAME BUDGET METHOD METRIC are expected, names with spaces in double quotes.")
     evidence = files[plain[0]]
+    if plain[1] == "captions" and evidence.captions is not None:
+        evidence = evidence.captions
+        options.setdefault("scope", "")  # has to be said
+        plain[1] = evidence.budgets[0]
     budget = known_name(plain[1], evidence.budgets, "budget")
     method = known_name(plain[2], evidence.methods(budget), f"method at {BUDGET_WORDS[budget]},")
     scope = known_name(options.get("scope", evidence.main_scope), evidence.scopes, "scope")

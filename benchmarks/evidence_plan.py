@@ -1,5 +1,6 @@
 """What `evidence.py` is asked to do: a plan in YAML, a configuration of train.py, or nothing but a set of pairs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from gap_closed_clip.training.config import SECTIONS
 
 PLANS = Path(__file__).parent / "evidence"
 SHARED, OWN = "shared", "own"  # the two kinds of budgets
+# What a decoder learns from; one of text may do so without noise on the embeddings.
+IMAGE, TEXT, NOISELESS = "image", "text", "text_noiseless"
+DECODERS = {
+    IMAGE: ("captioning.train_on=image",),
+    TEXT: ("captioning.train_on=text",),
+    NOISELESS: ("captioning.train_on=text", "captioning.noise=0"),
+}
 FIRST = CONFIGS / "radiology_small.yaml"  # what a set of pairs is trained with: published towers, frozen
 
 
@@ -35,6 +43,39 @@ class Method:
     files: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     post_hoc: str | None = None
+
+
+@dataclass(frozen=True)
+class CaptionPlan:
+    """
+    Captions of the held-out images, by decoders on the plan's trained encoders, which stay as they are.
+
+    Args:
+        methods: whose encoders, among those that the plan trains; by default all of these.
+        seeds: of encoders and decoders; by default the plan's.
+        config: configuration files of a decoder; the pairs are the plan's.
+        words: overrides as for train.py, for all decoders.
+        without_noise: whether one more decoder is trained on text, without noise.
+        scorer, scorer_seed: the method of one more encoder, and its seed, which gives the CLIPScore of all captions.
+    """
+
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    config: tuple[str, ...] = ("captioning.yaml",)
+    words: tuple[str, ...] = ()
+    without_noise: bool = False
+    scorer: str = "papers, scheduled"
+    scorer_seed: int = 100
+
+    def __post_init__(self):
+        for name in ("methods", "seeds", "config", "words"):
+            if not isinstance(getattr(self, name), tuple):
+                raise ValueError(f"captions: {name} is {getattr(self, name)!r}; give a list.")
+
+    def decoder_config(self, kind: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> RunConfig:
+        """The configuration of a decoder of a kind (`DECODERS`), with overrides before and after the plan's words."""
+        words = [*before, *self.words, *DECODERS[kind], *after]
+        return load_config([_packaged(file) for file in self.config], words)
 
 
 @dataclass(frozen=True)
@@ -61,6 +102,7 @@ class Plan:
         shown: methods in the figures of spaces; default: all.
         start: configuration files of a first stage, whose model each run starts from (towers that train).
         start_budgets: {method: budget} of that stage.
+        captions: decoders on the trained encoders at the last kind of budget, and what they write; default: none.
     """
 
     name: str
@@ -94,6 +136,7 @@ class Plan:
     shown: tuple[str, ...] = ()
     start: tuple[str, ...] = ()
     start_budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    captions: CaptionPlan | None = None
 
     @property
     def known_methods(self) -> dict[str, Method]:
@@ -164,6 +207,8 @@ def read_plan(what: str, words: list[str], seeds: list[int] | None = None, metho
         changes["seeds"] = tuple(seeds)
     if methods is not None:
         changes["methods"] = tuple(methods)
+    if plan.captions is not None:
+        changes["captions"] = _fewer(plan.captions, seeds, methods)
     plan = replace(plan, **changes)
     _check(plan)
     return plan
@@ -177,16 +222,50 @@ def _of_config(path: Path, words: list[str]) -> Plan:
     return Plan(path.stem, path.stem, config=(str(path),), **budgets)
 
 
+def _fewer(captions: CaptionPlan, seeds: list[int] | None, methods: list[str] | None) -> CaptionPlan | None:
+    """Captions by the seeds and methods alone that the command line names; None where that leaves none."""
+    kept = tuple(name for name in captions.methods if methods is None or name in methods)
+    if captions.methods and not kept:
+        return None
+    return replace(captions, methods=kept, seeds=captions.seeds if seeds is None else tuple(seeds))
+
+
 def _from_content(path: Path, content: dict[str, Any]) -> Plan:
-    known = {each.name for each in fields(Plan)} - {"name"}
-    for key in content:
-        if key not in known:
-            raise ValueError(f"{path}: unknown field {key!r}{did_you_mean(key, known)}")
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    values = _values(str(path), Plan, content)
+    if values.get("captions") is not None:
+        values["captions"] = CaptionPlan(**_values(f"{path}, captions", CaptionPlan, values["captions"]))
     for key in ("config", "start"):
         if key in values:
             values[key] = tuple(str(_packaged(file)) for file in values[key])
     return Plan(**{"name": path.stem, "title": path.stem, **values})
+
+
+def _values(where: str, kind: type, content: Any) -> dict[str, Any]:
+    """The fields of a plan or of a part of one, lists as tuples."""
+    known = {each.name for each in fields(kind)} - {"name"}
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} holds no mapping but {content!r}; its fields are {', '.join(sorted(known))}.")
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{where}: unknown field {key!r}{did_you_mean(key, known)}")
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def _check_captions(plan: Plan, captions: CaptionPlan) -> None:
+    """Checks all that can be known of the decoders before the encoders are there."""
+    where = f"{plan.name}, captions"
+    for name in captions.methods:
+        if name not in plan.trained:
+            raise ValueError(f"{where}: the plan trains no method {name!r}{did_you_mean(name, plan.trained)}")
+    known = [name for name, method in all_methods().items() if method.post_hoc is None]
+    if captions.scorer not in known:
+        raise ValueError(f"{where}: scorer: nothing trains {captions.scorer!r}{did_you_mean(captions.scorer, known)}")
+    try:
+        config = [captions.decoder_config(kind) for kind in DECODERS][0]
+    except (ValueError, OSError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    if config.captioning is None or config.captioning.encoders != "frozen":
+        raise ValueError(f"{where}: captioning.encoders has to be frozen: the spaces are compared as they are.")
 
 
 def _check(plan: Plan) -> None:
@@ -201,6 +280,8 @@ def _check(plan: Plan) -> None:
     for name, method in plan.known_methods.items():
         if method.post_hoc is not None and method.post_hoc not in post_hoc.METHODS:
             raise ValueError(f"methods.yaml, {name}: there is no post-hoc method {method.post_hoc!r}.")
+    if plan.captions is not None:
+        _check_captions(plan, plan.captions)
 
 
 def _packaged(file: str) -> Path:
@@ -209,4 +290,4 @@ def _packaged(file: str) -> Path:
     return path if path.is_file() else CONFIGS / path.name
 
 
-__all__ = ["OWN", "SHARED", "Method", "Plan", "all_methods", "plan_of_ours", "read_plan"]
+__all__ = ["OWN", "SHARED", "CaptionPlan", "Method", "Plan", "all_methods", "plan_of_ours", "read_plan"]

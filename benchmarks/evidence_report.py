@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from evidence_caption_tables import caption_parts
 from evidence_results import (
     BUDGET_WORDS,
     DEBIASED_GAP,
@@ -77,6 +78,7 @@ def report(results: Mapping[str, Any]) -> str:
         "## Methods",
         _methods(evidence),
         *(part for budget in evidence.budgets for part in _budget(evidence, budget)),
+        *caption_parts(evidence),
         *_tuning(evidence),
         *_association(evidence),
         *_weights(evidence),

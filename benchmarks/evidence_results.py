@@ -193,6 +193,12 @@ class Evidence:
         """That of the main tables: the mean of the sources, or all pairs where there is one source."""
         return self.scopes[0] if self.scopes else ONE_SCOPE
 
+    @cached_property
+    def captions(self) -> "Evidence | None":
+        """The captions' results, whose scopes are the kinds of captions; None where the plan asks for none."""
+        found = self.results.get("captions")
+        return Evidence({"baseline": self.baseline, "methods": self.results["methods"], **found}) if found else None
+
     def methods(self, budget: str) -> list[str]:
         """Those that have runs at a budget, in the order of the file."""
         ran = {run["method"] for run in self.runs if run["budget"] == budget}

@@ -76,6 +76,8 @@ class Runs:
         ValueError, OSError: whatever is wrong with the configuration or the pairs.
     """
 
+    folder_settings: dict[str, Any] = {}  # of the trainings that leave a model folder
+
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
         self.config = plan.run_config(plan.baseline, {}, seed=0)
@@ -111,6 +113,20 @@ class Runs:
             f"Pairs that belong together stay together: {len(set(self.groups)):,} cases are held out.",
         ]
 
+    def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
+        """The model folder of one training of the whole model, which is made if it is not there."""
+        words = " ".join(f"{key} {value}" for key, value in budget.items())
+        if self.plan.start:
+            first = Plan(self.plan.name, "", config=self.plan.start)
+            start = self.folder / slug(f"{method} start seed{seed}")
+            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start)
+            budget = {**budget, "checkpoint": start}
+        config = self.plan.run_config(method, budget, seed)
+        config.training.update(self.folder_settings)
+        folder = self.folder / slug(f"{method} {words} seed{seed}")
+        run_once(config, folder)
+        return folder
+
     def prompts(self) -> list[str]:
         """All prompts, template by template."""
         return [template.format(label) for template in self.plan.templates for label in self.classes]
@@ -121,6 +137,8 @@ class Runs:
 
 class FeatureRuns(Runs):
     """Trainings of heads, in this process: the frozen towers have run before, once for each image and caption."""
+
+    folder_settings = {"eval_strategy": "no", "report_to": "none"}
 
     def __init__(self, plan: Plan, folder: Path):
         super().__init__(plan, folder)
@@ -219,17 +237,9 @@ class FolderRuns(Runs):
         self, method: str, budget: dict[str, Any], seed: int, fold: int | None = None, embed_train: bool = False
     ) -> Trained:
         """As `FeatureRuns.train`; folds are not trained."""
-        words = " ".join(f"{key} {value}" for key, value in budget.items())
-        if self.plan.start:
-            first = Plan(self.plan.name, "", config=self.plan.start)
-            start = self.folder / slug(f"{method} start seed{seed}")
-            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start)
-            budget = {**budget, "checkpoint": start}
-        config = self.plan.run_config(method, budget, seed)
-        folder = self.folder / slug(f"{method} {words} seed{seed}")
-        run_once(config, folder)
+        folder = self.model_folder(method, budget, seed)
         model, processor = load_checkpoint(folder)
-        settings = {"max_length": config.data.max_caption_tokens, "batch_size": 64}
+        settings = {"max_length": self.config.data.max_caption_tokens, "batch_size": 64}
         test = embed_pairs(model, processor, self.test_pairs, **settings)
         train = None
         if embed_train:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ class Store:
     Args:
         folder: of the files.
         any_code: whether results of another state of the code count.
+        scripts: those of this folder that decide the numbers: evidence_NAME.py.
     """
 
-    def __init__(self, folder: Path, any_code: bool = False):
-        self.folder, self.any_code, self.code = folder, any_code, digest_of_code()
+    def __init__(self, folder: Path, any_code: bool = False, scripts: Sequence[str] = ("measure", "runs")):
+        self.folder, self.any_code, self.code = folder, any_code, digest_of_code(scripts)
         self.total = self.done = 0
         self.seconds = self.new = 0.0
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,11 +64,11 @@ class Store:
         return content if is_same else None
 
 
-def digest_of_code() -> str:
+def digest_of_code(scripts: Sequence[str] = ("measure", "runs")) -> str:
     """Of the source of the package's parts that decide numbers, and of these scripts'."""
     root = Path(gap_closed_clip.__file__).parent
     files = [path for part in CODE for path in sorted((root / part).rglob("*.py"))]
-    files += [Path(__file__).parent / f"evidence_{part}.py" for part in ("measure", "runs")]
+    files += [Path(__file__).parent / f"evidence_{name}.py" for name in scripts]
     hashed = hashlib.blake2b(digest_size=8)
     for path in files:
         hashed.update(path.read_bytes())

@@ -31,6 +31,7 @@ from gap_closed_clip.evaluation.tables import cell, table
 
 
 NOT_SEPARABLE, NOT_TESTED = "≈", "°"
+COMPARISON_HEAD = ["metric", "method", "difference", "95% interval", "p", "Holm's p", "groups", "seeds", "test"]
 RECALL = column_of("recall@10")
 # The map of the weights: what counts as collapse, and as scatter.
 COLLAPSED_COSINE, TIMES_CHANCE, SHARE_OF_BEST = 0.5, 2.0, 0.25
@@ -119,11 +120,17 @@ def comparison_table(evidence: Evidence, budget: str, scope: str) -> str:
         for entry in evidence.results.get("comparisons", [])
         if (entry["budget"], entry["scope"]) == (budget, scope)
     ]
+    rows = comparison_rows(found, evidence.baseline)
+    return markdown_table(COMPARISON_HEAD, rows, left=2) if rows else ""
+
+
+def comparison_rows(found: Sequence[Mapping[str, Any]], baseline: str) -> list[list[str]]:
+    """Comparisons as rows under `COMPARISON_HEAD`, by metric."""
     metrics = list(dict.fromkeys(entry["metric"] for entry in found))
-    rows = [
+    return [
         [
             label_of(entry["metric"]),
-            escaped(_who(entry, evidence.baseline)),
+            escaped(_who(entry, baseline)),
             points(form_of(entry["metric"]), entry["difference"]),
             _interval(entry),
             p_words(entry.get("p")),
@@ -132,8 +139,6 @@ def comparison_table(evidence: Evidence, budget: str, scope: str) -> str:
         ]
         for entry in sorted(found, key=lambda entry: metrics.index(entry["metric"]))
     ]
-    head = ["metric", "method", "difference", "95% interval", "p", "Holm's p", "groups", "seeds", "test"]
-    return markdown_table(head, rows, left=2) if rows else ""
 
 
 def _who(entry: Mapping[str, Any], baseline: str) -> str:

@@ -139,7 +139,7 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path, monk
 
 def test_another_state_of_the_code_trains_anew(run, monkeypatch):
     run(stop_after=2)
-    monkeypatch.setattr("evidence_store.digest_of_code", lambda: "another")
+    monkeypatch.setattr("evidence_store.digest_of_code", lambda scripts: "another")
     assert run(stop_after=2) == (None, 2)
 
 

@@ -93,6 +93,19 @@ def _similarity(caption: _Weights, reference: _Weights) -> float:
     return total / ORDERS
 
 
+def scores_of_images(predictions: list[str], references: list[list[str]]) -> list[float]:
+    """The score of each image, 0..10, whose mean is the metric; all images' references weight the n-grams."""
+    texts_of_images = tokenize_references(references)
+    idf = _inverse_frequency(texts_of_images)
+    scores = []
+    for caption, texts in zip(map(tokenize, predictions), texts_of_images, strict=True):
+        weights = _weights(caption, idf)
+        penalties = [math.exp(-((len(caption) - len(text)) ** 2) / (2 * _SIGMA**2)) for text in texts]
+        similarities = [_similarity(weights, _weights(text, idf)) for text in texts]
+        scores.append(10 * float(np.dot(penalties, similarities)) / len(texts))
+    return scores
+
+
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS_DESCRIPTION)
 class CaptionCider(evaluate.Metric):
     def _info(self):
@@ -100,12 +113,4 @@ class CaptionCider(evaluate.Metric):
         return caption_info(_DESCRIPTION, _CITATION, _INPUTS_DESCRIPTION, urls)
 
     def _compute(self, predictions, references):
-        references = tokenize_references(references)
-        idf = _inverse_frequency(references)
-        scores = []
-        for caption, texts in zip(map(tokenize, predictions), references, strict=True):
-            weights = _weights(caption, idf)
-            penalties = [math.exp(-((len(caption) - len(text)) ** 2) / (2 * _SIGMA**2)) for text in texts]
-            similarities = [_similarity(weights, _weights(text, idf)) for text in texts]
-            scores.append(float(np.dot(penalties, similarities)) / len(texts))
-        return {"cider_d": 10 * float(np.mean(scores))}
+        return {"cider_d": float(np.mean(scores_of_images(predictions, references)))}
