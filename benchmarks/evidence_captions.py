@@ -12,7 +12,7 @@ import torch
 from comparison import run_once, slug
 from evidence_compare import caption_comparisons
 from evidence_measure import rounded
-from evidence_plan import IMAGE, NOISELESS, OWN, TEXT, CaptionPlan, Plan
+from evidence_plan import IMAGE, NOISELESS, OWN, TEXT, Plan
 from evidence_runs import Runs
 from evidence_store import Store
 from evidence_study import digest_of_pairs
@@ -164,7 +164,23 @@ class CaptionStudy:
             "report_to": "none",
         }
         words = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-        return self.captions.decoder_config(kind, data_words(of_encoder, self.captions), words)
+        return self.captions.decoder_config(kind, self.data_words, words)
+
+    @cached_property
+    def data_words(self) -> list[str]:
+        """
+        The encoders' section `data` as overrides for the decoders: the same pairs. How images are kept is the
+        decoders' own, and so is what is said of phantoms where there are none.
+        """
+        data = self.runs.config.data
+        with_phantoms = any(own.source == "phantoms" for own in data.sources().values())
+        given = [*self.runs.config.to_dict()["data"], *self.captions.decoder_config(TEXT).to_dict()["data"]]
+        names = [
+            name
+            for name in dict.fromkeys(given)
+            if name != "cache_images" and (with_phantoms or not name.startswith("phantom_"))
+        ]
+        return [f"data.{name}={json.dumps(getattr(data, name))}" for name in names]
 
     def decoder(self, kind: str, encoder: Path, method: str, seed: int) -> Path:
         """The folder of a decoder, which is trained if it has not been before."""
@@ -191,21 +207,6 @@ class CaptionStudy:
                 texts = found["captions"][kind]
                 written[f"{method}, {kind}"] = Captions(found["image_ids"], texts, found["references"])
         plot_captions(written, self.runs.test_pairs, path)
-
-
-def data_words(encoder: RunConfig, captions: CaptionPlan) -> list[str]:
-    """
-    The encoder's section `data` as overrides for a decoder: the same pairs. How the images are kept is the decoder's
-    own, and so is what is said of phantoms where there are none.
-    """
-    with_phantoms = any(own.source == "phantoms" for own in encoder.data.sources().values())
-    given = [*encoder.to_dict()["data"], *captions.decoder_config(TEXT).to_dict()["data"]]
-    names = [
-        name
-        for name in dict.fromkeys(given)
-        if name != "cache_images" and (with_phantoms or not name.startswith("phantom_"))
-    ]
-    return [f"data.{name}={json.dumps(getattr(encoder.data, name))}" for name in names]
 
 
 def _but_for_folders(config: RunConfig) -> dict[str, Any]:
