@@ -181,7 +181,7 @@ def _block(words: str, files: Files) -> str:
     budgets = names_in(options["budget"], evidence.budgets, "budget") if "budget" in options else evidence.budgets
     scope = known_name(options.get("scope", evidence.main_scope), evidence.scopes, "scope")
     if "part" in options:
-        part = known_name(options["part"], [*PARTS_OF_A_BUDGET, "captions", *PARTS], "part")
+        part = known_name(options["part"], [*PARTS_OF_A_BUDGET, *PARTS, "captions"], "part")
         if part in PARTS_OF_A_BUDGET and len(budgets) > 1:
             raise ValueError(f"{part} are of one budget; say budget=own or budget=shared.")
         if part == "methods":

@@ -108,6 +108,46 @@ def example(scope: str = "mean of the sources") -> dict[str, Any]:
     }
 
 
+def with_captions() -> dict[str, Any]:
+    """The same, with captions of two kinds with two encoders."""
+    scores = {
+        ("CLIP (LT)", 0): ((0.30, 0.20), (0.50, 0.24)),
+        ("CLIP (LT)", 1): ((0.32, 0.22), (0.54, 0.24)),
+        ("ours", 0): ((0.31, 0.20), (0.60, 0.30)),
+        ("ours", 1): ((0.31, 0.24), (0.64, 0.30)),
+    }
+    kinds = ("nearest caption", "text-only")
+    runs = [
+        {
+            "method": method,
+            "budget": "own",
+            "seed": seed,
+            "metrics": {
+                kind: {"cider_d": cider, "rouge_l": rouge} for kind, (cider, rouge) in zip(kinds, found, strict=True)
+            },
+        }
+        for (method, seed), found in scores.items()
+    ]
+    comparisons = [
+        comparison("ours", "cider_d", 0.0, 1.0, kinds[0]),
+        comparison("ours", "cider_d", 0.1, 0.004, kinds[1]),
+        comparison("ours", "rouge_l", 0.06, 0.03, kinds[1], test="paired t over seeds", groups=None),
+    ]
+    settings = {
+        "config": ["captioning.yaml"],
+        "words": ["max_caption_tokens=48"],
+        "max_caption_tokens": 48,
+        "cache_images": None,
+        "noise": 1.0,
+        "without_noise": False,
+        "scorer": "papers, scheduled",
+        "scorer_seed": 100,
+        "split": "test",
+        "images": 20,
+    }
+    return example() | {"captions": {"settings": settings, "runs": runs, "comparisons": comparisons}}
+
+
 def cells(table: str) -> list[list[str]]:
     """The cells of a Markdown table, without its rule."""
     rows = [[text.strip() for text in line.strip("|").split(" | ")] for line in table.splitlines()]

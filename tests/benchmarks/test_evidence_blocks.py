@@ -6,7 +6,7 @@ import evidence_blocks
 import pytest
 from evidence_blocks import Files, main, names_in, written
 
-from .evidence_example import cells, example
+from .evidence_example import cells, example, with_captions
 
 
 @pytest.fixture
@@ -57,6 +57,32 @@ def test_a_part_of_the_report(folder):
     assert cells(text.split("\n\n")[1])[1] == ["CLIP (LT)", "50.0%", "40.0%", "-10.0 points"]
     text = written(block('small part=methods budget=own columns="recall@10, margin"'), Files(folder))
     assert cells(text.split("\n\n")[1])[1] == ["CLIP (LT)", "51.0% ± 1.4%", "0.320 ± 0.028"]
+
+
+def test_captions(folder):
+    (folder / "evidence_written.json").write_text(json.dumps(with_captions()))
+    text = written(block('written part=captions columns="cider_d, rouge_l"'), Files(folder))
+    assert cells(text.split("\n\n")[1]) == [
+        ["encoder", "captions", "CIDEr-D ↑", "ROUGE-L ↑"],
+        ["CLIP (LT)", "nearest caption", "0.310 ± 0.014", "21.0% ± 1.4%"],
+        ["CLIP (LT)", "text-only", "0.520 ± 0.028", "24.0% ± 0.0%"],
+        ["ours", "nearest caption", "0.310 ± 0.000 ≈", "22.0% ± 2.8%"],
+        ["ours", "text-only", "0.620 ± 0.028", "30.0% ± 0.0%"],
+    ]
+    words = 'written captions ours cider_d scope="text-only"'
+    for more, expected in (("", "0.620"), (' difference="CLIP (LT)"', "0.100"), (" p", "0.004")):
+        assert f"-->{expected}<!-- / -->" in written(value(words + more), Files(folder))
+    for words, message in [
+        ("written captions ours cider_d", "no scope ''; there are nearest caption; text-only."),
+        ('written captions SigLIP cider_d scope="text-only"', "no method at each method's own budget, 'SigLIP'"),
+        ('small captions ours cider_d scope="text-only"', "no budget 'captions'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            written(value(words), Files(folder))
+    with pytest.raises(ValueError, match="no metric of captions 'cider'; there are rouge_l; cider_d."):
+        written(block("written part=captions columns=cider"), Files(folder))
+    with pytest.raises(ValueError, match="the results have no captions"):
+        written(block("small part=captions"), Files(folder))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from evidence_tables import (
 )
 from scipy.stats import t as student
 
-from .evidence_example import cells, comparison, example
+from .evidence_example import cells, comparison, example, with_captions
 
 
 MEAN = "mean of the sources"
@@ -204,6 +204,24 @@ def test_each_source_follows_the_main_scope():
     assert Evidence(results).scopes == [MEAN, "medpix2", "all in one gallery"]
     text = report(results)
     assert text.index("## At each method's own") < text.index("## medpix2") < text.index("## All in one gallery")
+
+
+def test_captions_follow_with_what_each_kind_is_and_their_comparisons():
+    text = report(with_captions())
+    section = text.partition("\n## Captions\n\n")[2].partition("\n## ")[0]
+    assert "20 images of the test split" in section and "means over 2 seeds" in section
+    assert (
+        "with `max_caption_tokens=48`: the same" in section and "pixels" not in section and "No noise" not in section
+    )
+    head, *rows = cells(section.split("\n\n")[-1])
+    assert head[:4] == ["captions", "metric", "method", "difference"]
+    nearest = ["nearest caption", "CIDEr-D ↑", "ours", "+0.000", "-0.020 to +0.020", "0.500", "1.000"]
+    assert rows[0] == [*nearest, "402", "2", "bootstrap over cases"]
+    assert [row[:2] for row in rows[1:]] == [["text-only", "CIDEr-D ↑"], ["text-only", "ROUGE-L ↑"]]
+    untested = with_captions()
+    untested["captions"]["comparisons"] = []
+    assert "Nothing was tested against captions with the encoder of CLIP (LT)." in report(untested)
+    assert "Captions" not in report(example())
 
 
 def test_words_of_metrics():
