@@ -65,7 +65,6 @@ def main() -> None:
     print("\n".join(described), flush=True)
     evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code))
     found = evidence.found()
-    captions = None
     if plan.captions is not None:
         store = Store(output / "captions", args.any_code, ("captions", "measure", "runs"))
         captions = CaptionStudy(plan, runs, store, found["budgets"])

@@ -71,6 +71,8 @@ class CaptionPlan:
         for name in ("methods", "seeds", "config", "words"):
             if not isinstance(getattr(self, name), tuple):
                 raise ValueError(f"captions: {name} is {getattr(self, name)!r}; give a list.")
+        if not all(isinstance(seed, int) for seed in (*self.seeds, self.scorer_seed)):
+            raise ValueError(f"captions: seeds are whole numbers, not {[*self.seeds, self.scorer_seed]}.")
 
     def decoder_config(self, kind: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> RunConfig:
         """The configuration of a decoder of a kind (`DECODERS`), with overrides before and after the plan's words."""

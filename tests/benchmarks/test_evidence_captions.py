@@ -243,6 +243,7 @@ def test_wrong_fields_are_told_before_any_training(plan_file, tmp_path):
         ({"methods": ["our"]}, "trains no method 'our': did you mean 'ours'"),
         ({"methods": ["CLIP, mean shift"]}, "trains no method 'CLIP, mean shift'"),
         ({"methods": "ours"}, "methods is 'ours'; give a list"),
+        ({"seeds": [0, "one"]}, "captions: seeds are whole numbers"),
         (
             {"scorer": "paper, scheduled"},
             "scorer: nothing trains 'paper, scheduled': did you mean 'papers, scheduled'",
