@@ -69,3 +69,11 @@ def test_settings_and_messages_are_none(cells):
 def test_no_table_of_figures_is_typed_by_hand(page):
     typed = typed_tables(page.read_text(encoding="utf-8"))
     assert not typed, f"{name_of(page)}: {typed}: quote a stored report, see benchmarks/blocks.py."
+
+
+def test_the_card_states_no_figure_of_its_own():
+    text = re.sub(
+        r"\{%.*?%\}|\{\{.*?\}\}|\{#.*?#\}", "", FENCE.sub("", CARD.read_text(encoding="utf-8")), flags=re.DOTALL
+    )
+    text = re.sub(r"\[[^\]]+\]\(https:[^)]+\)|Apache-2\.0|arXiv[: ]\d{4}\.\d{5}", "", text)
+    assert re.findall(r"\d+\.\d+|\d+ ?%", text) == ["74.6", "70.3"]  # the sibling paper's, on MSCOCO
