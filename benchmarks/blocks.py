@@ -52,7 +52,7 @@ VALUE = re.compile(
 )
 START, END = re.compile(r"<!-- (evidence|results)(-value)?: "), re.compile(r"<!-- /(evidence|results)? -->")
 # Of a line, a list's item or a quote.
-BEGINNING = re.compile(r"^[ \t]*([-+*>][ \t]+|\d+[.)][ \t]+)*\Z", flags=re.MULTILINE)
+BEGINNING = re.compile(r"[ \t]*([-+*>][ \t]+|\d+[.)][ \t]+)*")
 
 
 class Files:
@@ -104,7 +104,7 @@ def _pieces(text: str, files: Files) -> Iterator[tuple[str, str, str]]:
         _check_ends(match["text"])
         yield "", before, before
         words = f"{match['kind']}: {match['words']}"
-        if match["kind"].endswith("-value") and BEGINNING.search(before):
+        if match["kind"].endswith("-value") and BEGINNING.fullmatch(text[: match.start()].rpartition("\n")[2]):
             raise ValueError(
                 f"{words}: a number can't begin a line, which Markdown would take for HTML; put a word before."
             )

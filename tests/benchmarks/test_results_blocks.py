@@ -146,6 +146,12 @@ def test_what_is_not_there_is_a_line(folder, capsys, text, message):
     assert page.read_text() == text
 
 
+def test_numbers_may_follow_one_another(folder):
+    number = "<!-- results-value: speed.md date -->2026-11-25<!-- / -->"
+    text = f"From {number} {number}, and\n* on {number}\n"
+    assert written(text, Files(folder)) == text
+
+
 def test_a_report_that_lacks_its_head_is_named(folder, capsys):
     (folder / "short.md").write_text("# Short\n\n466 a second.\n")
     page = folder / "page"
