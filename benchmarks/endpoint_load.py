@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import machine
+from measure import machine, markdown_table, versions
 from PIL import Image
 from transformers import CLIPImageProcessor
 
@@ -122,14 +122,18 @@ def measure(number: int, threads: int) -> dict:
 
 def report(found: dict, threads: int) -> str:
     number = sum(found["answers"].values())
+    measured = [f"{number:,}", f"{found['per_second']:.0f}", f"{found['seconds']:.0f}"]
     lines = [
         "# The endpoint's handler under load",
         "",
-        f"`python benchmarks/endpoint_load.py --requests {number} --threads {threads}` on {machine('cpu')}, "
-        f"{date.today()}: {number:,} requests of {len(requests())} kinds, good and bad, {threads} at a time, of a "
-        "tiny model.",
+        f"- `python benchmarks/endpoint_load.py --requests {number} --threads {threads}`",
+        f"- {machine('cpu')}",
+        f"- {versions('torch', 'timm', 'transformers')}",
+        f"- {date.today()}",
         "",
-        f"{found['per_second']:.0f} answers a second, {found['seconds']:.0f} s in all.",
+        f"{number:,} requests of {len(requests())} kinds, good and bad, {threads} at a time, of a tiny model.",
+        "",
+        markdown_table(["answers", "answers a second", "seconds"], [measured], left=0),
         "",
         "| status | answers |",
         "| --- | ---: |",

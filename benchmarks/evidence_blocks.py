@@ -1,15 +1,10 @@
-"""Tables and numbers in README and docs that come from the stored results of evidence.py.
+"""Tables and numbers of README and docs that come from the stored results of evidence.py.
 
-    python benchmarks/evidence_blocks.py             # write them anew
-    python benchmarks/evidence_blocks.py --check     # exit code 1, and a line for each that differs
-
-A table stands between two comments, a number in a sentence, too:
+What `blocks.py` says of their comments in short:
 
     <!-- evidence: NAME budget=own methods="CLIP (LT), ours" rows="recall@10, margin, v_measure of medpix2" -->
-    <!-- /evidence -->
     <!-- evidence: NAME part=robustness -->
-    <!-- /evidence -->
-    R@10 is <!-- evidence-value: NAME own ours recall@10 -->57.9%<!-- / -->.
+    <!-- evidence-value: NAME own ours recall@10 -->57.9%<!-- / -->
 
 NAME is that of benchmarks/results/evidence_NAME.json. Of a table, `budget` is shared, own or both ("shared, own"), all
 there are if not given; `scope` says whose metrics, the main scope's if not given, and a row may say `METRIC of SCOPE`;
@@ -22,19 +17,15 @@ A number is the mean over the seeds or, by further words, the mean ± standard d
 (percentages in points) to another method at the same budget (`ratio="CLIP (LT)"`, `difference="CLIP (LT)"`) or at
 another (`at=shared`), or Holm's p of the comparison with the baseline (`p`); `digits=2` are those after the point.
 Of captions it is NAME captions METHOD METRIC scope="text-only", the scope one of the kinds of captions.
-NAME and a field alone, as in `NAME minutes`, give that field of the file. A number can't begin a line, which Markdown
-would take for HTML. evidence_NAME.md is written and checked, too.
+NAME and a field alone, as in `NAME minutes`, give that field of the file.
 """
 
-import argparse
 import re
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from block_words import pairs, parse
 from evidence_caption_tables import captions_table
-from evidence_report import report
 from evidence_results import (
     BUDGET_WORDS,
     LEVEL,
@@ -66,20 +57,9 @@ from measure import RESULTS
 from gap_closed_clip.evaluation.tables import cell, table
 
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-FENCE = re.compile(r"^( *)```.*?^\1```$", flags=re.DOTALL | re.MULTILINE)
-BLOCK = re.compile(
-    r"(?P<start><!-- evidence: (?P<words>[^>]+?) -->)(?P<text>.*?)(?P<end><!-- /evidence -->)", re.DOTALL
-)
-VALUE = re.compile(r"(?P<start><!-- evidence-value: (?P<words>[^>]+?) -->)(?P<text>[^<]*)(?P<end><!-- / -->)")
-START, END = re.compile(r"<!-- evidence(-value)?: "), re.compile(r"<!-- /(evidence)? -->")
-# Of a line, a list's item or a quote.
-BEGINNING = re.compile(r"^[ \t]*([-+*>][ \t]+|\d+[.)][ \t]+)*\Z", flags=re.MULTILINE)
-OPTIONS = {
-    "evidence": ("budget", "scope", "methods", "rows", "head", "names", "marks", "part", "columns"),
-    "evidence-value": ("scope", "sd", "ratio", "difference", "at", "p", "digits"),
-}
+OPTIONS = ("budget", "scope", "methods", "rows", "head", "names", "marks", "part", "columns")
+VALUE_OPTIONS = ("scope", "sd", "ratio", "difference", "at", "p", "digits")
+FLAGS = ("sd", "p")
 FIELDS = ("date", "minutes", "machine", "versions", "command", "title", "baseline")
 PARTS_OF_A_BUDGET = ("methods", "comparisons")
 PARTS: dict[str, Callable[[Evidence], str]] = {
@@ -90,7 +70,7 @@ PARTS: dict[str, Callable[[Evidence], str]] = {
 }
 
 
-class Files:
+class EvidenceFiles:
     """Results by name, each read once."""
 
     def __init__(self, folder: Path = RESULTS):
@@ -103,78 +83,9 @@ class Files:
         return self._found[name]
 
 
-def written(text: str, files: Files) -> str:
-    """
-    A page with its blocks and numbers written anew; code between fences stays as it is.
-
-    Raises:
-        ValueError: a block has no end, or names what is not there: results, budget, scope, method or metric.
-    """
-    return "".join(new for _, _, new in _pieces(text, files))
-
-
-def differing(text: str, files: Files) -> list[str]:
-    """The blocks and numbers, by their comments' words, that are not what the results give."""
-    return [words for words, old, new in _pieces(text, files) if words and old != new]
-
-
-def _pieces(text: str, files: Files) -> Iterator[tuple[str, str, str]]:
-    """A page in pieces: (the words of a block or number or "", the piece as it is, the piece written anew)."""
-    fences = [match.span() for match in FENCE.finditer(text)]
-    found = [("evidence", match) for match in BLOCK.finditer(text)]
-    found += [("evidence-value", match) for match in VALUE.finditer(text)]
-    place = 0
-    for kind, match in sorted(found, key=lambda entry: entry[1].start()):
-        if any(start <= match.start() < end for start, end in fences):
-            continue
-        before = text[place : match.start()]
-        _check_ends(before)
-        _check_ends(match["text"])
-        yield "", before, before
-        words = f"{kind}: {match['words']}"
-        if kind == "evidence-value" and BEGINNING.search(before):
-            raise ValueError(
-                f"{words}: a number can't begin a line, which Markdown would take for HTML; put a word before."
-            )
-        try:
-            inner = _block(match["words"], files) if kind == "evidence" else _value(match["words"], files)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{words}: {error}") from error
-        yield words, match[0], f"{match['start']}{inner}{match['end']}"
-        place = match.end()
-    _check_ends(text[place:])
-    yield "", text[place:], text[place:]
-
-
-def _check_ends(text: str) -> None:
-    """Fails where a block begins or ends alone."""
-    text = FENCE.sub("", text)
-    alone = START.search(text) or END.search(text)
-    if alone:
-        line = text[alone.start() :].partition("\n")[0][:80]
-        raise ValueError(
-            f"{line}: a block is <!-- evidence: ... --> ... <!-- /evidence -->, a number "
-            "<!-- evidence-value: ... -->...<!-- / -->; one of the two comments is missing."
-        )
-
-
-def _parse(words: str, kind: str) -> tuple[list[str], dict[str, str]]:
-    """The words of a comment, and its options; a word without a value is an option that is on."""
-    plain, options = [], {}
-    for word in shlex.split(words):
-        name, sign, value = word.partition("=")
-        if name in OPTIONS[kind] and (sign or name in ("sd", "p")):
-            options[name] = value
-        elif sign:
-            raise ValueError(f"there is no option {name}; there are {', '.join(OPTIONS[kind])}.")
-        else:
-            plain.append(word)
-    return plain, options
-
-
-def _block(words: str, files: Files) -> str:
+def block(words: str, files: EvidenceFiles) -> str:
     """The lines between the comments of a table."""
-    plain, options = _parse(words, "evidence")
+    plain, options = parse(words, OPTIONS)
     if len(plain) != 1:
         raise ValueError(f"one name of results is expected, not {plain}.")
     evidence = files[plain[0]]
@@ -206,7 +117,7 @@ def _block(words: str, files: Files) -> str:
 
 def _table(evidence: Evidence, budgets: Sequence[str], scope: str, options: dict[str, str]) -> str:
     """Metrics as rows and methods as columns; of several budgets each method at each."""
-    names = dict(entry.strip().split("=", 1) for entry in options.get("names", "").split(";") if "=" in entry)
+    names = pairs(options.get("names", ""))
     methods = list(evidence.results["methods"])
     if "methods" in options:
         methods = names_in(options["methods"], methods, "method")
@@ -254,9 +165,9 @@ def _column(evidence: Evidence, metric: str, scope: str) -> Column:
 # Numbers.
 
 
-def _value(words: str, files: Files) -> str:
+def value(words: str, files: EvidenceFiles) -> str:
     """The text between the comments of a number."""
-    plain, options = _parse(words, "evidence-value")
+    plain, options = parse(words, VALUE_OPTIONS, FLAGS)
     if len(plain) == 2:
         found = files[plain[0]].results.get(known_name(plain[1], FIELDS, "field"))
         return f"{found:.0f}" if isinstance(found, float) else str(found)
@@ -300,42 +211,3 @@ def _number(evidence: Evidence, of: tuple[str, str, str], column: Column, option
             return f"{100 * (mean - usual):.{options.get('digits', 1)}f}"
         return form.format(mean - usual)
     return form.format(mean)
-
-
-# The command.
-
-
-def main(arguments: Sequence[str] | None = None, pages: Sequence[Path] = PAGES, folder: Path = RESULTS) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where something differs")
-    check = parser.parse_args(arguments).check
-    files, faults, place = Files(folder), [], ""
-    try:
-        for path in sorted(folder.glob("evidence_*.json")):
-            place = path.name
-            page = report(files[path.stem.removeprefix("evidence_")].results)
-            faults += _settle(path.with_suffix(".md"), page, [path.stem], check)
-        for page_path in pages:
-            place = page_path.name
-            text = page_path.read_text(encoding="utf-8")
-            faults += _settle(page_path, written(text, files), differing(text, files), check)
-    except (ValueError, OSError) as error:
-        print(f"evidence_blocks.py: {place}: {error}", file=sys.stderr)
-        return 1
-    for fault in faults:
-        print(f"evidence_blocks.py: {fault}; `python benchmarks/evidence_blocks.py` writes it anew.", file=sys.stderr)
-    return 1 if faults else 0
-
-
-def _settle(page: Path, text: str, parts: Sequence[str], check: bool) -> list[str]:
-    """Write a page or, of a check, say which of its parts are not what the results give."""
-    if page.is_file() and page.read_text(encoding="utf-8") == text:
-        return []
-    if not check:
-        page.write_text(text, encoding="utf-8")
-        return []
-    return [f"{page.name}: {part} is not what the stored results give" for part in parts]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from comparison import CONFIGS
 from gap_closed_clip.evaluation import post_hoc
 from gap_closed_clip.messages import did_you_mean
 from gap_closed_clip.training import RunConfig, load_config
-from gap_closed_clip.training.config import SECTIONS
+from gap_closed_clip.training.config_fields import SECTIONS
 
 
 PLANS = Path(__file__).parent / "evidence"

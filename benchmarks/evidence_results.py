@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -301,9 +301,14 @@ def known_name(name: str, names: Sequence[str], what: str) -> str:
     return name
 
 
-def names_in(text: str, names: Sequence[str], what: str) -> list[str]:
+def names_in(
+    text: str, names: Sequence[str], what: str, check: Callable[[str, Sequence[str], str], str] = known_name
+) -> list[str]:
     """
     A list parted by commas, of names that may hold commas themselves: at each place the longest that fits.
+
+    Args:
+        check: fails for a name that is not among the names.
 
     Raises:
         ValueError: one is not among the names.
@@ -312,7 +317,7 @@ def names_in(text: str, names: Sequence[str], what: str) -> list[str]:
     while rest:
         fitting = [name for name in names if rest == name or rest.startswith(f"{name},")]
         if not fitting:
-            known_name(rest.partition(",")[0], names, what)
+            check(rest.partition(",")[0], names, what)
             raise ValueError(f"{rest!r} is no list of names of {what}s.")
         found.append(max(fitting, key=len))
         rest = rest[len(found[-1]) :].lstrip(", ")

@@ -128,7 +128,7 @@ def test_commands_are_accepted(page, model_folders, monkeypatch):
 
 LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]*)\)")
 TEMPLATE = PACKAGE / "hub" / "card_template.md"
-LINKED = [*PAGES, *ABOUT, *sorted(ROOT.glob("benchmarks/results/*.md")), ROOT / "tests" / "conformance" / "RESULTS.md"]
+LINKED = [*PAGES, *ABOUT, *sorted(ROOT.glob("benchmarks/results/*.md"))]
 
 
 def anchors(page: Path) -> set[str]:

@@ -2,9 +2,10 @@
 
 import json
 
-import evidence_blocks
+import blocks
 import pytest
-from evidence_blocks import Files, main, names_in, written
+from blocks import Files, main, written
+from evidence_results import names_in
 
 from .evidence_example import cells, example, with_captions
 
@@ -138,7 +139,7 @@ def test_what_is_not_there_is_a_line(folder, capsys, text, message):
     page.write_text(text)
     assert main([], [page], folder) == 1
     error = capsys.readouterr().err
-    assert error.startswith("evidence_blocks.py: page.md: ") and error.count("\n") == 1 and message in error
+    assert error.startswith("blocks.py: page.md: ") and error.count("\n") == 1 and message in error
     assert page.read_text() == text
 
 
@@ -151,8 +152,8 @@ def test_a_check_names_what_differs_and_the_command_mends_it(folder, capsys):
     page.write_text(page.read_text().replace("-->2<!--", "-->3<!--").replace("0.45", "0.46"))
     assert main(["--check"], [page], folder) == 1
     first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("evidence_blocks.py: page.md: evidence-value: small minutes is not what")
-    assert second.startswith("evidence_blocks.py: page.md: evidence: small part=weights is not what")
+    assert first.startswith("blocks.py: page.md: evidence-value: small minutes is not what")
+    assert second.startswith("blocks.py: page.md: evidence: small part=weights is not what")
     assert main([], [page], folder) == 0 and "0.45" in page.read_text()
     (folder / "evidence_small.md").write_text("old\n")
     assert main(["--check"], [page], folder) == 1
@@ -164,4 +165,4 @@ def test_names_may_hold_commas():
     assert names_in("CLIP, CLIP, centered, ours", names, "method") == ["CLIP", "CLIP, centered", "ours"]
     with pytest.raises(ValueError, match="no method 'CLIPPY'"):
         names_in("CLIP, CLIPPY", names, "method")
-    assert evidence_blocks.PAGES[0].name == "README.md"
+    assert blocks.PAGES[0].name == "README.md"

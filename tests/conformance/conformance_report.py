@@ -1,8 +1,11 @@
 """Outcomes of a pytest run, counted by test class, and the Markdown report of them."""
 
 import platform
+import shlex
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import date
 
 import pytest
 import timm
@@ -122,9 +125,11 @@ def markdown(recorder: Recorder, suites: list[Suite], stubbed: list[str]) -> str
     """The report: versions, counts, every skip and failure with its reason, and what was adapted or stubbed."""
     parts = [
         "# transformers' common tests",
-        f"transformers {transformers.__version__}, torch {torch.__version__}, timm {timm.__version__}, Python "
-        f"{platform.python_version()}, on {'a GPU' if torch.cuda.is_available() else 'CPU'}. Made by "
-        "`python tests/conformance/run.py --reference --output tests/conformance/RESULTS.md`.",
+        f"- `{shlex.join(['python', 'tests/conformance/run.py', *sys.argv[1:]])}`\n"
+        f"- {torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}\n"
+        f"- transformers {transformers.__version__}, torch {torch.__version__}, timm {timm.__version__}, Python "
+        f"{platform.python_version()}\n"
+        f"- {date.today()}",
         counts_table(recorder, suites),
     ]
     shown = {}

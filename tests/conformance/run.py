@@ -2,7 +2,7 @@
 Conformance: transformers' own common tests, on this package's models, configuration and processor.
 
     python tests/conformance/run.py                      # pip fetches transformers' source distribution, once
-    python tests/conformance/run.py --reference --output tests/conformance/RESULTS.md
+    python tests/conformance/run.py --reference --output benchmarks/results/conformance.md
 
 The tests are those of the installed version of transformers. With `--reference` its own CLIPModel, CLIPProcessor and
 BlipForConditionalGeneration go through them beside ours. The exit status is 1 where a test of ours fails, or fewer of

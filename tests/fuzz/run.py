@@ -19,9 +19,11 @@ from pathlib import Path
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).parent.parent.parent / "benchmarks"))
 
 import conftest  # noqa: E402, F401  # before the libraries: caches of its own, which go when it ends
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
+from measure import machine, versions  # noqa: E402
 
 from fuzz.areas import AREAS  # noqa: E402
 from fuzz.base import Base  # noqa: E402
@@ -54,9 +56,11 @@ def try_area(name: str, base: Base, examples: int, number: int) -> list[tuple[st
 
 
 def table(found: dict[str, list[tuple[str, Outcome]]], command: str) -> str:
-    """The counts by area, and a few messages of each."""
+    """Command, machine, versions and date, the counts by area, and a few messages of each."""
     header = ["area", "tried", *COLUMNS, "slowest", "most memory"]
-    lines = [f"`{command}`, {time.strftime('%Y-%m-%d')}", "", f"| {' | '.join(header)} |"]
+    lines = ["# Bad inputs", "", f"- `{command}`", f"- {machine('cpu')}"]
+    lines += [f"- {versions('torch', 'transformers', 'hypothesis')}", f"- {time.strftime('%Y-%m-%d')}", ""]
+    lines.append(f"| {' | '.join(header)} |")
     lines.append("| --- |" + " ---: |" * (len(header) - 1))
     total: Counter = Counter()
     everything = [outcome for outcomes in found.values() for _, outcome in outcomes]

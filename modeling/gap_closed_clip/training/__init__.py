@@ -4,7 +4,8 @@ from .arguments import GapClosedTrainingArguments, ModelArguments
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments
 from .close_gap import close_gap, fit_post_hoc
-from .config import RunConfig, fields_of, load_config
+from .config import RunConfig, load_config
+from .config_fields import fields_of
 from .encoder import build_model_and_processor
 from .lora import LoraArguments, add_adapters, build_peft_config
 from .recenter import RecenterCallback, recenter

@@ -1,11 +1,12 @@
 """Towers and processors of the modalities that training adds to image and text."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from PIL.Image import Image
 from transformers import AutoFeatureExtractor, CLIPImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -15,6 +16,7 @@ from ..model.configuration_checks_gap_closed_clip import tower_config
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.processing_gap_closed_clip import image_processor_for
 from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
+from ..model.record_values_gap_closed_clip import is_missing
 from ..model.tower_kinds_gap_closed_clip import build_tower, is_timm
 from ..model.towers_gap_closed_clip import forget_origin, load_published, load_tower
 from .arguments import ModelArguments
@@ -75,12 +77,31 @@ def _record(name: str, entry: Mapping[str, Any], given: FurtherColumns) -> Furth
             f"data.modalities.{name}: {error} What its values do not tell of a field, model.modalities.{name}.fields "
             "says."
         ) from error
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(describe_record(name, processor, rows), flush=True)
     sizes = {"num_numbers": processor.num_numbers, "categories": processor.category_sizes}
     settings = {**(entry.get("tower") or {}), "model_type": RECORD, **sizes}
     tower = tower_config(settings, f"model.modalities.{name}.tower")
     if hasattr(tower, "schema"):
         tower.schema = processor.digest
     return Further({"tower": tower, "pooling": entry.get("pooling")}, processor)
+
+
+def describe_record(name: str, processor: RecordProcessor, rows: Sequence[Mapping[str, Any] | None]) -> str:
+    """A sentence on what the training rows, None where a sample has no record, taught of each field."""
+    told = []
+    for field in processor.fields:
+        if field["kind"] == "category":
+            words = field["categories"]
+            examples = ", ".join(word if len(word) <= 20 else f"{word[:19]}…" for word in words[:3])
+            learned = f"{len(words)} words ({examples}{', ...' if len(words) > 3 else ''})"
+        else:
+            unit = "years " if field["kind"] == "date" else ""
+            learned = f"{unit}{field['mean']:.4g} ± {field['std']:.4g}"
+        lacking = sum(row is None or is_missing(row.get(field["name"])) for row in rows)
+        missing = f", missing in {lacking / len(rows):.1%}" if lacking else ""
+        told.append(f"{field['name']}: {field['kind']}, {learned}{missing}")
+    return f"What {len(rows):,} training pairs taught of {name}: {'; '.join(told)}."
 
 
 def _of_column(name: str, entry: Mapping[str, Any], given: FurtherColumns) -> Further:
