@@ -3,17 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evidence_results import BUDGET_WORDS, LEVEL, Evidence, column_of, known_name
+from evidence_results import BUDGET_WORDS, CAPTION_METRICS, LEVEL, Evidence, column_of, known_name
 from evidence_tables import COMPARISON_HEAD, NOT_SEPARABLE, NOT_TESTED, comparison_rows, escaped, marked
 from measure import markdown_table
 
 from gap_closed_clip.evaluation.tables import cell
-
-
-CAPTION_METRICS = (
-    "coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "sacrebleu_4", "rouge_l", "meteor", "cider_d",
-    "clip_score", "ref_clip_score", "image_caption_cosine", "distinct_captions", "caption_words",
-)  # fmt: skip
 
 
 def captions_table(evidence: Evidence, names: str = "") -> str:

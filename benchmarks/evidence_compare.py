@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from evidence_measure import DIGITS
 from evidence_plan import Plan
-from evidence_results import GEOMETRY, TASKS, Column, column_of, value_of
+from evidence_results import CAPTION_METRICS, GEOMETRY, TASKS, Column, column_of, value_of
 
 from gap_closed_clip.evaluation.statistics import Interval, Queries, holm, paired_bootstrap, paired_t
 
@@ -55,8 +55,8 @@ def caption_comparisons(runs: Sequence[Run], baseline: str, groups: np.ndarray) 
         return []
     metrics = of_baseline[0]["metrics"]
     found = []
-    for name in next(iter(metrics.values())):
-        if name == "num_images":
+    for name in CAPTION_METRICS:
+        if not all(name in each for each in metrics.values()):
             continue
         tested = {}
         for kind in metrics:

@@ -116,6 +116,12 @@ GEOMETRY = (
     _column("relative gap ↓", "relative_gap", -1),
 )
 
+# Of captions, in the order of their table.
+CAPTION_METRICS = (
+    "coco_bleu_1", "coco_bleu_2", "coco_bleu_3", "coco_bleu_4", "sacrebleu_4", "rouge_l", "meteor", "cider_d",
+    "clip_score", "ref_clip_score", "image_caption_cosine", "distinct_captions", "caption_words",
+)  # fmt: skip
+
 
 def column_of(metric: str) -> Column:
     """The column of a metric, by its name or by that of the mean of both directions."""
