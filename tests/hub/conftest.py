@@ -6,15 +6,16 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import huggingface_hub
 import pytest
 import transformers
+from processes import PythonProcess
 from transformers import CLIPImageProcessor
 
 from gap_closed_clip import GapClosedClipProcessor
-from gap_closed_clip.hub import publication
+from gap_closed_clip.hub import publication, reload
 from gap_closed_clip.hub.reload import HANDLER, MODEL
 
 from .loopback_hub import TOKEN, LoopbackHub
@@ -85,13 +86,30 @@ def python(hub, tmp_path):
             "OMP_NUM_THREADS": "1",
         }
         environment = {**os.environ, **known, **environment}
-        run = subprocess.run(
-            [sys.executable, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
+        run = PythonProcess(words, environment, tmp_path).wait()
         assert not check or run.returncode == 0, run.stderr
         return run
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def forked_clean_processes(monkeypatch):
+    """The process in which `check_reload` loads a folder is a fork, too."""
+
+    def run(command: list[str], env: dict[str, str], cwd: str, timeout: float, **_) -> subprocess.CompletedProcess:
+        assert command[0] == sys.executable
+        return PythonProcess(command[1:], env, cwd).wait(timeout)
+
+    monkeypatch.setattr(
+        reload, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired), raising=True
+    )
+
+
+@pytest.fixture
+def new_clean_processes(forked_clean_processes, monkeypatch):
+    """It is started as it is by those who publish."""
+    monkeypatch.setattr(reload, "subprocess", subprocess)
 
 
 @pytest.fixture

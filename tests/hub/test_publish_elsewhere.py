@@ -71,7 +71,7 @@ def embed(model, processor, image) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_a_published_model_works_where_the_package_is_not(
-    online, python, model_folder, tiny_model, tiny_processor, tmp_path, monkeypatch
+    online, python, new_clean_processes, model_folder, tiny_model, tiny_processor, tmp_path, monkeypatch
 ):
     image = noise_image(80)
     image.save(tmp_path / "image.png")

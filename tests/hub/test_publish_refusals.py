@@ -135,7 +135,7 @@ def test_damaged_files_are_named(online, model_folder, skip_reload, file, conten
     assert str(model_folder) in str(raised.value)
 
 
-def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_folder):
+def test_what_does_not_load_in_a_clean_process_is_not_published(online, model_folder, new_clean_processes):
     (model_folder / "tiles_gap_closed_clip.py").unlink()  # this package has its own, a stranger has not
     with pytest.raises(ValueError, match=r"does not load in a clean process(.|\n)*tiles_gap_closed_clip"):
         publish(model_folder, "tester/demo")

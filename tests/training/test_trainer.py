@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as Picture
+from processes import PythonProcess
 from transformers import (
     CLIPImageProcessor,
     PreTrainedTokenizerBase,
@@ -183,12 +183,7 @@ def killed(tmp_path_factory) -> Path:
     """A folder for each kind, left behind by processes that were killed in the middle."""
     folder = tmp_path_factory.mktemp("killed")
     paths = [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    result = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-    )
+    result = PythonProcess([__file__, str(folder)], os.environ | {"PYTHONPATH": os.pathsep.join(paths)}).wait()
     assert result.returncode == 0, result.stderr
     ends = json.loads((folder / "ends.json").read_text())
     assert ends == dict.fromkeys(KINDS, -signal.SIGKILL), result.stderr
