@@ -42,6 +42,18 @@ class PythonProcess:
         self._process = _context().Process(target=_run, args=arguments)
         self._process.start()
 
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def printed(self) -> str:
+        """What it has written to stdout so far."""
+        return _read(self._outputs[0])
+
     def kill(self) -> None:
         self._process.kill()
 

@@ -3,16 +3,16 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
-import subprocess
-import sys
 import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from processes import PythonProcess
 from safetensors.torch import load_file
 from tiny_run import NO_MORE, configure, finished, interrupted, tiny  # noqa: F401
 
@@ -198,13 +198,17 @@ with RunLock(sys.argv[1]):
 def test_a_second_run_is_told_who_holds_the_folder(configure, tmp_path):
     """Another process, killed the hard way in the end."""
     folder = tmp_path / "run"
-    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout is not None and other.stdout.readline() == "held\n"
+    other = PythonProcess(["-c", HOLD, str(folder)], os.environ)
+    try:
+        while other.is_running and other.printed() != "held\n":
+            time.sleep(0.1)
         who = rf"in use by another run \(user \S+, process {other.pid} on {socket.gethostname()}\)"
         for words in ([], ["overwrite_output_dir=true"], ["resume_from_checkpoint=auto"]):
             with pytest.raises(ValueError, match=who):
                 train(configure(*NO_MORE, *words))
+    finally:
         other.kill()
+    assert other.wait().returncode == -signal.SIGKILL
     assert (folder / LOCK_FILE).exists()
     train(configure(*NO_MORE))
     assert sorted(path.name for path in folder.glob(f"{LOCK_FILE}*")) == []
@@ -213,12 +217,10 @@ def test_a_second_run_is_told_who_holds_the_folder(configure, tmp_path):
 def test_of_several_that_find_a_stale_lock_one_goes_on(tmp_path):
     (tmp_path / LOCK_FILE).write_text(json.dumps({"host": socket.gethostname(), "process": 2**30, "began": "1"}))
     script = HOLD.replace("time.sleep(60)", "time.sleep(3)")
-    words = [sys.executable, "-c", script, str(tmp_path)]
-    runs = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [run.communicate(timeout=300) for run in runs]
-    assert sorted(out for out, _ in outputs).count("held\n") >= 1
-    for out, error in outputs:
-        assert out or "in use by another run" in error
+    runs = [PythonProcess(["-c", script, str(tmp_path)], os.environ) for _ in range(2)]
+    ended = [run.wait() for run in runs]
+    assert sum(run.stdout == "held\n" for run in ended) >= 1
+    assert all(run.stdout or "in use by another run" in run.stderr for run in ended)
     assert not list(tmp_path.glob(f"{LOCK_FILE}*"))
 
 
