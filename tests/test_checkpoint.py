@@ -94,7 +94,10 @@ def test_weights_of_other_shapes(folder):
     weights = load_file(folder / "model.safetensors")
     weights["visual_projection.weight"] = weights["visual_projection.weight"][:5].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="demo: the weights do not fit config.json"):
+    message = (
+        "demo: the weights do not fit config.json. The first that has another shape: visual_projection.weight. Save"
+    )
+    with pytest.raises(ValueError, match=message):
         load_checkpoint(folder)
 
 

@@ -29,6 +29,7 @@ from .model.configuration_gap_closed_clip import GapClosedClipConfig
 from .model.modality_processing_gap_closed_clip import check_fit
 from .model.modeling_gap_closed_clip import GapClosedClipModel
 from .model.processing_gap_closed_clip import GapClosedClipProcessor
+from .model.towers_gap_closed_clip import loading_in_one_line
 
 
 MODEL_TYPE = "gap_closed_clip"
@@ -212,7 +213,7 @@ def _load_whole(
 ) -> tuple[PreTrainedModel, GapClosedClipProcessor]:
     """Loads a model and its processor; all weights have to be there."""
     check_model_name(name_or_path)
-    with explained_errors(name_or_path, revision):
+    with explained_errors(name_or_path, revision), loading_in_one_line():
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )

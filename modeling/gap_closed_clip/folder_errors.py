@@ -51,7 +51,7 @@ def explained_errors(name_or_path: str, revision: str | None, file: str = "confi
     except RuntimeError as error:  # shapes
         if isinstance(error, RecursionError) or file != "config.json":
             raise _damaged(name_or_path, file, error) from error
-        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {AGAIN} {error}") from error
+        raise ValueError(f"{name_or_path}: the weights do not fit config.json. {error} {AGAIN}") from error
     except ImportError:  # something is not installed
         raise
     except ValueError as error:

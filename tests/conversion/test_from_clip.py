@@ -253,12 +253,26 @@ def test_a_folder_without_a_model(tmp_path):
         from_clip(tmp_path)
 
 
-def test_missing_weights(clip, tmp_path):
+def test_missing_weights(clip, tmp_path, caplog, capfd):
     shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
     weights = load_file(clip / "model.safetensors")
     save_file({n: w for n, w in weights.items() if "visual_projection" not in n}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="lacks 1 weights of a CLIPModel, the first: visual_projection.*Download"):
         from_clip(tmp_path)
+    assert not caplog.records and capfd.readouterr().err.count("\n") < 2  # the library's own table has many lines
+
+
+def test_weights_of_other_shapes(clip, tmp_path, caplog, capfd):
+    """Of an image tower that config.json no longer describes, say."""
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["vision_config"]["hidden_size"] = 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = r"do not fit config.json. The first that has another shape: \w+[\w.*]+\. Download it again, or save"
+    with pytest.raises(ValueError, match=message) as info:
+        from_clip(tmp_path)
+    assert "\n" not in str(info.value) and "above report" not in str(info.value)
+    assert not caplog.records and "MISMATCH" not in capfd.readouterr().err
 
 
 def test_pickled_weights_need_a_yes(clip, tmp_path):

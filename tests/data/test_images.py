@@ -141,6 +141,12 @@ def test_no_image_at_all(data, tmp_path):
         decode_image(tmp_path / "a.jpg")
 
 
+@pytest.mark.parametrize("nothing", [None, 3, float("nan")])
+def test_what_is_no_image_is_told(nothing):
+    with pytest.raises(ValueError, match="The image 'scan 7' is .*: give a path, .* leave out rows that have none"):
+        decode_image(nothing, name="scan 7")
+
+
 def test_missing_file_and_empty_struct(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg' does not exist"):
         decode_image({"bytes": None, "path": str(tmp_path / "gone.jpg")})

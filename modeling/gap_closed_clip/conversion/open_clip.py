@@ -157,7 +157,10 @@ def _read_weights(name: str, revision: str | None, allow_pickle: bool) -> Weight
             raise ValueError(f"{path} is damaged: {error}. Copy or download it again.") from error
     path = _file(name, PICKLED_WEIGHTS, revision)
     if path is None:
-        raise OSError(f"{name} has no weights: there is neither {SAFE_WEIGHTS[0]} nor {PICKLED_WEIGHTS}.")
+        raise OSError(
+            f"{name} has no weights: there is neither {SAFE_WEIGHTS[0]} nor {PICKLED_WEIGHTS}. Download it again, or "
+            "save it whole."
+        )
     if not allow_pickle:
         raise ValueError(
             f"{name} has pickled weights alone ({PICKLED_WEIGHTS}). If you trust where they come from, allow them "

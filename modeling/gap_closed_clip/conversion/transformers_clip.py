@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text
-from ..model.towers_gap_closed_clip import not_loaded, pickled_weights
+from ..model.towers_gap_closed_clip import loading_in_one_line, not_loaded, pickled_weights
 from .parts import ClipParts, Reference
 from .preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 
@@ -92,7 +92,8 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
     settings: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
     settings["trust_remote_code"] = False  # without it the library asks on a terminal
     try:
-        model, info = AutoModel.from_pretrained(name, use_safetensors=True, **settings)
+        with loading_in_one_line():
+            model, info = AutoModel.from_pretrained(name, use_safetensors=True, **settings)
     except OSError as error:
         pickled = pickled_weights(name, revision)
         if pickled is None:
@@ -103,7 +104,8 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
                 "allow_pickle=true (by torch.load with weights_only=True, which runs no code of theirs)."
             ) from error
         try:
-            model, info = AutoModel.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
+            with loading_in_one_line():
+                model, info = AutoModel.from_pretrained(name, use_safetensors=False, weights_only=True, **settings)
         except UnpicklingError as unsafe:
             raise ValueError(
                 f"{name}: {pickled} holds more than weights, code perhaps, and is not read. Ask for safetensors."
@@ -113,7 +115,9 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
             f"{name}: a safetensors file is truncated or damaged ({error}). Download it again."
         ) from error
     except RuntimeError as error:  # shapes
-        raise ValueError(f"{name}: the weights do not fit config.json. {error}") from error
+        raise ValueError(
+            f"{name}: the weights do not fit config.json. {error} Download it again, or save it whole."
+        ) from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}. Download it "

@@ -48,7 +48,7 @@ def decode_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the image is damaged, truncated or of no known format; the message names it.
+        ValueError: the image is damaged, truncated or of no known format, or nothing at all; the message names it.
         ImportError: it is a DICOM file, and pydicom is not installed.
     """
     if isinstance(image, Image.Image):
@@ -58,7 +58,12 @@ def decode_image(
     if isinstance(image, dict):
         path, data = image.get("path"), image.get("bytes")
     else:
-        path, data = (None, image) if isinstance(image, (bytes, bytearray)) else (os.fspath(image), None)
+        if not isinstance(image, bytes | bytearray | str | os.PathLike):
+            raise ValueError(
+                f"The image '{name or 'without a name'}' is {image!r:.80}: give a path, the bytes of a file, a Pillow "
+                "image or an array, and leave out rows that have none."
+            )
+        path, data = (None, image) if isinstance(image, bytes | bytearray) else (os.fspath(image), None)
     name = name or path or "without a name"
     data = _read(path, name) if data is None else bytes(data)
     try:

@@ -1,9 +1,11 @@
 """The towers: their published weights, and what runs in their layers."""
 
 import json
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from huggingface_hub import list_repo_files
@@ -53,6 +55,36 @@ def not_loaded(what: str, error: OSError) -> OSError:
         "Hub within reach (network, HF_TOKEN for private ones, HF_HUB_OFFLINE unset)? The library says: "
         f"{str(error).splitlines()[0]}"
     )
+
+
+@contextmanager
+def loading_in_one_line() -> Iterator[None]:
+    """
+    Keeps transformers from logging its table of the weights that are missing or have other shapes, where the error
+    that follows says in one line what is wrong.
+
+    Raises:
+        RuntimeError: shapes; with the name of the first weight, in place of the library's "look at the above report".
+    """
+    library = logging.getLogger("transformers.modeling_utils")
+    reports: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in (message := record.getMessage()):
+            return True
+        reports.append(re.sub(r"\x1b\[[0-9;]*m", "", message))
+        return False
+
+    library.addFilter(keep)
+    try:
+        yield
+    except RuntimeError as error:
+        misfit = re.search(r"^(\S+)\s*\|\s*MISMATCH", "\n".join(reports), re.MULTILINE)
+        if misfit is None:
+            raise
+        raise RuntimeError(f"The first that has another shape: {misfit[1]}.") from error
+    finally:
+        library.removeFilter(keep)
 
 
 def load_image_tower(
@@ -256,6 +288,7 @@ __all__ = [
     "load_published",
     "load_text_tower",
     "load_tower",
+    "loading_in_one_line",
     "not_loaded",
     "pickled_weights",
     "pretrained_head",
