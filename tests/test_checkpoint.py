@@ -106,6 +106,12 @@ def test_folder_above_the_model(folder):
         load_checkpoint(folder.parent)
 
 
+def test_weights_of_open_clip_without_their_configuration(tmp_path):
+    (tmp_path / "open_clip_model.safetensors").touch()
+    with pytest.raises(FileNotFoundError, match="open_clip_config.json is missing: take it from where"):
+        load_checkpoint(tmp_path)
+
+
 def test_no_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no model folder .*nowhere"):
         load_checkpoint(tmp_path / "nowhere")

@@ -283,6 +283,8 @@ def _check_model(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
         hint = f" Did you mean {folder / inner[-1]}?" if inner else f" {AGAIN}"
+        if any(folder.glob("open_clip_*")):
+            hint = " Of open_clip's files open_clip_config.json is missing: take it from where the weights are from."
         raise FileNotFoundError(f"{folder} is no model folder: config.json is missing.{hint}")
     found = read_json(folder / "config.json").get("model_type")
     if found != MODEL_TYPE:
