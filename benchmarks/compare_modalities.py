@@ -82,7 +82,11 @@ def report_of(runs: Runs) -> str:
         name: [{row: run[row] for row in ROWS if row in run} for run in found] for name, found in runs.items()
     }
     seeds = len(next(iter(runs.values())))
-    parts = [f"{seeds} seeds, mean ± standard deviation." if seeds > 1 else "One seed.", "## Image and text", metrics_table(image_and_text)]
+    parts = [
+        f"{seeds} seeds, mean ± standard deviation." if seeds > 1 else "One seed.",
+        "## Image and text",
+        metrics_table(image_and_text),
+    ]
     return "\n\n".join([*parts, modality_report(runs)])
 
 
