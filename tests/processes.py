@@ -30,7 +30,7 @@ def run_in_processes(script: str, folder: Path, number: int) -> None:
         for rank in range(number)
     ]
     try:
-        errors = [process.communicate(timeout=300)[1] for process in processes]
+        errors = [process.communicate(timeout=900)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
