@@ -86,7 +86,7 @@ def run_in_processes(script: str, folder: Path, number: int) -> None:
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
     processes = [PythonProcess([script, str(folder)], environment | rank) for rank in ranks]
     try:
-        ended = [process.wait() for process in processes]
+        ended = [process.wait(timeout=900) for process in processes]
     finally:
         for process in processes:
             process.kill()
