@@ -20,6 +20,8 @@ import gap_closed_clip_cli
 
 
 SECONDS, MEGABYTES = 10.0, 2048
+# A fork begins with what this process has, of which pytest and earlier tests may hold much: so much may a case add.
+OWN_MEGABYTES = 1400
 KILLED_AFTER = 4 * SECONDS  # by the clock, which tells that something waits
 MORE_MEMORY = 3 * 2**30  # that a case may ask for beyond what the process has: a machine must survive what is tried
 MOST_LINES, MOST_LETTERS = 8, 3000  # of a message: a line, or a line and a short list
@@ -65,6 +67,7 @@ def run_case(command: str, words: list[str], folder: Path, named: str = "", main
     sys.stdout.flush()
     sys.stderr.flush()
     start = time.monotonic()
+    before = _resident_megabytes()
     child = os.fork()
     if child == 0:
         _be_the_command(main or gap_closed_clip_cli.main, command, words, folder)
@@ -72,20 +75,23 @@ def run_case(command: str, words: list[str], folder: Path, named: str = "", main
     seconds = usage.ru_utime + usage.ru_stime
     megabytes = usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     printed = (folder / "err").read_text(encoding="utf-8", errors="replace")
-    return judge(command, code, printed, seconds, megabytes, named)
+    return judge(command, code, printed, seconds, megabytes, named, before)
 
 
-def judge(command: str, code: int, printed: str, seconds: float, megabytes: float, named: str) -> Outcome:
+def judge(
+    command: str, code: int, printed: str, seconds: float, megabytes: float, named: str, before: float = 0
+) -> Outcome:
     """
     What an exit code, the error output, the time and the memory amount to.
 
     Args:
         code: negative if a signal ended the process.
+        before: megabytes that the process began with.
     """
     start = printed.find(f"gap-closed-clip {command}: ")
     message = printed[start:].strip() if start >= 0 else ""
     out_of_memory = any(words in printed for words in ("MemoryError", "DefaultCPUAllocator", "Cannot allocate memory"))
-    if megabytes > MEGABYTES or out_of_memory:
+    if megabytes > max(MEGABYTES, before + OWN_MEGABYTES) or out_of_memory:
         kind, message = "memory", message or printed[-600:]
     elif code == -signal.SIGKILL or seconds > SECONDS:
         kind, message = "slow", message or printed[-600:]
@@ -102,6 +108,13 @@ def judge(command: str, code: int, printed: str, seconds: float, megabytes: floa
     else:
         kind = "refused"
     return Outcome(kind, message, seconds, megabytes)
+
+
+def _resident_megabytes() -> float:
+    """Of this process, on Linux; elsewhere 0."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def _be_the_command(main: Main, command: str, words: list[str], folder: Path) -> None:

@@ -86,4 +86,6 @@ def test_the_oracle_sees_what_must_not_be():
     assert judge("train", -signal.SIGSEGV, "", 1.0, 500, "").kind == "traceback"
     assert judge("train", -signal.SIGKILL, "", 1.0, 500, "").kind == judge("train", 0, "", 11.0, 5, "").kind == "slow"
     assert judge("train", 0, "", 1.0, 2049, "").kind == judge("train", 1, "MemoryError", 1.0, 5, "").kind == "memory"
+    assert judge("train", 0, "", 1.0, 3400, "", before=2000).kind == "accepted"
+    assert judge("train", 0, "", 1.0, 3401, "", before=2000).kind == "memory"
     assert judge("train", 1, said + "x\n" * 9, 1.0, 500, "data").kind == "verbose"
