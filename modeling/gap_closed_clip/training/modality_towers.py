@@ -77,7 +77,7 @@ def _record(name: str, entry: Mapping[str, Any], given: FurtherColumns) -> Furth
             f"data.modalities.{name}: {error} What its values do not tell of a field, model.modalities.{name}.fields "
             "says."
         ) from error
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0:
         print(describe_record(name, processor, rows), flush=True)
     sizes = {"num_numbers": processor.num_numbers, "categories": processor.category_sizes}
     settings = {**(entry.get("tower") or {}), "model_type": RECORD, **sizes}
