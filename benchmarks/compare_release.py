@@ -9,7 +9,8 @@ For each objective and seed, heads are trained as configs/radiology_small.yaml s
 benchmarks/budgets/), and the towers are released from there as configs/radiology_release.yaml says: the image tower,
 the last four blocks of it, adapters in it, or both towers. All are evaluated on the same pairs.
 A run that has finished is not repeated with the same settings. Further words are overrides of the second stage. All
-run on a GPU if there is one. --finished trains nothing, and reports the runs that are there.
+run on a GPU if there is one. --finished trains nothing, and reports the runs that are there. A report of some of the
+runs goes to --output, so that it does not replace that of all of them.
 """
 
 import argparse
@@ -69,7 +70,8 @@ def main() -> None:
         raise ValueError(f"No run has finished in {args.output} with these settings.")
     order = [HEADS, *WAYS]
     found = dict(sorted(found.items(), key=lambda item: (args.methods.index(item[0][0]), order.index(item[0][1]))))
-    report(found, devices)
+    every = len(found) == 2 * len(order) and all(len(figures) == 3 for figures in found.values())
+    report(found, devices, args.report or (RESULTS if every else args.output) / "release_radiology.md")
 
 
 def runs(args: argparse.Namespace) -> Iterator[tuple[str, str, int, RunConfig, Path]]:
@@ -98,6 +100,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0, help="processes that decode images, of each run")
     parser.add_argument("--finished", action="store_true", help="report the runs that have finished; train nothing")
     parser.add_argument("--output", type=Path, default=Path("outputs/compare-release"))
+    parser.add_argument(
+        "--report", type=Path, help="default: in benchmarks/results where all runs are there, else in OUTPUT"
+    )
     return parser.parse_intermixed_args()
 
 
@@ -123,7 +128,7 @@ def device_of(folder: Path) -> str:
     return json.loads((folder / "run.json").read_text(encoding="utf-8"))["device"]
 
 
-def report(found: dict[tuple[str, str], list[dict[str, float]]], devices: set[str]) -> None:
+def report(found: dict[tuple[str, str], list[dict[str, float]]], devices: set[str], path: Path) -> None:
     rows = []
     for (method, way), runs in found.items():
         cells = [_cell([run[name] for run in runs], form) for name, (_, form) in COLUMNS.items()]
@@ -137,7 +142,7 @@ def report(found: dict[tuple[str, str], list[dict[str, float]]], devices: set[st
         " in them."
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write_report(RESULTS / "release_radiology.md", header("Releasing the towers", device), note, table)
+    write_report(path, header("Releasing the towers", device), note, table)
     print(table)
 
 

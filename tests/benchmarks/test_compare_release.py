@@ -14,7 +14,7 @@ def report(monkeypatch, tmp_path):
     def run(finished: dict[str, dict], *words: str) -> str:
         monkeypatch.setenv("RADIOLOGY_DATA", str(tmp_path))
         monkeypatch.setattr("sys.argv", ["compare_release.py", "--output", str(tmp_path), *words])
-        monkeypatch.setattr(compare_release, "RESULTS", tmp_path)
+        monkeypatch.setattr(compare_release, "RESULTS", tmp_path / "results")
         monkeypatch.setattr(compare_release, "is_finished", lambda config, folder: folder.name in finished)
         monkeypatch.setattr(compare_release, "run_once", lambda *_: pytest.fail("Nothing should train."))
         monkeypatch.setattr(compare_release, "measured", lambda config, folder: finished[folder.name])
@@ -22,7 +22,9 @@ def report(monkeypatch, tmp_path):
             (tmp_path / name).mkdir()
             (tmp_path / name / "run.json").write_text('{"device": "A GPU of ours"}', encoding="utf-8")
         compare_release.main()
-        return (tmp_path / "release_radiology.md").read_text(encoding="utf-8")
+        (path,) = tmp_path.rglob("release_radiology.md")
+        assert (path.parent == tmp_path / "results") == (len(finished) == 2 * 3 * (1 + 4))
+        return path.read_text(encoding="utf-8")
 
     return run
 
@@ -38,6 +40,13 @@ def test_what_has_finished_is_reported_and_nothing_is_trained(report):
         ["ours, adapters", "1"],
     ]
     assert [row[-1] for row in rows[2:]] == ["4.0", "1.5", "3.0"]
+
+
+def test_the_report_of_all_runs_alone_is_among_the_results(report):
+    ways = ["heads", "image_tower", "last_blocks", "both_towers", "adapters"]
+    names = [f"{method}-seed{seed}-{way}" for method in ("clip__lt", "ours") for seed in range(3) for way in ways]
+    text = report({name: COLUMNS | {"minutes": 1} for name in names}, "--finished")
+    assert text.count("| ours, ") == text.count("| CLIP (LT), ") == 5
 
 
 def test_without_any_finished_run_there_is_no_report(report):
