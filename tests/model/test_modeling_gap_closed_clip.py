@@ -1,6 +1,5 @@
-"""The model: embeddings, loss, saving and loading, freezing, checkpointing, autocast, compile, pretrained towers."""
+"""The model: embeddings, loss, saving and loading, freezing, checkpointing, autocast, compile."""
 
-import json
 import logging
 import pydoc
 import re
@@ -8,16 +7,14 @@ import subprocess
 import sys
 
 import pytest
-import timm
 import torch
 from conftest import IMAGE_SIZE, checkpoint_activations, tiny_config, tiny_inputs
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.nn.functional import normalize
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, TimmWrapperConfig
+from transformers import AutoConfig, AutoModel, BertConfig, TimmWrapperConfig
 from transformers.utils.logging import warning_once
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel, gap_closed_loss
-from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
 from gap_closed_clip.model.projection_gap_closed_clip import ProjectionCentering
 from gap_closed_clip.training import TrainingProgressCallback
 
@@ -341,98 +338,6 @@ def test_device_map_auto(tmp_path, tiny_model):
     assert_same_embeddings(tiny_model, GapClosedClipModel.from_pretrained(tmp_path, device_map="auto"), tiny_inputs())
 
 
-@pytest.fixture(scope="module")
-def towers(tmp_path_factory):
-    """A timm CLIP checkpoint with its head, as on the Hub, and a BERT, each in a folder."""
-    folder = tmp_path_factory.mktemp("towers")
-    args = {"img_size": IMAGE_SIZE, "embed_dim": 48, "depth": 1, "num_heads": 3}
-    vision = timm.create_model("eva02_tiny_patch14_224", num_classes=24, **args)
-    (folder / "vision").mkdir()
-    save_file(vision.state_dict(), folder / "vision" / "model.safetensors")
-    pretrained = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "input_size": [3, IMAGE_SIZE, IMAGE_SIZE]}
-    config = {
-        "architecture": "eva02_tiny_patch14_224",
-        "num_classes": 24,
-        "model_args": args,
-        "pretrained_cfg": pretrained,
-    }
-    (folder / "vision" / "config.json").write_text(json.dumps(config))
-    text = BertModel(tiny_config().text_config)
-    text.save_pretrained(folder / "text")
-    return folder, vision, text
-
-
-def test_from_vision_text_pretrained(towers):
-    folder, vision, text = towers
-    model = GapClosedClipModel.from_vision_text_pretrained(
-        str(folder / "vision"), str(folder / "text"), keep_vision_projection=True, align_weight=2.0
-    ).eval()
-    inputs = tiny_inputs()
-    with torch.no_grad():
-        expected = normalize(vision.eval()(inputs["pixel_values"]))  # timm's own model, its own head
-        torch.testing.assert_close(model(inputs["pixel_values"]).image_embeds, expected)
-        hidden = text.eval()(inputs["input_ids"]).last_hidden_state
-        torch.testing.assert_close(model.text_model(inputs["input_ids"]).last_hidden_state, hidden)
-    assert model.config.projection_dim == 24 and model.config.align_weight == 2.0
-
-
-def test_from_vision_text_pretrained_with_a_new_projection_and_reload(towers, tmp_path):
-    folder = towers[0]
-    model = GapClosedClipModel.from_vision_text_pretrained(
-        str(folder / "vision"), str(folder / "text"), projection_dim=16
-    )
-    model.save_pretrained(tmp_path)
-    assert "visual_projection.weight" in load_file(tmp_path / "model.safetensors")
-    assert_same_embeddings(model, GapClosedClipModel.from_pretrained(tmp_path), tiny_inputs())
-
-
-def test_other_timm_models_and_towers_from_scratch(towers):
-    config = TimmWrapperConfig(architecture="resnet10t")
-    model = GapClosedClipModel.from_vision_text_pretrained(config, str(towers[0] / "text")).eval()
-    assert model(torch.randn(1, 3, 64, 96)).image_embeds.shape == (1, 512)
-
-
-def test_from_vision_text_pretrained_refuses_what_does_not_fit(towers):
-    folder = towers[0]
-    vision, text = str(folder / "vision"), str(folder / "text")
-    with pytest.raises(ValueError, match="is a bert model, which takes no images"):
-        GapClosedClipModel.from_vision_text_pretrained(text, text)
-    with pytest.raises(ValueError, match="leave projection_dim"):
-        GapClosedClipModel.from_vision_text_pretrained(vision, text, keep_vision_projection=True, projection_dim=8)
-    with pytest.raises(ValueError, match="from scratch has no pretrained projection"):
-        config = tiny_config().vision_config
-        GapClosedClipModel.from_vision_text_pretrained(config, text, keep_vision_projection=True)
-    for towers in ((str(folder / "nothing"), text), (vision, "google-bert/nothing")):
-        with pytest.raises(OSError, match="nothing' could not be loaded. Is it .*Hub within reach .*says: ") as error:
-            GapClosedClipModel.from_vision_text_pretrained(*towers)
-        assert "\n" not in str(error.value)
-
-
-def test_a_tower_with_weights_of_other_names_is_refused(towers, tmp_path):
-    text = towers[0] / "text"
-    (tmp_path / "config.json").write_text((text / "config.json").read_text())
-    weights = load_file(text / "model.safetensors")
-    save_file({f"other.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="weights of a BertModel"):
-        GapClosedClipModel.from_vision_text_pretrained(str(towers[0] / "vision"), str(tmp_path))
-
-
-def test_processor_fits_the_tower(towers):
-    folder = towers[0]
-    model = GapClosedClipModel.from_vision_text_pretrained(str(folder / "vision"), str(folder / "text"))
-    image_processor = image_processor_for(model.vision_model)
-    assert list(image_processor.image_mean) == [0.1, 0.2, 0.3] and list(image_processor.image_std) == [0.4, 0.5, 0.6]
-    assert dict(image_processor.crop_size) == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-
-
-def test_saving_a_processor_leaves_it_as_it_was(tiny_processor, tmp_path):
-    tiny_processor.save_pretrained(tmp_path)
-    loaded = type(tiny_processor).from_pretrained(tmp_path)
-    before = loaded.to_dict()
-    loaded.save_pretrained(tmp_path / "again")
-    assert loaded.to_dict() == before == type(tiny_processor).from_pretrained(tmp_path / "again").to_dict()
-
-
 def test_dropout_of_the_projections_is_of_training_alone_and_renames_no_weight():
     plain = GapClosedClipModel(tiny_config(projection_hidden_dim=40))
     dropped = GapClosedClipModel(tiny_config(projection_hidden_dim=40, projection_dropout=0.5))
@@ -453,10 +358,3 @@ def test_dropout_of_the_projections_is_of_training_alone_and_renames_no_weight()
 def test_a_dropout_that_cannot_be_is_refused(dropout, hidden):
     with pytest.raises(ValueError, match="projection_dropout"):
         tiny_config(projection_hidden_dim=hidden, projection_dropout=dropout)
-
-
-def test_a_model_does_not_tell_where_its_towers_lay_nor_the_classes_of_a_head_that_is_gone(towers):
-    folder, _, _ = towers
-    model = GapClosedClipModel.from_vision_text_pretrained(str(folder / "vision"), str(folder / "text"))
-    assert str(folder) not in model.config.to_json_string()
-    assert model.config.vision_config.to_dict()["label_names"] == []

@@ -183,3 +183,11 @@ def test_loaded_for_transformers_own_pipelines(tiny_model, tiny_processor, tmp_p
     loaded = tiny_processor.load_image(path)
     right = expected(np.asarray(decode_image(path)))
     torch.testing.assert_close(torch.tensor(extract(loaded))[0], right, rtol=0, atol=1e-5)
+
+
+def test_saving_a_processor_leaves_it_as_it_was(tiny_processor, tmp_path):
+    tiny_processor.save_pretrained(tmp_path)
+    loaded = type(tiny_processor).from_pretrained(tmp_path)
+    before = loaded.to_dict()
+    loaded.save_pretrained(tmp_path / "again")
+    assert loaded.to_dict() == before == type(tiny_processor).from_pretrained(tmp_path / "again").to_dict()

@@ -1,6 +1,5 @@
-"""Training: a plain Trainer, killed and resumed runs, what the log tells, the warnings, the batches."""
+"""Training: a plain Trainer, killed and resumed runs, what the log tells, the warnings."""
 
-import io
 import json
 import logging
 import os
@@ -11,112 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
-from datasets import Dataset, Features, Image, Value
-from PIL import Image as Picture
 from processes import PythonProcess
-from transformers import (
-    CLIPImageProcessor,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from trainers import BATCH, STEPS, losses, make_pairs, make_processor, make_trainer
+from transformers import TrainerCallback
 
-from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
-from gap_closed_clip.data import Augmentation, PairCollator
-from gap_closed_clip.evaluation import build_compute_metrics
+from gap_closed_clip.data import PairCollator
 from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
-from gap_closed_clip.training import (
-    GapClosedClipTrainer,
-    GapClosedTrainingArguments,
-    TrainingProgressCallback,
-    trainer,
-)
-from gap_closed_clip.training.encoder import train_tokenizer
+from gap_closed_clip.training import TrainingProgressCallback, trainer
 
 
-BATCH, STEPS, KILLED_AT = 8, 12, 8  # 26 pairs: three steps an epoch (four in the plain Trainer)
+KILLED_AT = 8
 KINDS = ("vanilla", "ours", "micro-batches")
-
-
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (IMAGE_SIZE + 8, IMAGE_SIZE + 4, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Picture.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def make_pairs(n: int = 26, augment: bool = True) -> Dataset:
-    """n pairs; three captions and one image occur three times."""
-    numbers = list(range(n))
-    image_of = [0 if i in (7, 13) else i for i in numbers]
-    caption_of = [i % 3 if i in (9, 10, 11, 18, 19, 20) else i for i in numbers]
-    rows = {
-        "image": [{"bytes": png(i), "path": None} for i in image_of],
-        "image_id": [f"image {i}" for i in image_of],
-        "caption": [f"{CAPTIONS[i % 6]} Case {i}." for i in caption_of],
-        "label": [f"kind {i % 6}" for i in caption_of],
-        "augment": [augment] * n,
-    }
-    text = Value("string")
-    features = {
-        "image": Image(decode=False),
-        "image_id": text,
-        "caption": text,
-        "label": text,
-        "augment": Value("bool"),
-    }
-    return Dataset.from_dict(rows, features=Features(features))
-
-
-def make_processor() -> GapClosedClipProcessor:
-    tokenizer: PreTrainedTokenizerBase = train_tokenizer(make_pairs()["caption"], 200)
-    tokenizer.model_max_length = 64
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    return GapClosedClipProcessor(CLIPImageProcessor(size={"shortest_edge": IMAGE_SIZE}, crop_size=size), tokenizer)
-
-
-def make_trainer(kind: str, folder: Path, callbacks=(), config=None, eval_dataset=None, **arguments) -> Trainer:
-    """A `vanilla` Trainer, or `ours` with all that can stand in the way of an exact resume; dropout is BERT's 0.1.
-
-    `micro-batches` is `ours` with batches in two parts.
-    """
-    set_seed(5)
-    objective = {"align_weight": [[0.1, 1.0], [0.9, 3.0]], "uniformity_weight": 0.5, "center_projections": True}
-    model = GapClosedClipModel(tiny_config(**({} if kind == "vanilla" else objective) | (config or {})))
-    arguments = {
-        "output_dir": str(folder),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": BATCH,
-        "per_device_eval_batch_size": BATCH,
-        "learning_rate": 2e-3,
-        "logging_steps": 1,
-        "save_steps": 5,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        **arguments,
-    }
-    if kind == "micro-batches":
-        arguments |= {"per_device_train_batch_size": BATCH // 2, "contrastive_batch_size": BATCH}
-    if kind != "vanilla":
-        # A worker of its own has random numbers of its own, which no checkpoint keeps.
-        arguments = {"dataloader_num_workers": 1, **arguments}
-        trainer_class, args = GapClosedClipTrainer, GapClosedTrainingArguments(**arguments)
-    else:
-        trainer_class, args = Trainer, TrainingArguments(**arguments, remove_unused_columns=False)
-    return trainer_class(
-        model=model,
-        args=args,
-        train_dataset=make_pairs(),
-        eval_dataset=eval_dataset,
-        data_collator=PairCollator(make_processor(), Augmentation()),
-        compute_metrics=None if eval_dataset is None else build_compute_metrics(eval_dataset),
-        callbacks=list(callbacks),
-    )
 
 
 class Killer(TrainerCallback):
@@ -125,10 +29,6 @@ class Killer(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == KILLED_AT:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def losses(trainer: Trainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 # --- a plain Trainer
@@ -327,133 +227,6 @@ def test_scatter_is_warned_of_where_pairs_are_being_aligned(tmp_path, caplog):
     assert "The space is scattered: true pairs have a mean cosine of only 0.00 after 50% of training" in warning
     caplog.clear()
     assert train_standing_still(tmp_path, caplog, 0, 1, align_weight=0.0) == []
-
-
-# --- batches
-
-
-class Spy:
-    """A collator that remembers which rows it was given."""
-
-    def __init__(self, collator: PairCollator):
-        self.collator = collator
-        self.batches = []
-
-    def __call__(self, rows):
-        self.batches.append([(row["image_id"], row["caption"]) for row in rows])
-        return self.collator(rows)
-
-
-def batches_of(folder, **arguments) -> list[list[list[tuple[str, str]]]]:
-    """Batches of each of three epochs."""
-    training = make_trainer("ours", folder, save_strategy="no", max_steps=9, dataloader_num_workers=0, **arguments)
-    spy = training.data_collator = Spy(training.data_collator)
-    training.train()
-    assert len(spy.batches) == 9
-    return [spy.batches[start : start + 3] for start in (0, 3, 6)]
-
-
-def is_distinct(batch: list[tuple[str, str]]) -> bool:
-    return all(len(set(values)) == len(batch) for values in zip(*batch, strict=True))
-
-
-def test_batches_hold_no_image_and_no_caption_twice(tmp_path):
-    epochs = batches_of(tmp_path)
-    assert all(len(batch) == BATCH and is_distinct(batch) for epoch in epochs for batch in epoch)
-    for epoch in epochs:
-        assert len({row for batch in epoch for row in batch}) == 24  # every pair at most once an epoch
-    assert len({str(epoch) for epoch in epochs}) == 3  # in another order each time
-    assert batches_of(tmp_path) == epochs
-    assert batches_of(tmp_path, data_seed=0) != epochs  # 0 is a seed, too
-    assert batches_of(tmp_path, data_seed=42) == epochs  # as `seed` is by default
-
-
-def test_distinct_batches_can_be_switched_off(tmp_path):
-    epochs = batches_of(tmp_path, distinct_batches=False)
-    assert not all(is_distinct(batch) for epoch in epochs for batch in epoch)
-
-
-@pytest.mark.parametrize(("size", "distinct"), [(BATCH, True), (BATCH, False), (4, True)])
-def test_batches_of_one_source(tmp_path, size, distinct):
-    """Encoded at once or in parts; sources take turns by chance. Without `mix_sources=false` they are mixed."""
-    arguments = {"mix_sources": False, "per_device_train_batch_size": size, "distinct_batches": distinct}
-    if size < BATCH:
-        arguments["contrastive_batch_size"] = BATCH
-    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=6, dataloader_num_workers=0, **arguments)
-    # No image and no caption is in "a" twice, and none more than twice in "b", which has two batches.
-    sources = ["a" if row in (0, 3, 4, 5, 6, 8, 12, 19, 20) else "b" for row in range(26)]
-    training.train_dataset = training.train_dataset.add_column("source", sources)
-    pairs = zip(training.train_dataset["image_id"], training.train_dataset["caption"], strict=True)
-    source_of = dict(zip(pairs, sources, strict=True))
-    spy = training.data_collator = Spy(training.data_collator)
-    training.train()
-    rows = [row for batch in spy.batches for row in batch]
-    batches = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
-    assert training.state.global_step == len(batches) == 6  # 9 + 17 pairs make 1 + 2 batches an epoch
-    names = [{source_of[row] for row in batch} for batch in batches]
-    assert [sorted(map(sorted, names[start : start + 3])) for start in (0, 3)] == [[["a"], ["b"], ["b"]]] * 2
-    assert not distinct or all(is_distinct(batch) for batch in batches)
-    training.train_dataset, whole = training.train_dataset.remove_columns("source"), training.train_dataset
-    assert len(training.get_train_dataloader()) == 3 * BATCH // size  # one plain source: nothing to keep apart
-    training.train_dataset, training.args.mix_sources = whole, True
-    mixed = [{sources[row] for row in batch} for batch in training.get_train_dataloader().batch_sampler]
-    assert {"a", "b"} in mixed
-
-
-# --- micro-batches (that they make the steps of one batch: test_distributed.py)
-
-
-def test_a_contrastive_batch_in_parts_is_one_step_of_distinct_pairs(tmp_path):
-    """And the pairs that fill no batch are left out, although they would fill a part."""
-    arguments = {"per_device_train_batch_size": 2, "contrastive_batch_size": BATCH, "dataloader_num_workers": 0}
-    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=6, **arguments)
-    spy = training.data_collator = Spy(training.data_collator)
-    training.train()
-    assert training.state.global_step == 6 and training.state.epoch == 2 and len(losses(training)) == 6
-    assert [len(part) for part in spy.batches] == [2] * 24
-    for step in range(6):
-        assert is_distinct([row for part in spy.batches[4 * step : 4 * step + 4] for row in part])
-
-
-def test_parts_in_random_order_drop_the_last_batch_too(tmp_path):
-    arguments = {"per_device_train_batch_size": 4, "contrastive_batch_size": 12, "distinct_batches": False}
-    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=4, num_train_epochs=1, **arguments)
-    assert len(training.get_train_dataloader()) == 6  # of 26 pairs 24
-    training.args.dataloader_drop_last = False
-    assert len(training.get_train_dataloader()) == 7
-
-
-def test_parts_wait_on_the_cpu_for_their_turn(tmp_path):
-    """accelerate's loader would move all of them to the GPU first."""
-    loaders = [make_trainer(kind, tmp_path).get_train_dataloader() for kind in ("ours", "micro-batches")]
-    assert [loader.device for loader in loaders] == [torch.device("cpu"), None]
-
-
-def test_accumulated_gradients_are_said_to_add_no_negatives(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        make_trainer("ours", tmp_path, gradient_accumulation_steps=4)
-    (message,) = [record.message for record in caplog.records if "accumulation" in record.message]
-    assert "compared with the 7 others" in message and "set contrastive_batch_size=32 instead" in message
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        make_trainer("micro-batches", tmp_path)
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"contrastive_batch_size": 20}, r"20: it has to be a multiple of the 8 .*on one device\), e.g. 16"),
-        ({"contrastive_batch_size": 4}, "has to be a multiple of the 8 .*e.g. 8"),
-        (
-            {"contrastive_batch_size": 16, "gradient_accumulation_steps": 3},
-            "accumulation_steps is 3: leave the latter",
-        ),
-    ],
-)
-def test_contrastive_batches_that_cannot_be_made(arguments, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        make_trainer("ours", tmp_path, **arguments)
 
 
 def run_until_killed(folder: Path) -> None:
