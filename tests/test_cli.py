@@ -84,7 +84,7 @@ def test_an_interrupt_during_the_imports_is_one_line_and_exit_code_130(tmp_path,
         if line.rstrip().endswith(f" {imported}"):
             process.send_signal(signal.SIGINT)
             break
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=180)
     rest = [line for line in err.splitlines() if line and not line.startswith("import time:")]
     assert (out, rest) == ("", ["gap-closed-clip train: interrupted."])
     # Python ends itself by the signal where it came inside an exec(): to a shell that is exit code 130 as well.

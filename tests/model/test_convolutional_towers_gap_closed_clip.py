@@ -93,9 +93,12 @@ def test_saving_keeps_batch_statistics(architecture, tmp_path):
     assert statistics and all(model.vision_model.get_buffer(name).any() for name in statistics)
     model.save_pretrained(tmp_path)
     for loaded in (GapClosedClipModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
-        for name, buffer in model.named_buffers():
-            assert torch.equal(buffer, loaded.get_buffer(name)), name
-        assert torch.equal(model(**inputs()).image_embeds, loaded.eval()(**inputs()).image_embeds)
+        found = loaded.state_dict()
+        for name, tensor in (*model.named_buffers(), *model.state_dict().items()):
+            assert torch.equal(tensor, found[name] if name in found else loaded.get_buffer(name)), name
+        # Not bit for bit: where in memory a weight lies can change the order of a convolution's sums.
+        expected, embeds = model(**inputs()).image_embeds, loaded.eval()(**inputs()).image_embeds
+        torch.testing.assert_close(embeds, expected, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
