@@ -15,7 +15,7 @@ from gap_closed_clip.training.config_fields import SECTIONS
 
 
 PLANS = Path(__file__).parent / "evidence"
-SHARED, OWN = "shared", "own"  # the two kinds of budgets
+SHARED, OWN, GIVEN = "shared", "own", "given"  # the kinds of budgets; the last one of models that are there
 # What a decoder learns from; one of text may do so without noise on the embeddings.
 IMAGE, TEXT, NOISELESS = "image", "text", "text_noiseless"
 DECODERS = {
@@ -24,6 +24,19 @@ DECODERS = {
     NOISELESS: ("captioning.train_on=text", "captioning.noise=0"),
 }
 FIRST = CONFIGS / "radiology_small.yaml"  # what a set of pairs is trained with: published towers, frozen
+# Fields of a plan that say how something is trained.
+OF_TRAININGS = {
+    "shared",
+    "own",
+    "grid",
+    "num_folds",
+    "folds",
+    "weight_map",
+    "robustness",
+    "start",
+    "start_budgets",
+    "captions",
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,8 @@ class Plan:
         start: configuration files of a first stage, whose model each run starts from (towers that train).
         start_budgets: {method: budget} of that stage.
         captions: decoders on the trained encoders at the last kind of budget, and what they write; default: none.
+        folders: {method: model folders, one for each seed, with {seed} in their name}: models that are there are
+            measured, and nothing is trained. They may have any name.
     """
 
     name: str
@@ -139,11 +154,21 @@ class Plan:
     start: tuple[str, ...] = ()
     start_budgets: dict[str, dict[str, Any]] = field(default_factory=dict)
     captions: CaptionPlan | None = None
+    folders: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def possible_methods(self) -> dict[str, Method]:
+        """What a plan may name: the methods of methods.yaml or, with `folders`, those and the post-hoc ones."""
+        everything = all_methods()
+        if not self.folders:
+            return everything
+        given = {name: Method("Models that were trained before.", folder) for name, folder in self.folders.items()}
+        return given | {name: method for name, method in everything.items() if method.post_hoc}
 
     @property
     def known_methods(self) -> dict[str, Method]:
-        """The plan's methods by name, in the order of methods.yaml."""
-        everything = all_methods()
+        """The plan's methods by name, in the order of those that are possible."""
+        everything = self.possible_methods
         chosen = self.methods or tuple(everything)
         return {name: everything[name] for name in everything if name in chosen}
 
@@ -152,9 +177,13 @@ class Plan:
         """Names of the methods that are trained."""
         return [name for name, method in self.known_methods.items() if method.post_hoc is None]
 
+    def model_folder(self, method: str, seed: int) -> Path:
+        """Where the model of `folders` lies."""
+        return Path(self.folders[method].replace("{seed}", str(seed)))
+
     def run_config(self, method: str, budget: dict[str, Any], seed: int) -> RunConfig:
         """The configuration of one training."""
-        found = all_methods()[method]
+        found = self.known_methods.get(method) or all_methods()[method]  # captions may be scored by one more
         words = [*self.words, *found.words, *(f"{key}={value}" for key, value in budget.items())]
         return load_config([*self.config, *map(_packaged, found.files)], [*words, f"training.seed={seed}"])
 
@@ -239,6 +268,11 @@ def _from_content(path: Path, content: dict[str, Any]) -> Plan:
     for key in ("config", "start"):
         if key in values:
             values[key] = tuple(str(_packaged(file)) for file in values[key])
+    if values.get("folders"):
+        useless = sorted(set(values) & OF_TRAININGS)
+        if useless:
+            raise ValueError(f"{path}: with folders nothing is trained: leave out {', '.join(useless)}.")
+        values |= {"shared": {}, "grid": {}}
     return Plan(**{"name": path.stem, "title": path.stem, **values})
 
 
@@ -270,15 +304,29 @@ def _check_captions(plan: Plan, captions: CaptionPlan) -> None:
         raise ValueError(f"{where}: captioning.encoders has to be frozen: the spaces are compared as they are.")
 
 
+def _check_folders(plan: Plan) -> None:
+    for method, folder in plan.folders.items():
+        if "{seed}" not in folder and len(plan.seeds) > 1:
+            raise ValueError(
+                f"{plan.name}, folders, {method}: {folder} is one folder, for {len(plan.seeds)} seeds: put {{seed}} "
+                "where their names differ, or say `seeds: [0]`."
+            )
+
+
 def _check(plan: Plan) -> None:
-    known = all_methods()
+    known = plan.possible_methods
     for name in (*plan.methods, plan.baseline, *plan.shown, *plan.robustness.get("methods", ())):
         if name not in known:
-            raise ValueError(f"{plan.name}: there is no method {name!r} in methods.yaml{did_you_mean(name, known)}")
+            where = "folders" if plan.folders else "methods.yaml"
+            raise ValueError(f"{plan.name}: there is no method {name!r} in {where}{did_you_mean(name, known)}")
     if not plan.seeds:
         raise ValueError(f"{plan.name}: seeds is empty: name one at least.")
     if plan.baseline not in plan.trained:
-        raise ValueError(f"{plan.name}: the baseline {plan.baseline!r} is not among the methods that are trained.")
+        raise ValueError(
+            f"{plan.name}: the baseline {plan.baseline!r} is not among the methods that are trained. `baseline` is "
+            f"to be one of {', '.join(plan.trained)}."
+        )
+    _check_folders(plan)
     for name, method in plan.known_methods.items():
         if method.post_hoc is not None and method.post_hoc not in post_hoc.METHODS:
             raise ValueError(f"methods.yaml, {name}: there is no post-hoc method {method.post_hoc!r}.")
@@ -292,4 +340,4 @@ def _packaged(file: str) -> Path:
     return path if path.is_file() else CONFIGS / path.name
 
 
-__all__ = ["OWN", "SHARED", "CaptionPlan", "Method", "Plan", "all_methods", "plan_of_ours", "read_plan"]
+__all__ = ["GIVEN", "OWN", "SHARED", "CaptionPlan", "Method", "Plan", "all_methods", "plan_of_ours", "read_plan"]

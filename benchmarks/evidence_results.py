@@ -15,7 +15,11 @@ from gap_closed_clip.evaluation.report import ROWS
 
 
 LEVEL = 0.05  # of Holm's p, below which a difference counts as separable
-BUDGET_WORDS = {"shared": "the shared budget", "own": "each method's own budget"}
+BUDGET_WORDS = {
+    "shared": "the shared budget",
+    "own": "each method's own budget",
+    "given": "the budgets that the models were trained with",
+}
 MEAN_SCOPE, ONE_SCOPE, GALLERY_SCOPE = "mean of the sources", "all pairs", "all in one gallery"
 PERCENT, THREE, ONE = "{:.1%}", "{:.3f}", "{:.1f}"
 # Words and formats of metrics; those of the evaluation's table win.
@@ -184,7 +188,7 @@ class Evidence:
 
     @cached_property
     def budgets(self) -> list[str]:
-        """Those that runs have: "shared", then "own"."""
+        """Those that runs have: "shared", then "own"; or "given" alone."""
         return [name for name in BUDGET_WORDS if any(run["budget"] == name for run in self.runs)]
 
     @cached_property

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
@@ -251,7 +252,27 @@ class FolderRuns(Runs):
             with torch.inference_mode():
                 vectors = model.eval().get_text_features(**tokens).pooler_output
             prompts = self._by_template(torch.nn.functional.normalize(vectors, dim=-1).numpy())
-        return Trained(test, train, prompts, float(model.temperature()), curve_of_folder(folder))
+        return Trained(test, train, prompts, float(model.temperature().detach()), curve_of_folder(folder))
+
+
+class GivenRuns(FolderRuns):
+    """
+    Models that are there (`plan.folders`): nothing is trained.
+
+    Raises:
+        FileNotFoundError: one of them is missing; nothing is measured then.
+    """
+
+    def __init__(self, plan: Plan, folder: Path):
+        for method, seed in product(plan.trained, plan.seeds):
+            path = plan.model_folder(method, seed)
+            if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+                raise FileNotFoundError(f"{plan.name}, folders, {method}: there is no model in {path}.")
+        super().__init__(plan, folder)
+
+    def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
+        """As `Runs.model_folder`; a budget changes nothing."""
+        return self.plan.model_folder(method, seed)
 
 
 def curve_of(log: list[dict[str, Any]], steps: int) -> Curve:
@@ -297,6 +318,8 @@ def quiet_log() -> Iterator[None]:
 
 def open_runs(plan: Plan, folder: Path) -> Runs:
     """The way of training that the plan's towers need."""
+    if plan.folders:
+        return GivenRuns(plan, folder)
     config = load_config(plan.config, plan.words)
     frozen = config.model.freeze_vision and config.model.freeze_text and config.lora is None
     return FeatureRuns(plan, folder) if frozen else FolderRuns(plan, folder)

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 from evidence_compare import comparisons
 from evidence_measure import mapped, mean_of, measure, queries_of
-from evidence_plan import OWN, SHARED, Plan
+from evidence_plan import GIVEN, OWN, SHARED, Method, Plan
 from evidence_runs import FeatureRuns, Runs, Trained
 from evidence_store import Store
 
 from gap_closed_clip.disk import replacing
 from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings
 from gap_closed_clip.evaluation.pair_embeddings import columns_of
+
+
+MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")  # what embeddings depend on
 
 
 class Evidence:
@@ -40,7 +43,7 @@ class Evidence:
         if self.budgets and not isinstance(runs, FeatureRuns):
             raise ValueError("grid: budgets are chosen on frozen towers alone; give `grid: {}` and `own`.")
         kinds = [SHARED] if not (plan.own or self.budgets) else [SHARED, OWN] if plan.shared else [OWN]
-        self.kinds = kinds
+        self.kinds = kinds = [GIVEN] if plan.folders else kinds
         trained = len(plan.trained)
         results.total = trained * (len(self.budgets) * plan.folds + len(kinds) * len(plan.seeds))
         results.total += len(list(self.points())) + len(list(self.lengths()))
@@ -51,14 +54,14 @@ class Evidence:
         grid = {method: self.trials(method) for method in plan.trained} if self.budgets else {}
         own = {method: dict(plan.own.get(method, {})) for method in plan.trained} if plan.own else {}
         own |= {method: max(trials, key=lambda each: each["score"])["budget"] for method, trials in grid.items()}
-        budgets: dict[str, Any] = {SHARED: plan.shared, OWN: own}
+        budgets: dict[str, Any] = {SHARED: plan.shared, OWN: own, GIVEN: {}}
         with_hits = [run for kind in self.kinds for run in self.of_budget(kind, budgets[kind])]
         ones = np.ones((len(self.runs.test_pairs), 1), np.float32)  # which is found does not matter
         queries = queries_of(PairEmbeddings(ones, ones, *self.runs.columns[:4]), self.runs.groups)
         known = plan.known_methods
         content = {
             "methods": {
-                name: {"kind": "post-hoc" if each.post_hoc else "trained", "about": each.about, "source": each.source}
+                name: {"kind": self._kind(each), "about": each.about, "source": each.source}
                 for name, each in known.items()
             },
             "baseline": plan.baseline,
@@ -72,6 +75,9 @@ class Evidence:
         content["weight_map"] = [self.at_point(point, best) for point in self.points()]
         content["robustness"] = [self.at_length(method, epochs) for method, epochs in self.lengths()]
         return {name: value for name, value in content.items() if value}
+
+    def _kind(self, method: Method) -> str:
+        return "post-hoc" if method.post_hoc else GIVEN if self.plan.folders else "trained"
 
     def trials(self, method: str) -> list[dict[str, Any]]:
         """The score of every budget of the grid, a mean over folds of the mean over sources."""
@@ -92,7 +98,7 @@ class Evidence:
         each: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.known_methods}
         for seed in plan.seeds:
             for method in plan.trained:
-                own = budget if kind == SHARED else budget[method]
+                own = budget[method] if kind == OWN else budget
                 with_post_hoc = method == plan.baseline and bool(self.post_hoc)
                 name = f"{method}, {kind}, seed {seed}"
                 post_hoc = self.post_hoc if with_post_hoc else []
@@ -165,6 +171,8 @@ class Evidence:
             about["post_hoc"] = self.post_hoc
         if self.plan.start:
             about["start"] = [list(self.plan.start), self.plan.start_budgets.get(method, {})]
+        if self.plan.folders:
+            about["model"] = digest_of_folder(self.plan.model_folder(method, seed))
         content = self.results.get(
             name, about, lambda arrays: compute(self.runs.train(method, budget, seed, fold, embed_train), arrays)
         )
@@ -196,4 +204,15 @@ def digest_of_pairs(runs: Runs) -> str:
     hashed = hashlib.blake2b(digest_size=8)
     for pairs in (runs.train_pairs, runs.test_pairs):
         hashed.update(repr(columns_of(pairs)[:4]).encode())
+    return hashed.hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Of a model's weights and of the settings beside them."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
+        hashed.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                hashed.update(block)
     return hashed.hexdigest()
