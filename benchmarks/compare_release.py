@@ -6,8 +6,8 @@
     python benchmarks/compare_release.py --workers 2                            # and then, for the report, all of them
 
 For each objective and seed, heads are trained as configs/radiology_small.yaml says (with the objective's own budget,
-benchmarks/budgets/), and the towers are released from there as configs/radiology_release.yaml says: the image tower,
-the last four blocks of it, adapters in it, or both towers. All are evaluated on the same pairs.
+benchmarks/budgets/), and the towers are released from there as configs/radiology_release.yaml says: both towers,
+the image tower, the last four blocks of it, or adapters in it. All are evaluated on the same pairs.
 A run that has finished is not repeated with the same settings. Further words are overrides of the second stage. All
 run on a GPU if there is one. --finished trains nothing, and reports the runs that are there. A report of some of the
 runs goes to --output, so that it does not replace that of all of them.
@@ -35,10 +35,11 @@ from gap_closed_clip.training import RunConfig, load_config
 FIRST, SECOND = CONFIGS / "radiology_small.yaml", CONFIGS / "radiology_release.yaml"
 HEADS = "heads alone"
 WAYS: dict[str, list[str]] = {
-    "image tower": [],
-    "last blocks": ["freeze_vision=true", "train_vision_blocks=4"],
-    "both towers": ["freeze_text=false"],
+    "image tower": ["freeze_text=true"],
+    "last blocks": ["freeze_text=true", "freeze_vision=true", "train_vision_blocks=4"],
+    "both towers": [],
     "adapters": [
+        "freeze_text=true",
         "lora.towers=[vision]",
         "lora.rank=8",
         "lora.layers=all",

@@ -9,6 +9,7 @@ Does closing the gap help? Every way to close it, side by side on the same pairs
 
 Each method of benchmarks/evidence/methods.yaml is trained over seeds, once at a budget that all share and once at its
 own, chosen by cross-validation over training cases; post-hoc methods are fitted on the baseline's training embeddings.
+Models that are there already are measured as they are where a plan names their `folders`.
 What is measured: search of instances, search in a gallery of both kinds, groups, zero-shot labels with their
 calibration, the geometry of the space and, where the plan asks for them (`captions`), captions by decoders that learn
 from images, and from text alone. Trainings that are there with the same settings and the same code are not repeated: a
