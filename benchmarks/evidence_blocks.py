@@ -6,8 +6,9 @@ What `blocks.py` says of their comments in short:
     <!-- evidence: NAME part=robustness -->
     <!-- evidence-value: NAME own ours recall@10 -->57.9%<!-- / -->
 
-NAME is that of benchmarks/results/evidence_NAME.json. Of a table, `budget` is shared, own or both ("shared, own"), all
-there are if not given; `scope` says whose metrics, the main scope's if not given, and a row may say `METRIC of SCOPE`;
+NAME is that of benchmarks/results/evidence_NAME.json. Of a table, `budget` is shared, own or both ("shared, own"), or
+given where models were there; all there are if it is not said; `scope` says whose metrics, the main scope's if it is
+not said, and a row may say `METRIC of SCOPE`;
 `head` is the first column's; `names="medpix2=MedPix 2.0; ours=GCC"` gives scopes and methods other words; `marks=no`
 leaves out the marks of what is not separable from the baseline. `part` gives a table of the report instead:
 methods as rows (`columns="METRIC, METRIC"`) and comparisons, both of one budget; captions (`columns=`, too); tuning,

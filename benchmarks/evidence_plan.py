@@ -269,6 +269,12 @@ def _from_content(path: Path, content: dict[str, Any]) -> Plan:
         if key in values:
             values[key] = tuple(str(_packaged(file)) for file in values[key])
     if values.get("folders"):
+        folders = values["folders"]
+        if not isinstance(folders, dict) or not all(isinstance(each, str) for each in folders.values()):
+            raise ValueError(
+                f"{path}: folders is {folders!r}; give a name and a path for each method, with {{seed}} where its "
+                "folders differ: `mine: outputs/mine-seed{seed}`."
+            )
         useless = sorted(set(values) & OF_TRAININGS)
         if useless:
             raise ValueError(f"{path}: with folders nothing is trained: leave out {', '.join(useless)}.")

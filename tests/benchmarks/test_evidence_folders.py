@@ -110,6 +110,8 @@ def test_only_a_model_that_has_changed_is_measured_again(run, plan_file):
         ({"baseline": "CLIP, whitened"}, "`baseline` is to be one of base, mine"),
         ({"methods": ["base", "mine", "ours"]}, "no method 'ours' in folders"),
         ({"folders": {"base": "outputs/base"}, "methods": []}, "one folder, for 2 seeds: put {seed} where"),
+        ({"folders": {"base": ["a", "b"]}}, "folders is .*; give a name and a path for each method"),
+        ({"folders": "outputs/base"}, "folders is 'outputs/base'; give a name and a path for each method"),
         ({"grid": {"max_steps": [1]}, "own": {"base": {}}}, "nothing is trained: leave out grid, own"),
     ],
 )
