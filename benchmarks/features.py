@@ -1,7 +1,7 @@
 """Features of frozen towers: how fast they are embedded and trained on, and the memory of a million cached pairs.
 
     python benchmarks/features.py                     # benchmarks/results/features_*.md
-    python benchmarks/features.py --images 192 --cached-pairs 100000 --device cuda
+    python benchmarks/features.py --images 192 --cached-pairs 100000 --device cuda --workers 14
 
 - *Bare tower*: images/s of EfficientNet-Lite0 on pixels at hand, in each way that FastTower tries.
 - *Embedding*: images/s from JPEG files to features on the disk, as a first run has it (decoding, views, writing).
@@ -52,12 +52,14 @@ class Settings:
         cached_pairs: number of made-up pairs.
         device: of the towers.
         repeats: of each measurement; medians are told.
+        workers: processes that decode images; 0: none beside this one.
     """
 
     images: int
     cached_pairs: int
     device: str
     repeats: int
+    workers: int
 
 
 def parse() -> Settings:
@@ -66,6 +68,7 @@ def parse() -> Settings:
     parser.add_argument("--cached-pairs", type=int, default=1_000_000, help="0: their memory is not measured")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=0, help="processes that decode images")
     return Settings(**vars(parser.parse_args()))
 
 
@@ -140,7 +143,8 @@ def bare_tower(model: Any, settings: Settings) -> dict[str, float]:
 
 
 def feature_settings(settings: Settings, folder: Path) -> FeatureSettings:
-    return FeatureSettings(folder, VIEWS, batch_size=96, num_workers=0, device=torch.device(settings.device))
+    device = torch.device(settings.device)
+    return FeatureSettings(folder, VIEWS, batch_size=96, num_workers=settings.workers, device=device)
 
 
 def embedding_speed(pairs: Dataset, model: Any, collator: PairCollator, settings: Settings, folder: Path) -> float:
@@ -161,6 +165,7 @@ def training_speed(
     args = GapClosedTrainingArguments(
         output_dir=str(folder / "run"), num_train_epochs=epochs, per_device_train_batch_size=BATCH, report_to="none",
         learning_rate=1e-3, save_strategy="no", disable_tqdm=True, use_cpu=settings.device == "cpu",
+        dataloader_num_workers=0 if isinstance(pairs, FeaturePairs) else settings.workers,
     )  # fmt: skip
     trainer = GapClosedClipTrainer(model=model, args=args, train_dataset=pairs, data_collator=collator)
     return trainer.train().metrics["train_samples_per_second"]

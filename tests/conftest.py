@@ -34,6 +34,7 @@ from gap_closed_clip.training.package_towers import package_folder  # noqa: E402
 
 
 torch.set_num_threads(1)  # several tests run side by side on two cores
+torch.backends.cudnn.allow_tf32 = False  # convolutions of a GPU, which tests compare with a CPU's
 
 IMAGE_SIZE = 28
 CAPTIONS = [

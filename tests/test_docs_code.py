@@ -171,7 +171,7 @@ def check_towers(names: dict, place: Place) -> None:
 
 @torch.no_grad()
 def check_trainer(names: dict, place: Place) -> None:
-    model, pairs = names["model"].eval(), place.folder / "my_pairs" / "validation" / "radiology"
+    model, pairs = names["model"].eval().cpu(), place.folder / "my_pairs" / "validation" / "radiology"
     assert not torch.equal(model.visual_projection.weight, place.vision.head.weight)  # it was trained
     images = [Image.open(pairs / "images" / f"{number}.jpg").convert("RGB") for number in range(8)]
     texts = [f"Finding number {number}." for number in range(8)]

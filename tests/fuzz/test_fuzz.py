@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from .areas import AREAS
@@ -11,7 +12,10 @@ from .base import Base
 from .oracle import judge, run_case
 
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every case runs in a fork of the process")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.cuda.is_available(),
+    reason="every case runs in a fork of the process, which CUDA does not allow (CUDA_VISIBLE_DEVICES= hides a GPU)",
+)
 EXAMPLES = {"settings": 8, "words": 8, "yaml": 6, "folder": 4, "tables": 3, "records": 4, "images": 3, "requests": 10}
 
 

@@ -106,7 +106,7 @@ def test_pipelines(tiny_processor):
     model = make_model()
     tokenizer, images = tiny_processor.tokenizer, tiny_processor.image_processor
     images = type(images)(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
-    parts = {"model": model, "tokenizer": tokenizer, "image_processor": images}
+    parts = {"model": model, "tokenizer": tokenizer, "image_processor": images, "device": "cpu"}
     image, texts = noise_image(90, (90, 70)), ["chest radiograph", "brain"]
     found = pipeline("zero-shot-image-classification", **parts)(
         image, candidate_labels=texts, hypothesis_template="{}"
