@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from datasets import Dataset
+from filelock import FileLock, Timeout
 
 from gap_closed_clip.commands import keep_freed_memory
 from gap_closed_clip.evaluation import read_metrics
@@ -49,11 +50,24 @@ def slug(name: str) -> str:
 
 
 def run_once(config: RunConfig, folder: Path) -> dict[str, float]:
-    """Train in `folder` and give the metrics. A run that has finished there with the same settings is not repeated."""
+    """
+    Train in `folder` and give the metrics. A run that has finished there with the same settings is not repeated; while
+    another process trains there, this one waits.
+    """
     settings = {**config.training, "output_dir": str(folder), "overwrite_output_dir": True}
     config = replace(config, training=settings)
-    if not is_done(config, folder):
-        train(config)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"Another process is training {folder}: waiting for it.", flush=True)
+        lock.acquire()
+    try:
+        if not is_done(config, folder):
+            train(config)
+    finally:
+        lock.release()
     (metrics,) = read_metrics(folder / "metrics.json").values()
     return metrics
 

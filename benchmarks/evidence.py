@@ -6,6 +6,7 @@ Does closing the gap help? Every way to close it, side by side on the same pairs
     python benchmarks/evidence.py configs/demo.yaml                # a configuration of train.py
     python benchmarks/evidence.py pairs.csv label_columns=organ    # your own pairs, on published towers
     python benchmarks/evidence.py pairs.csv --report outputs/report
+    python benchmarks/evidence.py radiology --workers 8            # as many trainings side by side
 
 Each method of benchmarks/evidence/methods.yaml is trained over seeds, once at a budget that all share and once at its
 own, chosen by cross-validation over training cases; post-hoc methods are fitted on the baseline's training embeddings.
@@ -22,6 +23,8 @@ import argparse
 import json
 import sys
 from datetime import date
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ from evidence_report import report
 from evidence_runs import open_runs
 from evidence_store import Store
 from evidence_study import Evidence
+from evidence_workers import helpers, share
 from measure import RESULTS, command_line, machine, versions
 
 from gap_closed_clip.disk import replacing
@@ -51,7 +55,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="of trainings; default: outputs/evidence-NAME")
     parser.add_argument("--report", type=Path, help="folder of the report; see above for its default")
     parser.add_argument("--any-code", action="store_true", help="take trainings of another state of the code as well")
-    return parser.parse_intermixed_args()
+    parser.add_argument("--workers", type=int, default=1, help="processes that train side by side; default: 1")
+    parser.add_argument("--helper-of", type=int, help=argparse.SUPPRESS)  # the process that started this one
+    args = parser.parse_intermixed_args()
+    if args.workers < 1:
+        parser.error(f"--workers is {args.workers}: give 1 or more.")
+    return args
 
 
 def main() -> None:
@@ -62,19 +71,24 @@ def main() -> None:
     folder = args.report or (RESULTS if as_it_is else output)
     folder.mkdir(parents=True, exist_ok=True)
     runs = open_runs(plan, output / "models")
+    evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code, workers=args.workers))
+    if args.helper_of is not None:
+        return train_all(evidence, output, args)
     described = runs.describe()
     print("\n".join(described), flush=True)
-    evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code))
+    if args.workers > 1:
+        with helpers(args.workers - 1, output):
+            train_all(evidence, output, args)
     found = evidence.found()
+    seconds = evidence.seconds
     if plan.captions is not None:
-        store = Store(output / "captions", args.any_code, ("captions", "measure", "runs"))
-        captions = CaptionStudy(plan, runs, store, found["budgets"])
+        captions = caption_study(evidence, found["budgets"], output, args)
         found["captions"] = captions.found()
         captions.draw(output / "captions.png")  # of images that may be nobody's to show: not beside the report
-        evidence.seconds += captions.seconds
+        seconds += captions.seconds
     head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
     about = {"machine": machine(runs.inputs.args.device), "versions": versions(*PACKAGES), "date": str(date.today())}
-    content: dict[str, Any] = {**head, **about, "minutes": round(evidence.seconds / 60, 1), **found}
+    content: dict[str, Any] = {**head, **about, "minutes": round(seconds / 60, 1), **found}
     content["figures"] = draw_all(evidence, content, folder)
     path = folder / f"evidence_{plan.name}.json"
     with replacing(path) as draft:
@@ -82,6 +96,24 @@ def main() -> None:
     with replacing(path.with_suffix(".md")) as draft:
         draft.write_text(report(content), encoding="utf-8")
     print(f"The report is {path.with_suffix('.md')}.")
+
+
+def train_all(evidence: Evidence, output: Path, args: argparse.Namespace) -> None:
+    """Makes what the report needs, and no other process is making; what was found is in the stores."""
+    for calls in evidence.steps():
+        share(calls, evidence.results, args.helper_of)
+    if evidence.plan.captions is not None:
+        captions = caption_study(evidence, evidence.chosen(evidence.grid()), output, args)
+        encoders = product(captions.methods, captions.seeds)
+        share([partial(captions.of_encoder, *each) for each in encoders], captions.results, args.helper_of)
+    evidence.seconds = 0.0  # counted again, once each, when the results are collected
+
+
+def caption_study(evidence: Evidence, budgets: dict[str, Any], output: Path, args: argparse.Namespace) -> CaptionStudy:
+    """The decoders of the plan, on encoders of these budgets."""
+    scripts = ("captions", "measure", "runs")
+    store = Store(output / "captions", args.any_code, scripts, args.workers)
+    return CaptionStudy(evidence.plan, evidence.runs, store, budgets)
 
 
 def draw_all(evidence: Evidence, content: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import slug
+from filelock import FileLock, Timeout
 
 import gap_closed_clip
 from gap_closed_clip.disk import replacing
@@ -17,18 +18,31 @@ from gap_closed_clip.disk import replacing
 CODE = ("model", "data", "metrics", "evaluation", "training")
 
 
+class Busy(Exception):
+    """Another process is making this training."""
+
+
 class Store:
     """
-    What was found before, one file a training, by its settings and the state of the code.
+    What was found before, one file a training, by its settings and the state of the code. Several processes may share
+    the folder: none makes what another is making.
 
     Args:
         folder: of the files.
         any_code: whether results of another state of the code count.
         scripts: those of this folder that decide the numbers: evidence_NAME.py.
+        workers: number of processes that share the work, for the time that is left.
+
+    `waits`: whether `get` waits for what another process is making.
     """
 
-    def __init__(self, folder: Path, any_code: bool = False, scripts: Sequence[str] = ("measure", "runs")):
+    waits = True
+
+    def __init__(
+        self, folder: Path, any_code: bool = False, scripts: Sequence[str] = ("measure", "runs"), workers: int = 1
+    ):
         self.folder, self.any_code, self.code = folder, any_code, digest_of_code(scripts)
+        self.workers = workers
         self.total = self.done = 0
         self.seconds = self.new = 0.0
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,23 +51,40 @@ class Store:
         """
         The `result` of these settings, computed if it is not there, the `seconds` that took, and the file for its
         `arrays`, which `compute` may write.
+
+        Raises:
+            Busy: another process is making it, and `waits` is false.
         """
         text = json.dumps(settings, sort_keys=True)
         path = self.folder / f"{slug(name)}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}.json"
-        self.done += 1
         content = self._read(path, text)
         if content is None:
-            start = time.perf_counter()
-            result = compute(path.with_suffix(".npz"))
-            seconds = time.perf_counter() - start
-            content = {"settings": text, "code": self.code, "seconds": seconds, "result": result}
-            with replacing(path) as draft:
-                draft.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+            lock = FileLock(path.with_suffix(".lock"))
+            try:
+                lock.acquire(blocking=self.waits)
+            except Timeout:
+                raise Busy(name) from None
+            try:
+                content = self._read(path, text) or self._make(path, text, compute)
+            finally:
+                lock.release()
+        self.done += 1
+        if content.pop("is new", False):
             self.new += 1
-            self.seconds += seconds
-            left = (self.total - self.done) * self.seconds / self.new / 60
-            print(f"[{self.done}/{self.total}] {name} ({seconds:.0f} s; about {left:.0f} minutes left)", flush=True)
+            self.seconds += content["seconds"]
+            left = (self.total - self.done) * self.seconds / self.new / self.workers / 60
+            seconds = f"{content['seconds']:.0f} s; about {left:.0f} minutes left"
+            print(f"[{self.done}/{self.total}] {name} ({seconds})", flush=True)
         return {**content, "arrays": path.with_suffix(".npz")}
+
+    def _make(self, path: Path, settings: str, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        start = time.perf_counter()
+        result = compute(path.with_suffix(".npz"))
+        seconds = time.perf_counter() - start
+        content = {"settings": settings, "code": self.code, "seconds": seconds, "result": result}
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+        return {**content, "is new": True}
 
     def _read(self, path: Path, settings: str) -> dict[str, Any] | None:
         try:

@@ -1,7 +1,8 @@
 """The plan of `evidence.py`, carried out: budgets, runs, post-hoc methods, comparisons."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,9 @@ class Evidence:
     def found(self) -> dict[str, Any]:
         """All results, as evidence_NAME.json has them."""
         plan = self.plan
-        grid = {method: self.trials(method) for method in plan.trained} if self.budgets else {}
-        own = {method: dict(plan.own.get(method, {})) for method in plan.trained} if plan.own else {}
-        own |= {method: max(trials, key=lambda each: each["score"])["budget"] for method, trials in grid.items()}
-        budgets: dict[str, Any] = {SHARED: plan.shared, OWN: own, GIVEN: {}}
-        with_hits = [run for kind in self.kinds for run in self.of_budget(kind, budgets[kind])]
+        grid = self.grid()
+        budgets = self.chosen(grid)
+        with_hits = [run for kind in self.kinds for run in self.of_budget(kind, budgets)]
         ones = np.ones((len(self.runs.test_pairs), 1), np.float32)  # which is found does not matter
         queries = queries_of(PairEmbeddings(ones, ones, *self.runs.columns[:4]), self.runs.groups)
         known = plan.known_methods
@@ -65,16 +64,40 @@ class Evidence:
                 for name, each in known.items()
             },
             "baseline": plan.baseline,
-            "budgets": {kind: budgets[kind] for kind in self.kinds},
+            "budgets": budgets,
             "runs": [{key: value for key, value in run.items() if key != "hits"} for run in with_hits],
             "comparisons": comparisons(with_hits, plan, queries),
         }
         if grid:
             content["grid"] = {"score": "recall@10", "folds": plan.folds, "trials": grid}
-        best = own.get("ours") or plan.shared
-        content["weight_map"] = [self.at_point(point, best) for point in self.points()]
+        content["weight_map"] = [self.at_point(point, budgets) for point in self.points()]
         content["robustness"] = [self.at_length(method, epochs) for method, epochs in self.lengths()]
         return {name: value for name, value in content.items() if value}
+
+    def grid(self) -> dict[str, list[dict[str, Any]]]:
+        """Every method's trials; empty where the plan has no grid."""
+        return {method: self.trials(method) for method in self.plan.trained} if self.budgets else {}
+
+    def chosen(self, grid: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+        """The budgets of each kind; own ones are the grid's best."""
+        plan = self.plan
+        own = {method: dict(plan.own.get(method, {})) for method in plan.trained} if plan.own else {}
+        own |= {method: max(trials, key=lambda each: each["score"])["budget"] for method, trials in grid.items()}
+        budgets: dict[str, Any] = {SHARED: plan.shared, OWN: own, GIVEN: {}}
+        return {kind: budgets[kind] for kind in self.kinds}
+
+    def steps(self) -> Iterator[list[Callable[[], object]]]:
+        """Calls that make one training each, those of one list in any order; the second needs what the first found."""
+        plan = self.plan
+        trials = list(product(plan.trained, self.budgets, range(plan.folds)))
+        yield [partial(self.trial, method, dict(budget), fold) for method, budget, fold in trials]
+        budgets = self.chosen(self.grid())
+        runs = product(self.kinds, plan.seeds, plan.trained)
+        yield [
+            *(partial(self.run, kind, budgets, seed, method) for kind, seed, method in runs),
+            *(partial(self.at_point, point, budgets) for point in self.points()),
+            *(partial(self.at_length, method, epochs) for method, epochs in self.lengths()),
+        ]
 
     def _kind(self, method: Method) -> str:
         return "post-hoc" if method.post_hoc else GIVEN if self.plan.folders else "trained"
@@ -83,30 +106,24 @@ class Evidence:
         """The score of every budget of the grid, a mean over folds of the mean over sources."""
         found = []
         for budget in map(dict, self.budgets):
-            scores = []
-            for fold in range(self.plan.folds):
-                words = ", ".join(f"{key}={value:g}" for key, value in budget.items())
-                name = f"{method}, {words}, fold {fold}"
-                content = self._get(name, method, budget, fold, lambda t, _: {"score": score(t)}, fold=fold)
-                scores.append(content["result"]["score"])
+            scores = [self.trial(method, budget, fold) for fold in range(self.plan.folds)]
             found.append({"budget": budget, "score": round(float(np.mean(scores)), 6)})
         return found
 
-    def of_budget(self, kind: str, budget: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def trial(self, method: str, budget: dict[str, Any], fold: int) -> float:
+        """The score of a budget on one fold."""
+        words = ", ".join(f"{key}={value:g}" for key, value in budget.items())
+        name = f"{method}, {words}, fold {fold}"
+        content = self._get(name, method, budget, fold, lambda t, _: {"score": score(t)}, fold=fold)
+        return content["result"]["score"]
+
+    def of_budget(self, kind: str, budgets: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """All methods over all seeds at one kind of budget; post-hoc ones with the baseline's."""
         plan = self.plan
         each: dict[str, list[dict[str, Any]]] = {name: [] for name in plan.known_methods}
         for seed in plan.seeds:
             for method in plan.trained:
-                own = budget[method] if kind == OWN else budget
-                with_post_hoc = method == plan.baseline and bool(self.post_hoc)
-                name = f"{method}, {kind}, seed {seed}"
-                post_hoc = self.post_hoc if with_post_hoc else []
-
-                def compute(trained: Trained, arrays: Path, post_hoc=post_hoc) -> dict[str, Any]:
-                    return self._measured(trained, post_hoc, arrays)
-
-                content = self._get(name, method, own, seed, compute, with_post_hoc)
+                content = self.run(kind, budgets, seed, method)
                 result = content["result"]
                 if seed == plan.seeds[0]:
                     self.arrays[method] = content["arrays"]
@@ -116,13 +133,24 @@ class Evidence:
                     each[name or method].append({**about, "curve": curve, **found})
         return (run for runs in each.values() for run in runs)
 
+    def run(self, kind: str, budgets: dict[str, Any], seed: int, method: str) -> dict[str, Any]:
+        """One method at one kind of budget, and what post-hoc methods make of it, if it is the baseline."""
+        budget = budgets[OWN][method] if kind == OWN else budgets[kind]
+        post_hoc = self.post_hoc if method == self.plan.baseline else []
+
+        def compute(trained: Trained, arrays: Path) -> dict[str, Any]:
+            return self._measured(trained, post_hoc, arrays)
+
+        return self._get(f"{method}, {kind}, seed {seed}", method, budget, seed, compute, bool(post_hoc))
+
     def points(self) -> Iterator[tuple[float, float]]:
         """Weights of alignment and uniformity of the map."""
         given = self.plan.weight_map
         return product(given.get("align_weight", []), given.get("uniformity_weight", []))
 
-    def at_point(self, point: tuple[float, float], budget: dict[str, Any]) -> dict[str, Any]:
+    def at_point(self, point: tuple[float, float], budgets: dict[str, Any]) -> dict[str, Any]:
         align, uniformity = point
+        budget = budgets.get(OWN, {}).get("ours") or self.plan.shared
         weights = {"align_weight": align, "uniformity_weight": uniformity, "center_projections": True}
         name = f"weights {align:g} and {uniformity:g}"
         result = self._get(name, "ours", {**budget, **weights}, self.plan.seeds[0], self._alone)["result"]

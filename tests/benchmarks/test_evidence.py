@@ -1,6 +1,7 @@
 """The command that compares ways to close the gap, on a tiny plan: what it trains, keeps, and finds again."""
 
 import json
+import os
 
 import evidence
 import evidence_plan
@@ -79,9 +80,9 @@ def plan_file(tmp_path_factory):
 
 @pytest.fixture
 def run(plan_file, tmp_path, monkeypatch):
-    """run(stop_after) -> the results file and how many trainings were made, where they are all in one folder."""
+    """run(stop_after) -> the results file, if one is left, and how many trainings were made here, in one folder."""
 
-    def run(stop_after: int | None = None, folder=tmp_path):
+    def run(stop_after: int | None = None, folder=tmp_path, more=()):
         trained = []
         train = FeatureRuns.train
 
@@ -93,16 +94,22 @@ def run(plan_file, tmp_path, monkeypatch):
 
         monkeypatch.setattr(FeatureRuns, "train", counted)
         words = [str(plan_file), "--output", str(folder / "output"), "--report", str(folder / "report")]
-        monkeypatch.setattr("sys.argv", ["evidence.py", *words])
+        monkeypatch.setattr("sys.argv", ["evidence.py", *words, *more])
         try:
             evidence.main()
         except KeyboardInterrupt:
             return None, len(trained)
         finally:
             monkeypatch.setattr(FeatureRuns, "train", train)
-        return (folder / "report" / "evidence_tiny.json").read_text(), len(trained)
+        report = folder / "report" / "evidence_tiny.json"
+        return report.read_text() if report.is_file() else None, len(trained)
 
     return run
+
+
+def but_for_times(text: str) -> dict:
+    content = json.loads(text)
+    return {name: value for name, value in content.items() if name not in ("minutes", "command", "date")}
 
 
 def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path, monkeypatch):
@@ -116,11 +123,6 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path, monk
     assert trained == TRAININGS - 3 + 1 - 4
     whole, trained = run(folder=tmp_path / "whole")
     assert trained == TRAININGS
-
-    def but_for_times(text: str) -> dict:
-        content = json.loads(text)
-        return {name: value for name, value in content.items() if name not in ("minutes", "command", "date")}
-
     assert but_for_times(found) == but_for_times(whole)
     again, trained = run()
     assert trained == 0 and again == found
@@ -135,6 +137,19 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path, monk
     for figure in content["figures"].values():
         assert (tmp_path / "report" / figure).stat().st_size > 1000
     assert (tmp_path / "report" / "evidence_tiny.md").read_text().startswith("# Tiny\n")
+
+
+def test_a_helper_trains_and_leaves_the_report_to_the_process_that_started_it(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "draw", lambda *_: {})
+    assert run(more=["--helper-of", str(os.getppid())]) == (None, TRAININGS)
+    found, trained = run()
+    assert trained == 0
+    side_by_side, _ = run(folder=tmp_path / "two", more=["--workers", "2"])
+    assert but_for_times(side_by_side) == but_for_times(found)
+    stored = [json.loads(path.read_text()) for path in (tmp_path / "two" / "output" / "trainings").glob("*.json")]
+    assert len(stored) == TRAININGS
+    assert json.loads(side_by_side)["minutes"] == round(sum(each["seconds"] for each in stored) / 60, 1)
+    assert "Traceback" not in (tmp_path / "two" / "output" / "helper_0.log").read_text()
 
 
 def test_another_state_of_the_code_trains_anew(run, monkeypatch):
