@@ -43,7 +43,8 @@ class Store:
     ):
         self.folder, self.any_code, self.code = folder, any_code, digest_of_code(scripts)
         self.workers = workers
-        self.total = self.done = 0
+        self.total = 0
+        self.there: set[Path] = set()
         self.seconds = self.new = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -68,13 +69,14 @@ class Store:
                 content = self._read(path, text) or self._make(path, text, compute)
             finally:
                 lock.release()
-        self.done += 1
+        self.there.add(path)
         if content.pop("is new", False):
             self.new += 1
             self.seconds += content["seconds"]
-            left = (self.total - self.done) * self.seconds / self.new / self.workers / 60
+            done = len(self.there)
+            left = (self.total - done) * self.seconds / self.new / self.workers / 60
             seconds = f"{content['seconds']:.0f} s; about {left:.0f} minutes left"
-            print(f"[{self.done}/{self.total}] {name} ({seconds})", flush=True)
+            print(f"[{done}/{self.total}] {name} ({seconds})", flush=True)
         return {**content, "arrays": path.with_suffix(".npz")}
 
     def _make(self, path: Path, settings: str, compute: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -139,9 +139,11 @@ def test_a_run_that_is_stopped_twice_ends_in_the_same_report(run, tmp_path, monk
     assert (tmp_path / "report" / "evidence_tiny.md").read_text().startswith("# Tiny\n")
 
 
-def test_a_helper_trains_and_leaves_the_report_to_the_process_that_started_it(run, tmp_path, monkeypatch):
+def test_a_helper_trains_and_leaves_the_report_to_the_process_that_started_it(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evidence, "draw", lambda *_: {})
     assert run(more=["--helper-of", str(os.getppid())]) == (None, TRAININGS)
+    progress = [line.split("]")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert progress == [f"[{number}/{TRAININGS}" for number in range(1, TRAININGS + 1)]
     found, trained = run()
     assert trained == 0
     side_by_side, _ = run(folder=tmp_path / "two", more=["--workers", "2"])

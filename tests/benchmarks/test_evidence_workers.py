@@ -47,7 +47,8 @@ def test_what_another_is_making_is_taken_when_it_is_there(tmp_path, b_in_progres
     share([partial(call, name) for name in "abc"], store)
     assert made == ["a", "c"]
     assert list(found.items()) == [("a", "this one"), ("c", "this one"), ("b", "another")]
-    assert store.done == 3 and store.new == 2 and store.waits
+    call("a")
+    assert len(store.there) == 3 and store.new == 2 and store.waits
 
 
 def test_a_store_that_does_not_wait_says_so(tmp_path, b_in_progress):
@@ -55,7 +56,7 @@ def test_a_store_that_does_not_wait_says_so(tmp_path, b_in_progress):
     store.waits = False
     with pytest.raises(Busy, match="b"):
         store.get("b", {"name": "b"}, lambda _: pytest.fail("made twice"))
-    assert store.done == 0
+    assert not store.there
 
 
 def test_what_failed_is_made_by_the_next(tmp_path):
