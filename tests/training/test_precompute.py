@@ -254,6 +254,21 @@ def test_a_faster_way_is_taken_only_if_it_gives_the_same(monkeypatch, largest, e
     assert all(parameter.is_contiguous() for parameter in tower.parameters())
 
 
+@pytest.mark.parametrize("seconds_of_one, trials", [(0.9, [5, 1, 5, 1, 5, 1, 5]), (1.0, [5, 1, 1, 1])])
+def test_a_way_as_slow_for_one_item_as_the_best_for_all_is_not_tried_on(monkeypatch, seconds_of_one, trials):
+    tried = []
+
+    def pretend(self, inputs, way):
+        tried.append(len(inputs["pixel_values"]))
+        return torch.ones(tried[-1], 2), seconds_of_one if tried[-1] == 1 else 1.0
+
+    monkeypatch.setattr(FastTower, "_timed", pretend)
+    tower = nn.Conv2d(3, 8, 3)
+    fast = FastTower(tower, lambda tower, inputs: tower(**inputs), {"pixel_values": torch.randn(5, 3, 8, 8)})
+    assert tried == trials
+    assert fast.way == fast_tower.Way(torch.contiguous_format, None)
+
+
 def plain_batches(pairs, processor, **kwargs):
     return DataLoader(pairs, batch_size=6, collate_fn=PairCollator(processor), **kwargs)
 
