@@ -70,7 +70,8 @@ class FastTower:
             layouts.append(torch.channels_last)
         as_it_is, *ways = (Way(layout, dtype) for dtype in (None, torch.bfloat16) for layout in layouts)
         trial, one = ({name: value[:n] for name, value in inputs.items()} for n in (TRIAL_ITEMS, 1))
-        on_cpu = all(value.device.type == "cpu" for value in trial.values())  # a GPU may take as long for one
+        # A GPU may take as long for one item as for all.
+        on_cpu = all(value.device.type == "cpu" for value in trial.values())
         self.way, self.distance = as_it_is, 0.0
         exact, best = self._timed(trial, as_it_is)
         fastest = as_it_is
