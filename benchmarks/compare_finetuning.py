@@ -3,7 +3,7 @@
     python train.py configs/radiology_small.yaml data.source=phantoms data.label_columns=null data.fold_column=null \\
         phantom_train_pairs=1536 phantom_size=116 output_dir=outputs/phantom_base
     python benchmarks/compare_finetuning.py outputs/phantom_base num_train_epochs=4 max_caption_tokens=48 \\
-        use_cpu=true bf16=true
+        use_cpu=true bf16=auto
 
 All runs are those of configs/lora.yaml; they differ in what trains and in the learning rate alone. Each method first
 chooses its rate among a few, by one fold cut from the training cases (data.fold_column). The validation pairs are
@@ -157,13 +157,14 @@ def table_of_rates(tried: dict[str, dict[float, Metrics]]) -> str:
 
 def notes(config: RunConfig, seeds: list[int], choice_epochs: float) -> str:
     training = config.training
+    precision = "bfloat16 autocast" if config.training_arguments().bf16 else "float32"
     lines = [
         f"One base model, {config.model.checkpoint}, fine-tuned on the training pairs of {config.data.title} and "
         f"evaluated on its {training['final_split']} pairs, once, after the last epoch. `none`: the base as it is; "
         "`centered anew`: nothing but the running means of its projections replaced by those of the training pairs, "
         "as every fine-tuning does at its end.",
         f"The same for all: {training['num_train_epochs']} epochs, batch {training['per_device_train_batch_size']}, "
-        f"augmentation, order of pairs, schedule, {'bfloat16 autocast' if training.get('bf16') else 'float32'}, "
+        f"augmentation, order of pairs, schedule, {precision}, "
         f"captions cut after {config.data.max_caption_tokens} tokens; seeds {', '.join(map(str, seeds))}; "
         "mean ± standard deviation (N - 1).",
         "`full`: all parameters; `LoRA`: adapters as in configs/lora.yaml, on both towers; `image tower`: the text "

@@ -101,6 +101,7 @@ class CaptionStudy:
         return {
             "config": [Path(file).name for file in captions.config],
             "words": list(captions.words),
+            "precision": "bfloat16 where that is safe" if config.training_arguments().bf16 else "float32",
             **{name: config.training[name] for name in names if name in config.training},
             "max_caption_tokens": config.data.max_caption_tokens,
             "cache_images": config.data.cache_images,

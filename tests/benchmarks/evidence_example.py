@@ -137,6 +137,7 @@ def with_captions() -> dict[str, Any]:
         "config": ["captioning.yaml"],
         "words": ["max_caption_tokens=48"],
         "max_caption_tokens": 48,
+        "precision": "float32",
         "cache_images": None,
         "noise": 1.0,
         "without_noise": False,

@@ -211,7 +211,7 @@ def test_captions_follow_with_what_each_kind_is_and_their_comparisons():
     section = text.partition("\n## Captions\n\n")[2].partition("\n## ")[0]
     assert "20 images of the test split" in section and "means over 2 seeds" in section
     assert (
-        "with `max_caption_tokens=48`: the same" in section and "pixels" not in section and "No noise" not in section
+        "with `max_caption_tokens=48`, in float32: the same" in section and "pixels" not in section and "No noise" not in section
     )
     head, *rows = cells(section.split("\n\n")[-1])
     assert head[:4] == ["captions", "metric", "method", "difference"]

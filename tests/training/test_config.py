@@ -220,14 +220,6 @@ def test_a_field_without_a_value_is_no_file(name):
         load_config([name])
 
 
-def test_bf16_needs_a_gpu_or_the_cpu_by_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("gap_closed_clip.training.arguments.is_torch_bf16_gpu_available", lambda: False)
-    for name in ("bf16", "bf16_full_eval"):
-        with pytest.raises(ValueError, match=rf"training\.{name} is true, .* a GPU .*On a CPU add {name}=false\."):
-            load_config([], [f"{name}=true", f"output_dir={tmp_path}"]).training_arguments()
-        load_config([], [f"{name}=true", "use_cpu=true", f"output_dir={tmp_path}"]).training_arguments()
-
-
 def test_memory_is_pinned_only_for_a_gpu(tmp_path):
     words = [f"output_dir={tmp_path}", "report_to=none"]
     assert load_config([], words).training_arguments().dataloader_pin_memory is torch.accelerator.is_available()

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 from transformers import Seq2SeqTrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from ..evaluation.report import ROWS
+from .precision import choose_bf16
 from .processes import check_processes, join_processes
 from .tower_descriptions import TOWER_CONFIGS, check_modality, check_tower
 
@@ -244,6 +244,13 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     card_license: str | None = field(
         default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
     )
+    bf16: bool | str = field(
+        default=False,
+        metadata={
+            "help": "Compute in bfloat16 where that is safe. auto: if the GPU, or the CPU where none is used, has "
+            "instructions for it."
+        },
+    )
     resume_from_checkpoint: str | bool | None = field(
         default=None,
         metadata={
@@ -262,12 +269,8 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     report_to: str | list[str] | None = field(default="tensorboard", metadata={"help": "Where logs go."})
 
     def __post_init__(self):
-        for name in ("bf16", "bf16_full_eval"):  # in the words of a configuration; transformers' own are of its Python
-            if getattr(self, name) and not (self.use_cpu or is_torch_bf16_gpu_available() or is_torch_xla_available()):
-                raise ValueError(
-                    f"training.{name} is true, so this configuration needs a GPU that computes in bfloat16, and there "
-                    f"is none here. On a CPU add {name}=false."
-                )
+        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+        choose_bf16(self, on_cpu)
         check_numbers(self)
         if self.tower_learning_rate is not None and self.tower_learning_rate <= 0:
             raise ValueError(
@@ -279,7 +282,6 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything but a loss for better the greater it is.
             self.greater_is_better = not lower_is_better(self.metric_for_best_model)
-        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         join_processes(on_cpu, self.ddp_backend, self.ddp_timeout)
         super().__post_init__()
         check_processes(self.world_size)

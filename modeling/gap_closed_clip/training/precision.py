@@ -1,0 +1,55 @@
+"""bfloat16: whether what trains has instructions for it."""
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
+
+
+logger = logging.get_logger(__name__)
+
+AUTO = "auto"
+
+
+def cpu_has_bfloat16() -> bool:
+    """
+    Whether the CPU has instructions for bfloat16.
+
+    One without them (with AVX2 alone, as many desktops) computes in it all the same, but a matrix product takes tens
+    of times as long as in float32.
+    """
+    # What torch's own compiler asks. Without oneDNN there is no fast way in torch.
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def choose_bf16(args: TrainingArguments, on_cpu: bool) -> None:
+    """
+    Makes `bf16` of the arguments true or false where it is "auto", and warns where it is true on a CPU that has no
+    instructions for it.
+
+    Args:
+        on_cpu: the training is to run on the CPU, whatever else there is.
+
+    Raises:
+        ValueError: bfloat16 is wanted, but there is neither a GPU for it nor the CPU asked for; another text.
+    """
+    has_gpu = is_torch_bf16_gpu_available() or is_torch_xla_available()
+    without_gpu = on_cpu or not (torch.accelerator.is_available() or is_torch_xla_available())
+    if args.bf16 == AUTO:
+        args.bf16 = cpu_has_bfloat16() if without_gpu else has_gpu
+        args.use_cpu = args.use_cpu or (args.bf16 and without_gpu)  # else transformers asks for a GPU
+    if isinstance(args.bf16, str):
+        raise ValueError(f"training.bf16 is {args.bf16!r}: use true, false or {AUTO}.")
+    for name in ("bf16", "bf16_full_eval"):  # in the words of a configuration; transformers' own are of its Python
+        if getattr(args, name) and not (args.use_cpu or has_gpu):
+            raise ValueError(
+                f"training.{name} is true, so this configuration needs a GPU that computes in bfloat16, and there "
+                f"is none here. On a CPU add {name}=false."
+            )
+    if (args.bf16 or args.bf16_full_eval) and without_gpu and not cpu_has_bfloat16():
+        logger.warning(
+            "Training in bfloat16 on a CPU that has no instructions for it: a step may take tens of times as long as "
+            f"in float32. Use bf16=false, or bf16={AUTO}, which is true only where it serves."
+        )
+
+
+__all__ = ["AUTO", "choose_bf16", "cpu_has_bfloat16"]

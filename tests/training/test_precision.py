@@ -1,0 +1,94 @@
+"""bf16: auto, by what trains; where it is wanted in vain, and where it is slow."""
+
+import logging
+
+import pytest
+import torch
+
+from gap_closed_clip.training import load_config, precision
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what a machine has: a GPU, and instructions for bfloat16 in it and in the CPU."""
+
+    def machine(gpu: bool = False, gpu_bf16: bool = False, cpu_bf16: bool = False) -> None:
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
+        monkeypatch.setattr(precision, "is_torch_bf16_gpu_available", lambda: gpu_bf16)
+        monkeypatch.setattr(precision, "is_torch_xla_available", lambda: False)
+        monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: cpu_bf16)
+
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    return machine
+
+
+class Arguments:
+    def __init__(self, bf16: bool | str, use_cpu: bool = False, bf16_full_eval: bool = False):
+        self.bf16, self.use_cpu, self.bf16_full_eval = bf16, use_cpu, bf16_full_eval
+
+
+def chosen(bf16: bool | str, use_cpu: bool = False) -> tuple[bool | str, bool]:
+    args = Arguments(bf16, use_cpu)
+    precision.choose_bf16(args, on_cpu=use_cpu)
+    return args.bf16, args.use_cpu
+
+
+@pytest.mark.parametrize(
+    ("has", "use_cpu", "expected"),
+    [
+        ({"gpu": True, "gpu_bf16": True, "cpu_bf16": False}, False, (True, False)),
+        ({"gpu": True, "gpu_bf16": False, "cpu_bf16": True}, False, (False, False)),  # the GPU trains, in float32
+        ({"gpu": True, "gpu_bf16": True, "cpu_bf16": False}, True, (False, True)),
+        ({"gpu": True, "gpu_bf16": False, "cpu_bf16": True}, True, (True, True)),
+        ({"cpu_bf16": True}, False, (True, True)),  # transformers wants the CPU by name
+        ({"cpu_bf16": False}, False, (False, False)),
+        ({"cpu_bf16": False}, True, (False, True)),
+    ],
+)
+def test_auto_is_true_where_what_trains_has_instructions(machine, caplog, has, use_cpu, expected):
+    machine(**has)
+    assert chosen("auto", use_cpu) == expected
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("cpu_bf16", [True, False])
+def test_auto_in_a_configuration(machine, tmp_path, cpu_bf16):
+    machine(cpu_bf16=cpu_bf16)
+    config = load_config([], ["bf16=auto", f"output_dir={tmp_path}", "report_to=none"])
+    args = config.training_arguments()
+    assert args.bf16 is cpu_bf16 and args.mixed_precision == ("bf16" if cpu_bf16 else "no")
+    assert config.to_dict()["training"]["bf16"] == "auto"  # what is written beside the model serves other machines
+
+
+def test_a_cpu_without_instructions_is_warned_of(machine, caplog):
+    for cpu_bf16 in (True, False):
+        machine(cpu_bf16=cpu_bf16)
+        with caplog.at_level(logging.WARNING):
+            assert chosen(True, use_cpu=True) == (True, True)
+        assert ("tens of times as long as in float32. Use bf16=false, or bf16=auto" in caplog.text) is not cpu_bf16
+
+
+def test_bf16_needs_a_gpu_or_the_cpu_by_name(machine):
+    machine(cpu_bf16=True)
+    with pytest.raises(ValueError, match=r"training\.bf16 is true, .* a GPU .*On a CPU add bf16=false\."):
+        chosen(True)
+    with pytest.raises(ValueError, match=r"training\.bf16_full_eval is true, .* a GPU "):
+        precision.choose_bf16(Arguments(False, bf16_full_eval=True), on_cpu=False)
+    assert chosen(True, use_cpu=True) == (True, True)
+
+
+def test_another_text(machine):
+    machine()
+    with pytest.raises(ValueError, match=r"training\.bf16 is 'atuo': use true, false or auto\."):
+        chosen("atuo")
+
+
+def test_the_cpu_is_asked():
+    """Where torch says what the CPU has, this agrees: each instruction set implies the answer of oneDNN."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if found.get("avx512_bf16") or found.get("amx_bf16"):
+        assert precision.cpu_has_bfloat16()
+    elif found.get("architecture") == "x86_64" and not found.get("avx512_bw") and not found.get("avx_ne_convert"):
+        assert not precision.cpu_has_bfloat16()
+    else:
+        pytest.skip("Torch does not say what this CPU has, or it is neither of the clear cases.")
