@@ -81,14 +81,3 @@ def test_another_text(machine):
     machine()
     with pytest.raises(ValueError, match=r"training\.bf16 is 'atuo': use true, false or auto\."):
         chosen("atuo")
-
-
-def test_the_cpu_is_asked():
-    """Where torch says what the CPU has, this agrees: each instruction set implies the answer of oneDNN."""
-    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    if found.get("avx512_bf16") or found.get("amx_bf16"):
-        assert precision.cpu_has_bfloat16()
-    elif found.get("architecture") == "x86_64" and not found.get("avx512_bw") and not found.get("avx_ne_convert"):
-        assert not precision.cpu_has_bfloat16()
-    else:
-        pytest.skip("Torch does not say what this CPU has, or it is neither of the clear cases.")

@@ -60,6 +60,7 @@ from ..data.pairs import MissingSplitError
 from ..disk import writing
 from ..evaluation import Evaluation, PairEmbeddings, embed_pairs, evaluate_embeddings, write_report
 from ..evaluation.post_hoc import METHODS, PostHocMaps, unit
+from ..evaluation.precision import autocast_dtype
 from ..messages import did_you_mean
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
@@ -167,7 +168,7 @@ def run(command: CenterCommand) -> None:
     embedding_settings: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "num_workers": settings.num_workers,
-        "autocast_dtype": torch.bfloat16 if settings.bf16 else None,
+        "autocast_dtype": autocast_dtype(settings.bf16, device),
         "max_length": data.max_caption_tokens,
         "window": data.window,
         "normalize": False,

@@ -18,6 +18,7 @@ from .embed import PairEmbeddings, columns_of, embed_pairs
 from .evaluate_model import Evaluation, evaluate_model
 from .evaluate_pairs import evaluate_embeddings
 from .post_hoc import fit_pairs
+from .precision import autocast_dtype
 from .report import write_report
 
 
@@ -96,7 +97,7 @@ class Comparison:
         self.embedding_settings: dict[str, Any] = {
             "batch_size": settings.batch_size,
             "num_workers": settings.num_workers,
-            "autocast_dtype": torch.bfloat16 if settings.bf16 else None,
+            "autocast_dtype": autocast_dtype(settings.bf16, self.device),
             "max_length": data.max_caption_tokens,
             "window": data.window,
         }

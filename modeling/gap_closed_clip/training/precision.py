@@ -1,24 +1,15 @@
-"""bfloat16: whether what trains has instructions for it."""
+"""`training.bf16`: what auto stands for, where bfloat16 is wanted in vain, and where it is slow."""
 
 import torch
 from transformers import TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available, logging
 
+from ..evaluation.precision import cpu_has_bfloat16
+
 
 logger = logging.get_logger(__name__)
 
 AUTO = "auto"
-
-
-def cpu_has_bfloat16() -> bool:
-    """
-    Whether the CPU has instructions for bfloat16.
-
-    One without them (with AVX2 alone, as many desktops) computes in it all the same, but a matrix product takes tens
-    of times as long as in float32.
-    """
-    # What torch's own compiler asks. Without oneDNN there is no fast way in torch.
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def choose_bf16(args: TrainingArguments, on_cpu: bool) -> None:
@@ -52,4 +43,4 @@ def choose_bf16(args: TrainingArguments, on_cpu: bool) -> None:
         )
 
 
-__all__ = ["AUTO", "choose_bf16", "cpu_has_bfloat16"]
+__all__ = ["AUTO", "choose_bf16"]
