@@ -13,7 +13,8 @@ own, chosen by cross-validation over training cases; post-hoc methods are fitted
 Models that are there already are measured as they are where a plan names their `folders`.
 What is measured: search of instances, search in a gallery of both kinds, groups, zero-shot labels with their
 calibration, the geometry of the space and, where the plan asks for them (`captions`), captions by decoders that learn
-from images, and from text alone. Trainings that are there with the same settings and the same code are not repeated: a
+from images, and from text alone; those take longer than all else, and a report without them is written first, to the
+folder of the trainings. Trainings that are there with the same settings and the same code are not repeated: a
 run that was stopped goes on where it was. The report, its figures and all numbers are written to
 benchmarks/results/evidence_NAME.* where a plan of benchmarks/evidence is run as it is; else to the folder of --report,
 or that of the trainings.
@@ -73,40 +74,57 @@ def main() -> None:
     runs = open_runs(plan, output / "models")
     evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code, workers=args.workers))
     if args.helper_of is not None:
-        return train_all(evidence, output, args)
+        return help_train(evidence, output, args)
     described = runs.describe()
     print("\n".join(described), flush=True)
-    if args.workers > 1:
-        with helpers(args.workers - 1, output):
-            train_all(evidence, output, args)
-    found = evidence.found()
-    seconds = evidence.seconds
-    if plan.captions is not None:
-        captions = caption_study(evidence, found["budgets"], output, args)
-        found["captions"] = captions.found()
-        captions.draw(output / "captions.png")  # of images that may be nobody's to show: not beside the report
-        seconds += captions.seconds
     head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
     about = {"machine": machine(runs.inputs.args.device), "versions": versions(*PACKAGES), "date": str(date.today())}
-    content: dict[str, Any] = {**head, **about, "minutes": round(seconds / 60, 1), **found}
-    content["figures"] = draw_all(evidence, content, folder)
-    path = folder / f"evidence_{plan.name}.json"
+    with helpers(args.workers - 1, output):
+        train_spaces(evidence)
+        found = evidence.found()
+        content = {**head, **about, "minutes": round(evidence.seconds / 60, 1), **found}
+        if plan.captions is not None:
+            early = write(evidence, content, output)
+            print(f"Captions take longer. The report without them is {early}.", flush=True)
+            captions = caption_study(evidence, found["budgets"], output, args)
+            train_decoders(captions)
+            content["captions"] = captions.found()
+            content["minutes"] = round((evidence.seconds + captions.seconds) / 60, 1)
+            captions.draw(output / "captions.png")  # of images that may be nobody's to show: not beside the report
+    print(f"The report is {write(evidence, content, folder)}.")
+
+
+def write(evidence: Evidence, content: dict[str, Any], folder: Path) -> Path:
+    """Writes the results, the figures and the report, whose path it gives, into a folder."""
+    content = {**content, "figures": draw_all(evidence, content, folder)}
+    path = folder / f"evidence_{evidence.plan.name}.json"
     with replacing(path) as draft:
         draft.write_text(to_json(content), encoding="utf-8")
     with replacing(path.with_suffix(".md")) as draft:
         draft.write_text(report(content), encoding="utf-8")
-    print(f"The report is {path.with_suffix('.md')}.")
+    return path.with_suffix(".md")
 
 
-def train_all(evidence: Evidence, output: Path, args: argparse.Namespace) -> None:
+def help_train(evidence: Evidence, output: Path, args: argparse.Namespace) -> None:
     """Makes what the report needs, and no other process is making; what was found is in the stores."""
-    for calls in evidence.steps():
-        share(calls, evidence.results, args.helper_of)
+    train_spaces(evidence, args.helper_of)
     if evidence.plan.captions is not None:
-        captions = caption_study(evidence, evidence.chosen(evidence.grid()), output, args)
-        encoders = product(captions.methods, captions.seeds)
-        share([partial(captions.of_encoder, *each) for each in encoders], captions.results, args.helper_of)
+        budgets = evidence.chosen(evidence.grid())
+        train_decoders(caption_study(evidence, budgets, output, args), args.helper_of)
+
+
+def train_spaces(evidence: Evidence, parent: int | None = None) -> None:
+    """Makes all trainings of spaces that no other process is making, and waits for the others."""
+    for calls in evidence.steps():
+        share(calls, evidence.results, parent)
     evidence.seconds = 0.0  # counted again, once each, when the results are collected
+
+
+def train_decoders(captions: CaptionStudy, parent: int | None = None) -> None:
+    """The same of the decoders that write captions."""
+    encoders = product(captions.methods, captions.seeds)
+    share([partial(captions.of_encoder, *each) for each in encoders], captions.results, parent)
+    captions.seconds = 0.0
 
 
 def caption_study(evidence: Evidence, budgets: dict[str, Any], output: Path, args: argparse.Namespace) -> CaptionStudy:

@@ -111,13 +111,14 @@ def runs(plan_file):
 
 
 @pytest.fixture(scope="module")
-def results(runs):
+def results(runs, plan_file):
     """Of a run that was stopped in the second encoder's decoders, and went on."""
     patch = pytest.MonkeyPatch()
     patch.setattr(nltk.data, "path", [])  # no WordNet, which takes seconds to load: METEOR is left out
     for name in ("captions", "projection", "cosine_histograms"):
         patch.setattr(f"gap_closed_clip.evaluation.report.plot_{name}", lambda *_, **__: None)
     assert runs(stop_after=6) is None
+    runs.early = json.loads((plan_file.parent / "output" / "evidence_tiny.json").read_text())
     yield runs()
     patch.undo()
 
@@ -132,6 +133,12 @@ def test_a_run_that_was_stopped_trains_nothing_twice_and_says_the_same_again(run
     number = len(runs.trained)
     assert runs() == results and len(runs.trained) == number
     assert (runs.models.parent / "captions.png").stat().st_size > 1000
+
+
+def test_the_report_without_captions_comes_before_the_decoders(runs, results):
+    whole = json.loads(results)
+    assert whole.pop("captions") and whole.pop("minutes") >= runs.early.pop("minutes")
+    assert runs.early == whole
 
 
 def written_by_hand(runs, results) -> dict[str, Captions]:
