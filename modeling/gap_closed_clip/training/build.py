@@ -133,8 +133,8 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
         model = base.adapt(config.lora)
         base = None if config.lora.merge else base
     collator = _pair_collator(config, processor)
-    if not is_frozen(encoder.vision_model) and has_spatial_convolutions(encoder.vision_model):
-        encoder.vision_model.to(memory_format=torch.channels_last)  # trains faster; saved as ever
+    if not is_frozen(encoder.vision_model):
+        _convolve_channels_last(encoder)
     settings = feature_settings(config, args)
     if isinstance(train_pairs, Dataset):
         train_pairs = embed_pairs_once(train_pairs, encoder, collator, settings, vary=True)
@@ -178,6 +178,8 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
         # Before training, whose evaluations and checkpoints have it, too; a trained captioner may bring another.
         model.set_image_shift(_mean_shift(config, inputs, model, processor) if captioning.mean_shift else None)
+    else:
+        _convolve_channels_last(model.gap_closed_clip)
     metrics = None
     if args.predict_with_generate and inputs.eval_pairs is not None:
         metrics = build_caption_metrics(inputs.eval_pairs, processor)
@@ -193,6 +195,12 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         compute_metrics=metrics,
         trains_encoder=captioning.encoders == "joint",
     )
+
+
+def _convolve_channels_last(encoder: GapClosedClipModel) -> None:
+    """Has the convolutions of an image tower that runs in every step take the faster layout; it is saved as ever."""
+    if has_spatial_convolutions(encoder.vision_model):
+        encoder.vision_model.to(memory_format=torch.channels_last)
 
 
 def _pair_collator(config: RunConfig, processor: GapClosedClipProcessor) -> PairCollator:
