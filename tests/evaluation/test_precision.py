@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from transformers.utils.logging import warning_once
 
 from gap_closed_clip.evaluation import precision
 from gap_closed_clip.evaluation.precision import autocast_dtype, cpu_has_bfloat16
@@ -12,6 +13,7 @@ from gap_closed_clip.evaluation.precision import autocast_dtype, cpu_has_bfloat1
 @pytest.mark.parametrize("cpu_bf16", [True, False])
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_a_cpu_without_instructions_is_warned_of(monkeypatch, caplog, device, cpu_bf16):
+    warning_once.cache_clear()
     monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: cpu_bf16)
     with caplog.at_level(logging.WARNING):
         assert autocast_dtype(False, device) is None

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from transformers.utils.logging import warning_once
 
 from gap_closed_clip.training import load_config, precision
 
@@ -60,11 +61,13 @@ def test_auto_in_a_configuration(machine, tmp_path, cpu_bf16):
     assert config.to_dict()["training"]["bf16"] == "auto"  # what is written beside the model serves other machines
 
 
-def test_a_cpu_without_instructions_is_warned_of(machine, caplog):
-    for cpu_bf16 in (True, False):
+def test_a_cpu_without_instructions_is_warned_of_once(machine, caplog):
+    warning_once.cache_clear()  # another test may have been warned of the same
+    for cpu_bf16 in (True, False, False):
         machine(cpu_bf16=cpu_bf16)
         with caplog.at_level(logging.WARNING):
             assert chosen(True, use_cpu=True) == (True, True)
+        assert len(caplog.records) == (0 if cpu_bf16 else 1)
         assert ("tens of times as long as in float32. Use bf16=false, or bf16=auto" in caplog.text) is not cpu_bf16
 
 

@@ -28,7 +28,7 @@ def autocast_dtype(bf16: bool, device: torch.device | str | None) -> torch.dtype
         device: that computes; None: the CPU.
     """
     if bf16 and torch.device(device or "cpu").type == "cpu" and not cpu_has_bfloat16():
-        logger.warning(
+        logger.warning_once(
             "bf16 is true on a CPU that has no instructions for bfloat16: this may take tens of times as long as with "
             "bf16=false."
         )

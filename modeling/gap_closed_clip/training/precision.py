@@ -37,7 +37,7 @@ def choose_bf16(args: TrainingArguments, on_cpu: bool) -> None:
                 f"is none here. On a CPU add {name}=false."
             )
     if (args.bf16 or args.bf16_full_eval) and without_gpu and not cpu_has_bfloat16():
-        logger.warning(
+        logger.warning_once(
             "Training in bfloat16 on a CPU that has no instructions for it: a step may take tens of times as long as "
             f"in float32. Use bf16=false, or bf16={AUTO}, which is true only where it serves."
         )
