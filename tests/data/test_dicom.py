@@ -93,6 +93,38 @@ def test_dicom_8_bit_gray_is_kept(noise):
     np.testing.assert_array_equal(pixels(dicom(noise[:12, :16].copy(), bits=8)[1]), three(noise[:12, :16]))
 
 
+@pytest.mark.parametrize(("bits", "top"), [(1, 1), (4, 15), (7, 127)])
+def test_dicom_of_fewer_bits_spans_them(bits, top):
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8) % (top + 1)
+    _, data = dicom(values, bits=bits)
+    np.testing.assert_allclose(pixels(data), three(values / top * 255), atol=1)
+
+
+def test_dicom_8_bits_that_a_rescale_takes_elsewhere_use_their_range(noise):
+    values = (noise[..., 0] if noise.ndim == 3 else noise).astype(np.uint8)
+    _, data = dicom(values, bits=8, RescaleSlope=1, RescaleIntercept=-1000)
+    low, high = int(values.min()), int(values.max())
+    np.testing.assert_allclose(pixels(data), three((values - float(low)) / (high - low) * 255), atol=1)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"WindowCenter": None, "WindowWidth": None},
+        {"WindowCenter": "", "WindowWidth": ""},
+        {"WindowCenter": 40, "WindowWidth": None},
+        {"VOILUTSequence": []},
+        {"RescaleSlope": None, "RescaleIntercept": None},
+        {"ModalityLUTSequence": []},
+        {"VOILUTFunction": ""},
+    ],
+)
+def test_dicom_an_empty_tag_is_as_good_as_none(ramp12, tags):
+    _, data = dicom(ramp12, **tags)
+    _, without = dicom(ramp12)
+    assert np.array_equal(pixels(data), pixels(without))
+
+
 def test_dicom_multi_frame_gives_the_middle_one(noise):
     frames = np.stack([noise[:12, :16] // (i + 1) for i in range(5)])
     np.testing.assert_array_equal(pixels(dicom(frames, bits=8)[1]), three(frames[2]))

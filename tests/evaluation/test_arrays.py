@@ -119,6 +119,13 @@ def test_the_words_that_name_arrays():
         ArrayFiles.parse("a.npy,a.npy")
 
 
+def test_form_feeds_do_not_end_a_row(tmp_path):
+    (tmp_path / "ids.csv").write_text('id,text\na,"one\x0ctwo"\nb,x\u2028y\n', encoding="utf-8")
+    (tmp_path / "ids.txt").write_text("a\x0cb\nc\n")
+    found = columns_of_rows(2, str(tmp_path / "ids.txt"), f"{tmp_path / 'ids.csv'}:text", f"{tmp_path / 'ids.csv'}:id")
+    assert found.image_ids == ["a\x0cb", "c"] and len(set(found.captions)) == 2 and found.labels == ["a", "b"]
+
+
 def test_ids_and_labels_from_lines_and_columns(tmp_path):
     (tmp_path / "labels.txt").write_text("CT\n\nMR\n")
     table = tmp_path / "pairs.csv"

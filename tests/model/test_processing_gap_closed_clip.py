@@ -100,6 +100,18 @@ def test_a_deep_image_of_any_form_is_as_training_sees_it(tiny_processor, tmp_pat
     assert together["input_ids"].shape[0] == 2
 
 
+def test_a_deep_tiff_whose_zero_is_white(tmp_path):
+    Image.fromarray(DEEP).save(tmp_path / "a.tiff", tiffinfo={262: 0})  # PhotometricInterpretation: WhiteIsZero
+    expected = np.asarray(decode_image(Image.fromarray(65535 - DEEP)))
+    np.testing.assert_allclose(np.asarray(decode_image(tmp_path / "a.tiff")).astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("name", ["images", "text"])
+def test_an_empty_list(tiny_processor, name):
+    with pytest.raises(ValueError, match=f"{name} is an empty list: give one or more, or leave {name} out"):
+        tiny_processor(**{name: []})
+
+
 @pytest.mark.parametrize("batch", [torch.tensor(DEEP.astype(np.int32))[None, None], DEEP[None, ..., None]])
 def test_a_batch_of_gray_images(tiny_processor, batch):
     expected = tiny_processor(images=DEEP, return_tensors="pt")["pixel_values"]

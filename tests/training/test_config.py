@@ -308,6 +308,22 @@ def test_another_source_leaves_the_license_of_the_first_behind(tmp_path):
     assert load_config([first], ["data.max_pairs=3"]).data.license == "cc0"
 
 
+def test_another_source_leaves_the_folds_of_the_first_behind(write):
+    first = write("data: {source: a.csv, folds: 5, fold: 2}", "first.yaml")  # as a folder's own configuration has them
+    alone = write("data: {folds: 5, fold: 2}", "alone.yaml")  # of no source
+    second = write("data: {source: b.csv}", "second.yaml")
+
+    def folds(files, *words):
+        data = load_config(files, words).data
+        return data.folds, data.fold
+
+    assert folds([first, second]) == folds([first], "data.source=b.csv") == (None, 0)
+    assert folds([first]) == folds([first], "data.source=a.csv") == folds([first], "data.max_pairs=3") == (5, 2)
+    assert folds([first], "data.source=b.csv", "data.folds=3") == (3, 0)
+    assert folds([alone, second]) == folds([alone], "data.source=b.csv") == (5, 2)
+    assert folds([second, alone], "data.source=c.csv") == (5, 2)
+
+
 # --- lists of sources
 
 

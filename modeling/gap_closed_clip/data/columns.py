@@ -71,11 +71,11 @@ class Columns:
         """The values of one row's label columns joined by " / "; "" if one of them is missing."""
         parts = []
         for value, names in zip(values, self.class_names, strict=True):
-            if value is None or value == "" or (names is not None and value < 0):  # -1: a ClassLabel not given
+            if is_missing(value) or (names is not None and value < 0):  # -1: a ClassLabel not given
                 return ""
             if names is not None:
                 value = names[value]
-            parts.append(", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            parts.append(", ".join(map(str, value)) if isinstance(value, list) else str(value).strip())
         return " / ".join(parts)
 
 
@@ -106,6 +106,12 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
             if argument in ("image_id_column", "label_columns", "fold_column"):  # perhaps another source's
                 hint += f" If there is none, data.{argument}=null."
             raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
+        single = isinstance(features.get(name), Value | ClassLabel)
+        if name is not None and argument in ("image_id_column", "fold_column") and not single:
+            raise ValueError(
+                f"The column '{name}' of {source_name} holds {features[name]}; data.{argument} must name a column "
+                "with one text or one number in each row."
+            )
     if args.caption_column is not None and not is_text(features[args.caption_column]):
         raise ValueError(
             f"The column '{args.caption_column}' of {source_name} holds {features[args.caption_column]}, not text; "
@@ -133,6 +139,11 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
         source_name=source_name,
         allow_urls=args.allow_urls,
     )
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell has no value: None, no text but white space, or a NaN, as tables of numbers have there."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def is_text(feature: Any) -> bool:

@@ -6,6 +6,7 @@ from functools import partial
 from datasets import Dataset, IterableDataset
 
 from .arguments import DataArguments
+from .columns import is_missing
 from .hashing import stable_hash
 
 
@@ -24,11 +25,11 @@ def take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: b
     return pairs.select([index for index, fold in enumerate(folds) if (fold == args.fold) == held_out])
 
 
-def _group(value: str | int | None, image_id: str, caption: str, index: int) -> str:
+def _group(value: str | int | float | None, image_id: str, caption: str, index: int) -> str:
     """The group that stays in one fold: all rows with this value (a case, a patient), or else those of the image, or,
     if there is none, of the caption."""
-    if value not in (None, ""):
-        return str(value)
+    if not is_missing(value):
+        return str(value).strip()
     if image_id:
         return f"image {image_id}"
     return f"caption {caption}" if caption else f"row {index}"

@@ -11,8 +11,10 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, IterableDataset, Value, concatenate_datasets
+from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value, concatenate_datasets
+from datasets.table import InMemoryTable
 
 from ..messages import shorten
 from .addresses import is_address
@@ -91,11 +93,26 @@ def to_pairs(rows: Dataset, args: DataArguments, source_name: str, root: Path | 
     if not any(stored):
         structs = [{"bytes": None, "path": path} for path in paths]
         pairs = pairs.remove_columns(columns.image).add_column("image", structs, feature=RAW_IMAGE)
+    elif not all(stored):
+        pairs = concatenate_datasets([pairs.remove_columns(columns.image), _with_full_paths(images, paths)], axis=1)
     elif columns.image != "image":
         pairs = pairs.rename_column(columns.image, "image")
     if further:
         pairs = concatenate_datasets([pairs, *(column for column, _ in further.values())], axis=1)
     return pairs if len(keep) == len(pairs) else pairs.select(keep)
+
+
+def _with_full_paths(images: pa.ChunkedArray, paths: list[str | None]) -> Dataset:
+    """The column `image` of images of which some are stored and others are files, with the full paths of these."""
+    parts, start = [], 0
+    for chunk in images.chunks:
+        data, names = (pc.struct_field(chunk, name) for name in ("bytes", "path"))
+        full = pa.array(paths[start : start + len(chunk)], pa.string())
+        names = pc.if_else(pc.is_valid(data), names, full)
+        parts.append(pa.StructArray.from_arrays([data, names], ["bytes", "path"]))
+        start += len(chunk)
+    table = InMemoryTable(pa.table({"image": pa.chunked_array(parts)}))
+    return Dataset(table, info=DatasetInfo(features=Features({"image": RAW_IMAGE})))
 
 
 def _with_all_columns(rows: Dataset, columns: Columns) -> tuple[Dataset, Columns]:

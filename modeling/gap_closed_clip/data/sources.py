@@ -22,7 +22,7 @@ from .join import error_of_source, join_pairs, join_streams, name_source
 from .modalities import has_image
 from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
-from .split_column import find_split_column, missing_split, rows_of_split
+from .split_column import WORDS, find_split_column, missing_split, rows_of_split
 
 
 logger = getLogger(__name__)
@@ -198,10 +198,7 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
     """Rows of a file, of a folder with a file for each split, or of any folder that `datasets.load_dataset` reads."""
     if path.is_file():
         return _load_files({"train": path}, split, args, source_name)
-    splits = {_without_slice(name) for name in args.split_names()}
-    files = {
-        file.stem: file for file in sorted(path.iterdir()) if file.stem in splits and file.suffix in FILE_BUILDERS
-    }
+    files = _files_of_splits(path, args)
     if files:  # there may be images beside the tables, and load_dataset would see nothing but them
         return _load_files(files, split, args, source_name)
     tables = [file for file in sorted(path.iterdir()) if file.suffix in FILE_BUILDERS and file.stem != "metadata"]
@@ -219,6 +216,32 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
     if isinstance(config, CsvConfig):
         options = _csv_options(Path(next(iter(config.data_files.values()))[0]))
     return _load(str(path), split, args, source_name, **options)
+
+
+def _files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
+    """
+    The tables of a folder that are named as a split is, or by another word for it: val.csv, dev.jsonl.
+
+    Raises:
+        ValueError: two words for one split.
+    """
+    tables = [file for file in sorted(folder.iterdir()) if file.suffix in FILE_BUILDERS]
+    splits = {_without_slice(name) for name in args.split_names()}
+    files = {file.stem: file for file in tables if file.stem in splits}
+    standard = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    others: dict[str, list[Path]] = {}
+    for file in tables:
+        name = standard.get(WORDS.get(file.stem.lower(), ""))
+        if name is not None and file.stem not in splits and _without_slice(name) not in files:
+            others.setdefault(_without_slice(name), []).append(file)
+    for name, found in others.items():
+        if len({file.stem for file in found}) > 1:
+            raise ValueError(
+                f"data.source '{args.source}' has {' and '.join(file.name for file in found)} for one split, {name}: "
+                "say which with data.train_split, data.validation_split or data.test_split."
+            )
+        files[name] = found[-1]
+    return files
 
 
 def _load_files(
@@ -292,9 +315,14 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
     try:
         loaded = datasets.load_dataset(loader, streaming=args.streaming, **options)
     except DatasetGenerationError as error:
-        raise ValueError(f"{source_name} cannot be read: {error.__cause__ or error}") from error
+        cause = str(error.__cause__ or error)
+        if "BatchSize must be greater than 0" in cause:  # of a parquet file without rows
+            raise ValueError(f"{source_name} holds no rows.") from error
+        raise ValueError(f"{source_name} cannot be read: {cause}") from error
     except (FileNotFoundError, ConnectionError, ImportError):
         raise
+    except StopIteration as error:  # of a file without a line
+        raise ValueError(f"{source_name} holds no rows.") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError) as error:  # a damaged file
         if "corresponds to no data" in str(error):
             raise ValueError(f"{source_name} holds no rows.") from error

@@ -1,6 +1,7 @@
 """Embeddings that others have computed: pairs of `.npy` files, or a `.safetensors` file with two tensors."""
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,14 +129,14 @@ def read_lines(setting: str, place: str, number: int) -> list[str]:
     if column or Path(path).suffix == ".csv":
         lines = _column(setting, path, text, column)
     else:
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [line.strip() for line in io.StringIO(text)]  # str.splitlines splits at form feeds, too
     if len(lines) != number:
         raise ValueError(f"{setting}: {place} has {len(lines)} rows and there are {number} pairs.")
     return lines
 
 
 def _column(setting: str, path: str, text: str, column: str) -> list[str]:
-    rows = csv.DictReader(text.splitlines(keepends=True))
+    rows = csv.DictReader(io.StringIO(text))
     names = list(rows.fieldnames or [])
     if column not in names:
         what = f"no column '{column}'" if column else "several columns; name one, as in " + f"{path}:COLUMN"

@@ -8,6 +8,13 @@ import numpy as np
 from .images_gap_closed_clip import by_value, check_size, scale_to_8_bit
 
 
+# What a file may lack. Some anonymisers leave such a tag without a value.
+OPTIONAL_TAGS = (
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+)
+
+
 def is_dicom(data: bytes, name: str) -> bool:
     """Whether a file is DICOM: it says "DICM" behind the preamble, or, as old files lack that, its name ends so.
 
@@ -28,7 +35,8 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
     Args:
         data: the file's bytes.
         window: centre and width in the units after the modality transform, Hounsfield for CT. Default: the file's own
-            table or window; without one the image's own range, or the values themselves if 8 bits are stored.
+            table or window; without one the range of the stored bits, if they are 8 or fewer and the modality
+            transform leaves the values in it, else the image's own. A tag without a value counts as none.
 
     Returns:
         (H, W) gray or (H, W, 3) RGB, uint8.
@@ -46,6 +54,9 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
             "model folder is there, pip install 'pydicom>=3'."
         ) from error
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    for tag in OPTIONAL_TAGS:
+        if tag in dataset and (dataset[tag].is_empty or dataset[tag].value == []):  # the latter of a sequence
+            del dataset[tag]
     middle = int(dataset.get("NumberOfFrames") or 1) // 2
     check_size(int(dataset.get("Columns") or 1), int(dataset.get("Rows") or 1))
     pixels = transforms.pixel_array(dataset, index=middle)  # YBR becomes RGB here
@@ -74,8 +85,9 @@ def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None, 
     if "WindowCenter" in dataset and "WindowWidth" in dataset:
         center, width = (np.atleast_1d(dataset[key].value)[0] for key in ("WindowCenter", "WindowWidth"))
         return apply_window(values, float(center), float(width), dataset.get("VOILUTFunction") or "LINEAR")
-    if dataset.BitsStored <= 8:
-        return np.clip(values, 0, 255).astype(np.uint8)
+    top = 2**dataset.BitsStored - 1
+    if top <= 255 and values.min() >= 0 and values.max() <= top:
+        return (values * (255 / top) + 0.5).astype(np.uint8)
     return scale_to_8_bit(values)
 
 

@@ -95,8 +95,8 @@ def to_rgb(image: Image.Image, to_8_bit: Callable[[np.ndarray], np.ndarray] = sc
     An upright 8-bit RGB image; `image` itself where it is one already.
 
     - gray, 1-bit, palette, CMYK: converted; transparency: composited on black
-    - 16- and 32-bit gray, float, which `convert("RGB")` would clip to white: through `to_8_bit`; 16-bit colour keeps
-      the high byte
+    - 16- and 32-bit gray, float, which `convert("RGB")` would clip to white: through `to_8_bit`, turned over if it is
+      a TIFF whose zero is white; 16-bit colour keeps the high byte
     - EXIF orientation: applied
 
     Args:
@@ -109,6 +109,7 @@ def to_rgb(image: Image.Image, to_8_bit: Callable[[np.ndarray], np.ndarray] = sc
     """
     check_size(*image.size)
     image.load()
+    zero_is_white = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else exif_transpose would copy the image
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -116,6 +117,8 @@ def to_rgb(image: Image.Image, to_8_bit: Callable[[np.ndarray], np.ndarray] = sc
     if image.mode[0] in "IF":  # I, I;16, I;16B, I;16L, F
         values = np.asarray(image)
         values = values.astype(values.dtype.newbyteorder("="))
+        if zero_is_white:  # Pillow turns over 8 bits alone
+            values = np.nanmax(values) - values
         return Image.fromarray(to_8_bit(values)).convert("RGB")
     if image.mode.lower() in ("rgba", "la", "pa") or "transparency" in image.info:
         image = image.convert("RGBA")

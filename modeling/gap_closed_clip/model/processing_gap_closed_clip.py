@@ -146,9 +146,10 @@ class GapClosedClipProcessor(ProcessorMixin):
 
     def _encode_pairs(self, images: Any, text: Any, **kwargs) -> BatchFeature:
         """As `__call__`, of images and texts alone, none of which is lacking."""
+        for name, value in (("images", images), ("text", text)):
+            if isinstance(value, list | tuple) and not value:
+                raise ValueError(f"{name} is an empty list: give one or more, or leave {name} out.")
         if images is not None:
-            if isinstance(images, list | tuple) and not images:
-                raise ValueError("images is an empty list: give one image or more, or leave images out.")
             rescaled = {**kwargs, **kwargs.get("images_kwargs", {})}.get("do_rescale")
             if rescaled is None:
                 rescaled = getattr(self.image_processor, "do_rescale", True)

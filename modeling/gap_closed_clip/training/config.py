@@ -4,6 +4,7 @@ for adapters, and `captioning` for a decoder.
 """
 
 import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from .yaml_files import read_yaml
 CONFIGS = Path(__file__).parent.parent / "configs"
 # Fields that belong to the value of another one.
 SHAPES = ("projection_dim", "projection_hidden_dim", "projection_bias", "projection_dropout", "image_pooling")
+# Which of a source's pairs are held out: what a folder's own configuration says of its source is not said of another.
+HELD_OUT = ("folds", "fold")
 DISPLACED = {
     ("data", "source"): ("license",),
     ("model", "checkpoint"): ("vision", "text", "modalities", "keep_vision_projection", *SHAPES, "text_pooling"),
@@ -185,9 +188,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
     are YAML; where names are expected, one stands for a list of it. What comes later leaves behind what belonged to an
-    earlier value alone (`DISPLACED`): another `data.source` the license of the first, a `model.checkpoint` the towers,
-    and the shape of the projections, of which it brings its own. Fields of `training` that came before the
-    `data.source` are noted as `inherited`.
+    earlier value alone (`DISPLACED`): another `data.source` the license of the first, and the folds that came with it
+    or before it, a `model.checkpoint` the towers, and the shape of the projections, of which it brings its own. Fields
+    of `training` that came before the `data.source` are noted as `inherited`.
 
     Raises:
         FileNotFoundError: a file that isn't there.
@@ -200,17 +203,17 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     for number, file in enumerate(files):
         for section, values in _read_yaml(find_config(file)).items():
             sections_given.add(section)
-            given |= dict.fromkeys(((section, key) for key in values), number)
             for key, value in values.items():
                 check_field(section, key, value, str(file))
-                _displace(sections, section, key, value, values)
+                _displace(sections, section, key, value, values, given)
                 sections[section][key] = as_listed(section, key, value)
+            given |= dict.fromkeys(((section, key) for key in values), number)
     for override in overrides:
         section, (key, *inner), value = parse_override(override)
         if inner:
             value = set_inside(sections[section].get(key), f"{section}.{key}", inner, value)
         check_field(section, key, value, "the command line")
-        _displace(sections, section, key, value, [parse_override(other)[1][0] for other in overrides])
+        _displace(sections, section, key, value, [parse_override(other)[1][0] for other in overrides], given)
         sections[section][key] = as_listed(section, key, value)
         sections_given.add(section)
         given[section, key] = len(files)
@@ -233,12 +236,23 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     )
 
 
-def _displace(sections: dict[str, dict[str, Any]], section: str, key: str, value: Any, given: Collection[str]) -> None:
-    """Removes what belonged to the earlier value of a field, but for the keys that are `given` together with it."""
-    if value is not None:
-        for other in DISPLACED.get((section, key), ()):
-            if other not in given:
-                sections[section].pop(other, None)
+def _displace(
+    sections: dict[str, dict[str, Any]],
+    section: str,
+    key: str,
+    value: Any,
+    together: Collection[str],
+    given: dict[tuple[str, str], int],
+) -> None:
+    """Removes what belonged to the earlier value of a field, but for the keys that are given `together` with it."""
+    if value is None:
+        return
+    others = list(DISPLACED.get((section, key), ()))
+    if (section, key) == ("data", "source") and sections[section].get(key) not in (None, value):
+        others += [name for name in HELD_OUT if given.get((section, name), math.inf) <= given[section, key]]
+    for other in others:
+        if other not in together:
+            sections[section].pop(other, None)
 
 
 def find_config(name: str | Path) -> Path:
