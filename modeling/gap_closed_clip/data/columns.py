@@ -106,22 +106,7 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
             if argument in ("image_id_column", "label_columns", "fold_column"):  # perhaps another source's
                 hint += f" If there is none, data.{argument}=null."
             raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
-        single = isinstance(features.get(name), Value | ClassLabel)
-        if name is not None and argument in ("image_id_column", "fold_column") and not single:
-            raise ValueError(
-                f"The column '{name}' of {source_name} holds {features[name]}; data.{argument} must name a column "
-                "with one text or one number in each row."
-            )
-    if args.caption_column is not None and not is_text(features[args.caption_column]):
-        raise ValueError(
-            f"The column '{args.caption_column}' of {source_name} holds {features[args.caption_column]}, not text; "
-            "data.caption_column must name a column of captions."
-        )
-    if args.image_column is not None and not _holds_images(features[args.image_column]):
-        raise ValueError(
-            f"The column '{args.image_column}' of {source_name} holds {features[args.image_column]}; "
-            "data.image_column must name a column of images, image bytes or file paths."
-        )
+    _check_kinds(features, dict(wanted), source_name)
     added = {name for name in ADDED_COLUMNS if not (args.folds and name == args.fold_column)}  # until folds are cut
     modalities = find_modalities(features, args.modalities, source_name, root, args.allow_urls)
     taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS, *added, *(args.modalities or ())}
@@ -139,6 +124,36 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
         source_name=source_name,
         allow_urls=args.allow_urls,
     )
+
+
+def _check_kinds(features: Features, wanted: dict[str, str | None], source_name: str) -> None:
+    """
+    Checks that columns hold what they are named for.
+
+    Args:
+        wanted: {argument: name} of columns that are there.
+
+    Raises:
+        ValueError: a column holds what its argument has no use for.
+    """
+    caption, image = wanted["caption_column"], wanted["image_column"]
+    if caption is not None and not is_text(features[caption]):
+        raise ValueError(
+            f"The column '{caption}' of {source_name} holds {features[caption]}, not text; "
+            "data.caption_column must name a column of captions."
+        )
+    if image is not None and not _holds_images(features[image]):
+        raise ValueError(
+            f"The column '{image}' of {source_name} holds {features[image]}; "
+            "data.image_column must name a column of images, image bytes or file paths."
+        )
+    for argument in ("image_id_column", "fold_column"):
+        name = wanted[argument]
+        if name is not None and not isinstance(features[name], Value | ClassLabel):
+            raise ValueError(
+                f"The column '{name}' of {source_name} holds {features[name]}; data.{argument} must name a column "
+                "with one text or one number in each row."
+            )
 
 
 def is_missing(value: Any) -> bool:

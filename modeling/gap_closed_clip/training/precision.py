@@ -43,4 +43,4 @@ def choose_bf16(args: TrainingArguments, on_cpu: bool) -> None:
         )
 
 
-__all__ = ["AUTO", "choose_bf16"]
+__all__ = ["choose_bf16"]
