@@ -1,5 +1,6 @@
 """Tables (csv, tsv, jsonl, parquet) and image folders. Expected pairs are written out by hand."""
 
+import gzip
 import json
 import logging
 
@@ -36,6 +37,24 @@ def test_table_beside_many_images(table):
     assert len(load_pairs(table_arguments(table), "test")) == 1
     with pytest.raises(ValueError, match="no split 'validation'.*The splits are: test, train.*data.folds"):
         load_pairs(table_arguments(table), "validation")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["CSV", "tsv.gz", "CSV.GZ", "JSONL", "jsonl.gz"])
+def test_endings_in_capitals_and_packed_tables(table, ending, streaming):
+    plain = write_table(table / f"all.{ending.lower().removesuffix('.gz')}")
+    content = plain.read_bytes()
+    plain.unlink()
+    data = gzip.compress(content) if ending.lower().endswith("gz") else content
+    options = {"streaming": streaming, "shuffle_buffer": 0}
+    (table / f"PAIRS.{ending}").write_bytes(data)
+    pairs = load_pairs(table_arguments(table, **options), "train")  # the only table of a folder of images
+    assert [row["patient"] for row in pairs] == ["007", "008", "007"]
+    assert list(load_pairs(table_arguments(table / f"PAIRS.{ending}", **options), "train")) == list(pairs)
+    (table / f"PAIRS.{ending}").rename(table / f"val.{ending}")
+    write_table(table / "train.csv", ROWS[:1])
+    if ending.lower().split(".")[0] == "csv":  # the splits of a source are of one kind
+        assert len(list(load_pairs(table_arguments(table, **options), "validation"))) == 3
 
 
 def test_folder_of_tables(table, tmp_path):

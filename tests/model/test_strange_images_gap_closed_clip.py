@@ -57,6 +57,11 @@ def test_also_as_an_array_a_pillow_image_and_dicom():
             load_image(image)
 
 
+def test_an_image_without_a_pixel_is_named_so():
+    with pytest.raises(ValueError, match="it has 0 x 0 pixels: none"):
+        load_image(Image.new("L", (0, 0)))
+
+
 def test_a_postscript_file_never_runs_ghostscript(tmp_path, monkeypatch):
     """Pillow knows it by its content, whatever it is called."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript was run"))

@@ -236,6 +236,7 @@ def test_a_faster_way_is_taken_only_if_it_gives_the_same(monkeypatch, largest, e
     torch.manual_seed(0)
     tower = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     monkeypatch.setattr(fast_tower, "LARGEST_DISTANCE", largest)
+    monkeypatch.setattr(fast_tower, "cpu_has_bfloat16", lambda: True)
     timed = FastTower._timed
 
     def pretend(self, inputs, way):
@@ -254,18 +255,21 @@ def test_a_faster_way_is_taken_only_if_it_gives_the_same(monkeypatch, largest, e
     assert all(parameter.is_contiguous() for parameter in tower.parameters())
 
 
-@pytest.mark.parametrize("seconds_of_one, trials", [(0.9, [5, 1, 5, 1, 5, 1, 5]), (1.0, [5, 1, 1, 1])])
-def test_a_way_as_slow_for_one_item_as_the_best_for_all_is_not_tried_on(monkeypatch, seconds_of_one, trials):
+@pytest.mark.parametrize(
+    "has_bfloat16, expected", [(True, [None, None, torch.bfloat16, torch.bfloat16]), (False, [None, None])]
+)
+def test_a_cpu_without_instructions_for_bfloat16_is_not_tried_in_it(monkeypatch, has_bfloat16, expected):
     tried = []
 
     def pretend(self, inputs, way):
-        tried.append(len(inputs["pixel_values"]))
-        return torch.ones(tried[-1], 2), seconds_of_one if tried[-1] == 1 else 1.0
+        tried.append(way.dtype)
+        return torch.ones(5, 2), 1.0
 
     monkeypatch.setattr(FastTower, "_timed", pretend)
+    monkeypatch.setattr(fast_tower, "cpu_has_bfloat16", lambda: has_bfloat16)
     tower = nn.Conv2d(3, 8, 3)
     fast = FastTower(tower, lambda tower, inputs: tower(**inputs), {"pixel_values": torch.randn(5, 3, 8, 8)})
-    assert tried == trials
+    assert tried == expected
     assert fast.way == fast_tower.Way(torch.contiguous_format, None)
 
 

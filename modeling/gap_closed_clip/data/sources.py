@@ -9,7 +9,6 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-import pandas as pd
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.packaged_modules.csv.csv import CsvConfig
@@ -22,7 +21,8 @@ from .join import error_of_source, join_pairs, join_streams, name_source
 from .modalities import has_image
 from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
-from .split_column import WORDS, find_split_column, missing_split, rows_of_split
+from .split_column import find_split_column, missing_split, rows_of_split
+from .tables import FILE_BUILDERS, as_table, csv_options, files_of_splits, tables_of, without_slice
 
 
 logger = getLogger(__name__)
@@ -30,7 +30,6 @@ logger = getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 Check = Callable[[Dataset, DataArguments], Dataset]
 SPLIT_IN_NAME = re.compile("train|val|dev|test|eval", re.IGNORECASE)
-FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
@@ -198,12 +197,12 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
     """Rows of a file, of a folder with a file for each split, or of any folder that `datasets.load_dataset` reads."""
     if path.is_file():
         return _load_files({"train": path}, split, args, source_name)
-    files = _files_of_splits(path, args)
+    files = files_of_splits(path, args)
     if files:  # there may be images beside the tables, and load_dataset would see nothing but them
         return _load_files(files, split, args, source_name)
-    tables = [file for file in sorted(path.iterdir()) if file.suffix in FILE_BUILDERS and file.stem != "metadata"]
-    if len(tables) == 1 and not SPLIT_IN_NAME.search(tables[0].name):  # of all pairs, under any name
-        return _load_files({"train": tables[0]}, split, args, source_name)
+    tables = [table for table in tables_of(path) if table.stem != "metadata"]
+    if len(tables) == 1 and not SPLIT_IN_NAME.search(tables[0].stem):  # of all pairs, under any name
+        return _load_files({"train": tables[0].file}, split, args, source_name)
     try:
         config = datasets.load_dataset_builder(str(path)).config
     except FileNotFoundError as error:
@@ -214,68 +213,23 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
         ) from error
     options = {}
     if isinstance(config, CsvConfig):
-        options = _csv_options(Path(next(iter(config.data_files.values()))[0]))
+        options = csv_options(Path(next(iter(config.data_files.values()))[0]))
     return _load(str(path), split, args, source_name, **options)
-
-
-def _files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
-    """
-    The tables of a folder that are named as a split is, or by another word for it: val.csv, dev.jsonl.
-
-    Raises:
-        ValueError: two words for one split.
-    """
-    tables = [file for file in sorted(folder.iterdir()) if file.suffix in FILE_BUILDERS]
-    splits = {_without_slice(name) for name in args.split_names()}
-    files = {file.stem: file for file in tables if file.stem in splits}
-    standard = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
-    others: dict[str, list[Path]] = {}
-    for file in tables:
-        name = standard.get(WORDS.get(file.stem.lower(), ""))
-        if name is not None and file.stem not in splits and _without_slice(name) not in files:
-            others.setdefault(_without_slice(name), []).append(file)
-    for name, found in others.items():
-        if len({file.stem for file in found}) > 1:
-            raise ValueError(
-                f"data.source '{args.source}' has {' and '.join(file.name for file in found)} for one split, {name}: "
-                "say which with data.train_split, data.validation_split or data.test_split."
-            )
-        files[name] = found[-1]
-    return files
 
 
 def _load_files(
     files: dict[str, Path], split: str, args: DataArguments, source_name: str
 ) -> Dataset | IterableDataset:
     """Rows of tables; `files` has one for each split, or a single one under any name."""
-    file = files.get(_without_slice(split), next(iter(files.values())))
-    data_files = {name: str(other) for name, other in files.items() if other.suffix == file.suffix}
-    ending = file.suffixes[-2] if file.suffix == ".gz" and len(file.suffixes) > 1 else file.suffix
-    if ending not in FILE_BUILDERS:
+    file = files.get(without_slice(split), next(iter(files.values())))
+    kind = as_table(file).kind
+    if not kind:
         raise ValueError(
             f"data.source '{file}' is of no known kind; it must be one of {', '.join(FILE_BUILDERS)}, or a folder."
         )
-    options = _csv_options(file) if FILE_BUILDERS[ending] == "csv" else {}
-    return _load(FILE_BUILDERS[ending], split, args, source_name, data_files=data_files, **options)
-
-
-def _csv_options(file: Path) -> dict:
-    """Options to read every cell as text: ids keep their leading zeros, and the caption "None" stays a caption."""
-    separator = "\t" if ".tsv" in file.suffixes else ","
-    try:
-        names = pd.read_csv(file, sep=separator, nrows=0).columns
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{file}' is no table in UTF-8 ({error}).") from error
-    return {
-        "sep": separator,
-        "keep_default_na": False,
-        "features": Features({name: Value("string") for name in names}),
-    }
-
-
-def _without_slice(split: str) -> str:
-    """The name of a split of which a slice may be asked for: "train" for "train[:90%]"."""
-    return re.split(r"[\[+]", split)[0]
+    data_files = {name: str(other) for name, other in files.items() if as_table(other).kind == kind}
+    options = csv_options(file) if FILE_BUILDERS[kind] == "csv" else {}
+    return _load(FILE_BUILDERS[kind], split, args, source_name, data_files=data_files, **options)
 
 
 def _load_from_hub(source: str, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
@@ -333,8 +287,8 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
             return rows_of_split(loaded["train"], column, split, args, source_name)
     elif args.split_column not in (None, DataArguments.split_column):
         raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(loaded)}). Leave it out.")
-    if _without_slice(split) not in loaded:
+    if without_slice(split) not in loaded:
         raise missing_split(args, split, list(loaded))
-    if _without_slice(split) == split:
+    if without_slice(split) == split:
         return loaded[split]
     return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)

@@ -46,8 +46,11 @@ def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
 def check_size(width: int, height: int) -> None:
     """
     Raises:
-        ValueError: an image of so many pixels takes too much memory, or would once its short side is resized.
+        ValueError: an image of so many pixels takes too much memory, or would once its short side is resized; or it
+            has none.
     """
+    if not width * height:
+        raise ValueError(f"it has {width} x {height} pixels: none")
     if width * height > MAX_PIXELS:
         raise ValueError(f"it has {width} x {height} pixels, more than {MAX_PIXELS:,}: make it smaller first")
     if max(width, height) > MAX_ASPECT * min(width, height):

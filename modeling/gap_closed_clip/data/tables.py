@@ -1,0 +1,81 @@
+"""Tables of pairs: which files of a folder they are, of which split, and how they are read."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from datasets import Features, Value
+
+from .arguments import DataArguments
+from .split_column import WORDS
+
+
+FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+class Table(NamedTuple):
+    """A file, its name without the ending, and which kind of table the ending stands for: "" for none that is read."""
+
+    file: Path
+    stem: str
+    kind: str
+
+
+def as_table(file: Path) -> Table:
+    """pairs.csv, pairs.CSV, pairs.csv.gz: all of them are the table `pairs` of kind .csv."""
+    named = Path(file.stem) if file.suffix.lower() == ".gz" else file
+    kind = named.suffix.lower()
+    return Table(file, named.stem, kind if kind in FILE_BUILDERS else "")
+
+
+def tables_of(folder: Path) -> list[Table]:
+    return [table for table in map(as_table, sorted(folder.iterdir())) if table.kind]
+
+
+def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
+    """
+    The tables of a folder that are named as a split is, or by another word for it: val.csv, dev.jsonl.
+
+    Raises:
+        ValueError: two words for one split.
+    """
+    tables = tables_of(folder)
+    splits = {without_slice(name) for name in args.split_names()}
+    files = {table.stem: table.file for table in tables if table.stem in splits}
+    standard = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
+    others: dict[str, list[Table]] = {}
+    for table in tables:
+        name = standard.get(WORDS.get(table.stem.lower(), ""))
+        if name is not None and table.stem not in splits and without_slice(name) not in files:
+            others.setdefault(without_slice(name), []).append(table)
+    for name, found in others.items():
+        if len({table.stem for table in found}) > 1:
+            raise ValueError(
+                f"data.source '{args.source}' has {' and '.join(t.file.name for t in found)} for one split, {name}: "
+                "say which with data.train_split, data.validation_split or data.test_split."
+            )
+        files[name] = found[-1].file
+    return files
+
+
+def csv_options(file: Path) -> dict:
+    """Options to read every cell as text: ids keep their leading zeros, and the caption "None" stays a caption."""
+    separator = "\t" if as_table(file).kind == ".tsv" else ","
+    try:
+        names = pd.read_csv(file, sep=separator, nrows=0).columns
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise ValueError(f"'{file}' is no table in UTF-8 ({error}).") from error
+    return {
+        "sep": separator,
+        "keep_default_na": False,
+        "features": Features({name: Value("string") for name in names}),
+    }
+
+
+def without_slice(split: str) -> str:
+    """The name of a split of which a slice may be asked for: "train" for "train[:90%]"."""
+    return re.split(r"[\[+]", split)[0]
+
+
+__all__ = ["FILE_BUILDERS", "Table", "as_table", "csv_options", "files_of_splits", "tables_of", "without_slice"]
