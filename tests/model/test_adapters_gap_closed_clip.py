@@ -302,3 +302,30 @@ def test_compiled_training_is_one_graph_with_the_same_gradients(checkpointing):
     plain = run(model)
     # aot_eager traces forward and backward without the minutes of C++ compilation
     torch.testing.assert_close(run(torch.compile(model, fullgraph=True, backend="aot_eager")), plain)
+
+
+@pytest.mark.parametrize("modules_to_save", [None, ["visual_projection", "text_projection"], PARTS])
+@pytest.mark.parametrize("target", [".*qkv", ".*query"])
+def test_an_adapter_that_is_saved_and_loaded_is_the_same_model(tmp_path, modules_to_save, target):
+    """Also one of a configuration that does not name the centering, whose running mean it would not save."""
+    model = make_model(TOWERS["EVA-02 fused"])
+    with torch.no_grad():
+        model.train()(**tiny_inputs(seed=7))  # sets the running means
+    model.save_pretrained(tmp_path / "base")
+    base = model.eval()(**tiny_inputs()).image_embeds
+    config = LoraConfig(r=2, target_modules=target, modules_to_save=modules_to_save)
+    adapted = get_peft_model(model, config).train()
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    for seed in range(3):
+        adapted(**tiny_inputs(seed=seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    fresh = GapClosedClipModel.from_pretrained(tmp_path / "base")
+    loaded = PeftModel.from_pretrained(fresh, tmp_path / "adapter").eval()
+    for field in ("image_embeds", "text_embeds"):
+        expected = adapted(**tiny_inputs())[field]
+        torch.testing.assert_close(loaded(**tiny_inputs())[field], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(loaded.merge_and_unload()(**tiny_inputs())[field], expected, rtol=0, atol=1e-5)
+    with adapted.disable_adapter():
+        torch.testing.assert_close(adapted(**tiny_inputs()).image_embeds, base, rtol=0, atol=1e-6)

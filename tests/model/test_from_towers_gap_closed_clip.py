@@ -104,3 +104,24 @@ def test_a_model_does_not_tell_where_its_towers_lay_nor_the_classes_of_a_head_th
     model = GapClosedClipModel.from_vision_text_pretrained(str(folder / "vision"), str(folder / "text"))
     assert str(folder) not in model.config.to_json_string()
     assert model.config.vision_config.to_dict()["label_names"] == []
+
+
+def test_towers_stored_in_half_precision_make_a_model_in_float32_unless_asked_otherwise(towers, tmp_path):
+    vision = str(towers[0] / "vision")
+    text = BertModel(tiny_config().text_config).half()
+    text.save_pretrained(tmp_path)
+    model = GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path)).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    stored = text.state_dict()["embeddings.word_embeddings.weight"]
+    assert torch.equal(model.text_model.state_dict()["embeddings.word_embeddings.weight"], stored.float())
+    half = GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    for kwargs in ({"vision_kwargs": {"dtype": torch.float16}}, {"text_kwargs": {"torch_dtype": "float16"}}):
+        with pytest.raises(ValueError, match="a dtype is that of the whole model"):
+            GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path), **kwargs)
+
+
+def test_a_field_that_is_not_there_is_refused(towers):
+    folders = str(towers[0] / "vision"), str(towers[0] / "text")
+    with pytest.raises(ValueError, match="no field 'align_wieght'. Did you mean 'align_weight'?"):
+        GapClosedClipModel.from_vision_text_pretrained(*folders, align_wieght=7.0)

@@ -144,11 +144,11 @@ def naive_results(name: str) -> dict[str, torch.Tensor]:
         for m, (head, x) in enumerate(zip(model.heads, inputs_of(seed), strict=True)):
             features = head(x)
             present = [row for row, has in zip(features, mask[:, m], strict=True) if has]
-            if present:
+            mean = running_means[m]
+            if len(present) > 1:  # one row alone would be its own mean, and nothing left of it
                 mean = sum(present) / len(present)
                 running_means[m] = running_means[m] + (mean.detach() - running_means[m]) / step
             centered = features - mean if present else features * 0
-            # One row alone is its mean, and becomes a row of zeros.
             embeddings.append(torch.stack([row / row.norm() if row.norm() > 0 else row * 0 for row in centered]))
         groups_of = GROUPS if groups else None
         if weights is FURTHER:
@@ -159,7 +159,7 @@ def naive_results(name: str) -> dict[str, torch.Tensor]:
             terms = naive_partial_terms(embeddings, model.scale, groups_of, mask, pairs)
             sum(weight * term for weight, term in zip(weights.values(), terms, strict=True)).backward()
     means = {f"centerings.{m}.running_mean": mean for m, mean in running_means.items()}
-    counts = {f"centerings.{m}.num_batches_tracked": 2.0 * mask[:, m].any() for m in range(MODALITIES)}
+    counts = {f"centerings.{m}.num_batches_tracked": 2.0 * (mask[:, m].sum() > 1) for m in range(MODALITIES)}
     names = FURTHER_TERMS if weights is FURTHER else TERMS
     return gradients_of(model) | means | counts | {term: x.detach() for term, x in zip(names, terms, strict=True)}
 

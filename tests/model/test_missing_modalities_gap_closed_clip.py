@@ -195,7 +195,7 @@ def test_wrong_masks_and_pairs(arguments, message):
 
 
 def test_centering_by_those_present():
-    """Three batches, of which the first and the third have no row of the modality."""
+    """The first and the third batch have no row of the modality, and the last a single one, which has no mean."""
     centering, momentum = ProjectionCentering(4, momentum=0.4).double().train(), 0.4
     generator = torch.Generator().manual_seed(0)
     running_mean = torch.zeros(4, dtype=torch.float64)
@@ -204,9 +204,9 @@ def test_centering_by_those_present():
     for mask in masks:
         x = torch.randn(len(mask), 4, generator=generator, dtype=torch.float64)
         present = [row for row, is_there in zip(x, mask, strict=True) if is_there]
-        mean = sum(present) / len(present) if present else running_mean
-        tracked += bool(present)
-        if present:
+        mean = sum(present) / len(present) if len(present) > 1 else running_mean
+        tracked += len(present) > 1
+        if len(present) > 1:
             share = max(1 / tracked, momentum)
             running_mean = (1 - share) * running_mean + share * mean
         mask = torch.tensor(mask)

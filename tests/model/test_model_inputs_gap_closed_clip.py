@@ -9,6 +9,7 @@ from conftest import IMAGE_SIZE, tiny_config, tiny_inputs
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 
 from gap_closed_clip import GapClosedClipModel, gap_closed_loss
+from gap_closed_clip.model import objective_gap_closed_clip
 from gap_closed_clip.model.losses_gap_closed_clip import unit_vectors
 
 
@@ -139,3 +140,76 @@ def test_the_objective_takes_a_number_for_the_scale(tiled):
 def test_a_scale_that_is_none(scale, message):
     with pytest.raises(ValueError, match=message):
         gap_closed_loss([torch.eye(3), torch.eye(3)], scale)
+
+
+# --- texts
+
+
+def on_the_left(inputs):
+    """The same texts, with their padding before them."""
+    lengths = inputs["attention_mask"].sum(1)
+    return {name: torch.stack([row.roll(9 - int(n)) for row, n in zip(value, lengths, strict=True)])
+            for name, value in inputs.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["bert", "clip_text_model", "siglip_text_model"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+def test_padding_on_the_left_changes_no_embedding(text, pooling):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 64}
+    config = {"model_type": text, **sizes, "vocab_size": 200, "max_position_embeddings": 64, "eos_token_id": 199}
+    if text != "bert" and pooling != "pooler":
+        pytest.skip(f"a {text} is pooled by itself")
+    torch.manual_seed(0)
+    model = GapClosedClipModel(tiny_config(text_config=config, text_pooling=pooling)).eval()
+    inputs = {name: value for name, value in tiny_inputs().items() if name != "pixel_values"}
+    inputs["token_type_ids"] = torch.arange(9).expand(4, -1) % 2
+    with torch.no_grad():
+        expected = model(**inputs).text_embeds
+        torch.testing.assert_close(model(**on_the_left(inputs)).text_embeds, expected)
+    assert (expected - expected[:1]).abs().max() > 0.01
+
+
+def test_features_of_images_and_of_texts_of_a_whole_batch(tiny_model):
+    inputs = tiny_inputs()
+    with torch.no_grad():
+        outputs = tiny_model.eval()(**inputs)
+        images, texts = tiny_model.get_image_features(**inputs), tiny_model.get_text_features(**inputs)
+    torch.testing.assert_close(unit_vectors(images.pooler_output), outputs.image_embeds)
+    torch.testing.assert_close(unit_vectors(texts.pooler_output), outputs.text_embeds)
+
+
+# --- batches of one, configurations changed on loading
+
+
+def test_a_training_batch_of_one_pair_is_told_of_and_leaves_the_running_mean(monkeypatch):
+    told = []
+    monkeypatch.setattr(objective_gap_closed_clip.logger, "warning_once", told.append)
+    torch.manual_seed(0)
+    model = GapClosedClipModel(tiny_config(center_projections=True)).train()
+    model(**tiny_inputs())
+    mean = model.visual_centering.running_mean.clone()
+    assert not told
+    output = model(**tiny_inputs(1))
+    assert len(told) == 1 and "A training batch has one pair" in told[0]
+    assert torch.equal(model.visual_centering.running_mean, mean) and model.visual_centering.num_batches_tracked == 1
+    torch.testing.assert_close(output.image_embeds.norm(dim=-1), torch.ones(1))  # and not a row of zeros
+    output.loss.backward()
+    assert model.visual_projection.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"contrastive_loss": "sigmod"}, "contrastive_loss is 'sigmod'"),
+        ({"text_pooling": "nope"}, "text_pooling is 'nope'"),
+        ({"align_weight": -1.0}, "align_weight is -1.0"),
+        ({"align_weight": "abc"}, "align_weight"),
+        ({"anchor": "texts"}, "anchor is 'texts'"),
+        ({"max_logit_scale": -1.0}, "max_logit_scale is -1.0"),
+    ],
+)
+def test_a_field_changed_on_loading_is_checked(tiny_model, tmp_path, change, message):
+    tiny_model.save_pretrained(tmp_path)
+    assert GapClosedClipModel.from_pretrained(tmp_path, align_weight=2.5).config.align_weight == 2.5
+    with pytest.raises(ValueError, match=message):
+        GapClosedClipModel.from_pretrained(tmp_path, **change)

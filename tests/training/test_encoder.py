@@ -12,6 +12,7 @@ from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from safetensors.torch import load_file, save_file
 from transformers import BertModel, RobertaConfig
 
+from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.model.tower_kinds_gap_closed_clip import longest_text
 from gap_closed_clip.training import ModelArguments, build_model_and_processor
 from gap_closed_clip.training.encoder import check_towers, train_tokenizer
@@ -292,3 +293,14 @@ def test_an_image_tower_that_takes_no_images(towers):
 def test_model_args_that_timm_refuses(model_args):
     with pytest.raises(ValueError, match="model.vision=.* cannot be built"):
         build(vision={**VISION, "model_args": model_args}, text=TEXT)
+
+
+@pytest.mark.parametrize("config", [{}, {"align_weight": 2.0}])
+def test_a_checkpoint_in_bfloat16_is_trained_in_float32(towers, tmp_path, config):
+    shutil.copytree(towers / "trained", tmp_path / "half")
+    model = GapClosedClipModel.from_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half")
+    trained, _ = build(captions=None, checkpoint=str(tmp_path / "half"), config=config)
+    assert {parameter.dtype for parameter in trained.parameters()} == {torch.float32}
+    for name, value in model.state_dict().items():
+        assert torch.equal(trained.state_dict()[name].float(), value.float()), name

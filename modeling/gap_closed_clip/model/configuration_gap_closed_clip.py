@@ -210,7 +210,7 @@ class GapClosedClipConfig(PreTrainedConfig):
             value = default if getattr(self, name) is None else getattr(self, name)
             setattr(self, name, None if value is None else tower_config(value, name))
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
     def __setattr__(self, key: str, value: Any) -> None:  # also of `from_pretrained(..., modalities=...)`
         super().__setattr__(key, read_modalities(value) if key == "modalities" else value)
@@ -255,7 +255,14 @@ class GapClosedClipConfig(PreTrainedConfig):
             return self.decoder_config
         return self.text_config
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """
+        Checks all fields. A model does so too when it is made: `from_pretrained(folder, field=value)` changes them
+        after the configuration was read.
+
+        Raises:
+            ValueError: a field is out of its range; names the field and what it takes.
+        """
         check_types(self, GapClosedClipConfig.__annotations__)
         if self.projection_dim < 1:
             raise ValueError(

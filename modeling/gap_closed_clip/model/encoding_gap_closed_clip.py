@@ -16,7 +16,7 @@ from .length_chunks_gap_closed_clip import encode_by_length
 from .losses_gap_closed_clip import at_least_float32
 from .modalities_gap_closed_clip import IMAGE_AND_TEXT, MAIN_INPUTS
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
-from .projection_gap_closed_clip import centering, embedding_map, projection
+from .projection_gap_closed_clip import centering, embedding_map, has_adapters, hold_unsaved, projection
 from .tower_kinds_gap_closed_clip import (
     arguments_for_size,
     build_tower,
@@ -28,6 +28,7 @@ from .tower_kinds_gap_closed_clip import (
     fixed_image_size,
     image_width,
     longest_text,
+    pad_on_the_right,
     pool_image,
     pool_text,
     takes,
@@ -36,6 +37,9 @@ from .tower_kinds_gap_closed_clip import (
     unused_parameters,
 )
 from .towers_gap_closed_clip import all_states, frozen_batch_norms, run_fused_layers_as_modules, select_states
+
+
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class GapClosedClipTowers(GapClosedClipPreTrainedModel):
@@ -115,6 +119,7 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         Raises:
             ValueError: gray images, a batch without its dimension, or a height or width that the tower can't take.
         """
+        kwargs = {name: value for name, value in kwargs.items() if name not in TOKENS}  # of a whole batch
         return self.get_features("image", pixel_values=pixel_values, pooled=pooled_image, **kwargs)
 
     @can_return_tuple
@@ -245,7 +250,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         The text tower alone: (B, length, hidden) and, as `pooler_output`, what represents a text, (B, hidden).
 
         Args:
-            input_ids, attention_mask: (B, length), as the tokenizer makes them.
+            input_ids, attention_mask: (B, length), as the tokenizer makes them. Texts padded on the left are moved
+                to the left end, and so are their tokens in the output.
             output_hidden_states: indices instead of True leave None in the place of the other states.
             kwargs: what else the tower takes (`token_type_ids`, `position_ids`, `output_attentions`, ...).
 
@@ -268,6 +274,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             # An encoder keeps no cache. Its configuration asks for one all the same, of which transformers warns under
             # checkpointing, and torch.compile has no place for a warning in its graph.
             kwargs["use_cache"] = False
+        if attention_mask is not None:
+            input_ids, attention_mask, kwargs = pad_on_the_right(input_ids, attention_mask, kwargs)
         input_ids, attention_mask = fill_to_full_length(self.config.text_config, input_ids, attention_mask)
         tokens_alone = output_hidden_states is None and not kwargs.get("output_attentions")
         if tokens_alone and attention_mask is not None and self._cuts_padding():
@@ -316,6 +324,9 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             # So do those of a layer whose own weights stay as they are: an adapter would not be saved with them.
             for layer in frozen_batch_norms(tower):
                 layer.eval()
+        if has_adapters(self):
+            for name in self.config.modality_names:
+                hold_unsaved(self.parts(name).centering)
         return self
 
     def get_input_embeddings(self) -> nn.Module:

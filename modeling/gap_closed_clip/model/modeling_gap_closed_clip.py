@@ -1,6 +1,7 @@
 """[`GapClosedClipModel`]: images, texts and further modalities in one space, with the loss that closes the gap."""
 
 import copy
+import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -65,6 +66,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         vision_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
         modality_towers: Mapping[str, PreTrainedModel] | None = None,
+        dtype: torch.dtype | None = None,
         **config_kwargs,
     ) -> "GapClosedClipModel":
         """
@@ -78,18 +80,21 @@ class GapClosedClipModel(GapClosedClipObjective):
                 its configuration.
             keep_vision_projection: start the image projection from the checkpoint's own CLIP head; `projection_dim` is
                 then the head's (1024 for EVA-CLIP-g) and the projections are linear.
-            vision_kwargs, text_kwargs: handed to the towers' `from_pretrained` (`dtype`, `revision`, `model_args`,
-                ...).
+            vision_kwargs, text_kwargs: handed to the towers' `from_pretrained` (`revision`, `model_args`, ...).
             modality_towers: of further modalities (`modalities` of `config_kwargs`), by name.
+            dtype: of the whole model; float32 by default, whatever the towers are stored in.
             config_kwargs: fields of [`GapClosedClipConfig`]. By default `image_pooling` and `text_pooling` are what
                 the towers were trained with, where they tell.
 
         Raises:
             OSError: a tower that can't be found or downloaded.
-            ValueError: a model that is no such tower, a pooling that it doesn't have, or `keep_vision_projection`
-                where there is no fitting head.
+            ValueError: a model that is no such tower, a pooling that it doesn't have, a field that the configuration
+                doesn't have, or `keep_vision_projection` where there is no fitting head.
         """
+        _check_fields(config_kwargs)
         vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
+        if {"dtype", "torch_dtype"} & {*vision_kwargs, *text_kwargs}:
+            raise ValueError("vision_kwargs and text_kwargs: a dtype is that of the whole model, give it as dtype=.")
         vision_model, image_pooling = load_image_tower(
             vision_model_name_or_path, vision_kwargs, config_kwargs.get("image_pooling")
         )
@@ -114,7 +119,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         model = cls(config, vision_model=vision_model, text_model=text_model, modality_towers=modality_towers)
         if head is not None:
             model.visual_projection.load_state_dict(head)
-        return model
+        return model if dtype is None else model.to(dtype)
 
     @classmethod
     def from_clip(
@@ -292,6 +297,15 @@ class GapClosedClipModel(GapClosedClipObjective):
             text_model_output=features.get("text"),
             further_outputs={name: features[name] for name in further if name in features} or None,
         )
+
+
+def _check_fields(config_kwargs: Mapping[str, Any]) -> None:
+    known = GapClosedClipConfig.__annotations__
+    for name in config_kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"GapClosedClipConfig has no field {name!r}.{hint}")
 
 
 def _warn_of_unknown(kwargs: Mapping[str, Any], names: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .configuration_checks_gap_closed_clip import WEIGHTS
 from .configuration_gap_closed_clip import GapClosedClipConfig
+from .distributed_gap_closed_clip import world_size
 from .encoding_gap_closed_clip import GapClosedClipTowers
 from .losses_gap_closed_clip import (
     FURTHER_TERMS,
@@ -147,6 +148,7 @@ class GapClosedClipObjective(GapClosedClipTowers):
                 columns = [self.config.modality_names.index(name) for name in embeds]
                 modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device).bool()
             losses = self.compute_loss(embeds, group_ids, modality_mask)._asdict()
+            self._warn_of_one_pair(embeds)
         if not set(IMAGE_AND_TEXT) <= set(embeds):
             return losses
         image_embeds, text_embeds = embeds["image"], embeds["text"]
@@ -172,6 +174,14 @@ class GapClosedClipObjective(GapClosedClipTowers):
                 "embeddings and logits alone."
             )
         return False
+
+    def _warn_of_one_pair(self, embeds: dict[str, Tensor]) -> None:
+        alone = self.training and world_size() == 1 and len(next(iter(embeds.values()))) == 1
+        if alone and not torch.compiler.is_compiling():
+            logger.warning_once(
+                "A training batch has one pair, which nothing can be told apart from: its contrastive loss is 0. Use "
+                "batches of 2 or more (gradient accumulation makes none), and dataloader_drop_last=True."
+            )
 
     def _warn_of_standing_schedule(self) -> None:
         scheduled = any(isinstance(getattr(self.config, name), list | tuple) for name in WEIGHTS)

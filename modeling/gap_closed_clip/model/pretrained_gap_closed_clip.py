@@ -25,6 +25,10 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
     # A contrastive batch can't be split into token counts: the Trainer must not hand num_items_in_batch to forward.
     accepts_loss_kwargs = False
 
+    def __init__(self, config: GapClosedClipConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        config.check()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

@@ -48,9 +48,9 @@ class ProjectionCentering(nn.Module):
 
         Args:
             mask: (B,), bool: False for samples that lack this modality. Their rows, which may hold anything, have no
-                part in the mean. Where no sample of the global batch has the modality, the running mean is subtracted
-                and stays as it is, as it does where a row is NaN or infinite. Processes with and without a mask may go
-                together.
+                part in the mean. Where less than two samples of the global batch have the modality, the running mean
+                is subtracted and stays as it is, as it does where a row is NaN or infinite: a single sample is its own
+                mean, and nothing would be left of it. Processes with and without a mask may go together.
         """
         if not self.training:
             return x - self.running_mean.to(x.dtype)
@@ -62,11 +62,11 @@ class ProjectionCentering(nn.Module):
         num_rows = x.new_tensor(len(x), dtype=dtype) if mask is None else mask.sum().to(dtype)
         count = sum_across_processes(num_rows)
         total = sum_across_processes(counted.sum(0, dtype=dtype))  # (D,)
-        is_there = count > 0
-        mean = torch.where(is_there, total / count.clamp(min=1), self.running_mean.to(dtype))  # (D,)
+        has_mean = count > 1
+        mean = torch.where(has_mean, total / count.clamp(min=1), self.running_mean.to(dtype))  # (D,)
         with torch.no_grad():
             # One NaN would stay in the running mean for good.
-            moves = is_there & mean.isfinite().all()
+            moves = has_mean & mean.isfinite().all()
             self.num_batches_tracked += moves
             share = self.num_batches_tracked.reciprocal().clamp(min=self.momentum).to(self.running_mean.dtype)
             moved = self.running_mean.lerp(mean.to(self.running_mean.dtype), share)
@@ -185,6 +185,20 @@ def centering(config: GapClosedClipConfig) -> nn.Module:
     return nn.Identity()
 
 
+def has_adapters(model: nn.Module) -> bool:
+    """Whether peft has put adapters into it, of any kind."""
+    return any(hasattr(module, "adapter_layer_names") for module in model.modules())
+
+
+def hold_unsaved(centering: nn.Module) -> None:
+    """
+    Keeps the running mean of a model with adapters as it is in training, unless peft has wrapped the centering because
+    `modules_to_save` names it: it would not be saved with the adapters, which would then be loaded into another model.
+    """
+    if isinstance(centering, ProjectionCentering):
+        centering.eval()
+
+
 def embedding_map(config: GapClosedClipConfig) -> nn.Module:
     """[`EmbeddingMap`] where the configuration names the method that made one, the identity where it does not."""
     return nn.Identity() if config.embedding_map is None else EmbeddingMap(config.projection_dim)
@@ -196,6 +210,8 @@ __all__ = [
     "Temperature",
     "centering",
     "embedding_map",
+    "has_adapters",
+    "hold_unsaved",
     "initial_bias",
     "projection",
 ]

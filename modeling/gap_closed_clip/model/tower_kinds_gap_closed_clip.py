@@ -230,6 +230,24 @@ def longest_text(text_config: PreTrainedConfig) -> int:
     return positions - first_position(text_config)
 
 
+def pad_on_the_right(
+    input_ids: Tensor, attention_mask: Tensor, inputs: dict[str, Any]
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """
+    The tokens (B, length), their mask and what else has a value for each token, with padding that stood on the left
+    moved to the right: towers count positions from the first token, and were trained so.
+    """
+    length = attention_mask.shape[1]
+    before = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1): tokens of padding before a text
+    order = (torch.arange(length, device=attention_mask.device) + before) % length  # (B, length)
+
+    def moved(value: Any) -> Any:
+        is_of_tokens = isinstance(value, Tensor) and value.shape == order.shape
+        return value.gather(1, order.to(value.device)) if is_of_tokens else value
+
+    return moved(input_ids), moved(attention_mask), {name: moved(value) for name, value in inputs.items()}
+
+
 def fill_to_full_length(
     text_config: PreTrainedConfig, input_ids: Tensor, attention_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:

@@ -175,14 +175,16 @@ def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict, half: str) 
 
 def load_published(name: str, kwargs: dict) -> tuple[PreTrainedModel, list[str]]:
     """
-    A model of transformers or timm with its published weights, and the names of those of its pooler that are missing.
+    A model of transformers or timm with its published weights, in float32 as it is to be trained whatever they are
+    stored in, and the names of those of its pooler that are missing.
 
     Raises:
         OSError: it can't be found.
         ValueError: its weights are pickled, or others than those of the pooler are missing.
     """
     try:
-        model, info = AutoModel.from_pretrained(name, output_loading_info=True, **{"use_safetensors": True, **kwargs})
+        settings = {"use_safetensors": True, "dtype": torch.float32, **kwargs}
+        model, info = AutoModel.from_pretrained(name, output_loading_info=True, **settings)
     except OSError as error:
         pickled = pickled_weights(name, kwargs.get("revision"))
         if pickled is None:

@@ -15,7 +15,7 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import longest_text
 from .arguments import ModelArguments, check_tower
-from .encoder import build_model_and_processor, pretrained_name, set_image_size, with_config
+from .encoder import build_model_and_processor, in_float32, pretrained_name, set_image_size, with_config
 from .release import release_towers
 
 
@@ -179,6 +179,7 @@ def _trained_captioner(
             "captioning.decoder and captioning.num_layers out."
         )
     model, processor = load_captioner(checkpoint)
+    in_float32(model, checkpoint)
     changes = {**args.config_fields(), **model_args.config}
     for name in ("decoder_memory", "decoder_embedding_tokens"):
         if changes[name] != getattr(model.config, name):

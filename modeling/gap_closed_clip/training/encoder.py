@@ -110,6 +110,7 @@ def _load_checkpoint(
     checkpoint: str, args: ModelArguments, given: FurtherColumns
 ) -> tuple[GapClosedClipModel, GapClosedClipProcessor]:
     model, processor = load_checkpoint(checkpoint, allow_pickle=args.allow_pickle)
+    in_float32(model, checkpoint)
     trained = processor.modality_processors
     for name in given.columns:
         if isinstance(trained.get(name), RecordProcessor):
@@ -143,6 +144,14 @@ def _weights(new: Mapping[str, Further]) -> dict[str, torch.Tensor]:
     }
 
 
+def in_float32(model: PreTrainedModel, checkpoint: str) -> None:
+    """Makes the weights float32, as they are to be trained: in bfloat16 most steps would be rounded away."""
+    if model.dtype != torch.float32:
+        dtype = str(model.dtype).removeprefix("torch.")
+        logger.warning(f"{checkpoint} is stored in {dtype}. Its weights are trained, and saved, in float32.")
+        model.float()
+
+
 def with_config(
     model: Model, changes: dict[str, Any], checkpoint: str, new_weights: dict[str, torch.Tensor] | None = None
 ) -> Model:
@@ -157,7 +166,8 @@ def with_config(
     """
     config = GapClosedClipConfig.from_dict(model.config.to_dict() | changes)  # checks the values together
     try:
-        return type(model).from_pretrained(None, config=config, state_dict=model.state_dict() | (new_weights or {}))
+        state = model.state_dict() | (new_weights or {})
+        return type(model).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32)
     except RuntimeError as error:  # shapes
         raise ValueError(
             f"model.checkpoint: the weights of {checkpoint} do not fit {changes}. Leave out what changes their "
