@@ -19,8 +19,8 @@ from .parts import ClipParts, Reference
 from .preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 
 
-# In these a text is represented by its first token, and the text tower's pooler is left out.
-FIRST_TOKEN = ("chinese_clip",)
+# In these a text is represented by its first token, and the text tower has no pooler, or it is left out.
+FIRST_TOKEN = ("altclip", "chinese_clip")
 
 
 def transformers_parts(name: str, revision: str | None = None, allow_pickle: bool = False) -> ClipParts:
@@ -123,8 +123,11 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
             f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}. Download it "
             "again, or save it whole."
         )
-    # Older versions of the library saved the positions, which are counted.
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
+    # Older versions of the library saved the positions, which are counted; CLIPSeg's decoder segments, and embeds not.
+    no_part = ("decoder.",) if model.config.model_type == "clipseg" else ()
+    unexpected = sorted(
+        key for key in info["unexpected_keys"] if not (key.endswith("position_ids") or key.startswith(no_part))
+    )
     if unexpected:
         raise ValueError(
             f"{name}: config.json has no place for {len(unexpected)} of its weights, the first: {unexpected[0]}."
