@@ -11,9 +11,13 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    CLIPImageProcessor,
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     LlavaConfig,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
 )
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, from_clip
@@ -28,7 +32,9 @@ from gap_closed_clip.training.lora import add_adapters
 from gap_closed_clip.training.trainer import GapClosedClipTrainer
 
 from .clip_models import (
+    ENDS,
     KINDS,
+    SHAPE,
     SIDE,
     TEXT,
     TEXT_LENGTH,
@@ -265,6 +271,29 @@ def test_the_decoder_of_clipseg_is_left_out(tmp_path):
     whole.save_pretrained(folder)
     model, processor = from_clip(folder)
     torch.testing.assert_close(embed(model, processor), embed_by_transformers(folder, photo(), CAPTIONS))
+
+
+def test_naflex_is_refused(tmp_path):
+    vision = {**SHAPE, "patch_size": 16, "num_patches": 4}
+    Siglip2Model(Siglip2Config(text_config={**ENDS, "projection_size": 32}, vision_config=vision)).save_pretrained(
+        tmp_path
+    )
+    for processor in (Siglip2ImageProcessor(patch_size=16, max_num_patches=4), CLIPImageProcessor()):
+        processor.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"siglip2 model of NaFlex.* spatial_shapes\), and can't be taken over"):
+            from_clip(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
+def test_an_image_processor_of_another_size(kind, tmp_path):
+    folder = save_source(kind, tmp_path)
+    square = {"height": 48, "width": 48}
+    CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=square).save_pretrained(folder)
+    with pytest.raises(
+        ValueError,
+        match=rf"{tmp_path}: preprocessor_config.json makes images of 48 x 48, and the model takes 32 x 32 .*Put",
+    ):
+        from_clip(folder)
 
 
 def test_another_model_with_two_towers(tmp_path):
