@@ -9,6 +9,8 @@ from conftest import CAPTIONS
 from PIL import Image
 from torch import Tensor
 from transformers import (
+    AltCLIPConfig,
+    AltCLIPModel,
     AutoImageProcessor,
     AutoModel,
     AutoTokenizer,
@@ -21,6 +23,8 @@ from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    CLIPSegConfig,
+    CLIPSegModel,
     Dinov2Config,
     Dinov2Model,
     MetaClip2Config,
@@ -62,6 +66,17 @@ def clip() -> tuple[PreTrainedModel, BaseImageProcessor]:
     return CLIPModel(config), CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
 
 
+def clipseg() -> tuple[PreTrainedModel, BaseImageProcessor]:
+    config = CLIPSegConfig(text_config=ENDS, vision_config=VISION, projection_dim=16)
+    return CLIPSegModel(config), ViTImageProcessor(size=SQUARE)
+
+
+def altclip() -> tuple[PreTrainedModel, BaseImageProcessor]:
+    text = {**TEXT, "max_position_embeddings": TEXT_LENGTH + TOKENIZER.pad_token_id + 1, "project_dim": 24}
+    config = AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=16)
+    return AltCLIPModel(config), CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
+
+
 def metaclip_2() -> tuple[PreTrainedModel, BaseImageProcessor]:
     config = MetaClip2Config(text_config=ENDS, vision_config=VISION, projection_dim=16)
     return MetaClip2Model(config), CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=SQUARE)
@@ -92,6 +107,8 @@ def dinov2_xlm_roberta() -> tuple[PreTrainedModel, BaseImageProcessor]:
 
 KINDS: dict[str, Callable[[], tuple[PreTrainedModel, BaseImageProcessor]]] = {
     "CLIP": clip,
+    "CLIPSeg": clipseg,
+    "AltCLIP": altclip,
     "MetaCLIP 2": metaclip_2,
     "SigLIP": siglip,
     "ChineseCLIP": chinese_clip,
@@ -134,7 +151,7 @@ def embed_by_transformers(folder: Path, image: Image.Image, texts: list[str]) ->
     settings = {"padding": "max_length" if is_siglip else True, "truncation": True, "max_length": TEXT_LENGTH}
     tokens = AutoTokenizer.from_pretrained(folder)(texts, return_tensors="pt", **settings)
     wanted = {"siglip": ["input_ids"], "clip": ["input_ids", "attention_mask"]}
-    wanted["metaclip_2"] = wanted["clip"]
+    wanted["metaclip_2"] = wanted["clipseg"] = wanted["clip"]
     tokens = {name: tokens[name] for name in wanted.get(model.config.model_type, tokens)}
     outputs = model(pixel_values=pixels, **tokens)
     return outputs.image_embeds, outputs.text_embeds, outputs.logits_per_image

@@ -11,13 +11,20 @@ from transformers import (
     AutoModel,
     BertConfig,
     BertModel,
+    CLIPImageProcessor,
+    CLIPSegConfig,
+    CLIPSegForImageSegmentation,
     LlavaConfig,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
 )
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor, from_clip
 from gap_closed_clip.checkpoint import is_captioner, load_checkpoint
 from gap_closed_clip.conversion import is_foreign, transformers_clip
 from gap_closed_clip.hub import write_card
+from gap_closed_clip.model import tower_kinds_gap_closed_clip
 from gap_closed_clip.training import LoraArguments, ModelArguments, build_model_and_processor
 from gap_closed_clip.training.arguments import GapClosedTrainingArguments
 from gap_closed_clip.training.gradients import without_gradient
@@ -25,7 +32,9 @@ from gap_closed_clip.training.lora import add_adapters
 from gap_closed_clip.training.trainer import GapClosedClipTrainer
 
 from .clip_models import (
+    ENDS,
     KINDS,
+    SHAPE,
     SIDE,
     TEXT,
     TEXT_LENGTH,
@@ -240,8 +249,51 @@ def test_pickled_weights_need_a_yes(clip, tmp_path):
 
 def test_a_model_that_would_embed_otherwise_is_refused(clip, monkeypatch):
     monkeypatch.setattr(transformers_clip, "_layers", lambda projection: [(-projection.weight.detach(), None)])
-    with pytest.raises(ValueError, match="can't be taken over: its image embeddings would differ by"):
-        from_clip(clip)
+    for fields in ({}, {"image_pooling": "pooler"}, {"text_pooling": "pooler"}):
+        with pytest.raises(ValueError, match="can't be taken over: its image embeddings would differ by"):
+            from_clip(clip, **fields)
+
+
+def test_a_pooling_that_stands_in_for_the_sources_own_is_compared(tmp_path, monkeypatch):
+    folder = save_source("CLIPSeg", tmp_path)
+    with pytest.raises(ValueError, match="text_pooling is 'cls': in a clipseg_text_model no token but the last"):
+        from_clip(folder, text_pooling="cls")
+    monkeypatch.setattr(tower_kinds_gap_closed_clip, "END_OF_TEXT", ())  # as of a tower that is not known
+    for pooling in ("cls", "mean"):
+        with pytest.raises(ValueError, match="its text embeddings would differ by"):
+            from_clip(folder, text_pooling=pooling)
+
+
+def test_the_decoder_of_clipseg_is_left_out(tmp_path):
+    folder = save_source("CLIPSeg", tmp_path / "whole")
+    whole = CLIPSegForImageSegmentation(CLIPSegConfig.from_pretrained(folder, extract_layers=[0, 1], reduce_dim=8))
+    whole.clip.load_state_dict(AutoModel.from_pretrained(folder).state_dict())
+    whole.save_pretrained(folder)
+    model, processor = from_clip(folder)
+    torch.testing.assert_close(embed(model, processor), embed_by_transformers(folder, photo(), CAPTIONS))
+
+
+def test_naflex_is_refused(tmp_path):
+    vision = {**SHAPE, "patch_size": 16, "num_patches": 4}
+    Siglip2Model(Siglip2Config(text_config={**ENDS, "projection_size": 32}, vision_config=vision)).save_pretrained(
+        tmp_path
+    )
+    for processor in (Siglip2ImageProcessor(patch_size=16, max_num_patches=4), CLIPImageProcessor()):
+        processor.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"siglip2 model of NaFlex.* spatial_shapes\), and can't be taken over"):
+            from_clip(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["CLIP", "SigLIP"])
+def test_an_image_processor_of_another_size(kind, tmp_path):
+    folder = save_source(kind, tmp_path)
+    square = {"height": 48, "width": 48}
+    CLIPImageProcessor(size={"shortest_edge": 48}, crop_size=square).save_pretrained(folder)
+    with pytest.raises(
+        ValueError,
+        match=rf"{tmp_path}: preprocessor_config.json makes images of 48 x 48, and the model takes 32 x 32 .*Put",
+    ):
+        from_clip(folder)
 
 
 def test_another_model_with_two_towers(tmp_path):

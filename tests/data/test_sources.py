@@ -2,12 +2,15 @@
 
 import logging
 from collections import Counter
+from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict, Features, Value
 from torch.utils.data import DataLoader
 
-from gap_closed_clip.data import DataArguments, decode_image, load_pairs
+from gap_closed_clip.data import DataArguments, decode_image, load_checked_pairs, load_pairs
 from gap_closed_clip.data.folds import assign_folds
 
 from .conftest import table_arguments, train_folder, write_table
@@ -126,6 +129,51 @@ def test_stream_skips_bad_images(roco, caplog):
     assert "Skipped a pair: The image 'train_1' cannot be read" in caplog.text
 
 
+@pytest.fixture
+def saved(tmp_path, roco) -> Path:
+    """What `save_to_disk` writes of a DatasetDict: images in its tables, beside paths from its folder."""
+    source = train_folder(roco) / "images"
+    content = [path.read_bytes() for path in sorted(source.iterdir())]
+    rows = {"image": [{"bytes": each, "path": None} for each in content], "caption": ["one", "two", "three"]}
+    features = Features({"image": datasets.Image(), "caption": Value("string")})
+    pairs = Dataset.from_dict(rows, features=features)
+    DatasetDict({"train": pairs, "validation": pairs.select([0, 1])}).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_save_to_disk(saved, tmp_path, streaming):
+    before = {path: path.stat().st_mtime_ns for path in saved.rglob("*")}
+    arguments = DataArguments(source=str(saved), streaming=streaming, shuffle_buffer=0, test_split=None)
+    rows = [*load_checked_pairs(arguments, "train")]
+    assert [row["caption"] for row in rows] == ["one", "two", "three"] and len({row["image_id"] for row in rows}) == 3
+    assert decode_image(rows[0]["image"]).mode
+    assert [row["caption"] for row in load_checked_pairs(arguments, "validation")] == ["one", "two"]
+    assert {path: path.stat().st_mtime_ns for path in saved.rglob("*")} == before  # no caches among them
+    one = DataArguments(source=str(saved / "train"), streaming=streaming, shuffle_buffer=0)
+    assert [row["caption"] for row in load_checked_pairs(one, "train")] == ["one", "two", "three"]
+    labelled = Dataset.load_from_disk(saved / "train").add_column("split", ["train", "test", "dev"])
+    labelled.save_to_disk(tmp_path / "labelled")
+    by_column = DataArguments(source=str(tmp_path / "labelled"), streaming=streaming)
+    assert [row["caption"] for row in load_pairs(by_column, "validation")] == ["three"]
+
+
+def test_a_folder_of_save_to_disk_that_cannot_be_read(saved):
+    with pytest.raises(ValueError, match="has no split 'test'"):
+        load_pairs(DataArguments(source=str(saved)), "test")
+    with pytest.raises(ValueError, match=r"'train\[:90%\]' asks for a part of a split, and .* save_to_disk"):
+        load_pairs(DataArguments(source=str(saved), train_split="train[:90%]"), "train")
+    next((saved / "train").glob("*.arrow")).write_bytes(b"no table")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_pairs(DataArguments(source=str(saved)), "train")
+
+
+def test_a_local_source_has_no_subset(roco, table):
+    for source in (roco, table):
+        with pytest.raises(ValueError, match="data.subset is 'en', a configuration of a Hub data set, and .*null"):
+            load_pairs(DataArguments(source=str(source), subset="en"), "train")
+
+
 def test_phantoms():
     arguments = DataArguments(phantom_train_pairs=6, phantom_validation_pairs=5, phantom_test_pairs=4, phantom_size=32)
     splits = [load_pairs(arguments, split) for split in ("train", "validation", "test")]
@@ -143,7 +191,8 @@ def test_phantoms():
     "field, value",
     [("on_missing", "drop"), ("on_bad_image", True), ("max_pairs", 0), ("folds", 1), ("shuffle_buffer", -1),
      ("window_center", 40.0), ("window_width", 400.0), ("crop_scale", [0.0, 1.0]), ("brightness", 1.5),
-     ("contrast", -0.1), ("cache_images", 0), ("phantom_test_pairs", 0)],
+     ("contrast", -0.1), ("cache_images", 0), ("phantom_test_pairs", 0),
+     ("max_caption_tokens", 2)],
 )  # fmt: skip
 def test_arguments_out_of_range(field, value):
     with pytest.raises(ValueError, match=field):

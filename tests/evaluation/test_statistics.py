@@ -198,6 +198,15 @@ def test_t_over_seeds_equals_scipy_and_the_table():
     assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 6])
+def test_seeds_that_all_differ_by_the_same_are_no_certainty(seeds):
+    """All differences are 0.1 but for rounding: of the 2 ** S ways to give them signs two are as extreme."""
+    second = np.arange(seeds) / 3
+    found = paired_t(second + 0.1, second)
+    assert found.p == 2 / 2**seeds and found.low == found.high == found.difference == pytest.approx(0.1)
+    assert paired_t(second - 0.1, second).p == found.p
+
+
 def test_holm_written_out():
     """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, 0.04, and the last not below the third."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -1,5 +1,6 @@
 """Items of several modalities in the pipeline: their embeddings by hand, and what is said of what is none."""
 
+import io
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from conftest import CAPTIONS, noise_image
 from hub.modality_models import RECORDS, WEIGHTS, embeds_of, model_of_four, processor_of_four, spectrogram
+from PIL import Image
 
 from gap_closed_clip.model.items_gap_closed_clip import together
 from gap_closed_clip.model.pipeline_gap_closed_clip import ImageTextRetrievalPipeline
@@ -110,3 +112,27 @@ def test_an_item_whose_modalities_all_weigh_nothing_is_their_mean():
     embeds = {"image": torch.tensor([[1.0, 0.0], [0.0, 0.0]]), "record": torch.tensor([[0.0, 1.0], [0.0, -1.0]])}
     found = together(embeds, {"image": 2.0, "record": 0.0})
     assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+
+
+@pytest.mark.parametrize("several", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+def test_one_array_is_one_image_and_four_axes_are_several(search, several):
+    pixels = [np.asarray(image.resize((40, 36))) for image in IMAGES]
+    expected = search(Image.fromarray(pixels[0]), CAPTIONS)
+    for image in (pixels[0], pixels[0].transpose(2, 0, 1)):
+        assert search(several(image.copy()), CAPTIONS) == expected
+    gray = pixels[0][..., 0]
+    assert search(several(gray.copy()), CAPTIONS) == search(Image.fromarray(gray), CAPTIONS)
+    for batch in (np.stack(pixels), np.stack(pixels).transpose(0, 3, 1, 2)):
+        assert search(several(batch.copy()), CAPTIONS) == search(
+            [Image.fromarray(image) for image in pixels], CAPTIONS
+        )
+        hits = search(Image.fromarray(pixels[1]), several(batch.copy()))
+        assert hits[0]["index"] == 1 and tuple(hits[0]["item"].shape) == batch.shape[1:]
+        torch.testing.assert_close(search.embed(several(batch.copy())), search.embed(list(batch)))
+
+
+def test_plain_bytes_are_an_image(search):
+    buffer = io.BytesIO()
+    IMAGES[0].save(buffer, "PNG")
+    expected = search(IMAGES[0], CAPTIONS)
+    assert search(buffer.getvalue(), CAPTIONS) == search([bytearray(buffer.getvalue())], CAPTIONS)[0] == expected

@@ -137,6 +137,21 @@ def test_colour_values(tiny_processor, images):
     np.testing.assert_allclose(pixel_values[0].numpy(), normalized(COLOUR, tiny_processor), atol=1e-4)
 
 
+@pytest.mark.parametrize("beyond", [(0, 1.08), (-0.1, 1.08), (-0.1, 1), (0, 2)])
+def test_floats_that_a_resize_took_beyond_0_to_1_are_clipped(tiny_processor, beyond):
+    values = (COLOUR / 255).astype(np.float32)
+    expected = tiny_processor(images=values, return_tensors="pt")["pixel_values"]
+    values[values == values.min()], values[values == values.max()] = beyond
+    tensor = torch.tensor(values)
+    batches = [np.stack([values] * 2), torch.stack([tensor] * 2).permute(0, 3, 1, 2)]
+    for images in (values, values.transpose(2, 0, 1), tensor, tensor.permute(2, 0, 1).double(), *batches, [values]):
+        found = tiny_processor(images=images, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(found, expected.expand_as(found))
+    integers = np.minimum(COLOUR, 2)
+    found = tiny_processor(images=integers, return_tensors="pt")["pixel_values"][0]
+    np.testing.assert_allclose(found.numpy(), normalized(integers, tiny_processor), atol=1e-4)
+
+
 def test_without_rescaling_values_stay_as_they_are(tiny_processor):
     gray = np.random.default_rng(2).random((28, 28)).astype(np.float32) * 0.3
     mean, std = tiny_processor.image_processor.image_mean, tiny_processor.image_processor.image_std

@@ -297,7 +297,7 @@ def test_the_objectives_of_others_have_their_papers_values():
     }
 
 
-def test_another_source_leaves_the_license_of_the_first_behind(tmp_path):
+def test_another_source_leaves_the_license_and_the_subset_of_the_first_behind(tmp_path):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("data: {source: a.csv, license: cc0}")
     second.write_text("data: {source: b.csv}")
@@ -306,6 +306,10 @@ def test_another_source_leaves_the_license_of_the_first_behind(tmp_path):
     assert load_config([first], ["data.source=b.csv"]).data.license is None
     assert load_config([first], ["data.license=mit", "data.source=b.csv"]).data.license == "mit"
     assert load_config([first], ["data.max_pairs=3"]).data.license == "cc0"
+    assert load_config([], ["data.source=owner/name", "data.subset=en"]).data.subset == "en"
+    third = tmp_path / "third.yaml"
+    third.write_text("data: {source: owner/name, subset: en}")
+    assert load_config([third, second]).data.subset is None
 
 
 def test_another_source_leaves_the_folds_of_the_first_behind(write):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from processes import PythonProcess
 from safetensors.torch import load_file
 from tiny_run import NO_MORE, configure, finished, interrupted, tiny  # noqa: F401
@@ -156,6 +157,11 @@ def test_a_checkpoint_that_lacks_a_file_is_not_complete(finished, tmp_path, name
         (["phantom_train_pairs=23"], "training pairs was 24 and is 23"),
         (["phantom_seed=5"], "data.phantom_seed was 0 and is 5"),
         (["projection_dim=8"], "model.projection_dim was 16 and is 8"),
+        (["learning_rate=2e-3"], "training.learning_rate was 0.001 and is 0.002"),
+        (["weight_decay=0.5"], "training.weight_decay was 0.0 and is 0.5"),
+        (["adam_beta1=0.5", "optim=sgd"], "adam_beta1 was 0.9 and is 0.5; training.optim was 'adamw_.*' and is 'sgd'"),
+        (["lr_scheduler_type=cosine"], "training.lr_scheduler_type was 'linear' and is 'cosine'"),
+        (["max_grad_norm=0.1", "warmup_steps=3"], "training.warmup_steps was .*; training.max_grad_norm was 1.0 and"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(interrupted, configure, words, difference):
@@ -164,9 +170,38 @@ def test_a_run_does_not_go_on_with_other_settings(interrupted, configure, words,
             train(configure(f"resume_from_checkpoint={resume}", *words))
 
 
-def test_a_longer_run_goes_on(interrupted, configure):
-    train(configure("resume_from_checkpoint=true", "max_steps=7", "learning_rate=2e-3"))
+def test_a_longer_run_goes_on_and_says_that_its_schedule_is_another(interrupted, configure, caplog):
+    train(configure("resume_from_checkpoint=true", "max_steps=7", "num_train_epochs=9"))
     assert (interrupted / "checkpoint-7").is_dir()
+    assert "training.max_steps was 6 and is 7: from here on the learning rate" in caplog.text
+    assert "num_train_epochs" not in caplog.text  # with max_steps it says nothing
+
+
+def test_other_pairs_of_the_same_number_are_noticed(tmp_path, configure):
+    """With a text tower whose vocabulary is made of the captions, it ended in a mismatch of weights."""
+    colours = ["red", "green", "blue", "gray", "white", "black", "pink", "brown"]
+    for name in colours:
+        Image.new("RGB", (32, 32), name).save(tmp_path / f"{name}.png")
+    table = tmp_path / "pairs.csv"
+
+    def write(words: str) -> None:
+        rows = [f"{name}.png,{name} {words}" for name in colours]
+        table.write_text("\n".join(["image,caption", *rows]) + "\n")
+
+    write("is a colour")
+    more = [f"source={table}", "eval_strategy=no", "final_split=none", "per_device_train_batch_size=4", "save_steps=1"]
+    train(configure(*more, "max_steps=1"))
+    write("of quite another and longer vocabulary")
+    with pytest.raises(ValueError, match="other settings: the training pairs have changed [^;]*[.] Going on"):
+        train(configure(*more, "max_steps=1", "resume_from_checkpoint=true"))
+    note = tmp_path / "run" / "checkpoint-1" / "run_settings.json"
+    older = json.loads(note.read_text())
+    write("is a colour")
+    for name in [*older]:
+        if name == "digest of the training pairs" or name.startswith("training.adam"):
+            del older[name]
+    note.write_text(json.dumps(older))  # as versions before wrote it
+    train(configure(*more, "max_steps=1", "resume_from_checkpoint=true", "adam_beta1=0.8"))
 
 
 # --- one run, one folder

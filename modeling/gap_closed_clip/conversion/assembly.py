@@ -3,7 +3,9 @@
 import copy
 import json
 import math
+from collections.abc import Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from ..messages import did_you_mean
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.tower_kinds_gap_closed_clip import image_width, text_width
+from ..model.tower_kinds_gap_closed_clip import check_poolings, image_width, text_width
 from ..model.towers_gap_closed_clip import forget_origin
 from .open_clip import is_open_clip, open_clip_parts
 from .parts import ClipParts, Reference
@@ -42,7 +44,8 @@ def from_clip(
         allow_pickle: whether pickled weights may be read, by `torch.load(weights_only=True)`, where there are no
             others.
         config_kwargs: fields of [`GapClosedClipConfig`], e.g. the weights of the objective. The centering is there by
-            default and does nothing before training, or `gap-closed-clip center`, sets it.
+            default and does nothing before training, or `gap-closed-clip center`, sets it. Another `image_pooling` or
+            `text_pooling` than the source's own changes what images or texts are embedded as.
 
     Raises:
         OSError: it can't be found.
@@ -60,9 +63,21 @@ def from_clip(
         model, processor = assemble(parts, **{"taken_over_from": _public_name(name, parts), **config_kwargs})
     except (RuntimeError, ValueError) as error:  # shapes, or a pooling that a tower doesn't have
         raise ValueError(f"{name} can't be taken over: {error}") from error
-    if parts.reference is not None and not {"image_pooling", "text_pooling"} & set(config_kwargs):
-        _compare(name, model, processor, parts.reference)
+    if parts.reference is not None:
+        changed = _changed_on_purpose(parts, model.config)
+        _compare(name, model, processor, parts.reference, {"image", "text"} - changed)
     return model, processor
+
+
+def _changed_on_purpose(parts: ClipParts, config: GapClosedClipConfig) -> set[str]:
+    """The modalities whose pooling is another one than the source's; none if a pooling of ours stands in for it."""
+    own = {"image_pooling": parts.image_pooling, "text_pooling": parts.text_pooling}
+    try:
+        sources = SimpleNamespace(text_config=config.text_config, **own)
+        check_poolings(sources, parts.vision_model, parts.text_model)
+    except ValueError:  # the source's is none of ours
+        return set()
+    return {field.removesuffix("_pooling") for field, pooling in own.items() if getattr(config, field) != pooling}
 
 
 def is_foreign(name: str | Path, revision: str | None = None) -> bool:
@@ -153,11 +168,17 @@ def _identity(width: int) -> Layers:
 
 
 @torch.no_grad()
-def _compare(name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor, expected: Reference) -> None:
-    """Holds the model's embeddings of an image and some texts against those of the source library."""
+def _compare(
+    name: str,
+    model: GapClosedClipModel,
+    processor: GapClosedClipProcessor,
+    expected: Reference,
+    modalities: Set[str],
+) -> None:
+    """Holds the model's embeddings of an image and some texts, or of one of them, against the source library's."""
     settings = {"padding": True, "truncation": True, "return_tensors": "pt"}
     outputs = model(**processor(images=expected.image, text=expected.texts, **settings))
-    for modality in ("image", "text"):
+    for modality in sorted(modalities):
         found = getattr(outputs, f"{modality}_embeds")
         difference = (found - getattr(expected, f"{modality}_embeds")).abs().max().item()
         if not difference <= TOLERANCE:

@@ -13,14 +13,14 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text
+from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text, takes
 from ..model.towers_gap_closed_clip import loading_in_one_line, not_loaded, pickled_weights
 from .parts import ClipParts, Reference
 from .preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 
 
-# In these a text is represented by its first token, and the text tower's pooler is left out.
-FIRST_TOKEN = ("chinese_clip",)
+# In these a text is represented by its first token, and the text tower has no pooler, or it is left out.
+FIRST_TOKEN = ("altclip", "chinese_clip")
 
 
 def transformers_parts(name: str, revision: str | None = None, allow_pickle: bool = False) -> ClipParts:
@@ -35,8 +35,8 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
 
     Raises:
         OSError: it can't be found.
-        ValueError: a model that has not both towers, weights that are pickled or missing, or no image processor or
-            tokenizer.
+        ValueError: a model that has not both towers, or takes images as lists of patches; weights that are pickled or
+            missing; no image processor or tokenizer, or an image processor of another size.
     """
     try:
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -61,11 +61,16 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
     missing = [part for part in ("vision_model", "text_model", "logit_scale") if not hasattr(blank, part)]
     if missing:
         raise ValueError(f"{name} is a {kind} model, which can't be taken over: it has no {', '.join(missing)}.")
+    if takes(blank.vision_model, "spatial_shapes"):
+        raise ValueError(
+            f"{name} is a {kind} model of NaFlex, which takes images of any shape as patches (pixel_attention_mask, "
+            "spatial_shapes), and can't be taken over. Take one of a fixed size, as google/siglip2-base-patch16-224."
+        )
     source = load_source(name, revision, allow_pickle)
     image_processor, tokenizer = load_image_processor(name, revision), load_tokenizer(name, revision)
     agree_on_padding(name, source.text_model.config, tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(source.text_model.config))
-    reference = embed_by_source(source, image_processor, tokenizer)
+    reference = embed_by_source(source, image_processor, tokenizer, name)
     return ClipParts(
         vision_model=source.vision_model,
         text_model=source.text_model,
@@ -123,8 +128,11 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
             f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}. Download it "
             "again, or save it whole."
         )
-    # Older versions of the library saved the positions, which are counted.
-    unexpected = sorted(key for key in info["unexpected_keys"] if not key.endswith("position_ids"))
+    # Older versions of the library saved the positions, which are counted; CLIPSeg's decoder segments, and embeds not.
+    no_part = ("decoder.",) if model.config.model_type == "clipseg" else ()
+    unexpected = sorted(
+        key for key in info["unexpected_keys"] if not (key.endswith("position_ids") or key.startswith(no_part))
+    )
     if unexpected:
         raise ValueError(
             f"{name}: config.json has no place for {len(unexpected)} of its weights, the first: {unexpected[0]}."
@@ -134,9 +142,14 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
 
 @torch.no_grad()
 def embed_by_source(
-    source: PreTrainedModel, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase
+    source: PreTrainedModel, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> Reference:
-    """What the library's own model makes of an image and two texts, by its own preprocessing."""
+    """
+    What the library's own model makes of an image and two texts, by its own preprocessing.
+
+    Raises:
+        ValueError: the image processor, of the folder or Hub id `name`, makes images that the model does not take.
+    """
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     texts = ["Chest radiograph with a small effusion.", "CT."]
     text_config = source.text_model.config
@@ -147,11 +160,30 @@ def embed_by_source(
     if text_config.model_type in FULL_LENGTH:
         tokens = {"input_ids": tokens["input_ids"]}  # they were trained without a mask
     pixel_values = image_processor(image, return_tensors="pt")["pixel_values"]
-    features = source.get_image_features(pixel_values=pixel_values), source.get_text_features(**tokens)
+    try:
+        image_features = source.get_image_features(pixel_values=pixel_values)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(_wrong_images(name, source, pixel_values, error)) from error
+    features = image_features, source.get_text_features(**tokens)
     image_embeds, text_embeds = (
         nn.functional.normalize(part if isinstance(part, Tensor) else part.pooler_output, dim=-1) for part in features
     )
     return Reference(image, texts, image_embeds, text_embeds)
+
+
+def _wrong_images(name: str, source: PreTrainedModel, pixel_values: Tensor, error: Exception) -> str:
+    """What is said of an image processor whose images the model does not take."""
+    side = getattr(source.vision_model.config, "image_size", None)
+    own = (side, side) if isinstance(side, int) else side
+    size = tuple(pixel_values.shape[-2:])
+    if own is None or tuple(own) == size:
+        reason = str(error).strip().partition("\n")[0]
+        return f"{name}: the model does not take the images that its preprocessor_config.json makes: {reason}"
+    return (
+        f"{name}: preprocessor_config.json makes images of {size[0]} x {size[1]}, and the model takes "
+        f"{own[0]} x {own[1]} (vision_config.image_size in config.json). Put the preprocessor_config.json there that "
+        "the model was trained with, or write that size into it."
+    )
 
 
 def _layers(projection: nn.Module | None) -> list[tuple[Tensor, Tensor | None]]:

@@ -158,8 +158,8 @@ class DataArguments:
     fold_column: str | None = field(
         default=None,
         metadata={
-            "help": "Cross-validation: rows with the same value in this column (a case, a patient) stay in the same "
-            "fold. Default: rows of the same image do."
+            "help": "Cross-validation: rows with the same value in this column (a case, a patient) share a fold. "
+            "Default: rows of the same image do."
         },
     )
 
@@ -230,9 +230,9 @@ class DataArguments:
                 raise ValueError(f"data.{name} is '{getattr(self, name)}'; it must be 'error' or 'skip'.")
         phantoms = ("phantom_train_pairs", "phantom_validation_pairs", "phantom_test_pairs", "phantom_size")
         for name in ("max_pairs", "max_caption_tokens", "cache_images", *phantoms):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} is {value}; it must be at least 1.")
+            value, least = getattr(self, name), 3 if name == "max_caption_tokens" else 1  # two are special tokens
+            if value is not None and value < least:
+                raise ValueError(f"data.{name} is {value}; it must be at least {least}.")
         if not 0 <= self.feature_views <= MOST_VIEWS:
             raise ValueError(
                 f"data.feature_views is {self.feature_views}; it must be from 0 (frozen towers run in every step) to "

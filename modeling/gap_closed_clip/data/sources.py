@@ -1,4 +1,4 @@
-"""Loads pairs from any source: phantoms, ROCO's layout, files, image folders, the Hugging Face Hub."""
+"""Loads pairs from any source: phantoms, ROCO's layout, files, folders, the Hugging Face Hub."""
 
 import dataclasses
 import re
@@ -22,7 +22,7 @@ from .modalities import has_image
 from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
 from .split_column import find_split_column, missing_split, rows_of_split
-from .tables import FILE_BUILDERS, as_table, csv_options, files_of_splits, tables_of, without_slice
+from .tables import FILE_BUILDERS, as_table, csv_options, files_of_splits, is_saved, tables_of, without_slice
 
 
 logger = getLogger(__name__)
@@ -177,6 +177,11 @@ def _read_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
     assert isinstance(args.source, str)  # one source
     source = expand_path(args.source, "source")
     path = Path(source)
+    if args.subset is not None and path.exists():
+        raise ValueError(
+            f"data.subset is '{args.subset}', a configuration of a Hub data set, and data.source '{args.source}' is a "
+            "file or folder here, which has none: leave it out (data.subset=null), or name its files."
+        )
     root = None if args.image_root is None else Path(expand_path(args.image_root, "image_root"))
     source_name = f"split '{split}' of '{args.source}'"
     if path.is_dir() and is_roco(path, args.split_names()):
@@ -197,6 +202,8 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
     """Rows of a file, of a folder with a file for each split, or of any folder that `datasets.load_dataset` reads."""
     if path.is_file():
         return _load_files({"train": path}, split, args, source_name)
+    if is_saved(path):
+        return _load_saved(path, split, args, source_name)
     files = files_of_splits(path, args)
     if files:  # there may be images beside the tables, and load_dataset would see nothing but them
         return _load_files(files, split, args, source_name)
@@ -230,6 +237,23 @@ def _load_files(
     data_files = {name: str(other) for name, other in files.items() if as_table(other).kind == kind}
     options = csv_options(file) if FILE_BUILDERS[kind] == "csv" else {}
     return _load(FILE_BUILDERS[kind], split, args, source_name, data_files=data_files, **options)
+
+
+def _load_saved(path: Path, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
+    """Rows of what `save_to_disk` has written: splits, or one table."""
+    if without_slice(split) != split:
+        raise ValueError(
+            f"'{split}' asks for a part of a split, and '{args.source}' was written by save_to_disk, of which whole "
+            "splits are read: name the split alone, and cut it with data.max_pairs or data.folds."
+        )
+    try:
+        saved = datasets.load_from_disk(str(path))
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:  # a damaged or missing file
+        raise ValueError(f"{source_name} cannot be read: {type(error).__name__}: {error}") from error
+    loaded = {"train": saved} if isinstance(saved, Dataset) else dict(saved)
+    if args.streaming:
+        loaded = {name: rows.to_iterable_dataset(max(1, min(64, len(rows)))) for name, rows in loaded.items()}
+    return _rows_of(loaded, split, args, source_name)
 
 
 def _load_from_hub(source: str, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
@@ -281,6 +305,16 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         if "corresponds to no data" in str(error):
             raise ValueError(f"{source_name} holds no rows.") from error
         raise ValueError(f"{source_name} cannot be read: {type(error).__name__}: {error}") from error
+    rows = _rows_of(loaded, split, args, source_name)  # of a slice the whole; a column of splits has refused it
+    if without_slice(split) != split:
+        return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)
+    return rows
+
+
+def _rows_of(
+    loaded: dict[str, Dataset | IterableDataset], split: str, args: DataArguments, source_name: str
+) -> Dataset | IterableDataset:
+    """Those of a split, by a column or by the name; of a slice the whole split."""
     if list(loaded) == ["train"]:
         column = find_split_column(loaded["train"], args, source_name)
         if column is not None:
@@ -289,6 +323,4 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(loaded)}). Leave it out.")
     if without_slice(split) not in loaded:
         raise missing_split(args, split, list(loaded))
-    if without_slice(split) == split:
-        return loaded[split]
-    return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)
+    return loaded[without_slice(split)]

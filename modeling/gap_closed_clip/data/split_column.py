@@ -95,6 +95,7 @@ def rows_of_split(
         )
     belongs = partial(_belongs, split=split, args=args, column=column, source_name=source_name)
     if isinstance(rows, IterableDataset):
+        rows = rows.decode(False) if rows.features else rows  # else the filter hands on images as Pillow's
         feature = rows.features[column] if rows.features else None
         in_split = partial(_row_belongs, column=column, feature=feature, belongs=belongs)
         if next(iter(rows.select_columns(column).filter(in_split)), None) is None:

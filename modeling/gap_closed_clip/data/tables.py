@@ -33,6 +33,12 @@ def tables_of(folder: Path) -> list[Table]:
     return [table for table in map(as_table, sorted(folder.iterdir())) if table.kind]
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of datasets has written the folder: a Dataset, or a DatasetDict of splits."""
+    files = ("state.json", "dataset_info.json")
+    return (folder / "dataset_dict.json").is_file() or all((folder / name).is_file() for name in files)
+
+
 def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
     """
     The tables of a folder that are named as a split is, or by another word for it: val.csv, dev.jsonl.
@@ -78,4 +84,13 @@ def without_slice(split: str) -> str:
     return re.split(r"[\[+]", split)[0]
 
 
-__all__ = ["FILE_BUILDERS", "Table", "as_table", "csv_options", "files_of_splits", "tables_of", "without_slice"]
+__all__ = [
+    "FILE_BUILDERS",
+    "Table",
+    "as_table",
+    "csv_options",
+    "files_of_splits",
+    "is_saved",
+    "tables_of",
+    "without_slice",
+]

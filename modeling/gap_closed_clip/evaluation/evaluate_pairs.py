@@ -87,6 +87,8 @@ def build_compute_metrics(
     Raises (when it is called):
         ValueError: the predictions are not one row a pair; or not in this order, where the model hands `group_ids` on.
     """
+    if isinstance(pairs, Dataset):
+        pairs = pairs.with_format(None)  # ids and captions are in the columns, not in what a transform makes of them
     known: dict[tuple[str, ...], Columns] = {}
     # At once, so that what is wrong with the pairs is said before training. Which further modalities there are, only
     # the predictions tell, if nobody did.

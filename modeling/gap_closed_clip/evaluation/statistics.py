@@ -17,6 +17,7 @@ from .retrieval_hits import Queries, RetrievalHits, joined_groups, retrieval_hit
 
 
 Ids = Sequence | np.ndarray
+SAME = 1e-9  # differences of seeds that vary by less of their mean are the same but for rounding
 
 
 @dataclass(frozen=True)
@@ -246,6 +247,9 @@ def paired_t(first: Sequence[float], second: Sequence[float], level: float = 0.9
     Student's paired t-test over seeds (Student, 1908), with its interval: it covers trainings with other seeds, judged
     on the very same test pairs. `groups` is 0.
 
+    Where all differences are the same but for rounding, and not 0, t has no value: p is then that of the exact test
+    that flips the signs of the seeds, 2 ** (1 - S), and the interval is the difference alone.
+
     Args:
         first, second: (S,) a metric of both methods by matched seeds.
         level: of the interval.
@@ -260,8 +264,8 @@ def paired_t(first: Sequence[float], second: Sequence[float], level: float = 0.9
     if not np.isfinite(differences).all():
         raise ValueError("paired_t: a metric of a seed is NaN or infinite: leave the seed out of both methods.")
     mean, error = float(differences.mean()), float(differences.std(ddof=1) / np.sqrt(len(x)))
-    if error == 0:
-        return Interval(mean, mean, mean, 0.0 if mean else 1.0, 0, len(x))
+    if error <= SAME * abs(mean):
+        return Interval(mean, mean, mean, 2.0 ** (1 - len(x)) if mean else 1.0, 0, len(x))
     half = error * float(stats.t.ppf((1 + level) / 2, len(x) - 1))
     p = 2 * float(stats.t.sf(abs(mean) / error, len(x) - 1))
     return Interval(mean, mean - half, mean + half, p, 0, len(x))

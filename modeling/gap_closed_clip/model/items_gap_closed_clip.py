@@ -103,23 +103,29 @@ def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) 
 
 def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tuple[str, Any]:
     """("text", the text) or ("image", what `load_image` takes) of an item."""
-    types: tuple[type, ...] = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
+    types = (str, bytes, bytearray, Image.Image, np.ndarray, Tensor)
     if isinstance(item, dict) and len(item) == 1 and next(iter(item)) in (IMAGE, TEXT):
         kind, value = next(iter(item.items()))
     else:
         kind, value = TEXT if isinstance(item, str) else IMAGE, item
-        types = (str, Image.Image, np.ndarray, Tensor)
     value = os.fspath(value) if isinstance(value, os.PathLike) and kind == IMAGE else value
     is_vector = isinstance(value, np.ndarray | Tensor) and value.ndim not in (2, 3)
     if not isinstance(value, str if kind == TEXT else types) or is_vector:
         others = "".join(f", {{'{name}': ...}}" for name in further)
         raise ValueError(
-            f"{location}: {item!r:.80} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
-            f"an array or tensor (H, W) or (3, H, W), {{'image': path, URL or bytes}}{others}, or {{'text': ...}}."
+            f"{location}: {_shown(item)} is neither image nor text: give a str (a text), a PIL image, a pathlib.Path, "
+            f"bytes, an array or tensor (H, W) or (3, H, W), {{'image': path or URL}}{others}, or {{'text': ...}}."
         )
     if kind == IMAGE and isinstance(value, str) and not is_url(value) and not os.path.isfile(value):
         raise ValueError(f"There is no file {value:.200} ({location}).")
     return kind, value
+
+
+def _shown(item: Any) -> str:
+    """An item as an error message names it, on one line."""
+    if isinstance(item, np.ndarray | Tensor):
+        return f"{type(item).__name__} of the shape {tuple(item.shape)}"
+    return f"{item!r:.80}"
 
 
 __all__ = ["check_sample", "parts_of", "together"]

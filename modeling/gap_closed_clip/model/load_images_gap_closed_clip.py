@@ -22,6 +22,8 @@ from .images_gap_closed_clip import check_size, open_image, scale_to_8_bit, to_r
 
 
 Window = tuple[float, float]
+# Where a resize (bicubic, Lanczos) may take floats that were 0 to 1. Those of 0 to 255 reach further.
+AROUND_0_TO_1 = (-0.25, 2)
 
 
 def load_image(image: Any, window: Window | None = None, name: str = "The image") -> Image.Image:
@@ -141,7 +143,8 @@ def array_to_rgb(values: np.ndarray | torch.Tensor, window: Window | None = None
 
     - gray of 8 bits: as it is; of more, or float: through the window, or over its own range, as files are
     - colour of 8 bits, in whatever type, or float from 0 to 1 or from 0 to 255: as it is; unsigned 16 bits keep the
-      high byte, as in files
+      high byte, as in files; floats of no more than 2 are 0 to 1, and what a resize has taken beyond, down to -0.25,
+      is clipped
 
     Args:
         values: (H, W), (1, H, W), (H, W, 1), or with 3 or 4 channels first or last.
@@ -192,16 +195,17 @@ def _colour_to_8_bit(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return values
     low, high = values.min(), values.max()
+    if values.dtype.kind == "f" and AROUND_0_TO_1[0] <= low and high <= AROUND_0_TO_1[1]:
+        return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
     if values.dtype == np.uint16 and high > 255:
         return (values >> 8).astype(np.uint8)
     if not (low >= 0 and high <= 255):  # NaN is neither
         raise ValueError(f"its colour values go from {low} to {high}; give 0 to 255, or floats from 0 to 1")
-    if values.dtype.kind == "f":
-        return (values * (255 if high <= 1 else 1) + 0.5).astype(np.uint8)
-    return values.astype(np.uint8)
+    return (values + 0.5 if values.dtype.kind == "f" else values).astype(np.uint8)
 
 
 __all__ = [
+    "AROUND_0_TO_1",
     "array_to_rgb",
     "decode_file",
     "find_channels",

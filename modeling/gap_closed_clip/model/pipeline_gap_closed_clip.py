@@ -16,7 +16,7 @@ from .load_images_gap_closed_clip import load_image
 from .modality_processing_gap_closed_clip import check_fit
 
 
-ITEM_TYPES = (str, bytes, os.PathLike, Image.Image, dict)  # of one item by itself, or of an attempt at one
+ITEM_TYPES = (str, bytes, bytearray, os.PathLike, Image.Image, dict)  # of one item, or of an attempt at one
 
 
 class ImageTextRetrievalPipeline(Pipeline):
@@ -27,8 +27,9 @@ class ImageTextRetrievalPipeline(Pipeline):
     A gallery of both kinds needs a space without a modality gap: with one, every text is closer to any text than to
     any image.
 
-    A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, an array or tensor (H, W) or (3, H, W), or
-    `{"image": path, URL or bytes of a file}`. `{"text": ...}` is a text, too. Images are turned upright and made RGB
+    A `str` is a text. An image is a `PIL.Image`, a `pathlib.Path`, the bytes of a file, an array or tensor (H, W),
+    (3, H, W) or (H, W, 3), or `{"image": path, URL or any of these}`; an array or tensor of four axes is a list of
+    images. `{"text": ...}` is a text, too. Images are turned upright and made RGB
     as in training: DICOM goes through its own window (which needs pydicom), 16-bit gray and float are scaled to their
     own range, and what is transparent becomes black.
 
@@ -59,7 +60,7 @@ class ImageTextRetrievalPipeline(Pipeline):
     def __call__(self, queries, gallery=None, top_k: int = 10, batch_size: int = 32) -> list:
         """
         Args:
-            queries: one query, or a list of them.
+            queries: one query, or a list or a batch of them.
             gallery: a list of images and texts, a column of a data set, or another iterable that has an order; or
                 their embeddings from `embed`, a tensor or an array (N, D), of any length.
             top_k: the number of items to return for each query.
@@ -75,7 +76,8 @@ class ImageTextRetrievalPipeline(Pipeline):
         """
         _check_number("top_k", top_k)
         _check_number("batch_size", batch_size)
-        is_batch, is_embedded = not isinstance(queries, ITEM_TYPES), _is_embeddings(gallery)
+        self._check_unembedded(queries)
+        is_batch, is_embedded = not _is_one(queries), _is_numbers(gallery) and gallery.ndim != 4
         queries = _as_list(queries, "queries") if is_batch else [queries]
         if gallery is not None:
             gallery = self._gallery_embeddings(gallery) if is_embedded else _as_list(gallery, "gallery")
@@ -173,8 +175,19 @@ class ImageTextRetrievalPipeline(Pipeline):
             gallery = torch.from_numpy(np.require(gallery, np.float32, ["C", "W"]))
         dim = self.model.config.projection_dim
         if gallery.ndim != 2 or gallery.shape[1] != dim:
-            raise ValueError(f"gallery has the shape {tuple(gallery.shape)}: embeddings of this model are (N, {dim}).")
+            raise ValueError(
+                f"gallery has the shape {tuple(gallery.shape)}: embeddings of this model are (N, {dim}). One image "
+                "goes into a list, [image]."
+            )
         return gallery.detach().to("cpu", torch.float32)
+
+    def _check_unembedded(self, queries: Any) -> None:
+        """Refuses queries (N, D) that are what `embed` gives, which would be taken for a gray image."""
+        if not _is_numbers(queries) or queries.ndim != 2 or queries.shape[1] != self.model.config.projection_dim:
+            return
+        lengths = torch.as_tensor(queries).detach().to("cpu", torch.float32).norm(dim=-1)
+        if torch.allclose(lengths, torch.ones_like(lengths), atol=1e-2):
+            raise ValueError("queries are embeddings: give the images and texts; the gallery alone may be embedded.")
 
     @staticmethod
     def _hit(gallery, score: float, index: int) -> dict[str, Any]:
@@ -187,14 +200,21 @@ def _check_number(name: str, value) -> None:
         raise ValueError(f"{name} is {value!r:.80}: give a whole number, 1 or more.")
 
 
-def _is_embeddings(gallery) -> bool:
-    """Whether a gallery is numbers. An array of strings or objects is a list of items."""
-    return isinstance(gallery, Tensor) or (isinstance(gallery, np.ndarray) and gallery.dtype.kind in "biuf")
+def _is_numbers(items: Any) -> bool:
+    """Whether items are an array of numbers. An array of strings or objects is a list of items."""
+    return isinstance(items, Tensor) or (isinstance(items, np.ndarray) and items.dtype.kind in "biuf")
+
+
+def _is_one(items: Any) -> bool:
+    """Whether this is one item and no list of them: of arrays, only one of four axes is several images."""
+    return isinstance(items, ITEM_TYPES) or (_is_numbers(items) and items.ndim != 4)
 
 
 def _as_list(items, name: str) -> Sequence:
     """What has an order and a length: a list, a data set's column as it is, and a list of what a generator gives."""
-    if isinstance(items, ITEM_TYPES):
+    if _is_numbers(items) and items.ndim != 4:
+        raise ValueError(f"{name} is one array of the shape {tuple(items.shape)}: give a list, [image].")
+    if _is_one(items):
         raise ValueError(f"{name} is one item, {items!r:.80}: give a list, [item].")
     if isinstance(items, Set):
         raise ValueError(f"{name} is a set, which has no order to give the index in: give a list.")

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BatchFeature, CLIPImageProcessor, ProcessorMixin
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
-from .load_images_gap_closed_clip import find_channels, load_image
+from .load_images_gap_closed_clip import AROUND_0_TO_1, find_channels, load_image
 from .modality_processing_gap_closed_clip import (
     as_samples,
     describe_modality_processors,
@@ -79,8 +79,9 @@ class GapClosedClipProcessor(ProcessorMixin):
         Args:
             images: one image or a list of them: what [`load_image`] takes (paths, URLs, DICOM and 16-bit files, their
                 bytes, Pillow images, arrays and tensors, gray or colour), or a batch (B, 3, H, W) or (B, 1, H, W).
-                Colour arrays of values from 0 to 255 are taken as transformers takes them. With `do_rescale=False`
-                arrays keep their values, and gray ones become three equal channels.
+                Colour arrays of values from 0 to 255 are taken as transformers takes them; floats of no more than 2
+                are 0 to 1, and what a resize has taken a little beyond is clipped. With `do_rescale=False` arrays
+                keep their values, and gray ones become three equal channels.
             text: a text, or a list of them.
             kwargs: by the names of further modalities one sample or a list of them; a record is a mapping of fields to
                 values, and of several also columns or a data frame. Others are options of the image processor and the
@@ -263,7 +264,7 @@ def _fits(colour: np.ndarray | torch.Tensor, rescaled: bool) -> bool:
         return True
     low, high = float(colour.min()), float(colour.max())
     if str(colour.dtype).rpartition(".")[2].startswith(("float", "bfloat")):
-        return low >= 0 and (1 < high <= 255 or high == 0)  # up to 1 they would be divided by 255 once more
+        return low >= 0 and (AROUND_0_TO_1[1] < high <= 255 or high == 0)  # 0 to 1 would be divided once more
     return False  # of other integers a resize makes numbers below 0, which wrap around
 
 

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 TIMM = "timm_wrapper"
 # RoBERTa and its kin number positions from behind their padding id.
 POSITIONS_AFTER_PADDING = (
+    "altclip_text_model",
     "camembert",
     "data2vec-text",
     "ibert",
@@ -29,7 +30,7 @@ POSITIONS_AFTER_PADDING = (
 )
 # The text halves of CLIPs. In the first the end-of-text token stands for the text, in the second the last position,
 # which only a text of full length has learned to use: SigLIP was trained on padded texts and without a mask.
-END_OF_TEXT = ("clip_text_model", "metaclip_2_text_model")
+END_OF_TEXT = ("clip_text_model", "clipseg_text_model", "metaclip_2_text_model")
 FULL_LENGTH = ("siglip_text_model", "siglip2_text_model")
 
 
@@ -95,7 +96,8 @@ def token_width(vision_model: PreTrainedModel) -> int:
 
 def text_width(text_config: PreTrainedConfig) -> int:
     """Features of a text's pooled representation."""
-    return getattr(text_config, "projection_size", None) or text_config.hidden_size
+    own = getattr(text_config, "projection_size", None) or getattr(text_config, "project_dim", None)  # SigLIP, AltCLIP
+    return own or text_config.hidden_size
 
 
 def fixed_image_size(vision_model: PreTrainedModel) -> tuple[int, int] | None:

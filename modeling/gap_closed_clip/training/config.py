@@ -39,7 +39,7 @@ SHAPES = ("projection_dim", "projection_hidden_dim", "projection_bias", "project
 # Which of a source's pairs are held out: what a folder's own configuration says of its source is not said of another.
 HELD_OUT = ("folds", "fold")
 DISPLACED = {
-    ("data", "source"): ("license",),
+    ("data", "source"): ("license", "subset"),
     ("model", "checkpoint"): ("vision", "text", "modalities", "keep_vision_projection", *SHAPES, "text_pooling"),
 }
 
@@ -188,9 +188,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     A key is `section.field`, or the field alone where only one section has it (`push_to_hub=true`); keys of a field
     that holds a mapping go on from there (`model.text.hidden_size=96`) and leave its other keys as they are. Values
     are YAML; where names are expected, one stands for a list of it. What comes later leaves behind what belonged to an
-    earlier value alone (`DISPLACED`): another `data.source` the license of the first, and the folds that came with it
-    or before it, a `model.checkpoint` the towers, and the shape of the projections, of which it brings its own. Fields
-    of `training` that came before the `data.source` are noted as `inherited`.
+    earlier value alone (`DISPLACED`): another `data.source` the license and the subset of the first, and the folds
+    that came with it or before it, a `model.checkpoint` the towers, and the shape of the projections, of which it
+    brings its own. Fields of `training` that came before the `data.source` are noted as `inherited`.
 
     Raises:
         FileNotFoundError: a file that isn't there.

@@ -85,7 +85,7 @@ def preflight(config: RunConfig) -> RunInputs:
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
     inputs = RunInputs(args, checkpoint, train_pairs, held_out)
     if checkpoint is not None:
-        check_settings(checkpoint, settings_of(config, args, inputs.num_train_pairs))
+        check_settings(checkpoint, settings_of(config, args, train_pairs))
     if captioning is None:
         check_best_metric(inputs)
     else:

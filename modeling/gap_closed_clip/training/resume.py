@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from ..checkpoint import ADAPTER_CONFIG
+from ..data.hashing import digest_of
 from ..disk import replacing, writing
 from .arguments import GapClosedTrainingArguments
 from .config import RunConfig
@@ -26,8 +28,17 @@ AUTO = "auto"
 CHECKPOINT_FILES = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 # Beside it, so that it is not resumed with other settings.
 SETTINGS_FILE = "run_settings.json"
-# Fields of the configuration that decide which batches a step sees, beside the sections `model` and `data`.
-TRAINING_FIELDS = ("seed", "data_seed", "distinct_batches", "mix_sources", "contrastive_batch_size")
+# Fields of the configuration that decide which batches a step sees, beside the sections `model` and `data`; and those
+# of the optimiser, which resuming takes from the checkpoint, wholly or half.
+TRAINING_FIELDS = (
+    *("seed", "data_seed", "distinct_batches", "mix_sources", "contrastive_batch_size"),
+    *("learning_rate", "tower_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "optim"),
+    *("optim_args", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_grad_norm"),
+    *("label_smoothing_factor", "gradient_accumulation_steps"),
+)
+# How long the training is: it may change, and is only told.
+LENGTH_FIELDS = ("max_steps", "num_train_epochs")
+NUMBER, DIGEST = "training pairs", "digest of the training pairs"
 # Of the sections those that do not: where things are, not what they are.
 ELSEWHERE = ("feature_cache", "allow_pickle", "license")
 
@@ -103,11 +114,21 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def settings_of(config: RunConfig, args: GapClosedTrainingArguments, num_pairs: int | None) -> dict[str, Any]:
-    """What has to be the same for a run to go on: names as in the configuration, and values as in JSON."""
-    settings: dict[str, Any] = {f"training.{name}": getattr(args, name) for name in TRAINING_FIELDS}
+def settings_of(
+    config: RunConfig, args: GapClosedTrainingArguments, pairs: Dataset | IterableDataset
+) -> dict[str, Any]:
+    """
+    What has to be the same for a run to go on: names as in the configuration, and values as in JSON.
+
+    Args:
+        pairs: for training; of a stream neither their number nor their content is known.
+    """
+    names = (*TRAINING_FIELDS, *LENGTH_FIELDS)
+    settings: dict[str, Any] = {f"training.{name}": getattr(args, name) for name in names}
     settings["pairs in a step (per_device_train_batch_size)"] = args.global_batch_size
-    settings["training pairs"] = num_pairs
+    known = not isinstance(pairs, IterableDataset)
+    settings[NUMBER] = len(pairs) if known else None
+    settings[DIGEST] = digest_of([list(pairs["image_id"]), list(pairs["caption"])]) if known else None
     for section in ("model", "data", "lora", "captioning"):
         described = getattr(config, section)
         described = {} if described is None else asdict(described)
@@ -118,7 +139,9 @@ def settings_of(config: RunConfig, args: GapClosedTrainingArguments, num_pairs: 
 
 def check_settings(checkpoint: str | Path, settings: dict[str, Any]) -> None:
     """
-    Checks that a checkpoint is of a run with the same settings. (One without a note of them is taken as it is.)
+    Checks that a checkpoint is of a run with the same settings, and warns where the run gets another length. (One
+    without a note of them is taken as it is, and so are those of the section `training`, and the pairs, where an older
+    note lacks them.)
 
     Raises:
         ValueError: it is of another; the message says what differs.
@@ -126,16 +149,34 @@ def check_settings(checkpoint: str | Path, settings: dict[str, Any]) -> None:
     before = _read_json(Path(checkpoint) / SETTINGS_FILE)
     if before is None:
         return
-    names = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    lengths = [f"training.{name}" for name in LENGTH_FIELDS]
+    unknown = {name for name in settings if name not in before and (name.startswith("training.") or name == DIGEST)}
+    differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    names = [name for name in differ if name not in unknown and name not in lengths]
+    if NUMBER in names and DIGEST in names:
+        names.remove(DIGEST)  # of course
     if names:
-        listed = "; ".join(
-            f"{name} was {before.get(name)!r:.100} and is {settings.get(name)!r:.100}" for name in names[:5]
-        )
+        listed = "; ".join(_difference(name, before, settings) for name in names[:5])
         raise ValueError(
             f"training.resume_from_checkpoint: {checkpoint} is of a run with other settings: {listed}. Going on would "
-            "train on other batches than the run began with. Set them as they were; or start a new run from its "
-            f"weights, model.checkpoint={checkpoint}, with another output_dir."
+            "train neither as the run began nor as is asked for now: a step would see other batches, or the Trainer "
+            "would take the optimiser's settings from the checkpoint. Set them as they were; or start a new run from "
+            f"its weights, model.checkpoint={checkpoint}, with another output_dir."
         )
+    if settings.get("training.max_steps", 0) > 0 and before.get("training.max_steps", 0) > 0:
+        lengths.remove("training.num_train_epochs")  # which then say nothing
+    longer = [_difference(name, before, settings) for name in lengths if name in differ and name not in unknown]
+    if longer:
+        logger.warning(
+            f"{'; '.join(longer)}: from here on the learning rate, and weights of the objective that change during "
+            "training, follow the schedule of the new length."
+        )
+
+
+def _difference(name: str, before: dict[str, Any], settings: dict[str, Any]) -> str:
+    if name == DIGEST:
+        return "the training pairs have changed (their images, their captions, or their order)"
+    return f"{name} was {before.get(name)!r:.100} and is {settings.get(name)!r:.100}"
 
 
 class SettingsCallback(TrainerCallback):

@@ -35,7 +35,7 @@ def train(config: RunConfig) -> TrainingResult:
         inputs = preflight(config)
         set_seed(inputs.args.seed)
         parts = build(config, inputs)
-        trainer = fit(parts, inputs, settings_of(config, inputs.args, inputs.num_train_pairs))
+        trainer = fit(parts, inputs, settings_of(config, inputs.args, inputs.train_pairs))
         with writing(args.output_dir, "The trained model", None, AFTER_FULL):
             result = save_model_folder(trainer, config, inputs.num_train_pairs)
         return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
