@@ -50,6 +50,7 @@ from ..evaluation.arrays import ArrayFiles, is_arrays
 from ..evaluation.modality_report import what_captions_tell
 from ..messages import suggest
 from ..training import RunConfig, fields_of, load_config
+from ..training.seen_pairs import count_seen, told_seen
 from ..training.yaml_files import parse_yaml
 from . import CommandParser, keep_freed_memory
 
@@ -114,17 +115,31 @@ def run(command: EvalCommand) -> None:
     keep_freed_memory()
     arrays = {name: ArrayFiles.parse(word) for name, word in command.arrays.items()}
     comparison = Comparison(command.models, settings, config.data if config else DataArguments(), arrays)
-    table = comparison.run(config.described_data() if config else {"embeddings": command.arrays})
+    seen = _seen_pairs(command, comparison)
+    settings_found = {"seen_pairs": seen} if seen else {}
+    table = comparison.run(config.described_data() if config else {"embeddings": command.arrays}, settings_found)
     if config is None:
         what = f"{len(next(iter(comparison.arrays.values())))} pairs of {', '.join(command.arrays)}"
     else:
         number = f"{len(comparison.pairs)} pairs, " if isinstance(comparison.pairs, Dataset) else ""
         what = f"{number}split '{settings.split}' of {config.data.title}"
     print(f"\n{what}\n\n{table}\n")
+    for model, count in seen.items():
+        assert config is not None  # pairs of a data section were seen
+        print(told_seen(count, config.data.title, model), end="\n\n")
     for told in dict.fromkeys(what_captions_tell(e.metrics) for e in comparison.evaluations.values()):
         if told:
             print(told)
     print(f"metrics.json, metrics.md and the figures are in {settings.output}")
+
+
+def _seen_pairs(command: EvalCommand, comparison: Comparison) -> dict[str, int]:
+    """{name in the table: how many of the pairs the model was trained on}, of those that were on any."""
+    if command.config is None:
+        return {}
+    data, split = command.config.data, command.settings.split
+    numbers = {name: count_seen(comparison.pairs, data, split, path) for name, path in command.models.items()}
+    return {name: number for name, number in numbers.items() if number}
 
 
 def after_interrupt(command: EvalCommand) -> str:

@@ -103,12 +103,13 @@ class Comparison:
         }
         self.evaluations: dict[str, Evaluation] = {}
 
-    def run(self, described_data: dict[str, Any]) -> str:
+    def run(self, described_data: dict[str, Any], found: dict[str, Any] | None = None) -> str:
         """
         Evaluates all models and writes the report; returns the table.
 
         Args:
             described_data: what the report says of the pairs.
+            found: what metrics.json is to tell among the evaluation's settings, beside them.
         """
         for name, path in self.models.items():
             if is_captioner(path):
@@ -130,7 +131,7 @@ class Comparison:
             self.settings.split,
             folders={name: path for name, path in self.models.items() if is_local(path)},
             pairs=self.pairs,
-            settings=caption_settings if writes_captions else None,
+            settings={**(caption_settings if writes_captions else {}), **(found or {})},
         )
 
     def _load_arrays(self, arrays: dict[str, ArrayFiles]) -> dict[str, PairEmbeddings]:

@@ -1,10 +1,11 @@
 """Finds whatever can be known to be wrong with a run, before hours of training."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import datasets
 from datasets import Dataset, IterableDataset
+from transformers.utils import logging
 
 from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, sources_of
 from ..disk import writing
@@ -16,6 +17,10 @@ from .config import RunConfig
 from .encoder import check_towers
 from .output_folder import checkpoint_to_resume
 from .resume import check_settings, settings_of
+from .seen_pairs import count_seen, told_seen
+
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -28,12 +33,14 @@ class RunInputs:
         checkpoint: folder of the checkpoint to go on from, or None.
         train_pairs: the checked training pairs.
         held_out: {split: checked pairs} of the evaluations during and after training.
+        seen: {split: how many of them the model was trained on before}, of `model.checkpoint`.
     """
 
     args: GapClosedTrainingArguments
     checkpoint: str | None
     train_pairs: Dataset | IterableDataset
     held_out: dict[str, Dataset | IterableDataset]
+    seen: dict[str, int] = field(default_factory=dict)
 
     @property
     def streaming(self) -> bool:
@@ -83,7 +90,7 @@ def preflight(config: RunConfig) -> RunInputs:
         train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
-    inputs = RunInputs(args, checkpoint, train_pairs, held_out)
+        inputs = RunInputs(args, checkpoint, train_pairs, held_out, _count_seen(config, held_out))
     if checkpoint is not None:
         check_settings(checkpoint, settings_of(config, args, train_pairs))
     if captioning is None:
@@ -91,6 +98,19 @@ def preflight(config: RunConfig) -> RunInputs:
     else:
         check_captions(inputs, embedded_before=captioning.train_on == "text")
     return inputs
+
+
+def _count_seen(config: RunConfig, held_out: dict[str, Dataset | IterableDataset]) -> dict[str, int]:
+    """{split: how many of its pairs the checkpoint was trained on}, each with a warning; without those of none."""
+    checkpoint = config.model.checkpoint
+    seen: dict[str, int] = {}
+    if checkpoint is None:
+        return seen
+    for split, pairs in held_out.items():
+        if number := count_seen(pairs, config.data, split, checkpoint):
+            seen[split] = number
+            logger.warning(told_seen(number, config.data.title, checkpoint))
+    return seen
 
 
 def check_best_metric(inputs: RunInputs) -> None:

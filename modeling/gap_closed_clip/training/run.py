@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
 from transformers import EarlyStoppingCallback, Trainer, set_seed
 
 from ..disk import writing
@@ -38,7 +37,7 @@ def train(config: RunConfig) -> TrainingResult:
         trainer = fit(parts, inputs, settings_of(config, inputs.args, inputs.train_pairs))
         with writing(args.output_dir, "The trained model", None, AFTER_FULL):
             result = save_model_folder(trainer, config, inputs.num_train_pairs)
-        return replace(result, metrics=evaluate(trainer, config, inputs.final_pairs))
+        return replace(result, metrics=evaluate(trainer, config, inputs))
 
 
 def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer:
@@ -80,7 +79,7 @@ def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer
     return trainer
 
 
-def evaluate(trainer: Trainer, config: RunConfig, pairs: Dataset | IterableDataset | None) -> dict[str, float]:
+def evaluate(trainer: Trainer, config: RunConfig, inputs: RunInputs) -> dict[str, float]:
     """
     The final evaluation by the first process: metrics.json, metrics.md, figures (and captions.jsonl of a captioner)
     beside the weights, and the table on the screen.
@@ -88,9 +87,10 @@ def evaluate(trainer: Trainer, config: RunConfig, pairs: Dataset | IterableDatas
     Returns:
         the metrics; none without pairs, and on all other processes.
     """
+    args, pairs = trainer.args, inputs.final_pairs
     if pairs is None or not trainer.is_world_process_zero():
         return {}
-    args = trainer.args
+    seen = inputs.seen.get(args.final_split)
     evaluation = evaluate_model(
         trainer.accelerator.unwrap_model(trainer.model),
         trainer.processing_class,
@@ -108,6 +108,7 @@ def evaluate(trainer: Trainer, config: RunConfig, pairs: Dataset | IterableDatas
         args.final_split,
         folders={name: args.output_dir},
         pairs=pairs,
+        settings={"seen_pairs": {name: seen}} if seen else None,
     )
     print(f"\n{evaluation.size}, split '{args.final_split}' of {config.data.title}\n\n{table}\n")
     return evaluation.metrics

@@ -1,0 +1,106 @@
+"""Pairs of an evaluation that the model was trained on: counted by hand, and told on screen, in metrics and card."""
+
+import json
+import logging
+
+import pytest
+import yaml
+from PIL import Image
+from tiny_run import configure, tiny  # noqa: F401
+
+from gap_closed_clip.commands import evaluate
+from gap_closed_clip.data import DataArguments, load_pairs
+from gap_closed_clip.hub.card import write_card
+from gap_closed_clip.training import train
+from gap_closed_clip.training.seen_pairs import count_seen
+
+
+@pytest.fixture
+def source(tmp_path):
+    """30 pairs of 10 cases."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    lines = ["image,caption,case"]
+    for index in range(30):
+        Image.new("L", (32, 32), 8 * index).save(folder / f"{index}.png")
+        lines.append(f"{index}.png,scan number {index},P{index // 3}")
+    (folder / "pairs.csv").write_text("\n".join(lines))
+    return folder / "pairs.csv"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder whose train_config.yaml has such sections."""
+
+    def make(name: str, checkpoint: str | None = None, **data) -> str:
+        (tmp_path / name).mkdir()
+        model = {"vision": "timm/x", "text": "y/z"} if checkpoint is None else {"checkpoint": checkpoint}
+        (tmp_path / name / "train_config.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+        return str(tmp_path / name)
+
+    return make
+
+
+def count(source, model, split="validation", **data) -> int:
+    data = DataArguments(source=str(source), **data)
+    return count_seen(load_pairs(data, split), data, split, model)
+
+
+def held_out(source, **data) -> set[str]:
+    return set(load_pairs(DataArguments(source=str(source), **data), "validation")["image_id"])
+
+
+def test_folds_of_a_cross_validation(source, trained):
+    cut = {"folds": 5, "fold_column": "case"}
+    model = trained("model", source=str(source), fold=1, **cut)
+    assert count(source, model, fold=1, **cut) == 0
+    assert count(source, model, fold=2, **cut) == 6  # all of them
+    assert count(source, model, split="train", fold=2, **cut) == 0  # which is said elsewhere
+    other = held_out(source, folds=4)
+    assert count(source, model, folds=4) == len(other - held_out(source, fold=1, **cut)) > 0
+
+
+def test_the_model_that_training_started_from(source, trained):
+    cut = {"folds": 5, "fold_column": "case"}
+    base = trained("base", source=str(source), **cut)
+    adapter = trained("adapter", checkpoint=base, source="phantoms")
+    assert count(source, adapter, **cut) == 0
+    assert count(source, adapter, fold=3, **cut) == 6
+    (source.parent.parent / "base" / "train_config.yaml").write_text("model: [")  # nothing is known
+    assert count(source, adapter, fold=3, **cut) == 0
+
+
+def test_of_several_sources_the_one_that_they_have_in_common(source, trained, tmp_path):
+    model = trained("model", source=str(source), folds=5)
+    other = tmp_path / "other" / "pairs.csv"
+    other.parent.mkdir()
+    other.write_text("image,caption\n" + "".join(f"{source.parent}/{i}.png,other {i}\n" for i in range(30)))
+    both = [{"name": "first", "source": str(source)}, {"name": "second", "source": str(other)}]
+    data = DataArguments(source=both, folds=5, fold=1)
+    pairs = load_pairs(data, "validation")
+    assert count_seen(pairs, data, "validation", model) == pairs["source"].count("first") == 6
+    assert count(other, model, folds=5, fold=1) == 0  # ids of another source say nothing
+    assert count(source, str(tmp_path / "nothing"), folds=5) == 0
+
+
+def test_it_is_told(source, configure, tmp_path, capsys, caplog, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(logging.getLogger("gap_closed_clip"), "propagate", True)
+    words = [f"data.source={source}", "data.folds=5", "final_split=validation", "max_steps=1", "save_strategy=no"]
+    words.append("eval_strategy=no")
+    base = tmp_path / "base"
+    train(configure(*words, "fold_column=case", f"output_dir={base}"))
+    assert "seen_pairs" not in (base / "metrics.json").read_text()
+    config = configure(*words, "fold_column=null", "fold=2", f"checkpoint={base}")
+    seen = len(held_out(source, folds=5, fold=2) - held_out(source, folds=5, fold_column="case"))
+    with caplog.at_level(logging.WARNING):
+        train(config)
+    told = f"{seen} of these pairs of '{source}' are pairs that"
+    assert told in caplog.text
+    settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
+    assert settings == {"seen_pairs": {"run": seen}}
+    write_card(tmp_path / "run", repo_id="owner/name")
+    assert f"**{seen} of these pairs are among those that it was trained on before**" in (
+        tmp_path / "run" / "README.md"
+    ).read_text(encoding="utf-8")
+    evaluate.run(evaluate.parse([str(base), f"output={tmp_path / 'eval'}", "data.fold=2"]))
+    assert f"6 of these pairs of '{source}' are pairs that base was trained on" in capsys.readouterr().out
