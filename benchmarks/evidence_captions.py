@@ -160,7 +160,7 @@ class CaptionStudy:
         settings = {
             "model.checkpoint": str(encoder),
             "training.seed": seed,
-            "training.final_split": of_encoder.training.get("final_split", "test"),
+            "training.final_split": of_encoder.training["final_split"],
             "eval_strategy": "no",
             "report_to": "none",
         }

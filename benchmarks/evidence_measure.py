@@ -8,7 +8,7 @@ from evidence_runs import Trained
 
 from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings, load_metric
 from gap_closed_clip.evaluation.post_hoc import fit_pairs
-from gap_closed_clip.evaluation.statistics import Queries, joined_groups, retrieval_hits, stack_queries
+from gap_closed_clip.evaluation.statistics import retrieval_hits
 
 
 ALL, MEAN, GALLERY = "all pairs", "mean of the sources", "all in one gallery"
@@ -98,23 +98,3 @@ def _zero_shot(test: PairEmbeddings, trained: Trained, classes: list[str]) -> di
 def _hits(test: PairEmbeddings) -> dict[str, list[int]]:
     hits = retrieval_hits(test.image_embeds, test.text_embeds, test.image_ids, test.caption_ids, k=10)
     return {name: getattr(hits, name).astype(int).tolist() for name in ("text_to_image", "image_to_text")}
-
-
-def queries_of(test: PairEmbeddings, cases: list[str]) -> Queries:
-    """
-    Groups and parts of the queries, in the order of the hits: what shares a case, an image or a caption is one group.
-
-    Args:
-        test: the held-out pairs; their embeddings don't matter.
-        cases: ids of the pairs' cases.
-    """
-    parts = test.by_source()
-    if len(parts) < 2:
-        parts = {"": test}
-    groups = np.asarray(joined_groups(cases, test.image_ids, test.caption_ids))
-    rows = {name: np.flatnonzero(np.array(test.sources) == name) if name else np.arange(len(test)) for name in parts}
-    found = []
-    for name, part in parts.items():
-        hits = retrieval_hits(part.image_embeds, part.text_embeds, part.image_ids, part.caption_ids, k=10)
-        found.append(hits.queries(groups[rows[name]]))
-    return stack_queries(found)

@@ -43,6 +43,7 @@ from measure import markdown_table
 
 
 SOURCE_COLUMNS = ("R@10 ↑", "V-measure ↑", "kNN ↑", "zero-shot ↑", "other kind in nearest 10")
+LEAST_BASE = 0.01  # of a baseline's gap or margin that others are given as ratios to
 # What the figures show, by the names that results["figures"] gives them.
 FIGURES = {
     "projection": "Images and captions of one run of each method. Horizontal: the direction between the two modality "
@@ -147,12 +148,12 @@ def _in_figures(evidence: Evidence, budget: str, score: Column, name: str) -> st
 
 
 def _ratio_sentences(evidence: Evidence, budget: str, others: Iterable[str]) -> list[str]:
-    """Gap, debiased gap and margin of each method as a ratio to the baseline's, which is of a positive one alone."""
+    """Gap, debiased gap and margin of each method as a ratio to the baseline's, which says nothing of one near 0."""
     scope = evidence.main_scope
     sentences = []
     for column in evidence.present((GAP, DEBIASED_GAP, MARGIN), scope, budget):
         usual = evidence.mean(evidence.baseline, budget, scope, column)
-        if not usual > 0:
+        if not usual >= LEAST_BASE:
             continue
         means = {name: evidence.mean(name, budget, scope, column) for name in others}
         ratios = [f"{name} {mean / usual:.2f}" for name, mean in means.items() if not math.isnan(mean)]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from comparison import cases, run_once, slug
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from evidence_cases import check_cases
 from evidence_plan import Plan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -34,6 +35,8 @@ from gap_closed_clip.training.preflight import preflight
 
 POINTS = 40  # of a training's curve
 FITTED_ON = 2000  # training pairs at most that a post-hoc method is fitted on, where towers have to run for each
+# What asks for evaluations during training, of which these trainings have none.
+DECIDES = ("eval_on_start", "load_best_model_at_end", "early_stopping_patience")
 Curve = list[list[float]]  # points [progress from 0 to 1, modality gap, true-pair cosine] of training batches
 
 
@@ -82,16 +85,19 @@ class Runs:
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
         self.config = plan.run_config(plan.baseline, {}, seed=0)
-        if self.config.training.get("final_split", "test") == "none":
+        if self.config.training.get("final_split") == "none":
             raise ValueError("training.final_split is none: name the split that the methods are compared on.")
         self._temporary = tempfile.TemporaryDirectory()
         quiet = {"eval_strategy": "no", "save_strategy": "no", "report_to": "none", "disable_tqdm": True}
-        self.config.training.update(quiet, output_dir=self._temporary.name)
+        without_evaluations(self.config).training.update(quiet, output_dir=self._temporary.name)
         self.inputs = preflight(self.config)
+        self.config.training["final_split"] = self.inputs.args.final_split  # where it says nothing, the default
         self.test_pairs, self.train_pairs = self.inputs.final_pairs, self.inputs.train_pairs
         self.columns = columns_of(self.test_pairs)
         self.classes = sorted({label for label in self.columns.labels if label})
         self.groups = cases(self.test_pairs)
+        if len(plan.known_methods) > 1:
+            check_cases(self.columns, self.groups)
 
     def describe(self) -> list[str]:
         """What was found, in sentences."""
@@ -123,6 +129,8 @@ class Runs:
             run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start)
             budget = {**budget, "checkpoint": start}
         config = self.plan.run_config(method, budget, seed)
+        if self.folder_settings.get("eval_strategy") == "no":
+            without_evaluations(config)
         config.training.update(self.folder_settings)
         folder = self.folder / slug(f"{method} {words} seed{seed}")
         run_once(config, folder)
@@ -200,7 +208,7 @@ class FeatureRuns(Runs):
         batch = self.config.training.get("per_device_train_batch_size", 8)  # lowered before, for few pairs
         batch = min(batch, 2 ** (len(pairs).bit_length() - 1))  # a fold has fewer still
         steps = max(len(pairs) // batch, 1) * config.training.get("num_train_epochs", 3)
-        config.training.update(
+        without_evaluations(config).training.update(
             output_dir=self._temporary.name, per_device_train_batch_size=batch, eval_strategy="no",
             save_strategy="no", logging_strategy="steps", logging_steps=max(round(steps / POINTS), 1),
             report_to="none", disable_tqdm=True,
@@ -273,6 +281,13 @@ class GivenRuns(FolderRuns):
     def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
         """As `Runs.model_folder`; a budget changes nothing."""
         return self.plan.model_folder(method, seed)
+
+
+def without_evaluations(config: RunConfig) -> RunConfig:
+    """The configuration itself, without what would ask for evaluations during training."""
+    for name in DECIDES:
+        config.training.pop(name, None)
+    return config
 
 
 def curve_of(log: list[dict[str, Any]], steps: int) -> Curve:

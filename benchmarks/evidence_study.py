@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence_cases import queries_of
 from evidence_compare import comparisons
-from evidence_measure import mapped, mean_of, measure, queries_of
+from evidence_measure import mapped, mean_of, measure
 from evidence_plan import GIVEN, OWN, SHARED, Method, Plan
 from evidence_runs import FeatureRuns, Runs, Trained
 from evidence_store import Store

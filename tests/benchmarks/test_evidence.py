@@ -1,5 +1,6 @@
 """The command that compares ways to close the gap, on a tiny plan: what it trains, keeps, and finds again."""
 
+import dataclasses
 import json
 import os
 
@@ -9,10 +10,12 @@ import evidence_study
 import numpy as np
 import pytest
 import yaml
+from evidence_cases import queries_of
 from evidence_compare import comparisons
-from evidence_measure import measure, queries_of
+from evidence_measure import measure
 from evidence_plan import all_methods, read_plan
 from evidence_runs import FeatureRuns
+from PIL import Image
 from scipy.stats import ttest_rel
 
 from gap_closed_clip.evaluation import evaluate_embeddings
@@ -225,6 +228,28 @@ def test_what_is_trained_has_the_heads_of_the_embeddings_and_the_towers_stay(tra
     assert other.train is None and len(found.curve) == 2 and found.curve[-1][0] == 1
     for weight, was in zip(runs.parts.encoder.vision_model.parameters(), before, strict=True):
         assert weight.equal(was)
+
+
+def test_a_configuration_without_a_final_split_is_compared_on_the_validation_pairs(plan_file, tmp_path):
+    content = yaml.safe_load((plan_file.parent / "small.yaml").read_text())
+    del content["training"]["final_split"]
+    decided = {"eval_strategy": "steps", "load_best_model_at_end": True, "eval_on_start": True}  # here by nothing
+    content["training"] |= decided
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    plan = dataclasses.replace(read_plan(str(plan_file), []), config=(tmp_path / "small.yaml",))
+    runs = FeatureRuns(plan, tmp_path)
+    assert "10 validation pairs" in runs.describe()[0] and len(runs.test_pairs) == 10
+    assert len(runs.train("ours", {"max_steps": 1}, 0).test) == 10
+
+
+def test_held_out_pairs_that_are_one_case_are_told_before_training(plan_file, tmp_path):
+    for number in range(12):
+        Image.new("L", (32, 32), 20 * number).save(tmp_path / f"{number}.png")
+    rows = [f"{number}.png,the same,{'train' if number < 8 else 'test'}" for number in range(12)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption,split", *rows]))
+    plan = read_plan(str(plan_file), [f"data.source={tmp_path / 'pairs.csv'}", "data.validation_split=null"])
+    with pytest.raises(ValueError, match="The 4 held-out pairs, .* are a single case: .*data.fold_column.* captions"):
+        FeatureRuns(plan, tmp_path)
 
 
 def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):

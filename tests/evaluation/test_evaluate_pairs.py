@@ -134,3 +134,9 @@ def test_predictions_of_another_set_are_noticed(pairs):
 def test_compute_metrics_of_a_stream(pairs):
     found = build_compute_metrics(pairs.to_iterable_dataset())(prediction(pairs, range(8)))
     assert found == pytest.approx(build_compute_metrics(pairs)(prediction(pairs, range(8))), nan_ok=True)
+
+
+def test_compute_metrics_of_pairs_with_a_transform(pairs):
+    transformed = pairs.with_transform(lambda rows: {"pixels": rows["image"], "text": rows["caption"]})
+    found = build_compute_metrics(transformed)(prediction(pairs, range(8)))
+    assert found == pytest.approx(build_compute_metrics(pairs)(prediction(pairs, range(8))), nan_ok=True)

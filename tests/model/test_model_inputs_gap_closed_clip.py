@@ -66,6 +66,44 @@ def test_a_loss_that_is_asked_for_and_cannot_be(tiny_model):
     assert model.train()(**inputs, return_loss=False).loss is None
 
 
+@pytest.mark.parametrize("name", ["group_ids", "modality_mask"])
+def test_a_list_in_the_place_of_a_tensor(tiny_model, name):
+    with pytest.raises(ValueError, match=rf"{name} is a list: give a tensor, torch.tensor\({name}\)"):
+        gap_closed_loss([torch.eye(3), torch.eye(3)], 14.0, **{name: [0, 1, 2]})
+
+
+class Exported(torch.nn.Module):
+    """What torch.export makes of a whole model: images and texts to their logits and, of pairs, the loss."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values, input_ids, attention_mask):
+        outputs = self.model(pixel_values=pixel_values, input_ids=input_ids, attention_mask=attention_mask)
+        return outputs.logits_per_image, outputs.get("loss")
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_export_with_batches_of_any_size(tiny_model, paired):
+    def inputs(images: int, texts: int) -> tuple[torch.Tensor, ...]:
+        tokens = tiny_inputs(texts)
+        return tiny_inputs(images)["pixel_values"], tokens["input_ids"], tokens["attention_mask"]
+
+    module, images = Exported(tiny_model.eval()), torch.export.Dim("images", min=2, max=64)
+    texts = images if paired else torch.export.Dim("texts", min=2, max=64)
+    with torch.no_grad():
+        program = torch.export.export(
+            module, inputs(4, 4 if paired else 5), dynamic_shapes=[{0: images}, {0: texts}, {0: texts}]
+        )
+        others = inputs(7, 7 if paired else 3)
+        expected, found = module(*others), program.module()(*others)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    assert (found[1] is None) == (expected[1] is None) == (not paired)
+    if paired:
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+
+
 def test_a_plain_trainer_evaluates_the_loss(tiny_model, tmp_path):
     """It asks the signature of forward whether a model without labels has one."""
     rows = tiny_inputs(4)

@@ -129,11 +129,44 @@ def test_where_inputs_are_broken():
         ("align_weight=1e308", r"align_weight is 1e\+308: .* values are from 0 to 10000"),
         ("align_weight=.nan", "align_weight is nan"),
         ("skip_broken_steps=-1", "training.skip_broken_steps is -1"),
+        ("max_steps=0", "training.max_steps is 0: use a number of steps, or -1, for num_train_epochs"),
+        ("eval_steps=0", "training.eval_steps is 0: use a finite number, above 0"),
+        ("save_steps=-2", "training.save_steps is -2: use a finite number, above 0"),
+        ("logging_steps=0", "training.logging_steps is 0: use a finite number, above 0"),
+        ("seed=-1", "training.seed is -1: use a finite number, 0 or more"),
+        ("data_seed=-1", "training.data_seed is -1"),
+        ("fp16=true", "training.fp16 is true, which needs a GPU, and none is used here. Set fp16=false"),
+        ("report_to=wandbb", "training.report_to: there is no 'wandbb': did you mean 'wandb'"),
+        ("report_to=[none, flyte]", "training.report_to is flyte, .* pip install flytekit, or report_to=none"),
     ],
 )
 def test_numbers_that_would_break_a_run_are_refused_at_the_start(configure, word, message):
     with pytest.raises(ValueError, match=message):
         train(configure("source=nowhere", word))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["load_best_model_at_end=true", "save_strategy=no"],
+            "load_best_model_at_end is true and .*eval_strategy is no",
+        ),
+        (
+            ["eval_on_start=true"],
+            "training.eval_on_start is true and .* Set eval_strategy=epoch or steps, or eval_on_st",
+        ),
+        (
+            ["prediction_loss_only=true", "metric_for_best_model=mean_recall@10"],
+            "metric_for_best_model is mean_recall@10",
+        ),
+    ],
+)
+def test_evaluations_that_are_to_decide_have_to_be_there(configure, words, message):
+    with pytest.raises(ValueError, match=message):
+        train(configure("source=nowhere", "eval_strategy=no", *words))
+    sound = ["eval_steps=null", "prediction_loss_only=true", "metric_for_best_model=eval_loss", "max_steps=-1"]
+    assert configure(*sound, "seed=0").training_arguments().greater_is_better is False
 
 
 @pytest.mark.parametrize("epochs", ["0", "-5", ".nan"])

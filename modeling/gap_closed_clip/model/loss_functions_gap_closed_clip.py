@@ -23,9 +23,9 @@ def contrastive_loss(anchor: Tensor, other: Tensor, logit_scale: Tensor, exclude
     """
     logits = logit_scale * anchor @ other.T  # (N, N)
     if excluded is not None:
-        off_diagonal = ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+        off_diagonal = ~torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
         logits = logits.masked_fill(excluded & off_diagonal, -math.inf)
-    target = torch.arange(len(logits), device=logits.device)
+    target = torch.arange(logits.shape[0], device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -48,7 +48,7 @@ def sigmoid_loss(
         excluded: (N, N), bool: pairs that are no negatives and are left out. The diagonal always counts.
         samples: (N,), bool: False for samples that are left out, with all of their pairs; N stays the number of rows.
     """
-    is_true = torch.eye(len(anchor), dtype=torch.bool, device=anchor.device)
+    is_true = torch.eye(anchor.shape[0], dtype=torch.bool, device=anchor.device)
     logits = logit_scale * anchor @ other.T + logit_bias  # (N, N)
     losses = -F.logsigmoid(torch.where(is_true, logits, -logits))
     left_out = None if excluded is None else excluded & ~is_true
@@ -56,7 +56,7 @@ def sigmoid_loss(
         left_out = without_samples(left_out, samples)
     if left_out is not None:
         losses = losses.masked_fill(left_out, 0.0)
-    return losses.sum() / len(anchor)
+    return losses.sum() / anchor.shape[0]
 
 
 def align_true_pairs_loss(
@@ -103,7 +103,7 @@ def pairwise_uniformity_loss(x: Tensor, y: Tensor, excluded: Tensor | None = Non
     x_norms = x.square().sum(-1)
     y_norms = x_norms if y is x else y.square().sum(-1)
     squared_distances = x_norms[:, None] + y_norms - 2 * x @ y.T  # (N, N)
-    ignored = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    ignored = torch.eye(x.shape[0], dtype=torch.bool, device=x.device)
     ignored = ignored if excluded is None else ignored | excluded
     # Not -inf: exp(-1e4) is exactly 0 too, and where no pair is left the gradient stays 0 instead of NaN.
     exponents = (-2 * squared_distances).masked_fill(ignored, -1e4)

@@ -114,12 +114,16 @@ def check_loss_inputs(
             f"The objective compares modalities: give a list of two or more (N, D) tensors, not {len(embeddings)}."
         )
     shapes = [tuple(z.shape) for z in embeddings]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2 or shapes[0][0] == 0:
+    # Compared and not put into a set: under torch.export sizes may be symbols, which have no hash.
+    if any(shape != shapes[0] for shape in shapes) or len(shapes[0]) != 2 or shapes[0][0] == 0:
         raise ValueError(
             f"Embeddings of shapes {shapes}: every modality needs one (N, D) tensor of the same shape, row i of each "
             "belonging to sample i, and at least one row."
         )
     num_rows = shapes[0][0]
+    for name, value in (("group_ids", group_ids), ("modality_mask", modality_mask)):
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(f"{name} is a {type(value).__name__}: give a tensor, torch.tensor({name}).")
     if group_ids is not None and (group_ids.ndim not in (1, 2) or len(group_ids) != num_rows):
         raise ValueError(f"group_ids has shape {tuple(group_ids.shape)}: give (N,) or (N, G) with N = {num_rows}.")
     if modality_mask is not None:

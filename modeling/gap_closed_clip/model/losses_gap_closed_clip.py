@@ -123,7 +123,7 @@ def gap_closed_loss(
         embeddings = zero_absent(embeddings, modality_mask)
     across_processes = across_processes and world_size() > 1
     if tiled is None:
-        tiled = len(embeddings[0]) >= TILED_FROM
+        tiled = embeddings[0].shape[0] >= TILED_FROM
     weights = {
         "contrastive": contrastive_weight,
         "align": align_weight,

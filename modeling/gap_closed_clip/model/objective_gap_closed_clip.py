@@ -161,19 +161,20 @@ class GapClosedClipObjective(GapClosedClipTowers):
 
     def _are_pairs(self, embeds: dict[str, Tensor], required: bool) -> bool:
         """Whether there are as many of each modality. In training, or if required, others are a ValueError."""
-        if len({len(z) for z in embeds.values()}) == 1:
+        rows = [z.shape[0] for z in embeds.values()]  # under torch.export symbols, of which len() makes numbers
+        if all(number == rows[0] for number in rows):
             return True
+        if not (self.training or required):
+            return False
         numbers = " and ".join(f"{len(z)} {name}s" for name, z in embeds.items())
         if self.training:
             raise ValueError(
                 f"{numbers}: in training every image needs its text, row by row, and so does every other modality."
             )
-        if required:
-            raise ValueError(
-                f"return_loss=True with {numbers}: the loss is of pairs, row by row. Leave return_loss out to get "
-                "embeddings and logits alone."
-            )
-        return False
+        raise ValueError(
+            f"return_loss=True with {numbers}: the loss is of pairs, row by row. Leave return_loss out to get "
+            "embeddings and logits alone."
+        )
 
     def _warn_of_one_pair(self, embeds: dict[str, Tensor]) -> None:
         alone = self.training and world_size() == 1 and len(next(iter(embeds.values()))) == 1

@@ -1,6 +1,5 @@
 """The sections `model` and `training` of a configuration: where the model starts from, and how it is trained."""
 
-import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,7 +8,8 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from ..evaluation.report import ROWS
-from .precision import choose_bf16
+from .argument_checks import check_evaluations, check_numbers, check_report_to
+from .precision import choose_bf16, refuse_fp16
 from .processes import check_processes, join_processes
 from .tower_descriptions import TOWER_CONFIGS, check_modality, check_tower
 
@@ -130,53 +130,6 @@ def lower_is_better(metric: str) -> bool:
     return bool(named) and "↓" in ROWS[max(named, key=len)][0]
 
 
-# Fields that are numbers: the least value that each takes, and whether that itself is taken.
-LEAST = {
-    "learning_rate": (0.0, True),
-    "weight_decay": (0.0, True),
-    "adam_beta1": (0.0, True),
-    "adam_beta2": (0.0, True),
-    "adam_epsilon": (0.0, True),
-    "max_grad_norm": (0.0, True),
-    "label_smoothing_factor": (0.0, True),
-    "warmup_steps": (0.0, True),
-    "num_train_epochs": (0.0, False),
-    "per_device_train_batch_size": (1, True),
-    "per_device_eval_batch_size": (1, True),
-    "contrastive_batch_size": (1, True),
-    "gradient_accumulation_steps": (1, True),
-    "dataloader_num_workers": (0, True),
-    "early_stopping_patience": (1, True),
-    "skip_broken_steps": (0, True),
-}
-MOST_WORKERS = 256  # of a DataLoader; each is a process
-
-
-def check_numbers(args: Any) -> None:
-    """
-    Checks the numbers of the section `training` that would otherwise end in a run of NaN, or in none at all.
-
-    Raises:
-        ValueError: one is no number, not finite, or out of range.
-    """
-    for name, (least, allowed) in LEAST.items():
-        value = getattr(args, name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"training.{name} is {value!r}: it is a number.")
-        if name == "num_train_epochs" and args.max_steps > 0:
-            continue
-        if not math.isfinite(value) or value < least or (value == least and not allowed):
-            range_ = f"{least:g} or more" if allowed else f"above {least:g}"
-            raise ValueError(f"training.{name} is {value}: use a finite number, {range_}.")
-    if args.dataloader_num_workers > MOST_WORKERS:
-        raise ValueError(
-            f"training.dataloader_num_workers is {args.dataloader_num_workers}: each is a process; use as many as "
-            f"there are cores ({os.cpu_count()}) at most."
-        )
-
-
 @dataclass
 class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     """
@@ -244,6 +197,9 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     card_license: str | None = field(
         default=None, metadata={"help": "Licence named on the model card, e.g. apache-2.0."}
     )
+    card_language: str = field(
+        default="en", metadata={"help": "Language of the captions, named on the model card: a code of ISO 639."}
+    )
     bf16: bool | str = field(
         default=False,
         metadata={
@@ -271,6 +227,7 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self):
         on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
         choose_bf16(self, on_cpu)
+        refuse_fp16(self, on_cpu)
         check_numbers(self)
         if self.tower_learning_rate is not None and self.tower_learning_rate <= 0:
             raise ValueError(
@@ -279,6 +236,8 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
             )
         if self.early_stopping_patience is not None:
             self._check_early_stopping()
+        check_evaluations(self)
+        check_report_to(self.report_to)
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything but a loss for better the greater it is.
             self.greater_is_better = not lower_is_better(self.metric_for_best_model)

@@ -1,4 +1,4 @@
-"""`training.bf16`: what auto stands for, where bfloat16 is wanted in vain, and where it is slow."""
+"""`training.bf16`: what auto stands for, where bfloat16 (or float16) is wanted in vain, and where it is slow."""
 
 import torch
 from transformers import TrainingArguments
@@ -43,4 +43,21 @@ def choose_bf16(args: TrainingArguments, on_cpu: bool) -> None:
         )
 
 
-__all__ = ["choose_bf16"]
+def refuse_fp16(args: TrainingArguments, on_cpu: bool) -> None:
+    """
+    Checks that there is a GPU where `fp16` is true.
+
+    Args:
+        on_cpu: as of `choose_bf16`.
+
+    Raises:
+        ValueError: none is used.
+    """
+    if args.fp16 and (on_cpu or not (torch.accelerator.is_available() or is_torch_xla_available())):
+        raise ValueError(
+            f"training.fp16 is true, which needs a GPU, and none is used here. Set fp16=false; bf16={AUTO} takes "
+            "bfloat16 where the CPU has instructions for it."
+        )
+
+
+__all__ = ["choose_bf16", "refuse_fp16"]

@@ -1,0 +1,119 @@
+"""Values of the section `training` that would otherwise end in a run of NaN, in none, or in a traceback."""
+
+import math
+import os
+from typing import Any
+
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    is_azureml_available,
+    is_flytekit_available,
+)
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from ..messages import did_you_mean
+
+
+# Fields that are numbers: the least value that each takes, and whether that itself is taken.
+LEAST = {
+    "learning_rate": (0.0, True),
+    "weight_decay": (0.0, True),
+    "adam_beta1": (0.0, True),
+    "adam_beta2": (0.0, True),
+    "adam_epsilon": (0.0, True),
+    "max_grad_norm": (0.0, True),
+    "label_smoothing_factor": (0.0, True),
+    "warmup_steps": (0.0, True),
+    "num_train_epochs": (0.0, False),
+    "per_device_train_batch_size": (1, True),
+    "per_device_eval_batch_size": (1, True),
+    "contrastive_batch_size": (1, True),
+    "gradient_accumulation_steps": (1, True),
+    "dataloader_num_workers": (0, True),
+    "early_stopping_patience": (1, True),
+    "skip_broken_steps": (0, True),
+    "eval_steps": (0.0, False),
+    "save_steps": (0.0, False),
+    "logging_steps": (0.0, False),
+    "seed": (0, True),
+    "data_seed": (0, True),
+}
+MOST_WORKERS = 256  # of a DataLoader; each is a process
+# What installs an integration, where its package has another name.
+PACKAGES = {"azure_ml": "azureml-core azureml-mlflow", "flyte": "flytekit"}
+
+
+def check_numbers(args: Any) -> None:
+    """
+    Checks the numbers.
+
+    Raises:
+        ValueError: one is no number, not finite, or out of range.
+    """
+    for name, (least, allowed) in LEAST.items():
+        value = getattr(args, name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"training.{name} is {value!r}: it is a number.")
+        if name == "num_train_epochs" and args.max_steps > 0:
+            continue
+        if not math.isfinite(value) or value < least or (value == least and not allowed):
+            range_ = f"{least:g} or more" if allowed else f"above {least:g}"
+            raise ValueError(f"training.{name} is {value}: use a finite number, {range_}.")
+    if args.max_steps == 0 or args.max_steps < -1:
+        raise ValueError(
+            f"training.max_steps is {args.max_steps}: use a number of steps, or -1, for num_train_epochs."
+        )
+    if args.dataloader_num_workers > MOST_WORKERS:
+        raise ValueError(
+            f"training.dataloader_num_workers is {args.dataloader_num_workers}: each is a process; use as many as "
+            f"there are cores ({os.cpu_count()}) at most."
+        )
+
+
+def check_evaluations(args: Any) -> None:
+    """
+    Checks that what evaluations during training are to decide meets evaluations.
+
+    Raises:
+        ValueError: there are none, or they have no metrics.
+    """
+    for name in ("load_best_model_at_end", "eval_on_start"):
+        if getattr(args, name) and args.eval_strategy == "no":
+            raise ValueError(
+                f"training.{name} is true and training.eval_strategy is no: without evaluations there is nothing to "
+                f"choose or to compare. Set eval_strategy=epoch or steps, or {name}=false."
+            )
+    metric = args.metric_for_best_model
+    if args.prediction_loss_only and metric is not None and metric.removeprefix("eval_") != "loss":
+        raise ValueError(
+            f"training.prediction_loss_only is true, so evaluations have the loss alone, and "
+            f"training.metric_for_best_model is {metric}: set prediction_loss_only=false, or "
+            "metric_for_best_model=loss."
+        )
+
+
+def check_report_to(report_to: str | list[str] | None) -> None:
+    """
+    Checks that logs can go where they are to go, which the Trainer finds when the data are loaded.
+
+    Raises:
+        ValueError: an integration is unknown, or its package is not installed.
+    """
+    available = {*get_available_reporting_integrations(), "all", "none"}
+    available |= {"azure_ml"} if is_azureml_available() else set()
+    available |= {"flyte"} if is_flytekit_available() else set()
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name in available:
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            hint = did_you_mean(name, [*INTEGRATION_TO_CALLBACK, "all", "none"])
+            raise ValueError(f"training.report_to: there is no {name!r}{hint}")
+        raise ValueError(
+            f"training.report_to is {name}, whose package is not installed: pip install {PACKAGES.get(name, name)}, "
+            "or report_to=none."
+        )
+
+
+__all__ = ["check_evaluations", "check_numbers", "check_report_to"]
