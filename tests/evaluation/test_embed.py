@@ -186,3 +186,8 @@ def test_parts_of_different_length_are_refused():
     z = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="'text_embeds': 2"):
         PairEmbeddings(z, z[:2], ["a", "b", "c"], ["", "", ""], [""] * 3)
+
+
+def test_pairs_that_are_a_list(tiny_model, tiny_processor):
+    with pytest.raises(ValueError, match="pairs are a list: give a datasets.Dataset .*Dataset.from_list"):
+        embed_pairs(tiny_model, tiny_processor, [{"image": "a.png", "caption": "a"}])

@@ -127,6 +127,13 @@ def test_what_does_not_fit_is_named(load):
     images, classes = random_pairs(3, 4)
     with pytest.raises(ValueError, match="labels: row 1 is 3, but the 3 classes are 0 to 2"):
         compute(load, images, [0, 3, -1], classes)
+    for labels, row in (
+        (["CT", "MR", "CT"], "0 is 'CT'"),
+        ([0, 1.5, 1], "1 is 1.5"),
+        (np.array(["CT"] * 3), "0 is 'CT'"),
+    ):
+        with pytest.raises(ValueError, match=rf"labels: row {row}: give the number of its class, .*names.index"):
+            compute(load, images, labels, classes)
     with pytest.raises(ValueError, match="image_embeds have 4 dimensions, class_embeds 3"):
         compute(load, images, [0, 1, 2], classes[:, :3])
     with pytest.raises(ValueError, match="class_embeds of template 1: row 0 is a zero vector"):

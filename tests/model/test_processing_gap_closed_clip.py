@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import ViTConfig, ViTModel, pipeline
 
 from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.data import PairCollator, decode_image
-from gap_closed_clip.model.processing_gap_closed_clip import join_words
+from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for, join_words
 from gap_closed_clip.training.encoder import train_tokenizer
 
 
@@ -218,3 +218,23 @@ def test_saving_a_processor_leaves_it_as_it_was(tiny_processor, tmp_path):
     before = loaded.to_dict()
     loaded.save_pretrained(tmp_path / "again")
     assert loaded.to_dict() == before == type(tiny_processor).from_pretrained(tmp_path / "again").to_dict()
+
+
+@pytest.mark.parametrize("kind", [None, "np", "pt"])
+def test_samples_that_lack_something_are_tensors_whatever_is_asked_for(tiny_processor, kind):
+    image = Image.fromarray(COLOUR)
+    expected = tiny_processor(images=[image, None], text=TEXTS[:2], padding=True)
+    assert not expected["pixel_values"][1].any() and expected["modality_mask"].tolist() == [
+        [True, True],
+        [False, True],
+    ]
+    found = tiny_processor(images=[image, None], text=TEXTS[:2], padding=True, return_tensors=kind)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        torch.testing.assert_close(found[name], values, msg=name)
+
+
+def test_an_image_processor_for_a_tower_of_transformers():
+    tower = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8))
+    with pytest.raises(ValueError, match="this is a ViTModel: take its own, AutoImageProcessor.from_pretrained"):
+        image_processor_for(tower)

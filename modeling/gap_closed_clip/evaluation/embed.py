@@ -57,8 +57,13 @@ def embed_pairs(
             model does not have are not shown to it; who has none of those that it has lacks the record.
 
     Raises:
-        ValueError: there is no pair, or an image is unreadable; it is named.
+        ValueError: there is no pair, the pairs are no data set, or an image is unreadable; it is named.
     """
+    if not isinstance(pairs, Dataset | IterableDataset):
+        raise ValueError(
+            f"pairs are a {type(pairs).__name__}: give a datasets.Dataset with the columns image and caption, such as "
+            "Dataset.from_list([{'image': path, 'caption': text}, ...])."
+        )
     further = further_modalities(model, processor, pairs, model_name, modalities)
     if not further:
         pairs = with_image_and_caption(pairs)

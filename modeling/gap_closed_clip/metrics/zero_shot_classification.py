@@ -101,6 +101,17 @@ def _class_vectors(class_embeds) -> np.ndarray:
     return mean / lengths
 
 
+def _check_whole(labels) -> None:
+    """Refuses names and fractions, of which `evaluate` would speak as of literals, or cut the latter off."""
+    for row, label in enumerate(labels):
+        value = label.item() if hasattr(label, "item") else label  # of numpy and torch
+        if isinstance(value, str) or value is None or value != value // 1:
+            raise ValueError(
+                f"labels: row {row} is {value!r:.80}: give the number of its class, its place in class_embeds from 0 "
+                "on, such as [names.index(label) for label in labels]."
+            )
+
+
 def _checked_labels(labels, num_classes: int) -> np.ndarray:
     """(N,) integers, each one a class."""
     numbers = np.asarray(labels)
@@ -150,6 +161,12 @@ class ZeroShotClassification(EmbeddingMetric):
             features=Features({"image_embeds": EMBEDDING, "labels": INTEGER}),
             reference_urls=["https://arxiv.org/abs/2103.00020", "https://arxiv.org/abs/1706.04599"],
         )
+
+    def compute(self, **kwargs) -> dict[str, float] | None:
+        """As of every metric of embeddings; labels that are no whole numbers are refused by their row."""
+        if kwargs.get("labels") is not None:
+            _check_whole(kwargs["labels"])
+        return super().compute(**kwargs)
 
     def _compute(self, image_embeds, labels, class_embeds, logit_scale, num_bins=15, block_size=4096):
         if not 0 < float(logit_scale) < np.inf:

@@ -114,7 +114,8 @@ class GapClosedClipProcessor(ProcessorMixin):
         for name in further:
             encoded |= encode_modality(name, self.modality_processors[name], samples[name])
         if images is not None or text is not None:
-            kwargs.setdefault("return_tensors", "pt")
+            if "modality_mask" in encoded or kwargs.get("return_tensors") is None:
+                kwargs["return_tensors"] = "pt"
             encoded |= self._encode_pairs(images, text, **kwargs)
         if lacking_images is not None and any(lacking_images):
             encoded["pixel_values"][lacking_images] = 0
@@ -271,12 +272,20 @@ def _fits(colour: np.ndarray | torch.Tensor, rescaled: bool) -> bool:
 def image_processor_for(vision_model) -> CLIPImageProcessor:
     """
     The image processor that fits a `TimmWrapperModel`: its input size, and the mean and standard deviation it was
-    trained with.
+    trained with. One of transformers has its own, `AutoImageProcessor.from_pretrained(name)`.
 
     The short side is resized to the input size (bicubic) and the center cropped, as in CLIP: timm's own `crop_pct`
     would cut another tenth off the border, which shows anatomy.
+
+    Raises:
+        ValueError: it is no model of timm's.
     """
     # A Hub checkpoint's own settings stay in its config; a tower from scratch has those of its architecture.
+    if not hasattr(vision_model, "timm_model"):
+        raise ValueError(
+            f"image_processor_for is for timm's models, and this is a {type(vision_model).__name__}: take its own, "
+            "AutoImageProcessor.from_pretrained(...) of the folder or Hub id that the model is from."
+        )
     pretrained = vision_model.timm_model.pretrained_cfg | getattr(vision_model.config, "pretrained_cfg", {})
     patch_embed = getattr(vision_model.timm_model, "patch_embed", None)  # convolutional networks have none
     height, width = pretrained["input_size"][1:] if patch_embed is None else patch_embed.img_size

@@ -30,10 +30,10 @@ class GapClosedClipEmbedder(Transformer):
     unit vectors back in the list's order. An item of several modalities is the mean of its unit vectors, normalised,
     weighted by the model's `fusion_weights` where it has some.
 
-    An item is a text (`str`), an image (a `PIL.Image`, a `pathlib.Path`, or as everywhere in the library a `str` that
-    is the path of an image file that is there or the URL of one), or a dict with `image`, `text`, or both, and further
-    modalities of the model by their names, `{"record": {"age": 62}}`. Images are turned upright and made RGB as in
-    training.
+    An item is a text (`str`), an image (a `PIL.Image`, a `pathlib.Path`, a file's bytes, an array or tensor, or as
+    everywhere in the library a `str` that is the path of an image file that is there or the URL of one), or a dict
+    with `image`, `text`, or both, and further modalities of the model by their names, `{"record": {"age": 62}}`.
+    Images are turned upright and made RGB as in training.
 
     Example:
 
