@@ -117,6 +117,44 @@ def test_a_commit_in_between_is_not_undone(online, model_folder, monkeypatch):
     assert {"projection.png", "theirs.txt"} <= set(online.files("tester/demo"))
 
 
+def test_a_licence_is_kept_and_a_card_that_is_replaced_is_told(online, model_folder):
+    assert publish(model_folder, "tester/demo", license="mit").remarks == []
+    again = publish(model_folder, "tester/demo")
+    assert again.remarks == [] and again.url is None  # the very same card
+    files = dict(online.files("tester/demo"))
+    files["README.md"] += b"\nWords of mine.\n"
+    online.repositories["tester/demo"].commit("by hand", files)
+    done = publish(model_folder, "tester/demo", dry_run=True)
+    (remark,) = done.remarks
+    assert remark.startswith("The card of tester/demo, README.md, is replaced") and "--keep-card" in str(done)
+    (model_folder / "README.md").write_bytes(files["README.md"])
+    assert publish(model_folder, "tester/demo", keep_card=True).remarks == []
+    load_config([], ["training.card_license=apache-2.0"]).save(model_folder / "train_config.yaml")
+    remark, _ = publish(model_folder, "tester/demo").remarks
+    assert (
+        remark.startswith("The card keeps the licence that it has on the Hub, mit, ") and "--license apache" in remark
+    )
+    assert b"license: mit" in online.files("tester/demo")["README.md"]
+    publish(model_folder, "tester/demo", license="apache-2.0")
+    assert b"license: apache-2.0" in online.files("tester/demo")["README.md"]
+
+
+def test_a_private_repository_stays_private_and_that_is_told(online, model_folder):
+    assert publish(model_folder, "tester/demo", license="mit").remarks == []
+    (remark,) = publish(model_folder, "tester/demo", private=False).remarks
+    assert remark.startswith("tester/demo is there already and private, and stays so")
+    assert online.repositories["tester/demo"].private
+    assert publish(model_folder, "tester/open", private=False, license="mit").remarks == []
+
+
+@pytest.mark.parametrize("card", [b"---\nlicense: [\n---\n", b"no front matter", b"\xff", b"---\n- a\n---\n"])
+def test_a_card_there_that_is_broken_is_replaced(online, model_folder, card):
+    publish(model_folder, "tester/demo", license="mit")
+    online.repositories["tester/demo"].commit("broken", {**online.files("tester/demo"), "README.md": card})
+    assert publish(model_folder, "tester/demo", license="mit").url
+    assert b"license: mit" in online.files("tester/demo")["README.md"]
+
+
 def test_dry_run(online, model_folder, monkeypatch):
     done = publish(model_folder, "tester/demo", dry_run=True, license="mit")
     assert done.remarks == [] and done.url is None and not online.repositories
@@ -193,7 +231,7 @@ def test_figures_and_exports_of_other_weights_stay_at_home(online, model_folder)
     model.save_pretrained(model_folder)
     done = publish(model_folder, "tester/demo", license="mit")
     assert not made & set(online.files("tester/demo")) and b"0.500" not in online.files("tester/demo")["README.md"]
-    assert [remark.split(" ")[0] for remark in done.remarks] == ["metrics.json", "onnx/"]
+    assert [remark.split(" ")[0] for remark in done.remarks] == ["metrics.json", "onnx/", "The"]  # the card is another
     assert made <= {path.relative_to(model_folder).as_posix() for path in model_folder.rglob("*")}
 
 

@@ -32,7 +32,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", help="a new folder for a copy of what goes, e.g. to try its handler")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--base", help="of an adapter: the Hub id of its base model, where it names a folder")
-    parser.add_argument("--license", help="of the weights, e.g. apache-2.0 (default: training.card_license)")
+    parser.add_argument("--license", help="of the weights, e.g. apache-2.0 (default: the card's there)")
     parser.add_argument("--keep-card", action="store_true", help="send the folder's README.md instead of a new card")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument(

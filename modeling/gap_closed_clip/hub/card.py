@@ -19,7 +19,6 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import safe_open
 from transformers.utils import logging
 
 from ..checkpoint import CAPTION_FILES, FIGURES, METRICS_FILE, is_adapter
@@ -33,7 +32,7 @@ from ..training import RunConfig
 from . import escaping, requirements
 from .card_modalities import read_modalities, told_in_captions
 from .escaping import one_line, safe_names
-from .facts import read_adapter, read_evaluation, read_run, read_size
+from .facts import read_adapter, read_evaluation, read_final_scale, read_run, read_size
 
 
 logger = logging.get_logger(__name__)
@@ -98,12 +97,16 @@ def write_card(
     repo_id = repo_id or folder.name
     name = repo_id.rpartition("/")[2]
     license = license or (run["config"].training.get("card_license") if run else None)
+    language = (run["config"].training.get("card_language") if run else None) or "en"
     facts = _facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder))
     card = ModelCard.from_template(
-        _metadata(folder, repo_id, license, run["config"] if run else None, evaluation, adapter, facts["config"]),
+        _metadata(
+            folder, repo_id, license, language, run["config"] if run else None, evaluation, adapter, facts["config"]
+        ),
         template_path=str(template),
         model_name=name,
         repo_id=repo_id,
+        text_kind="English texts" if language == "en" else "texts",
         adapter=adapter,
         requirements=requirements.ADAPTER if adapter else requirements.MODEL,
         sentence_transformers=requirements.SEARCH if (folder / MODULES_FILE).is_file() else None,
@@ -119,6 +122,7 @@ def _metadata(
     folder: Path,
     repo_id: str,
     license: str | None,
+    language: str,
     config: RunConfig | None,
     evaluation: dict[str, Any] | None,
     adapter: dict[str, Any] | None,
@@ -140,7 +144,7 @@ def _metadata(
             kind["base_model_relation"] = "adapter"
     return ModelCardData(
         **kind,
-        language="en",
+        language=one_line(language),
         pipeline_tag=None if adapter else "image-text-to-text" if is_captioner else "zero-shot-image-classification",
         license=one_line(license) if license else license,
         base_model=[tower for tower in towers if _is_hub_id(tower)] or None,
@@ -275,7 +279,7 @@ def _facts(
         "weights": weights,
         "added_terms": [name for term, name in TERMS.items() if term != "contrastive" and weights[term] != "0"],
         "initial_scale": math.exp(model_config.logit_scale_init_value),
-        "final_scale": _final_scale(folder),
+        "final_scale": read_final_scale(folder),
         "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
         "table": evaluation and metrics_report(*safe_names(evaluation)),
@@ -316,16 +320,6 @@ def describe_weight(weight: Weight) -> str:
     words = [f"{first:g} until {100 * start:g}%" if start else f"{first:g} at the start"]
     words += [f"linearly to {value:g} at {100 * fraction:g}%" for fraction, value in rest]
     return f"{', '.join(words)} of training"
-
-
-def _final_scale(folder: Path) -> float | None:
-    """The scale (1 / temperature) in the weights; None where they are not here."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as weights:
-            for name in weights.keys():
-                if name.endswith("temperature.logit_scale"):  # an adapter's has a prefix
-                    return weights.get_tensor(name).double().exp().item()
-    return None
 
 
 def _is_hub_id(name: str | dict | list | None) -> bool:

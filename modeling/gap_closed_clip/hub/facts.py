@@ -123,3 +123,13 @@ def read_size(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def read_final_scale(folder: Path) -> float | None:
+    """The scale (1 / temperature) in the weights; None where they are not here."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():
+                if name.endswith("temperature.logit_scale"):  # an adapter's has a prefix
+                    return weights.get_tensor(name).double().exp().item()
+    return None

@@ -20,10 +20,12 @@ from huggingface_hub.utils import validate_repo_id
 from ..checkpoint import ADAPTER_CONFIG, base_of_adapter, check_checkpoint, is_adapter, is_local
 from .card import CARD_TEMPLATE, write_card
 from .reload import check_code, check_reload
+from .repository_card import read_repository_card
 from .staging import left_out, published, replaced, staged
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
+STAYS_PRIVATE = "{} is there already and private, and stays so: its settings on the Hub make it public."
 NO_LICENSE = "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
 
 
@@ -39,7 +41,8 @@ class Publication:
         sizes: path -> bytes.
         left_out: what the folder holds besides.
         remarks: what its owner should know: what was left out although it looks as if it belonged to the model, paths
-            of this machine that everybody will read, no licence; of a dry run, why it could not be sent.
+            of this machine that everybody will read, no licence, another card that is replaced, a repository that
+            stays private; of a dry run, why it could not be sent.
         url: of the commit; None if there was none: a dry run, or a repository that holds just this already.
     """
 
@@ -93,7 +96,8 @@ def publish(
         template: Jinja template of the card; by default this package's own.
         private: of a new repository; an existing one stays what it is.
         base: of an adapter, the Hub id of its base model, where the adapter itself names a folder.
-        license: of the weights, an identifier like "apache-2.0"; by default what the training said.
+        license: of the weights, an identifier like "apache-2.0"; by default that of the card that is there, or else
+            what the training said.
         keep_card: send the README.md of the folder instead of rendering it for this repository.
         trust_remote_code: run the folder's Python files though they are not this version's own.
         dry_run: check everything, send nothing; works without a token too.
@@ -109,10 +113,16 @@ def publish(
     _check_folder(folder, keep_card, trust_remote_code, output)
     repo_id, problems = _may_write(repo_id, token, dry_run)
     base_id, base_folder = _base_on_the_hub(folder, base, token, trust_remote_code)
+    with _hub_errors(repo_id):
+        there = read_repository_card(HfApi(token=token), repo_id, dry_run)
+    if there.private and not private:
+        problems.append(STAYS_PRIVATE.format(repo_id))
     with staged(folder, base_id) as (stage, remarks), _errors_name(folder, stage):
         if not keep_card:
-            card = write_card(stage, template=template, repo_id=repo_id, license=license, base_folder=base_folder)
+            known = license or there.license
+            card = write_card(stage, template=template, repo_id=repo_id, license=known, base_folder=base_folder)
             remarks += [] if card.data.license else [NO_LICENSE]
+            remarks += there.remarks(repo_id, stage, (stage / "README.md").read_text(encoding="utf-8"), license)
         check_reload(stage, base_folder, folder if base_folder else None)
         if output is not None:
             shutil.copytree(stage, output)

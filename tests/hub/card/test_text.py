@@ -106,6 +106,16 @@ def test_licences(folder):
     assert "Apache-2.0" in section(render(folder), "Training data")
 
 
+def test_the_language_of_the_captions(folder):
+    (folder / "tokenizer_config.json").write_text('{"model_max_length": 96}')
+    (folder / "processor_config.json").write_text('{"image_processor": {"size": {"height": 28, "width": 28}}}')
+    assert "28 x 28 pixels, English texts of up to 96 tokens" in render(folder)
+    assert ModelCard.load(folder / "README.md").data.language == "en"
+    german = render(folder, *PHANTOMS, "training.card_language=de")
+    assert "28 x 28 pixels, texts of up to 96 tokens" in german and "English" not in german
+    assert ModelCard.load(folder / "README.md").data.language == "de"
+
+
 @pytest.mark.parametrize(
     ("weight", "words"),
     [
