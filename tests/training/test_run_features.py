@@ -58,6 +58,8 @@ def test_the_best_epoch_is_kept_and_training_stops_where_recall_does_not_rise(co
     assert state["best_metric"] == pytest.approx(entries[1]["eval_mean_recall@10"])
     assert result.metrics["recall@10"] == pytest.approx(state["best_metric"], abs=0.11)  # pixels, not float16 features
     events = json.loads((checkpoint / "trainer_state.json").read_text())
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["num_steps"], facts["kept_step"]) == (3, 1)
     assert events["max_steps"] == 40 and not (tmp_path / "run" / "checkpoint-40").exists()
 
 

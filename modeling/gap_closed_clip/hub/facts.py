@@ -17,15 +17,16 @@ from ..training import load_config
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """
-    The `config` of the training, and what run.json tells of it: `num_train_pairs`, `device`, `num_processes`. None for
-    a folder that `gap-closed-clip train` did not make.
+    The `config` of the training, and what run.json tells of it: `num_train_pairs`, `device`, `num_processes`, and
+    `kept_step` and `num_steps` where evaluations chose the weights. None for a folder that `gap-closed-clip train` did
+    not make.
 
     Raises:
         ValueError: one of the two is damaged.
     """
     if not (folder / CONFIG_FILE).is_file():
         return None
-    facts: dict[str, Any] = {"num_train_pairs": None, "device": None, "num_processes": 1}
+    facts: dict[str, Any] = {"num_train_pairs": None, "device": None, "num_processes": 1, "kept_step": None}
     path = folder / RUN_FILE
     try:
         if path.is_file():

@@ -38,6 +38,8 @@ class TrainingResult:
         device: name of the device.
         num_processes: number of processes that trained together.
         fusion_weights: as of `GapClosedClipConfig`, which an adapter does not have; None with two modalities.
+        num_steps, kept_step: how many steps were trained, and after which the weights were kept, where the best of
+            the evaluations decided that (`load_best_model_at_end`); else None.
     """
 
     metrics: dict[str, float]
@@ -45,6 +47,8 @@ class TrainingResult:
     device: str
     num_processes: int
     fusion_weights: dict[str, float] | None = None
+    num_steps: int | None = None
+    kept_step: int | None = None
 
 
 def checkpoint_to_resume(args: GapClosedTrainingArguments, config: RunConfig) -> str | None:
@@ -137,18 +141,22 @@ def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int 
     if config.lora is not None and config.lora.merge:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
+    kept = trainer.state.best_global_step if args.load_best_model_at_end else None
     result = TrainingResult(
         metrics={},
         num_train_pairs=num_train_pairs,
         device=torch.cuda.get_device_name() if args.device.type == "cuda" else "CPU",
         num_processes=args.world_size,
         fusion_weights=_encoder_config(trainer).fusion_weights,
+        num_steps=None if kept is None else trainer.state.global_step,
+        kept_step=kept,
     )
     if trainer.is_world_process_zero():
         config.save(folder / CONFIG_FILE)
         facts = {name: value for name, value in asdict(result).items() if name != "metrics"}
-        if result.fusion_weights is None:
-            facts.pop("fusion_weights")
+        for name in ("fusion_weights", "num_steps", "kept_step"):
+            if facts[name] is None:
+                facts.pop(name)
         with replacing(folder / RUN_FILE) as draft:
             draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return result

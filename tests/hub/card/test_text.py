@@ -189,6 +189,12 @@ def test_config_and_command(folder, tmp_path):
     assert "```bash\ngap-closed-clip train train_config.yaml" in render(folder)
 
 
+def test_which_step_was_kept(folder):
+    told = "12 steps were trained; the weights are those after step 4, the best of the evaluations during training."
+    assert told in section(render(folder, num_steps=12, kept_step=4), "Training command")
+    assert "steps were trained" not in render(folder)
+
+
 def test_says_what_it_is_not(folder):
     text = render(folder, num_train_pairs=768)
     assert "not a medical device" in section(text, "Intended use") and "diagnosis" in section(text, "Intended use")
