@@ -122,7 +122,7 @@ def test_an_adapter_on_the_wrong_base_is_not_published(online, model_folder, ada
     tiny_processor.save_pretrained(other)
     online.repositories["tester/other"] = Repository(private=False)
     online.repositories["tester/other"].commit("other", {path.name: path.read_bytes() for path in other.iterdir()})
-    with pytest.raises(ValueError, match="text_embeds of a clean process differ from this package's"):
+    with pytest.raises(ValueError, match="text_embeds of a clean process differ .*Its base there is not the"):
         publish(adapter_folder, "tester/adapter", base="tester/other")
     assert "tester/adapter" not in online.repositories
 

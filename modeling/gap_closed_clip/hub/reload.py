@@ -166,9 +166,14 @@ def check_reload(folder: Path, base: Path | None = None, trained: Path | None = 
     for name, value in expected.items():
         difference = _difference(found.get(name), value)
         if difference is not None:
+            remedy = "Save the model again (model.save_pretrained)."
+            if base is not None:
+                remedy = (
+                    "Its base there is not the model that it was trained on: publish that one, and name it (--base)."
+                )
             raise ValueError(
                 f"{folder}: {name} of a clean process differ from this package's{difference}, so it is not published. "
-                "Save the model again (model.save_pretrained)."
+                f"{remedy}"
             )
 
 
