@@ -241,7 +241,8 @@ def pad_on_the_right(
     """
     length = attention_mask.shape[1]
     before = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1): tokens of padding before a text
-    order = (torch.arange(length, device=attention_mask.device) + before) % length  # (B, length)
+    order = torch.arange(length, device=attention_mask.device) + before
+    order = torch.where(order < length, order, order - length)  # (B, length); ONNX has no % by a length that varies
 
     def moved(value: Any) -> Any:
         is_of_tokens = isinstance(value, Tensor) and value.shape == order.shape
