@@ -13,8 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
-from ..messages import did_you_mean
-from ..model.configuration_gap_closed_clip import GapClosedClipConfig
+from ..model.configuration_gap_closed_clip import GapClosedClipConfig, check_field_names
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import check_poolings, image_width, text_width
@@ -99,11 +98,7 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
         ValueError: a field that is not there, or that contradicts the projections; projections of more than two
             layers, or of different widths.
     """
-    for field in config_kwargs:
-        if field not in GapClosedClipConfig.__annotations__:
-            raise ValueError(
-                f"GapClosedClipConfig has no field {field!r}{did_you_mean(field, GapClosedClipConfig.__annotations__)}"
-            )
+    check_field_names(config_kwargs)
     layers = {
         "image": parts.image_projection or _identity(image_width(parts.vision_model)),
         "text": parts.text_projection or _identity(text_width(parts.text_model.config)),

@@ -1,8 +1,10 @@
 """Configuration of [`GapClosedClipModel`]: two towers, a shared space, the objective, and a captioner's decoder."""
 
+import difflib
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +321,21 @@ class GapClosedClipConfig(PreTrainedConfig):
             )
 
 
+def check_field_names(names: Iterable[str]) -> None:
+    """
+    Checks the names of fields that a caller gives, since `PreTrainedConfig` keeps any.
+
+    Raises:
+        ValueError: one is no field of [`GapClosedClipConfig`]; with the nearest name.
+    """
+    known = GapClosedClipConfig.__annotations__
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"GapClosedClipConfig has no field {name!r}.{hint}")
+
+
 GapClosedClipConfig.register_for_auto_class()
 
-__all__ = ["GapClosedClipConfig"]
+__all__ = ["GapClosedClipConfig", "check_field_names"]

@@ -1,7 +1,6 @@
 """[`GapClosedClipModel`]: images, texts and further modalities in one space, with the loss that closes the gap."""
 
 import copy
-import difflib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration_gap_closed_clip import GapClosedClipConfig
+from .configuration_gap_closed_clip import GapClosedClipConfig, check_field_names
 from .losses_gap_closed_clip import unit_vectors
 from .micro_batches_gap_closed_clip import MicroBatches, encode_in_micro_batches
 from .modalities_gap_closed_clip import IMAGE_AND_TEXT, inputs_by_modality
@@ -91,7 +90,7 @@ class GapClosedClipModel(GapClosedClipObjective):
             ValueError: a model that is no such tower, a pooling that it doesn't have, a field that the configuration
                 doesn't have, or `keep_vision_projection` where there is no fitting head.
         """
-        _check_fields(config_kwargs)
+        check_field_names(config_kwargs)
         vision_kwargs, text_kwargs = vision_kwargs or {}, text_kwargs or {}
         if {"dtype", "torch_dtype"} & {*vision_kwargs, *text_kwargs}:
             raise ValueError("vision_kwargs and text_kwargs: a dtype is that of the whole model, give it as dtype=.")
@@ -297,15 +296,6 @@ class GapClosedClipModel(GapClosedClipObjective):
             text_model_output=features.get("text"),
             further_outputs={name: features[name] for name in further if name in features} or None,
         )
-
-
-def _check_fields(config_kwargs: Mapping[str, Any]) -> None:
-    known = GapClosedClipConfig.__annotations__
-    for name in config_kwargs:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"GapClosedClipConfig has no field {name!r}.{hint}")
 
 
 def _warn_of_unknown(kwargs: Mapping[str, Any], names: tuple[str, ...]) -> None:

@@ -90,7 +90,7 @@ def preflight(config: RunConfig) -> RunInputs:
         train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
-        inputs = RunInputs(args, checkpoint, train_pairs, held_out, _count_seen(config, held_out))
+        inputs = RunInputs(args, checkpoint, train_pairs, held_out, _count_seen(config, held_out, args))
     if checkpoint is not None:
         check_settings(checkpoint, settings_of(config, args, train_pairs))
     if captioning is None:
@@ -100,7 +100,9 @@ def preflight(config: RunConfig) -> RunInputs:
     return inputs
 
 
-def _count_seen(config: RunConfig, held_out: dict[str, Dataset | IterableDataset]) -> dict[str, int]:
+def _count_seen(
+    config: RunConfig, held_out: dict[str, Dataset | IterableDataset], args: GapClosedTrainingArguments
+) -> dict[str, int]:
     """{split: how many of its pairs the checkpoint was trained on}, each with a warning; without those of none."""
     checkpoint = config.model.checkpoint
     seen: dict[str, int] = {}
@@ -109,7 +111,8 @@ def _count_seen(config: RunConfig, held_out: dict[str, Dataset | IterableDataset
     for split, pairs in held_out.items():
         if number := count_seen(pairs, config.data, split, checkpoint):
             seen[split] = number
-            logger.warning(told_seen(number, config.data.title, checkpoint))
+            if args.process_index == 0:
+                logger.warning(told_seen(number, config.data.title, checkpoint))
     return seen
 
 
