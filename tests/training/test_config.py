@@ -10,6 +10,7 @@ import yaml
 
 from gap_closed_clip.data import DataArguments
 from gap_closed_clip.training import GapClosedTrainingArguments, LoraArguments, ModelArguments, config, load_config
+from gap_closed_clip.training.config_fields import NAMES_ELSEWHERE, SECTIONS, fields_of
 
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "configs").glob("*.yaml"))
@@ -143,6 +144,9 @@ def test_one_name_stands_for_a_list_of_it(write):
         ("training.lerning_rate=1", r"unknown key 'lerning_rate' in section 'training': did you mean 'learning_rate'"),
         ("model.aling_weight=1", r"unknown key 'aling_weight' in section 'model': did you mean 'align_weight'\?"),
         ("model.learning_rate=1", r"'learning_rate' in section 'model': it belongs to the section 'training'"),
+        ("lr=1e-3", r"unknown key 'lr': did you mean training\.learning_rate\?"),
+        ("batch_size=8", r"unknown key 'batch_size': did you mean training\.per_device_train_batch_size\?"),
+        ("model.temperature=0.07", r"'temperature' in section 'model': did you mean model\.logit_scale_init_value \("),
         ("modle.vision=x", r"unknown section 'modle' in 'modle.vision': did you mean 'model'\?"),
         ("zzzz=1", r"unknown key 'zzzz'; sections are model, data, training"),
         ("learning_rate", r"'learning_rate' is neither a \.yaml file nor `key=value`"),
@@ -384,3 +388,10 @@ def test_the_list_of_the_page_is_read(write):
     loaded = load_config([write(text)])
     assert list(loaded.data.sources()) == ["medpix2", "vqamed2019", "mine", "ROCOv2-radiology"]
     assert loaded.data.sources()["mine"].caption_column == "report" and loaded.training == {"mix_sources": True}
+
+
+@pytest.mark.parametrize(("elsewhere", "meant"), NAMES_ELSEWHERE.items())
+def test_names_of_elsewhere_are_none_here_and_mean_fields(elsewhere, meant):
+    section, field = meant.split()[0].split(".")
+    assert field in fields_of(section)
+    assert not any(elsewhere in fields_of(each) for each in SECTIONS)

@@ -29,6 +29,16 @@ CONFIG_FIELDS = {
     for name, hint in GapClosedClipConfig.__annotations__.items()
     if name not in (*NOT_SET_BY_HAND, *CAPTION_FIELDS)
 }
+# What fields are called elsewhere, where no name here is like it, or another one is.
+NAMES_ELSEWHERE = {
+    "lr": "training.learning_rate",
+    "epochs": "training.num_train_epochs",
+    "batch_size": "training.per_device_train_batch_size",
+    "temperature": "model.logit_scale_init_value (the log of 1 / temperature)",
+    "embed_dim": "model.projection_dim",
+    "dataset": "data.source",
+    "path": "data.source",
+}
 
 
 def fields_of(section: str) -> dict[str, Any]:
@@ -64,8 +74,8 @@ def parse_override(text: str) -> tuple[str, list[str], Any]:
         if not owners:
             everything = [f"{s}.{field}" for s in SECTIONS for field in fields_of(s)]
             by_name = {field.split(".", 1)[1]: field for field in everything}
-            near = nearest(name, by_name)
-            hint = f"; sections are {', '.join(SECTIONS)}." if near is None else f": did you mean {by_name[near]}?"
+            meant = NAMES_ELSEWHERE.get(name) or by_name.get(nearest(name, by_name) or "")
+            hint = f"; sections are {', '.join(SECTIONS)}." if meant is None else f": did you mean {meant}?"
             raise ValueError(f"The command line: unknown key {name!r}{hint}")
         section = owners[0]
     if section not in SECTIONS:
@@ -97,7 +107,12 @@ def check_field(section: str, key: str, value: Any, given_in: str) -> None:
     known = fields_of(section)
     if key not in known:
         others = [s for s in SECTIONS if key in fields_of(s)]
-        hint = f": it belongs to the section {others[0]!r}." if others else did_you_mean(key, known)
+        if others:
+            hint = f": it belongs to the section {others[0]!r}."
+        elif key in NAMES_ELSEWHERE:
+            hint = f": did you mean {NAMES_ELSEWHERE[key]}?"
+        else:
+            hint = did_you_mean(key, known)
         raise ValueError(f"{given_in}: unknown key {key!r} in section {section!r}{hint}")
     if not fits(value, known[key]):
         expected = known[key].__name__ if isinstance(known[key], type) else str(known[key]).replace("typing.", "")
