@@ -162,6 +162,25 @@ def test_a_path_of_a_dicom_file_is_an_image(model_folder, tmp_path):
     np.testing.assert_array_equal(model.encode(text), model.encode({"text": text}))
 
 
+@pytest.mark.parametrize(("name", "format"), [("a.tif", "TIFF"), ("a.PGM", "PPM"), ("a.jfif", "JPEG"), ("a", "PNG")])
+def test_a_path_of_an_image_is_one_whatever_its_ending(model_folder, tmp_path, name, format):
+    Image.linear_gradient("L").save(tmp_path / name, format=format)
+    model = sentence_transformers.SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu")
+    expected = model.encode({"image": str(tmp_path / name)})
+    np.testing.assert_array_equal(model.encode(str(tmp_path / name)), expected)
+
+
+def test_a_path_of_no_image(model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes").write_text("Chest radiograph.")
+    model = sentence_transformers.SentenceTransformer(str(model_folder), trust_remote_code=True, device="cpu")
+    for name in ("lost.png", "lost.tif", "LOST.JPG"):
+        with pytest.raises(FileNotFoundError, match=f"There is no file {name}"):
+            model.encode(["a text", name])
+    for text in ("notes", "see lost.png"):
+        np.testing.assert_array_equal(model.encode(text), model.encode({"text": text}))
+
+
 # What a folder holds and what publishing makes of it.
 
 

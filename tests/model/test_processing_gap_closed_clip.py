@@ -4,12 +4,13 @@ every mark.
 """
 
 import io
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTConfig, ViTModel, pipeline
+from transformers import AutoTokenizer, ViTConfig, ViTModel, pipeline
 
 from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.data import PairCollator, decode_image
@@ -59,6 +60,20 @@ def test_a_reloaded_processor_decodes_alike(processor, tmp_path):
     tokens = torch.tensor(processor.tokenizer(TEXTS[0])["input_ids"])
     reloaded = GapClosedClipProcessor.from_pretrained(tmp_path)
     assert reloaded.decode(tokens, skip_special_tokens=True) == TEXTS[0]
+
+
+@pytest.mark.parametrize("limit", [8, 24])
+def test_texts_are_cut_at_the_tokenizers_limit_whatever_it_was_saved_with(processor, tmp_path, limit):
+    processor.tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"max_length": 16, "model_max_length": limit}  # as tokenizers of sentence-transformers have it
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded = GapClosedClipProcessor(processor.image_processor, AutoTokenizer.from_pretrained(tmp_path))
+    loaded.save_pretrained(tmp_path / "again")
+    for each in (loaded, GapClosedClipProcessor.from_pretrained(tmp_path / "again")):
+        assert len(each(text="arrow " * 30, truncation=True)["input_ids"]) == limit
+        assert len(each(text="arrow", padding="max_length")["input_ids"]) == limit
+        assert len(each(text="arrow " * 30, truncation=True, max_length=5)["input_ids"]) == 5
 
 
 # --- images

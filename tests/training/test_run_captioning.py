@@ -90,6 +90,15 @@ def test_the_encoder_is_as_it_was_and_the_decoder_is_not(finished, encoder):
     assert not torch.equal(after[f"decoder.{words}"], before[words.replace("bert", "text_model")])
 
 
+def test_only_encoders_that_train_along_get_the_limit_of_the_captions(finished, encoder, configure):
+    _, before = load_checkpoint(encoder)
+    assert before.tokenizer.model_max_length > 48 == finished[1].data.max_caption_tokens
+    assert load_captioner(finished[0])[1].tokenizer.model_max_length == before.tokenizer.model_max_length
+    config = configure(*NO_MORE, "encoders=joint")
+    train(config)
+    assert load_captioner(folder_of(config))[1].tokenizer.model_max_length == 48
+
+
 def test_the_reloaded_captioner_writes_the_captions_of_the_folder(finished):
     folder, config, result = finished
     pairs = load_pairs(config.data, "test")

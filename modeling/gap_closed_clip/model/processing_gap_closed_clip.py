@@ -62,6 +62,8 @@ class GapClosedClipProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, modality_processors=None, **kwargs):
         super().__init__(image_processor, tokenizer, **kwargs)
+        # ProcessorMixin would cut texts there, and not at the tokenizer's model_max_length as everything else does.
+        self.tokenizer.init_kwargs.pop("max_length", None)
         self.modality_processors = load_modality_processors(modality_processors)
 
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:

@@ -1,15 +1,17 @@
 """[`GapClosedClipEmbedder`]: what sentence-transformers loads a model folder as; modules.json names it."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import ImageProcessingMixin
 
+from .images_gap_closed_clip import FORMATS
 from .items_gap_closed_clip import parts_of, together
-from .load_images_gap_closed_clip import load_image
+from .load_images_gap_closed_clip import is_url, load_image
 
 
 # In a try block, because transformers fetches this file with the others and asks for all that it imports outside one.
@@ -131,27 +133,42 @@ class GapClosedClipEmbedder(Transformer):
         return parts
 
 
+# Of paths of images, as in `data.roco`, and further ones of the formats that are read.
+_ENDINGS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".webp"),
+    *(".jp2", ".j2k", ".ppm", ".pgm", ".pnm", ".dcm", ".dicom"),
+)
 _KINDS = ("image", "text")  # in the order in which the library sorts the two of one item
 
 
 def _names_an_image(text: str) -> bool:
     """
     Whether a string is an image's URL, or the path of an image file that is there. The library goes by the end of the
-    name, and knows no DICOM.
+    name alone, and knows neither DICOM nor .tif.
 
     Raises:
-        FileNotFoundError: it ends like a DICOM file's path, and there is none.
+        FileNotFoundError: it ends like the path of an image, and there is no such file.
     """
     if is_image_url_or_path(text):
         return True
-    named_dicom = text.lower().endswith((".dcm", ".dicom"))
+    named_image = text.lower().endswith(_ENDINGS)
     try:
         with open(text, "rb") as file:
-            return named_dicom or file.read(132)[128:] == b"DICM"
+            return named_image or file.read(132)[128:] == b"DICM" or _begins_an_image(file)
     except (OSError, ValueError):  # no such file, or no possible name of one
-        if named_dicom and not any(letter.isspace() for letter in text):
+        if named_image and not is_url(text) and not any(letter.isspace() for letter in text):
             raise FileNotFoundError(f"There is no file {text}.") from None
         return False
+
+
+def _begins_an_image(file: BinaryIO) -> bool:
+    try:
+        Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        return False
+    except Exception:  # an image, and what is wrong with it is told when it is read
+        return True
+    return True
 
 
 __all__ = ["GapClosedClipEmbedder"]

@@ -171,7 +171,8 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
     args, train_pairs = inputs.args, inputs.train_pairs
     model, processor = build_captioner(captioning, config.model, inputs.captions())
     _check_caption_length(config, model)
-    set_caption_length(train_pairs, model.gap_closed_clip, processor, config.data)
+    joint = captioning.encoders == "joint"
+    set_caption_length(train_pairs, model.gap_closed_clip, processor, config.data, trained=joint)
     collator = _pair_collator(config, processor)
     if captioning.train_on == "text":
         model.to(args.device)
@@ -193,7 +194,7 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         trainer_class=GapClosedCaptionTrainer,
         data_collator=CaptionCollator(collator),
         compute_metrics=metrics,
-        trains_encoder=captioning.encoders == "joint",
+        trains_encoder=joint,
     )
 
 

@@ -235,25 +235,34 @@ def set_image_size(model: GapClosedClipModel, processor: GapClosedClipProcessor,
 
 
 def set_caption_length(
-    pairs: Dataset | IterableDataset, model: GapClosedClipModel, processor: GapClosedClipProcessor, data: DataArguments
+    pairs: Dataset | IterableDataset,
+    model: GapClosedClipModel,
+    processor: GapClosedClipProcessor,
+    data: DataArguments,
+    trained: bool = True,
 ) -> None:
     """
     Makes the tokenizer cut texts where training cuts captions: a tower from scratch has never seen longer ones. Logs
     how many captions lose their end, unless the pairs are a stream.
 
+    Args:
+        trained: whether the encoders train. Those that stay as they are keep their limit, too: captions alone are cut.
+
     Raises:
         ValueError: `data.max_caption_tokens` is more than the text tower takes.
     """
+    limit = processor.tokenizer.model_max_length
     if data.max_caption_tokens is not None:
         if data.max_caption_tokens > model.max_text_length:
             raise ValueError(
                 f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
                 f"{model.max_text_length} tokens at most: set data.max_caption_tokens={model.max_text_length}."
             )
-        processor.tokenizer.model_max_length = data.max_caption_tokens
+        if trained:
+            processor.tokenizer.model_max_length = limit = data.max_caption_tokens
+        limit = min(limit, data.max_caption_tokens)
     if isinstance(pairs, IterableDataset):
         return
-    limit = processor.tokenizer.model_max_length
     truncated = count_truncated(pairs, processor.tokenizer, limit)
     if truncated:
         logger.warning(
