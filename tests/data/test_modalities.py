@@ -93,6 +93,27 @@ def test_batch_of_samples_that_lack_something(source, processor, streaming, capl
     )
 
 
+def test_equal_values_have_equal_ids(processor):
+    image = Image.new("RGB", (30, 30))
+    samples = [
+        ("a", "one", {"age": 60, "sex": "f"}, ARRAY),
+        ("b", "One ", {"age": 60.0, "sex": " F"}, np.array(ARRAY, dtype=np.float32)),
+        ("c", "two", {"age": 60, "sex": None}, [[1.0, 2.0], [3.0, 5.0]]),
+        ("d", "two", {"sex": "f", "age": 60}, None),
+        ("a", "three", {"age": None, "sex": ""}, ARRAY),
+    ]
+    names = ("image_id", "caption", "record", "audio")
+    batch = PairCollator(processor)([{"image": image, **dict(zip(names, sample, strict=True))} for sample in samples])
+    found = batch["modality_ids"]
+    assert found.dtype == torch.int64 and torch.equal(found[:, :2], batch["group_ids"])
+    equal = [[[i, j] for i in range(5) for j in range(i) if ids[i] == ids[j]] for ids in found.T]
+    assert equal == [[[4, 0]], [[1, 0], [3, 2]], [[1, 0], [3, 0], [3, 1]], [[1, 0], [4, 0], [4, 1]]]
+    assert not batch["modality_mask"][4, 2] and not batch["modality_mask"][3, 3]
+    assert "modality_ids" not in PairCollator(GapClosedClipProcessor(processor.image_processor, processor.tokenizer))(
+        [{"image": image, "image_id": "a", "caption": "one"}]
+    )
+
+
 def test_one_modality_alone_is_an_error_that_names_it(source):
     message = r"has half pairs: samples of one modality alone: 1 \(row 5: the text\).*data.on_missing=skip"
     with pytest.raises(ValueError, match=message):

@@ -8,8 +8,9 @@ import torch
 from datasets import Dataset
 
 from gap_closed_clip.data import PairCollator
+from gap_closed_clip.data.modality_ids import record_id
 from gap_closed_clip.evaluation import embed_pairs
-from gap_closed_clip.evaluation.modality_values import record_id, values_of
+from gap_closed_clip.evaluation.modality_values import values_of
 from gap_closed_clip.model.record_processing_gap_closed_clip import RecordProcessor
 
 from .records import RECORDS, record_model, record_pairs, record_processor

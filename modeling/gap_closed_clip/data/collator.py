@@ -17,6 +17,7 @@ from .hashing import digest_of, group_ids, stable_hash
 from .image_ids import check_columns, image_id_of
 from .images import Augmentation, decode_image, name_of, window_of
 from .modalities import has_caption, has_image, has_modality, read_array
+from .modality_ids import id_of
 
 
 logger = getLogger(__name__)
@@ -70,7 +71,9 @@ class PairCollator:
             With further modalities, whose rows' columns are called as they are: `{modality}_{input of its tower}`
             (B, ...), and `modality_mask` (B, M) bool, in the order image, text, further ones: False where a sample
             lacks one (None or an empty image, a caption that is None or "", a record without any value). What it lacks
-            are zeros and an empty caption, and its `group_ids` are shared with no other.
+            are zeros and an empty caption, and its `group_ids` are shared with no other. `modality_ids` (B, M) int64,
+            in the same order: hashes of what each sample has; samples of equal records are not negatives of one
+            another where records are compared.
 
         Raises:
             ValueError: an image cannot be read, a column is missing, a caption is no text, or a further modality is
@@ -101,7 +104,10 @@ class PairCollator:
         return encode_modality(name, self.further[name], values)
 
     def _further_modalities(self, rows: list[dict[str, Any]], ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The inputs of the towers of further modalities, and `modality_mask` (B, M); `ids` are the group ids.
+        """The inputs of the towers of further modalities, `modality_mask` and `modality_ids` (B, M).
+
+        Args:
+            ids: the group ids of the rows.
 
         Raises:
             ValueError: a value is nothing that the modality's processor takes.
@@ -109,12 +115,16 @@ class PairCollator:
         present = [row.get("present", (has_image(row), has_caption(row))) for row in rows]
         columns = [torch.tensor([bool(each[place]) for each in present]) for place in (0, 1)]
         batch: dict[str, torch.Tensor] = {}
+        all_ids = [*ids.T]
         for name, processor in self.further.items():
             self._warn_if_absent(rows, name)
             values = self._values(rows, name, processor, ids)
             batch |= encode_modality(name, processor, values)
-            columns.append(torch.tensor([value is not None for value in values]))
-        return batch | {"modality_mask": torch.stack(columns, dim=1)}
+            there = [value is not None for value in values]
+            columns.append(torch.tensor(there))
+            own = [stable_hash(id_of(row[name])) if has else 0 for row, has in zip(rows, there, strict=True)]
+            all_ids.append(torch.tensor(own, dtype=torch.int64))
+        return batch | {"modality_mask": torch.stack(columns, 1), "modality_ids": torch.stack(all_ids, 1)}
 
     def _values(self, rows: list[dict[str, Any]], name: str, processor: Any, ids: torch.Tensor) -> list[Any]:
         """What a modality's processor takes of each row, None where it lacks it. Files are read, images varied."""

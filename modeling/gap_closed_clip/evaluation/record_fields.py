@@ -9,10 +9,10 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
 from ..data import normalize_caption
+from ..data.modality_ids import is_record
 from ..metrics._clusters import few_rows_a_label
 from ..metrics._embeddings import TIE
 from ..model.record_values_gap_closed_clip import is_missing
-from .modality_values import is_record
 from .pair_embeddings import PairEmbeddings, record_modalities
 from .post_hoc import unit
 

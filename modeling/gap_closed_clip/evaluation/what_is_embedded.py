@@ -9,8 +9,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.modalities import has_modality
+from ..data.modality_ids import is_record
 from ..model.record_processing_gap_closed_clip import RecordProcessor
-from .modality_values import ModalityValues, is_record
+from .modality_values import ModalityValues
 
 
 logger = getLogger(__name__)

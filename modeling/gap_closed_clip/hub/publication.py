@@ -87,8 +87,9 @@ def publish(
     Publishes a model folder in one commit: weights, config, processor, code, card, evaluation, figures, handler. Or
     the folder of an adapter, whose base model is on the Hub already.
 
-    Nothing is sent that does not load and run in a clean process without this package. What the repository had from an
-    earlier publication and the folder no longer has is deleted; files that are no part of one are left alone.
+    Nothing is sent that does not load and run in a clean process without this package. What the repository has and the
+    folder has not is deleted, whoever put it there, if its name is one of those that a publication has (weights, code,
+    figures, examples); other files are left alone.
 
     Args:
         folder: as training, or `model.save_pretrained` and `processor.save_pretrained`, left it.

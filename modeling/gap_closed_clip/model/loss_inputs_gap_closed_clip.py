@@ -105,8 +105,30 @@ def excluded_pairs(group_ids: Tensor | None, device: torch.device) -> Tensor | N
     return excluded
 
 
+def excluded_of(excluded: Tensor | None, modality_ids: Tensor | None, *modalities: int) -> Tensor | None:
+    """
+    `excluded` (N, N), bool, with all pairs of samples besides that have an equal value of one of some modalities; None
+    stands for no pair.
+
+    Args:
+        modality_ids: (N, M) integers, equal where two samples have an equal value; None: all differ.
+        modalities: their places among the M.
+    """
+    if modality_ids is None:
+        return excluded
+    for modality in modalities:
+        ids = modality_ids[:, modality]
+        equal = ids[:, None] == ids
+        excluded = equal if excluded is None else excluded | equal
+    return excluded
+
+
 def check_loss_inputs(
-    embeddings: list[Tensor], group_ids: Tensor | None, modality_mask: Tensor | None, pairs: Pairs | None
+    embeddings: list[Tensor],
+    group_ids: Tensor | None,
+    modality_mask: Tensor | None,
+    pairs: Pairs | None,
+    modality_ids: Tensor | None = None,
 ) -> None:
     """Raises a ValueError that says what is wrong; see `gap_closed_loss`. Values of tensors are not looked at."""
     if len(embeddings) < 2:
@@ -121,27 +143,27 @@ def check_loss_inputs(
             "belonging to sample i, and at least one row."
         )
     num_rows = shapes[0][0]
-    for name, value in (("group_ids", group_ids), ("modality_mask", modality_mask)):
+    for name, value in (
+        ("group_ids", group_ids),
+        ("modality_mask", modality_mask),
+        ("modality_ids", modality_ids),
+    ):
         if value is not None and not isinstance(value, Tensor):
             raise ValueError(f"{name} is a {type(value).__name__}: give a tensor, torch.tensor({name}).")
     if group_ids is not None and (group_ids.ndim not in (1, 2) or len(group_ids) != num_rows):
         raise ValueError(f"group_ids has shape {tuple(group_ids.shape)}: give (N,) or (N, G) with N = {num_rows}.")
-    if modality_mask is not None:
-        _check_mask(modality_mask, num_rows, len(embeddings))
-    if pairs is not None:
-        _check_pairs(pairs, len(embeddings))
-
-
-def _check_mask(modality_mask: Tensor, num_rows: int, num_modalities: int) -> None:
-    if tuple(modality_mask.shape) != (num_rows, num_modalities):
-        raise ValueError(
-            f"modality_mask has shape {tuple(modality_mask.shape)}: give (N, M) = ({num_rows}, {num_modalities}), a "
-            "row for each sample and a column for each modality, in the order of the embeddings."
-        )
-    if modality_mask.dtype != torch.bool:
+    for name, value in (("modality_mask", modality_mask), ("modality_ids", modality_ids)):
+        if value is not None and tuple(value.shape) != (num_rows, len(embeddings)):
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}: give (N, M) = ({num_rows}, {len(embeddings)}), a row for "
+                "each sample and a column for each modality, in the order of the embeddings."
+            )
+    if modality_mask is not None and modality_mask.dtype != torch.bool:
         raise ValueError(
             f"modality_mask has dtype {modality_mask.dtype}: give torch.bool, True where a sample has the modality."
         )
+    if pairs is not None:
+        _check_pairs(pairs, len(embeddings))
 
 
 def _check_pairs(pairs: Pairs, num_modalities: int) -> None:
@@ -165,6 +187,7 @@ __all__ = [
     "anchor_pairs",
     "bias_of",
     "check_loss_inputs",
+    "excluded_of",
     "excluded_pairs",
     "scale_of",
     "without_samples",

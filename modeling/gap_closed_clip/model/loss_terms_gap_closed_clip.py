@@ -15,7 +15,14 @@ from .loss_functions_gap_closed_clip import (
     pairwise_uniformity_loss,
     sigmoid_loss,
 )
-from .loss_inputs_gap_closed_clip import Pairs, SharedSamples, anchor_pairs, excluded_pairs, without_samples
+from .loss_inputs_gap_closed_clip import (
+    Pairs,
+    SharedSamples,
+    anchor_pairs,
+    excluded_of,
+    excluded_pairs,
+    without_samples,
+)
 from .tiled_entries_gap_closed_clip import tiled_cross_uniformity_loss, tiled_sigmoid_loss
 from .tiled_gap_closed_clip import GlobalBatch, tiled_contrastive_loss, tiled_uniformity_loss
 
@@ -34,11 +41,13 @@ class DenseTerms:
         modality_mask: Tensor | None = None,
         pairs: Pairs | None = None,
         logit_bias: Tensor | None = None,
+        modality_ids: Tensor | None = None,
     ):
         self.embeddings = [at_least_float32(z) for z in embeddings]
         self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
         self.logit_bias = None if logit_bias is None else logit_bias.to(self.embeddings[0].dtype)
         self.excluded = excluded_pairs(group_ids, embeddings[0].device)
+        self.modality_ids = None if modality_ids is None else modality_ids.to(embeddings[0].device)
         self.modality_mask = modality_mask
         self.pairs = pairs or anchor_pairs(len(embeddings))
         self.shared = None if modality_mask is None else SharedSamples.of(modality_mask, self.pairs)
@@ -48,7 +57,7 @@ class DenseTerms:
             return self._sigmoid(self.logit_bias)
         losses = []
         for place, (first, second) in enumerate(self.pairs):
-            excluded = self.excluded
+            excluded = excluded_of(self.excluded, self.modality_ids, first, second)
             if self.shared is not None:  # the row and the column of another sample keep one logit, whose loss is 0
                 excluded = without_samples(excluded, self.shared.samples[place])
             anchor, other = self.embeddings[first], self.embeddings[second]
@@ -59,8 +68,9 @@ class DenseTerms:
         losses = []
         for place, (first, second) in enumerate(self.pairs):
             samples = None if self.shared is None else self.shared.samples[place]
+            excluded = excluded_of(self.excluded, self.modality_ids, first, second)
             anchor, other = self.embeddings[first], self.embeddings[second]
-            losses.append(sigmoid_loss(anchor, other, self.logit_scale, bias, self.excluded, samples))
+            losses.append(sigmoid_loss(anchor, other, self.logit_scale, bias, excluded, samples))
         return torch.stack(losses).mean() if self.shared is None else self.shared.mean(torch.stack(losses))
 
     def align(self) -> Tensor:
@@ -74,20 +84,22 @@ class DenseTerms:
 
     def modality_uniformity(self) -> Tensor:
         samples = [None] * len(self.embeddings) if self.modality_mask is None else self.modality_mask.T
-        return self._mean_uniformity([(z, z) for z in self.embeddings], samples)
+        return self._mean_uniformity([(i, i) for i in range(len(self.embeddings))], samples)
 
     def cross_uniformity(self) -> Tensor:
         samples = [None] * len(self.pairs) if self.shared is None else self.shared.samples
-        return self._mean_uniformity([(self.embeddings[i], self.embeddings[j]) for i, j in self.pairs], samples)
+        return self._mean_uniformity(self.pairs, samples)
 
-    def _mean_uniformity(
-        self, compared: list[tuple[Tensor, Tensor]], samples: Sequence[Tensor | None] | Tensor
-    ) -> Tensor:
+    def _mean_uniformity(self, compared: Pairs, samples: Sequence[Tensor | None] | Tensor) -> Tensor:
         """The mean of what has any samples; `samples` (N,) of each are those that it has, None stands for all."""
         losses, weights = [], []
-        for (x, y), has in zip(compared, samples, strict=True):
-            excluded = self.excluded if has is None else without_samples(self.excluded, has)
-            losses.append(pairwise_uniformity_loss(x, y, excluded))  # 0 where there are no samples
+        for (i, j), has in zip(compared, samples, strict=True):
+            excluded = excluded_of(self.excluded, self.modality_ids, i, j)
+            if has is not None:
+                excluded = without_samples(excluded, has)
+            losses.append(
+                pairwise_uniformity_loss(self.embeddings[i], self.embeddings[j], excluded)
+            )  # 0 where there are no samples
             weights.append(losses[-1].new_ones(()) if has is None else has.any())
         return torch.stack(losses).sum() / torch.stack(weights).sum().clamp(min=1)
 
@@ -103,15 +115,19 @@ class TiledTerms:
         across_processes: bool = False,
         pairs: Pairs | None = None,
         logit_bias: Tensor | None = None,
+        modality_ids: Tensor | None = None,
     ):
-        self.batch = GlobalBatch.gather(embeddings, group_ids, across_processes)
+        self.batch = GlobalBatch.gather(embeddings, group_ids, across_processes, modality_ids)
         self.embeddings = [at_least_float32(z) for z in embeddings]  # the rows of this process, with gradients
         self.logit_scale = logit_scale.to(self.embeddings[0].dtype)
         self.logit_bias = None if logit_bias is None else logit_bias.to(self.embeddings[0].dtype)
         self.pairs = pairs or anchor_pairs(len(embeddings))
 
     def contrastive(self) -> Tensor:
-        losses = [self._contrastive(self.embeddings[i], self.embeddings[j], self.batch, (i, j)) for i, j in self.pairs]
+        losses = [
+            self._contrastive(self.embeddings[i], self.embeddings[j], self.batch.comparing(i, j), (i, j))
+            for i, j in self.pairs
+        ]
         return torch.stack(losses).mean()
 
     def _contrastive(self, anchor: Tensor, other: Tensor, batch: GlobalBatch, pair: tuple[int, int]) -> Tensor:
@@ -126,12 +142,15 @@ class TiledTerms:
         return tiled_uniformity_loss(centroids_of(self.embeddings), self.all_centroids(), self.batch)
 
     def modality_uniformity(self) -> Tensor:
-        of_each = zip(self.embeddings, self.batch.embeddings, strict=True)
-        return torch.stack([tiled_uniformity_loss(z, all_z, self.batch) for z, all_z in of_each]).mean()
+        losses = [
+            tiled_uniformity_loss(z, self.batch.embeddings[i], self.batch.comparing(i))
+            for i, z in enumerate(self.embeddings)
+        ]
+        return torch.stack(losses).mean()
 
     def cross_uniformity(self) -> Tensor:
         losses = [
-            tiled_cross_uniformity_loss(self.embeddings[i], self.embeddings[j], self.batch, (i, j))
+            tiled_cross_uniformity_loss(self.embeddings[i], self.embeddings[j], self.batch.comparing(i, j), (i, j))
             for i, j in self.pairs
         ]
         return torch.stack(losses).mean()
@@ -179,8 +198,8 @@ class PartialTiledTerms(TiledTerms):
     @torch.compiler.disable
     def modality_uniformity(self) -> Tensor:
         losses = []
-        for z, all_z, samples in zip(self.embeddings, self.batch.embeddings, self.modality_mask.T, strict=True):
-            batch = self.batch.select([all_z], samples)
+        for i, (z, samples) in enumerate(zip(self.embeddings, self.modality_mask.T, strict=True)):
+            batch = self.batch.comparing(i).select([self.batch.embeddings[i]], samples)
             if len(batch) > 0:
                 local = samples[self.batch.local_rows]
                 losses.append(tiled_uniformity_loss(z[local], batch.embeddings[0], batch))
@@ -194,7 +213,8 @@ class PartialTiledTerms(TiledTerms):
         """The mean of a loss over those pairs of modalities that any sample has both of, each of those samples."""
         losses = []
         for (i, j), samples in zip(self.pairs, self.shared.samples, strict=True):
-            batch = self.batch.select([self.batch.embeddings[i], self.batch.embeddings[j]], samples)
+            both = [self.batch.embeddings[i], self.batch.embeddings[j]]
+            batch = self.batch.comparing(i, j).select(both, samples)
             if len(batch) > 0:
                 local = samples[self.batch.local_rows]
                 losses.append(loss_of(self.embeddings[i][local], self.embeddings[j][local], batch, (0, 1)))

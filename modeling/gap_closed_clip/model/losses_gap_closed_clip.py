@@ -78,6 +78,7 @@ def gap_closed_loss(
     modality_uniformity_weight: float | Tensor = 0.0,
     cross_uniformity_weight: float | Tensor = 0.0,
     logit_bias: Tensor | float | None = None,
+    modality_ids: Tensor | None = None,
 ) -> GapClosedLoss | FurtherGapClosedLoss:
     """
     The combined objective (arXiv 2602.20046, total loss) of one batch.
@@ -109,14 +110,18 @@ def gap_closed_loss(
             over the samples that have both (arXiv 2405.18570).
         logit_bias: a number or a tensor of one: the contrastive term is then SigLIP's sigmoid loss with this bias
             (arXiv 2303.15343), of which groups, masks and pairs leave out the same as of the softmax. None: InfoNCE.
+        modality_ids: integers of shape (N, M), equal where two samples have an equal value of a modality (one record
+            of "female, 45"). Such samples are no negatives of each other in the terms that compare that modality;
+            where the others are compared, they are, unlike those that agree in `group_ids`. Either all processes give
+            them or none.
 
     Raises:
         ValueError: there are fewer than two modalities, their shapes differ, they have no row, `group_ids` has
-            another number of rows, `logit_scale` is no single positive number, `logit_bias` no
-            single finite one, `modality_mask` is not (N, M) or not
-            bool, or `pairs` is empty, has a pair twice, or one that is not two different modalities.
+            another number of rows, `logit_scale` is no single positive number, `logit_bias` no single finite one,
+            `modality_mask` or `modality_ids` is not (N, M), the mask not bool, or `pairs` is empty, has a pair twice,
+            or one that is not two different modalities.
     """
-    check_loss_inputs(embeddings, group_ids, modality_mask, pairs)
+    check_loss_inputs(embeddings, group_ids, modality_mask, pairs, modality_ids)
     scale, bias = scale_of(logit_scale, embeddings[0]), bias_of(logit_bias, embeddings[0])
     if modality_mask is not None:
         modality_mask = modality_mask.to(embeddings[0].device)
@@ -134,11 +139,13 @@ def gap_closed_loss(
     with torch.autocast(embeddings[0].device.type, enabled=False):
         terms: TiledTerms | DenseTerms
         if not (tiled or across_processes):
-            terms = DenseTerms(embeddings, scale, group_ids, modality_mask, pairs, bias)
+            terms = DenseTerms(embeddings, scale, group_ids, modality_mask, pairs, bias, modality_ids)
         elif modality_mask is None:
-            terms = TiledTerms(embeddings, scale, group_ids, across_processes, pairs, bias)
+            terms = TiledTerms(embeddings, scale, group_ids, across_processes, pairs, bias, modality_ids)
         else:
-            terms = PartialTiledTerms(modality_mask, embeddings, scale, group_ids, across_processes, pairs, bias)
+            terms = PartialTiledTerms(
+                modality_mask, embeddings, scale, group_ids, across_processes, pairs, bias, modality_ids
+            )
         return _weighted_sum(terms, weights)
 
 

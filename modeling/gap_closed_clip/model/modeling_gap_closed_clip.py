@@ -175,6 +175,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         output_attentions: bool | None = None,
         output_hidden_states: bool | int | list[int] | None = None,
         modality_mask: Tensor | None = None,
+        modality_ids: Tensor | None = None,
         **kwargs,
     ) -> GapClosedClipOutput:
         """
@@ -195,6 +196,8 @@ class GapClosedClipModel(GapClosedClipObjective):
             output_hidden_states: of both towers; indices instead of True leave None in the place of the other states.
             modality_mask: (B, M) bool, in the order of `config.modality_names`: False where a sample lacks a modality.
                 Its row of the inputs is a placeholder; its embedding is a row of zeros, without a part in the loss.
+            modality_ids: (B, M) integers, in the same order: samples that agree in a modality's column (equal records)
+                are not negatives of one another where that modality is compared.
             kwargs: inputs of further modalities, each tensor named after the modality and its tower's input, such as
                 `record_numbers` or `audio_input_values`; or `pooled_NAME`, what `encode` gave before.
 
@@ -204,9 +207,12 @@ class GapClosedClipModel(GapClosedClipObjective):
         """
         names = self.config.modality_names
         if micro_batches is not None:
-            group_ids, modality_mask, micro_batches = self._shared_inputs(micro_batches)
+            micro_batches, shared = micro_batches.pop("group_ids", "modality_mask", "modality_ids")
+            group_ids, modality_mask, modality_ids = map(shared.get, ("group_ids", "modality_mask", "modality_ids"))
+            if modality_mask is not None:
+                modality_mask = modality_mask.to(self.logit_scale.device)
             embeds = self._embed_micro_batches(micro_batches, modality_mask)
-            return self._output(embeds, group_ids, return_loss, modality_mask)
+            return self._output(embeds, return_loss, group_ids, modality_mask, modality_ids)
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         pooled = {"pooled_image": pooled_image, "pooled_text": pooled_text}
         images = {"pixel_values": pixel_values, "position_ids": position_ids}
@@ -225,7 +231,7 @@ class GapClosedClipModel(GapClosedClipObjective):
                 inputs |= {"output_attentions": attentions, "output_hidden_states": output_hidden_states}
             features[name] = self.get_features(name, masks.get(name), return_dict=True, **inputs)
             embeds[name] = _unit_rows(features[name].pooler_output, masks.get(name))  # (B, D)
-        return self._output(embeds, group_ids, return_loss, modality_mask, features)
+        return self._output(embeds, return_loss, group_ids, modality_mask, modality_ids, features)
 
     def _masks(self, modality_mask: Tensor | None) -> dict[str, Tensor]:
         """The columns (B,) of a mask (B, M) by the modality's name; empty without one."""
@@ -238,12 +244,6 @@ class GapClosedClipModel(GapClosedClipObjective):
                 f"each of {', '.join(names)}."
             )
         return dict(zip(names, modality_mask.bool().T, strict=True))
-
-    def _shared_inputs(self, micro_batches: MicroBatches) -> tuple[Tensor | None, Tensor | None, MicroBatches]:
-        """`group_ids` and `modality_mask` of the whole batch, and the micro-batches without them."""
-        micro_batches, shared = micro_batches.pop("group_ids", "modality_mask")
-        mask = shared.get("modality_mask")
-        return shared.get("group_ids"), None if mask is None else mask.to(self.logit_scale.device), micro_batches
 
     def _embed_micro_batches(self, micro_batches: MicroBatches, modality_mask: Tensor | None) -> dict[str, Tensor]:
         """Unit vectors (B, D) of each modality of all micro-batches together."""
@@ -267,9 +267,10 @@ class GapClosedClipModel(GapClosedClipObjective):
     def _output(
         self,
         embeds: dict[str, Tensor],
-        group_ids: Tensor | None,
         return_loss: bool | None,
+        group_ids: Tensor | None = None,
         modality_mask: Tensor | None = None,
+        modality_ids: Tensor | None = None,
         features: dict[str, BaseModelOutputWithPooling] | None = None,
     ) -> GapClosedClipOutput:
         """The output for unit vectors (B, D) by modality, and the towers' outputs."""
@@ -278,7 +279,7 @@ class GapClosedClipModel(GapClosedClipObjective):
         if len(embeds) > 1:
             first = next(iter(embeds.values()))
             embeds = {name: z.to(first.device) for name, z in embeds.items()}  # device_map may have parted the towers
-            comparison = self._compare(embeds, group_ids, return_loss, modality_mask)
+            comparison = self._compare(embeds, group_ids, return_loss, modality_mask, modality_ids)
         elif return_loss:
             raise ValueError(
                 f"return_loss=True with {next(iter(embeds))}s alone: the loss compares "

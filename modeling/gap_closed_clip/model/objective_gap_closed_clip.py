@@ -98,6 +98,7 @@ class GapClosedClipObjective(GapClosedClipTowers):
         embeddings: list[Tensor] | dict[str, Tensor],
         group_ids: Tensor | None = None,
         modality_mask: Tensor | None = None,
+        modality_ids: Tensor | None = None,
     ) -> GapClosedLoss | FurtherGapClosedLoss:
         """
         The objective (arXiv 2602.20046), with this model's temperature and its weights at the present training
@@ -109,20 +110,23 @@ class GapClosedClipObjective(GapClosedClipTowers):
                 anchor.
             group_ids: (B,) or (B, G); ignored where `config.mask_groups` is off.
             modality_mask: (B, M) bool, a column for each of the embeddings: which a sample has.
+            modality_ids: (B, M), as in `gap_closed_loss`; ignored where `config.mask_groups` is off.
 
         Raises:
             ValueError: as `gap_closed_loss`; `config.contrastive_loss` is not what the model was built for.
         """
         self._warn_of_standing_schedule()
         if not self.config.mask_groups:
-            group_ids = None
+            group_ids = modality_ids = None
         weights: dict[str, Any] = {**self.objective_weights(), "across_processes": self.training}
         if isinstance(embeddings, dict):
             weights["pairs"] = pairs_of(list(embeddings), self.config.anchor)
             embeddings = list(embeddings.values())
         weights["logit_bias"] = self._bias_of_loss()
         scale = self.temperature().to(embeddings[0].device)
-        return gap_closed_loss(embeddings, scale, group_ids, modality_mask=modality_mask, **weights)
+        return gap_closed_loss(
+            embeddings, scale, group_ids, modality_mask=modality_mask, modality_ids=modality_ids, **weights
+        )
 
     def _bias_of_loss(self) -> Tensor | None:
         """The bias of the sigmoid loss; None with the softmax."""
@@ -140,14 +144,17 @@ class GapClosedClipObjective(GapClosedClipTowers):
         group_ids: Tensor | None,
         return_loss: bool | None,
         modality_mask: Tensor | None,
+        modality_ids: Tensor | None,
     ) -> dict[str, Tensor]:
         """Logits and, where there is one, the loss with its terms, as fields of the output."""
         losses = {}
         if return_loss is not False and self._are_pairs(embeds, required=bool(return_loss)):
+            columns = [self.config.modality_names.index(name) for name in embeds]
             if modality_mask is not None:
-                columns = [self.config.modality_names.index(name) for name in embeds]
                 modality_mask = modality_mask[:, columns].to(next(iter(embeds.values())).device).bool()
-            losses = self.compute_loss(embeds, group_ids, modality_mask)._asdict()
+            if modality_ids is not None:
+                modality_ids = modality_ids[:, columns]
+            losses = self.compute_loss(embeds, group_ids, modality_mask, modality_ids)._asdict()
             self._warn_of_one_pair(embeds)
         if not set(IMAGE_AND_TEXT) <= set(embeds):
             return losses

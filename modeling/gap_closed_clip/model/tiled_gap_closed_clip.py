@@ -23,7 +23,7 @@ Tiles are computed by torch (`tiles_gap_closed_clip`) or, on GPUs, by Triton ker
 
 import importlib.util
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -49,15 +49,23 @@ class GlobalBatch:
         group_ids: (N, G) integers or None.
         local_rows: the rows of this process.
         row_counts: how many rows each process has, in the order of the ranks.
+        modality_ids: (N, M) integers or None, see `comparing`.
     """
 
     embeddings: list[Tensor]
     group_ids: Tensor | None
     local_rows: slice
     row_counts: list[int]
+    modality_ids: Tensor | None = None
 
     @classmethod
-    def gather(cls, embeddings: list[Tensor], group_ids: Tensor | None, across_processes: bool) -> "GlobalBatch":
+    def gather(
+        cls,
+        embeddings: list[Tensor],
+        group_ids: Tensor | None,
+        across_processes: bool,
+        modality_ids: Tensor | None = None,
+    ) -> "GlobalBatch":
         """
         The global batch of which this process holds these rows, or a batch of these rows alone.
 
@@ -65,14 +73,25 @@ class GlobalBatch:
             embeddings: M tensors (local rows, D).
             group_ids: (local rows,) or (local rows, G) integers, or None.
             across_processes: whether other processes hold rows of the batch too; then every process has to call this.
+            modality_ids: (local rows, M) integers, or None.
         """
         num_rows, device = len(embeddings[0]), embeddings[0].device
         row_counts = gather_row_counts(num_rows, device) if across_processes else [num_rows]
         start = sum(row_counts[: dist.get_rank()]) if len(row_counts) > 1 else 0
         if group_ids is not None:
             group_ids = gather_rows(group_ids.to(device).reshape(num_rows, -1), row_counts)
+        if modality_ids is not None:
+            modality_ids = gather_rows(modality_ids.to(device), row_counts)
         all_embeddings = [gather_rows(z, row_counts) for z in embeddings]
-        return cls(all_embeddings, group_ids, slice(start, start + num_rows), row_counts)
+        return cls(all_embeddings, group_ids, slice(start, start + num_rows), row_counts, modality_ids)
+
+    def comparing(self, *modalities: int) -> "GlobalBatch":
+        """The batch for a term that compares these modalities: equal values of one of them are of one group, too."""
+        if self.modality_ids is None:
+            return self
+        own = self.modality_ids[:, list(modalities)]
+        group_ids = own if self.group_ids is None else torch.cat([self.group_ids, own], dim=1)
+        return replace(self, group_ids=group_ids, modality_ids=None)
 
     def select(self, embeddings: list[Tensor], samples: Tensor) -> "GlobalBatch":
         """
