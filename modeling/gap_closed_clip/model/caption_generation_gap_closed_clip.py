@@ -127,6 +127,23 @@ class CaptionGenerationMixin(GenerationMixin):
                 f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
             )
 
+    def _check_length(self, tokens: Tensor | None, cache: Cache | None) -> None:
+        if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
+            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
+
+    def _positions_of(
+        self, tokens: Tensor | None, attention_mask: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """Positions (B, L) of `forward`'s tokens from each caption's first on; None where the decoder may count."""
+        if tokens is None or attention_mask is None or attention_mask.ndim != 2:
+            return None
+        length = tokens.shape[1] + (0 if cache is None else cache.get_seq_length())
+        if attention_mask.shape[1] != length:  # of the new tokens alone
+            return None
+        padding = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1): before a caption
+        positions = (torch.arange(length, device=attention_mask.device) - padding).clamp(min=0)
+        return positions[:, -tokens.shape[1] :] + first_position(self.config.decoder_config)
+
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         # transformers counts from 0, whatever the decoder does
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first_position(
