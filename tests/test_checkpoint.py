@@ -1,5 +1,6 @@
 """A good folder loads; a bad one gets one line that names it and what is missing."""
 
+import copy
 import json
 
 import pytest
@@ -99,6 +100,23 @@ def test_weights_of_other_shapes(folder):
     )
     with pytest.raises(ValueError, match=message):
         load_checkpoint(folder)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_text_tower_embeds(folder, tiny_processor):
+    processor = copy.deepcopy(tiny_processor)
+    added = 200 - len(processor.tokenizer)
+    processor.tokenizer.add_tokens([f"<finding{index}>" for index in range(added)])  # fills what is padded
+    processor.save_pretrained(folder)
+    model, filled = load_checkpoint(folder)
+    model(**filled(text=[f"<finding{added - 1}>"], return_tensors="pt"))
+    processor.tokenizer.add_tokens(["<lesion>"])
+    processor.save_pretrained(folder)
+    message = r"demo: the tokenizer has 201 tokens and the text tower embeds 200: .*make room for added tokens"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+    model.resize_token_embeddings(201)
+    model.save_pretrained(folder)
+    load_checkpoint(folder)
 
 
 def test_folder_above_the_model(folder):

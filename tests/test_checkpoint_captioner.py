@@ -1,5 +1,6 @@
 """A captioner's folder, an encoder's and an adapter's, whole and broken, by what is asked for."""
 
+import copy
 import json
 
 import pytest
@@ -107,6 +108,21 @@ def test_weights_that_are_missing(captioner, name, of_encoder):
             load_checkpoint(folder)
     else:
         load_checkpoint(folder)
+
+
+def test_a_decoder_of_fewer_tokens_than_the_tokenizer(captioner, tiny_processor):
+    model, folder = captioner
+    processor = copy.deepcopy(tiny_processor)
+    processor.tokenizer.add_tokens([f"<finding{index}>" for index in range(201 - len(processor.tokenizer))])
+    model.gap_closed_clip.resize_token_embeddings(201)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    with pytest.raises(ValueError, match="captioner: the tokenizer has 201 tokens and the decoder embeds 200"):
+        load_captioner(folder)
+    load_checkpoint(folder)  # the encoder alone
+    model.resize_token_embeddings(201)
+    model.save_pretrained(folder)
+    load_captioner(folder)
 
 
 def test_weights_of_other_shapes(captioner):

@@ -18,6 +18,7 @@ from .folder_errors import (
     WEIGHTS,
     BaseNotLoaded,
     check_files,
+    check_vocabulary,
     explained_errors,
     no_weights,
     read_json,
@@ -95,13 +96,16 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
-            adapter does not belong to its base model; or the processor's modalities are not the model's.
+            adapter does not belong to its base model; or the processor's modalities are not the model's, or its
+            tokenizer has more tokens than the model embeds.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
     check_model_name(name_or_path)
     if is_foreign(name_or_path, revision):
-        return from_clip(name_or_path, revision, allow_pickle)
+        model, processor = from_clip(name_or_path, revision, allow_pickle)
+        check_vocabulary(name_or_path, processor.tokenizer, text_tower=model.config.text_config)
+        return model, processor
     with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
@@ -217,8 +221,7 @@ def _load_whole(
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )
-    encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
-    processor = _load_processor(name_or_path, revision, encoder)
+    processor = _load_processor(name_or_path, revision, model)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
@@ -230,14 +233,17 @@ def _load_whole(
     return model, processor
 
 
-def _load_processor(name_or_path: str, revision: str | None, model: GapClosedClipModel) -> GapClosedClipProcessor:
+def _load_processor(name_or_path: str, revision: str | None, model: PreTrainedModel) -> GapClosedClipProcessor:
+    decoder, encoder = getattr(model, "decoder", None), getattr(model, "gap_closed_clip", model)  # of a captioner
     with explained_errors(name_or_path, revision, PROCESSOR_FILES):
         processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
-        try_processor(processor, model.image_size)
+        try_processor(processor, encoder.image_size)
     try:
         check_fit(model.config.modalities, processor.modality_processors)
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {error}") from error
+    configs = {"text_tower": model.config.text_config, "decoder": None if decoder is None else decoder.config}
+    check_vocabulary(name_or_path, processor.tokenizer, **configs)
     return processor
 
 

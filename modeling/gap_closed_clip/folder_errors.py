@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .model.towers_gap_closed_clip import pickled_weights
 
@@ -129,6 +130,26 @@ def try_processor(processor: Any, image_size: tuple[int, int] | None) -> None:
         raise ValueError(f"it makes {tuple(pixels.shape)} of an image, or values that are not finite.")
 
 
+def check_vocabulary(described: str, tokenizer: PreTrainedTokenizerBase, **configs: PreTrainedConfig | None) -> None:
+    """
+    Checks that every token has an embedding. More embeddings than tokens are fine, as where they are padded.
+
+    Args:
+        described: what the message begins with, whose tokenizer it is.
+        configs: of the models that read the tokens, by their names; None for one that is not there.
+
+    Raises:
+        ValueError: the tokenizer has more tokens.
+    """
+    for name, config in configs.items():
+        if config is not None and len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"{described}: the tokenizer has {len(tokenizer)} tokens and the {name.replace('_', ' ')} embeds "
+                f"{config.vocab_size}: they do not belong together. Put the tower's own tokenizer into its folder, or "
+                "make room for added tokens with model.resize_token_embeddings(len(tokenizer)) and train them."
+            )
+
+
 def _damaged(name: str, file: str, error: Exception) -> ValueError:
     said = " ".join(str(error).split()) if isinstance(error, StrictDataclassError | ValueError) else _first_line(error)
     kind = "" if isinstance(error, StrictDataclassError | ValueError) else f"{type(error).__name__}: "
@@ -146,6 +167,7 @@ __all__ = [
     "WEIGHTS",
     "BaseNotLoaded",
     "check_files",
+    "check_vocabulary",
     "explained_errors",
     "no_weights",
     "read_json",
