@@ -43,6 +43,8 @@ CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
 METRICS_FILE = "metrics.json"
 PROJECTION_FIGURE, COSINES_FIGURE = FIGURES = ("projection.png", "cosines.png")
 CAPTIONS_FIGURE, CAPTIONS_FILE = CAPTION_FILES = ("captions.png", "captions.jsonl")
+# How the names of an adapter's weights begin where it was made on a captioner.
+OF_CAPTIONERS = tuple(f"base_model.model.{part}." for part in ("gap_closed_clip", "decoder", "memory"))
 # Folder beside an adapter, with the model that the adapter belongs to.
 BASE = "base"
 
@@ -96,8 +98,8 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
-            adapter does not belong to its base model; or the processor's modalities are not the model's, or its
-            tokenizer has more tokens than the model embeds.
+            adapter does not belong to its base model, or belongs to a captioner; or the processor's modalities are
+            not the model's, or its tokenizer has more tokens than the model embeds.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
@@ -133,12 +135,15 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a model with a decoder.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`; also of an adapter on a captioner.
     """
     check_model_name(name_or_path)
-    if is_foreign(name_or_path, revision) or is_adapter(name_or_path, revision):
+    if is_foreign(name_or_path, revision):
         return False
     with explained_errors(str(name_or_path), revision):
+        if is_adapter(name_or_path, revision):
+            _check_adapter_of_encoder(str(name_or_path), revision)
+            return False
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
@@ -248,8 +253,7 @@ def _load_processor(name_or_path: str, revision: str | None, model: PreTrainedMo
 
 
 def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:
-    if not is_local(name_or_path):
-        cached_file(name_or_path, ADAPTER_WEIGHTS, revision=revision)  # peft reads a pickle where there is none
+    _check_adapter_of_encoder(name_or_path, revision)
     base, base_revision = base_of_adapter(name_or_path, revision)
     beside = Path(name_or_path) / BASE
     try:
@@ -273,6 +277,18 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
     if run is not None:  # what config.json of a whole model says
         model.config.fusion_weights = read_json(Path(run)).get("fusion_weights", model.config.fusion_weights)
     return model
+
+
+def _check_adapter_of_encoder(name: str, revision: str | None) -> None:
+    """Refuses an adapter on a captioner, and with an OSError one without safetensors: peft would read a pickle."""
+    path = cached_file(name, ADAPTER_WEIGHTS, revision=revision)
+    with safe_open(path, "pt") as weights:
+        if any(key.startswith(OF_CAPTIONERS) for key in weights.keys()):  # noqa: SIM118
+            raise ValueError(
+                f"{name} is an adapter on a captioner, and adapters are loaded on encoders alone. Merge it first: "
+                "PeftModel.from_pretrained(GapClosedClipForConditionalGeneration.from_pretrained(base), "
+                f"{name!r}).merge_and_unload().save_pretrained(folder), and the processor beside it."
+            )
 
 
 def _check_modalities_of_adapter(name: str, revision: str | None, base: str, model: GapClosedClipModel) -> None:
