@@ -5,8 +5,10 @@ import json
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
+from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import check_checkpoint, check_model_name, is_local, load_checkpoint
 
 
@@ -117,6 +119,19 @@ def test_a_tokenizer_of_more_tokens_than_the_text_tower_embeds(folder, tiny_proc
     model.resize_token_embeddings(201)
     model.save_pretrained(folder)
     load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["text_projection.weight", "temperature.logit_scale", "text_centering.running_mean"])
+def test_weights_that_are_not_finite(folder, name, value, dtype):
+    model = GapClosedClipModel(tiny_config(center_projections=True)).to(dtype)
+    model.save_pretrained(folder)
+    load_checkpoint(folder)
+    model.state_dict()[name].view(-1)[-1] = value
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=f"demo has weights that are NaN or infinite, the first in {name}: take an"):
+        load_checkpoint(folder)
 
 
 def test_folder_above_the_model(folder):

@@ -18,6 +18,7 @@ from .folder_errors import (
     WEIGHTS,
     BaseNotLoaded,
     check_files,
+    check_finite,
     check_vocabulary,
     explained_errors,
     no_weights,
@@ -97,20 +98,22 @@ def load_checkpoint(
         allow_pickle: as of `conversion.from_clip`; our own models have no pickled weights.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
-            adapter does not belong to its base model, or belongs to a captioner; or the processor's modalities are
-            not the model's, or its tokenizer has more tokens than the model embeds.
+        FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing, not finite or of other
+            shapes, or an adapter does not belong to its base model, or belongs to a captioner; or the processor's
+            modalities are not the model's, or its tokenizer has more tokens than the model embeds.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
     check_model_name(name_or_path)
     if is_foreign(name_or_path, revision):
         model, processor = from_clip(name_or_path, revision, allow_pickle)
-        check_vocabulary(name_or_path, processor.tokenizer, text_tower=model.config.text_config)
+        check_vocabulary(name_or_path, processor.tokenizer, model)
+        check_finite(name_or_path, model)
         return model, processor
     with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
+            check_finite(name_or_path, model)
             return model, _load_processor(name_or_path, revision, model)
     return _load_whole(GapClosedClipModel, name_or_path, revision)
 
@@ -181,8 +184,7 @@ def base_of_adapter(name_or_path: str | Path, revision: str | None = None) -> tu
 
 def is_local(name_or_path: str | Path) -> bool:
     """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
-    text = str(name_or_path)
-    return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+    return Path(text := str(name_or_path)).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 def digest_of_weights(folder: str | Path) -> str:
@@ -235,11 +237,12 @@ def _load_whole(
             f"{name_or_path}: config.json has no place for {len(unexpected)} of its weights, the first: "
             f"{unexpected[0]}. {AGAIN}"
         )
+    check_finite(name_or_path, model)
     return model, processor
 
 
 def _load_processor(name_or_path: str, revision: str | None, model: PreTrainedModel) -> GapClosedClipProcessor:
-    decoder, encoder = getattr(model, "decoder", None), getattr(model, "gap_closed_clip", model)  # of a captioner
+    encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
     with explained_errors(name_or_path, revision, PROCESSOR_FILES):
         processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
         try_processor(processor, encoder.image_size)
@@ -247,8 +250,7 @@ def _load_processor(name_or_path: str, revision: str | None, model: PreTrainedMo
         check_fit(model.config.modalities, processor.modality_processors)
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {error}") from error
-    configs = {"text_tower": model.config.text_config, "decoder": None if decoder is None else decoder.config}
-    check_vocabulary(name_or_path, processor.tokenizer, **configs)
+    check_vocabulary(name_or_path, processor.tokenizer, model)
     return processor
 
 

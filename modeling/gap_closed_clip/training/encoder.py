@@ -191,7 +191,7 @@ def _from_towers(
         raise OSError(f"{named}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {error}") from error
-    check_vocabulary(f"model.text={args.text!r}", tokenizer, text_tower=model.config.text_config)
+    check_vocabulary(f"model.text={args.text!r}", tokenizer, model)
     agree_on_padding(f"model.text={args.text!r}", model.config.text_config, tokenizer)
     image_processor = _image_processor(model.vision_model, vision)
     return model, GapClosedClipProcessor(image_processor, tokenizer, _processors(new) or None)
