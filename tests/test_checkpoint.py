@@ -1,11 +1,14 @@
 """A good folder loads; a bad one gets one line that names it and what is missing."""
 
+import copy
 import json
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors.torch import load_file, save_file
 
+from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import check_checkpoint, check_model_name, is_local, load_checkpoint
 
 
@@ -98,6 +101,36 @@ def test_weights_of_other_shapes(folder):
         "demo: the weights do not fit config.json. The first that has another shape: visual_projection.weight. Save"
     )
     with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_text_tower_embeds(folder, tiny_processor):
+    processor = copy.deepcopy(tiny_processor)
+    added = 200 - len(processor.tokenizer)
+    processor.tokenizer.add_tokens([f"<finding{index}>" for index in range(added)])  # fills what is padded
+    processor.save_pretrained(folder)
+    model, filled = load_checkpoint(folder)
+    model(**filled(text=[f"<finding{added - 1}>"], return_tensors="pt"))
+    processor.tokenizer.add_tokens(["<lesion>"])
+    processor.save_pretrained(folder)
+    message = r"demo: the tokenizer has 201 tokens and the text tower embeds 200: .*make room for added tokens"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(folder)
+    model.resize_token_embeddings(201)
+    model.save_pretrained(folder)
+    load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["text_projection.weight", "temperature.logit_scale", "text_centering.running_mean"])
+def test_weights_that_are_not_finite(folder, name, value, dtype):
+    model = GapClosedClipModel(tiny_config(center_projections=True)).to(dtype)
+    model.save_pretrained(folder)
+    load_checkpoint(folder)
+    model.state_dict()[name].view(-1)[-1] = value
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=f"demo has weights that are NaN or infinite, the first in {name}: take an"):
         load_checkpoint(folder)
 
 

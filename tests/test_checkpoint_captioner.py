@@ -1,11 +1,12 @@
 """A captioner's folder, an encoder's and an adapter's, whole and broken, by what is asked for."""
 
+import copy
 import json
 
 import pytest
 import torch
 from conftest import captioner_of
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
@@ -68,6 +69,36 @@ def test_what_has_no_decoder_writes_no_captions(encoder, adapter):
             load_captioner(folder)
 
 
+@pytest.mark.parametrize("part", ["decoder", "gap_closed_clip.text_model", "memory"])
+def test_an_adapter_on_a_captioner_is_to_be_merged(captioner, tiny_processor, part, tmp_path):
+    _, base = captioner
+    layers = "embedding_projection" if part == "memory" else r".*\.query"
+    model = get_peft_model(load_captioner(base)[0], LoraConfig(target_modules=rf"{part}\.{layers}"))
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_processor.save_pretrained(tmp_path / "adapter")
+    for load in (load_captioner, is_captioner, load_checkpoint):
+        with pytest.raises(ValueError, match="/adapter is an adapter on a captioner.* Merge it first: Peft") as error:
+            load(tmp_path / "adapter")
+        assert "\n" not in str(error.value) and "no decoder" not in str(error.value)
+    # What the message says to do.
+    merged = PeftModel.from_pretrained(
+        GapClosedClipForConditionalGeneration.from_pretrained(base), str(tmp_path / "adapter")
+    ).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    tiny_processor.save_pretrained(tmp_path / "merged")
+    load_captioner(tmp_path / "merged")
+
+
+def test_an_adapter_on_the_encoder_of_a_captioner_is_loaded(captioner, tiny_processor, tmp_path):
+    _, base = captioner
+    model = get_peft_model(load_checkpoint(base)[0], LoraConfig(target_modules=["query"]))
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_processor.save_pretrained(tmp_path / "adapter")
+    assert type(load_checkpoint(tmp_path / "adapter")[0]) is GapClosedClipModel
+    assert is_captioner(tmp_path / "adapter") is False
+
+
 @pytest.mark.parametrize("load", [load_captioner, is_captioner, load_checkpoint])
 def test_broken_folders(captioner, load, tmp_path):
     _, folder = captioner
@@ -107,6 +138,21 @@ def test_weights_that_are_missing(captioner, name, of_encoder):
             load_checkpoint(folder)
     else:
         load_checkpoint(folder)
+
+
+def test_a_decoder_of_fewer_tokens_than_the_tokenizer(captioner, tiny_processor):
+    model, folder = captioner
+    processor = copy.deepcopy(tiny_processor)
+    processor.tokenizer.add_tokens([f"<finding{index}>" for index in range(201 - len(processor.tokenizer))])
+    model.gap_closed_clip.resize_token_embeddings(201)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    with pytest.raises(ValueError, match="captioner: the tokenizer has 201 tokens and the decoder embeds 200"):
+        load_captioner(folder)
+    load_checkpoint(folder)  # the encoder alone
+    model.resize_token_embeddings(201)
+    model.save_pretrained(folder)
+    load_captioner(folder)
 
 
 def test_weights_of_other_shapes(captioner):

@@ -18,6 +18,8 @@ from .folder_errors import (
     WEIGHTS,
     BaseNotLoaded,
     check_files,
+    check_finite,
+    check_vocabulary,
     explained_errors,
     no_weights,
     read_json,
@@ -42,6 +44,8 @@ CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
 METRICS_FILE = "metrics.json"
 PROJECTION_FIGURE, COSINES_FIGURE = FIGURES = ("projection.png", "cosines.png")
 CAPTIONS_FIGURE, CAPTIONS_FILE = CAPTION_FILES = ("captions.png", "captions.jsonl")
+# How the names of an adapter's weights begin where it was made on a captioner.
+OF_CAPTIONERS = tuple(f"base_model.model.{part}." for part in ("gap_closed_clip", "decoder", "memory"))
 # Folder beside an adapter, with the model that the adapter belongs to.
 BASE = "base"
 
@@ -94,17 +98,22 @@ def load_checkpoint(
         allow_pickle: as of `conversion.from_clip`; our own models have no pickled weights.
 
     Raises:
-        FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing or have other shapes, or an
-            adapter does not belong to its base model; or the processor's modalities are not the model's.
+        FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing, not finite or of other
+            shapes, or an adapter does not belong to its base model, or belongs to a captioner; or the processor's
+            modalities are not the model's, or its tokenizer has more tokens than the model embeds.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
     check_model_name(name_or_path)
     if is_foreign(name_or_path, revision):
-        return from_clip(name_or_path, revision, allow_pickle)
+        model, processor = from_clip(name_or_path, revision, allow_pickle)
+        check_vocabulary(name_or_path, processor.tokenizer, model)
+        check_finite(name_or_path, model)
+        return model, processor
     with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):
             model = _load_adapter(name_or_path, revision)
+            check_finite(name_or_path, model)
             return model, _load_processor(name_or_path, revision, model)
     return _load_whole(GapClosedClipModel, name_or_path, revision)
 
@@ -129,12 +138,15 @@ def is_captioner(name_or_path: str | Path, revision: str | None = None) -> bool:
     """Whether a folder or a Hub id holds a model with a decoder.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: as `load_checkpoint`.
+        FileNotFoundError, ValueError, OSError: as `load_checkpoint`; also of an adapter on a captioner.
     """
     check_model_name(name_or_path)
-    if is_foreign(name_or_path, revision) or is_adapter(name_or_path, revision):
+    if is_foreign(name_or_path, revision):
         return False
     with explained_errors(str(name_or_path), revision):
+        if is_adapter(name_or_path, revision):
+            _check_adapter_of_encoder(str(name_or_path), revision)
+            return False
         return GapClosedClipConfig.from_pretrained(name_or_path, revision=revision).decoder_config is not None
 
 
@@ -172,8 +184,7 @@ def base_of_adapter(name_or_path: str | Path, revision: str | None = None) -> tu
 
 def is_local(name_or_path: str | Path) -> bool:
     """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
-    text = str(name_or_path)
-    return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+    return Path(text := str(name_or_path)).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 def digest_of_weights(folder: str | Path) -> str:
@@ -217,8 +228,7 @@ def _load_whole(
         model, info = model_class.from_pretrained(
             name_or_path, revision=revision, use_safetensors=True, output_loading_info=True
         )
-    encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
-    processor = _load_processor(name_or_path, revision, encoder)
+    processor = _load_processor(name_or_path, revision, model)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(f"{name_or_path} lacks {len(missing)} weights, the first: {missing[0]}. {AGAIN}")
@@ -227,23 +237,25 @@ def _load_whole(
             f"{name_or_path}: config.json has no place for {len(unexpected)} of its weights, the first: "
             f"{unexpected[0]}. {AGAIN}"
         )
+    check_finite(name_or_path, model)
     return model, processor
 
 
-def _load_processor(name_or_path: str, revision: str | None, model: GapClosedClipModel) -> GapClosedClipProcessor:
+def _load_processor(name_or_path: str, revision: str | None, model: PreTrainedModel) -> GapClosedClipProcessor:
+    encoder = getattr(model, "gap_closed_clip", model)  # of a captioner
     with explained_errors(name_or_path, revision, PROCESSOR_FILES):
         processor = GapClosedClipProcessor.from_pretrained(name_or_path, revision=revision)
-        try_processor(processor, model.image_size)
+        try_processor(processor, encoder.image_size)
     try:
         check_fit(model.config.modalities, processor.modality_processors)
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {error}") from error
+    check_vocabulary(name_or_path, processor.tokenizer, model)
     return processor
 
 
 def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel:
-    if not is_local(name_or_path):
-        cached_file(name_or_path, ADAPTER_WEIGHTS, revision=revision)  # peft reads a pickle where there is none
+    _check_adapter_of_encoder(name_or_path, revision)
     base, base_revision = base_of_adapter(name_or_path, revision)
     beside = Path(name_or_path) / BASE
     try:
@@ -267,6 +279,18 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
     if run is not None:  # what config.json of a whole model says
         model.config.fusion_weights = read_json(Path(run)).get("fusion_weights", model.config.fusion_weights)
     return model
+
+
+def _check_adapter_of_encoder(name: str, revision: str | None) -> None:
+    """Refuses an adapter on a captioner, and with an OSError one without safetensors: peft would read a pickle."""
+    path = cached_file(name, ADAPTER_WEIGHTS, revision=revision)
+    with safe_open(path, "pt") as weights:
+        if any(key.startswith(OF_CAPTIONERS) for key in weights.keys()):  # noqa: SIM118
+            raise ValueError(
+                f"{name} is an adapter on a captioner, and adapters are loaded on encoders alone. Merge it first: "
+                "PeftModel.from_pretrained(GapClosedClipForConditionalGeneration.from_pretrained(base), "
+                f"{name!r}).merge_and_unload().save_pretrained(folder), and the processor beside it."
+            )
 
 
 def _check_modalities_of_adapter(name: str, revision: str | None, base: str, model: GapClosedClipModel) -> None:

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .model.towers_gap_closed_clip import pickled_weights
 
@@ -129,6 +131,42 @@ def try_processor(processor: Any, image_size: tuple[int, int] | None) -> None:
         raise ValueError(f"it makes {tuple(pixels.shape)} of an image, or values that are not finite.")
 
 
+def check_vocabulary(described: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """
+    Checks that every token has an embedding. More embeddings than tokens are fine, as where they are padded.
+
+    Args:
+        described: what the message begins with, whose tokenizer it is.
+        model: an encoder, or a captioner, whose decoder has a vocabulary of its own.
+
+    Raises:
+        ValueError: the tokenizer has more tokens.
+    """
+    decoder = getattr(model, "decoder", None)
+    configs = {"text tower": model.config.text_config} | ({"decoder": decoder.config} if decoder is not None else {})
+    for name, config in configs.items():
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"{described}: the tokenizer has {len(tokenizer)} tokens and the {name} embeds "
+                f"{config.vocab_size}: they do not belong together. Put the tower's own tokenizer into its folder, or "
+                "make room for added tokens with model.resize_token_embeddings(len(tokenizer)) and train them."
+            )
+
+
+def check_finite(described: str, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: a weight is NaN or infinite, so that every embedding would be; with the folder and its first.
+    """
+    for name, tensor in model.state_dict().items():
+        # The smallest and the largest are NaN where one is, and cost a fraction of isfinite.
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise ValueError(
+                f"{described} has weights that are NaN or infinite, the first in {name}: take an earlier checkpoint, "
+                "or train again."
+            )
+
+
 def _damaged(name: str, file: str, error: Exception) -> ValueError:
     said = " ".join(str(error).split()) if isinstance(error, StrictDataclassError | ValueError) else _first_line(error)
     kind = "" if isinstance(error, StrictDataclassError | ValueError) else f"{type(error).__name__}: "
@@ -146,6 +184,8 @@ __all__ = [
     "WEIGHTS",
     "BaseNotLoaded",
     "check_files",
+    "check_finite",
+    "check_vocabulary",
     "explained_errors",
     "no_weights",
     "read_json",

@@ -9,6 +9,19 @@ from torch.nn.functional import normalize
 from transformers import TimmWrapperConfig
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
+from gap_closed_clip.model.caption_outputs_gap_closed_clip import CACHE
+
+
+ROBERTA = {
+    "model_type": "roberta",
+    "hidden_size": 48,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 3,
+    "intermediate_size": 64,
+    "vocab_size": 200,
+    "max_position_embeddings": 66,
+    "pad_token_id": 0,  # that of the tokenizer; positions begin at 1
+}
 
 
 @pytest.fixture
@@ -154,6 +167,64 @@ def test_the_objective_beside_the_captions(tokenizer, images, labels, groups):
     output.loss.backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert not without
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("given", ["labels", "input_ids", "inputs_embeds"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_captions_padded_on_the_left_train_the_same(tokenizer, images, labels, kind, given, attention):
+    """The loss is that of the captions one by one, each without padding; logits stand where the tokens do."""
+    text = dict(ROBERTA) if kind == "roberta" else tiny_config().text_config
+    model = captioner_of(tokenizer, text_config=text, caption_objective_weight=0.5)
+    model.set_attn_implementation(attention)
+    with torch.no_grad():
+        alone = [model(images[row : row + 1], input_ids=labels[row : row + 1, labels[row] >= 0]) for row in range(4)]
+    targets = [tokens[tokens >= 0] for tokens in labels]
+    nats = [
+        torch.nn.functional.cross_entropy(output.logits[0, :-1], tokens[1:], reduction="none")
+        for output, tokens in zip(alone, targets, strict=True)
+    ]
+    found = {}
+    for side in ("left", "right"):
+        tokens = tokenizer(CAPTIONS[:4], padding=True, padding_side=side, return_tensors="pt")
+        mask = tokens.attention_mask
+        ids = {} if given == "labels" else {"input_ids": tokens.input_ids, "attention_mask": mask}
+        if given == "inputs_embeds":
+            ids["inputs_embeds"] = model.get_input_embeddings()(ids.pop("input_ids"))
+        inputs = {"pixel_values": images, "labels": tokens.input_ids.masked_fill(mask == 0, -100), **ids}
+        with torch.no_grad():
+            output = model(**inputs)
+        torch.testing.assert_close(output.caption_loss, torch.cat(nats).mean())
+        for row in range(4):
+            torch.testing.assert_close(output.logits[row, mask[row] > 0], alone[row].logits[0], rtol=1e-4, atol=1e-4)
+        found[side] = gradients(model, **inputs)
+    assert found["left"].keys() == found["right"].keys()
+    for name, gradient in found["right"].items():
+        torch.testing.assert_close(found["left"][name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_caption_begun_in_a_cache_goes_on_behind_its_padding(tokenizer, images):
+    """Without positions from outside, as `generate` gives them."""
+    model = captioner_of(tokenizer)
+    tokens = tokenizer(CAPTIONS[:4], padding=True, padding_side="left", return_tensors="pt")
+    ids, mask = tokens.input_ids, tokens.attention_mask
+    alone = [model(images[row : row + 1], input_ids=ids[row : row + 1, mask[row] > 0]).logits[0] for row in range(4)]
+    begun = model(images, input_ids=ids[:, :-2], attention_mask=mask[:, :-2], use_cache=True)
+    memory = {"encoder_hidden_states": begun.encoder_hidden_states, "cache": getattr(begun, CACHE)}
+    ended = model(input_ids=ids[:, -2:], attention_mask=mask, **memory).logits
+    torch.testing.assert_close(ended, torch.stack([logits[-2:] for logits in alone]), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_prompt_whose_labels_are_left_out_is_what_the_rest_is_predicted_from(tokenizer, images):
+    model = captioner_of(tokenizer)
+    tokens = tokenizer(CAPTIONS[:4], padding=True, padding_side="left", return_tensors="pt")
+    ids, mask = tokens.input_ids, tokens.attention_mask
+    labels = torch.cat([torch.full_like(ids[:, :-3], -100), ids[:, -3:]], dim=1)
+    output = model(images, input_ids=ids, attention_mask=mask, labels=labels)
+    expected = torch.nn.functional.cross_entropy(output.logits[:, -4:-1].flatten(0, 1), ids[:, -3:].flatten())
+    torch.testing.assert_close(output.loss, expected)
 
 
 def gradients(model, **inputs):

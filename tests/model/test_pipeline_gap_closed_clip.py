@@ -126,6 +126,16 @@ def test_a_model_in_half_precision_gives_float32_unit_vectors(pipe):
     torch.testing.assert_close(embeds.norm(dim=-1), torch.ones(3), rtol=0, atol=1e-6)
 
 
+def test_a_model_that_embeds_as_nan_is_to_blame(pipe):
+    gallery = pipe.embed(TEXTS)
+    with torch.no_grad():
+        pipe.model.text_projection.weight[-1] = float("nan")
+    for query, searched in (("CT", gallery), ("CT", [noise(0)]), (noise(1), TEXTS)):
+        with pytest.raises(ValueError, match="The model's embedding of a text is NaN or infinite: its weights are"):
+            pipe(query, searched)
+    assert len(pipe(noise(1), gallery)) == len(TEXTS)  # by the tower that is sound
+
+
 def _changed(row: int, value: float) -> np.ndarray:
     embeds = np.ones((3, 32), np.float32)
     embeds[row] = value

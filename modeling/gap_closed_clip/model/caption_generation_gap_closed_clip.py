@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ class CaptionGenerationMixin(GenerationMixin):
         **kwargs,
     ) -> Tensor | ModelOutput:
         """
-        Captions, as `GenerationMixin.generate`, all of whose arguments it takes: greedy, beams, sampling, ...
+        Captions, as `GenerationMixin.generate`, whose arguments it takes, all but `guidance_scale`: greedy, beams,
+        sampling, ...
 
         The images are encoded once. A prompt is what the captions begin with; the tokenizer's `sep_token` at its end
         is dropped, and prompts of different lengths are padded on the left, whatever side they come padded on. The
@@ -67,18 +69,23 @@ class CaptionGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: as `encode`; another number of prompts than of images; a prompt and `max_new_tokens` beyond
-                what the decoder takes. (The generation config's own `max_new_tokens` gives way to a prompt.)
+                what the decoder takes, or a prompt as long as that or as `max_length`. (The generation config's own
+                `max_new_tokens` gives way to a prompt.) A `guidance_scale`, in a generation config, too.
         """
+        if self._generation_setting("guidance_scale", kwargs) not in (None, 1):
+            raise ValueError(
+                "guidance_scale is not supported: it compares the next token with what the decoder would write "
+                "without an image, which this one has not learned. Leave it out."
+            )
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
         if input_ids is None or not input_ids.shape[1]:
             input_ids = attention_mask = None
         elif cache is None or not cache.get_seq_length():
-            ends, pad = (self._generation_token(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
-            assert not isinstance(pad, list)  # padding is one token
+            ends, pad = (self._generation_setting(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
-        if self._generation_token("bos_token_id", kwargs) is None:
+        if self._generation_setting("bos_token_id", kwargs) is None:
             # The Trainer of transformers 5.17 removes it, because a BERT tokenizer has no token of this name.
             kwargs["bos_token_id"] = self.decoder.config.bos_token_id
         kwargs = self._with_length_limit(kwargs, prompt_length=1 if input_ids is None else input_ids.shape[1])
@@ -88,44 +95,75 @@ class CaptionGenerationMixin(GenerationMixin):
             input_ids, attention_mask=attention_mask, encoder_hidden_states=encoder_hidden_states, **kwargs
         )
 
-    def _generation_token(self, name: str, kwargs: dict) -> int | list[int] | None:
-        """A token's id for `generate`: its argument, or of the generation config it gets, or of the model's own."""
+    def _generation_setting(self, name: str, kwargs: dict) -> Any:
+        """A setting of `generate`: its argument, or of the generation config it gets, or of the model's own."""
         configs = (kwargs.get("generation_config"), self.generation_config)
-        tokens = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
-        return next((token for token in tokens if token is not None), None)
+        values = (kwargs.get(name), *(getattr(config, name) for config in configs if config is not None))
+        return next((value for value in values if value is not None), None)
 
     def _with_length_limit(self, kwargs: dict, prompt_length: int) -> dict:
         """
         Arguments of `generate` that limit the number of new tokens, whichever way the length was limited before.
 
-        A `max_length` becomes `max_new_tokens`, because the `max_new_tokens` of the generation config would win over
-        it. Without either, that of the generation config holds as far as the decoder can go on from the prompt.
+        A `max_length`, an argument or of the generation config that is given, becomes `max_new_tokens`, because the
+        `max_new_tokens` of the model's generation config would win over it. Without either, the model's own holds as
+        far as the decoder can go on from the prompt.
         """
         if "max_new_tokens" in kwargs:
             return kwargs
         kwargs, config = dict(kwargs), kwargs.get("generation_config")
-        max_length = kwargs.pop("max_length", None) if config is None else None
-        if max_length is not None:
-            return kwargs | {"max_new_tokens": max_length - prompt_length}
+        max_length, given = kwargs.pop("max_length", None), None if config is None else config.max_new_tokens
+        if max_length is None and config is not None and given is None:
+            max_length = config.max_length  # None unless it was set
         default, room = self.generation_config.max_new_tokens, self.max_caption_length - prompt_length
-        if default is None or room < 1:
+        if max_length is not None:
+            new_tokens = max_length - prompt_length
+            if new_tokens < 1:
+                raise ValueError(
+                    f"max_length is {max_length}, and the prompt has {prompt_length} tokens, which count: shorten the "
+                    "prompt, or limit the new tokens alone, by max_new_tokens."
+                )
+        elif default is not None and given in (None, default) and room > 0:
+            # `default` in a given config is the model's, handed over by a pipeline of transformers 5.17.
+            new_tokens = min(default, room)
+        else:
             return kwargs
         if config is None:
-            kwargs["max_new_tokens"] = min(default, room)
-        elif config.max_new_tokens == default > room:
-            # It is the model's, handed over by a pipeline of transformers 5.17, and not a number that a user chose.
-            kwargs["generation_config"] = copy.copy(config)
-            kwargs["generation_config"].max_new_tokens = room
-        return kwargs
+            return kwargs | {"max_new_tokens": new_tokens}
+        config = copy.copy(config)
+        config.max_new_tokens, config.max_length = new_tokens, None
+        return kwargs | {"generation_config": config}
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         limit = self.max_caption_length
+        if input_ids_length >= limit:
+            raise ValueError(
+                f"A prompt of {input_ids_length} tokens leaves no room for new ones, as the decoder takes {limit} at "
+                "most: shorten the prompt."
+            )
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
         if generation_config.max_length > limit:
             raise ValueError(
                 f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "
                 f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
             )
+
+    def _check_length(self, tokens: Tensor | None, cache: Cache | None) -> None:
+        if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
+            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
+
+    def _positions_of(
+        self, tokens: Tensor | None, attention_mask: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """Positions (B, L) of `forward`'s tokens from each caption's first on; None where the decoder may count."""
+        if tokens is None or attention_mask is None or attention_mask.ndim != 2:
+            return None
+        length = tokens.shape[1] + (0 if cache is None else cache.get_seq_length())
+        if attention_mask.shape[1] != length:  # of the new tokens alone
+            return None
+        padding = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1): before a caption
+        positions = (torch.arange(length, device=attention_mask.device) - padding).clamp(min=0)
+        return positions[:, -tokens.shape[1] :] + first_position(self.config.decoder_config)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         # transformers counts from 0, whatever the decoder does

@@ -1,5 +1,6 @@
 """The captioning loss: each token of a caption predicted from those before it."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,17 +14,29 @@ def tokens_of_labels(labels: Tensor, pad_token_id: int | None) -> tuple[Tensor, 
     return labels.masked_fill(~mask, pad_token_id or 0), mask.long()
 
 
+def without_first_tokens(labels: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+    """
+    Labels (B, L) with `IGNORED` in the place of tokens that stand behind padding alone: there is nothing to predict
+    them from. The mask (B, L or more) is of all tokens so far.
+    """
+    if labels is None or attention_mask is None or attention_mask.ndim != 2:
+        return labels
+    is_first = attention_mask.cumsum(1)[:, -labels.shape[1] : -1] == 0  # (B, L - 1): no token before this one
+    return torch.cat([labels[:, :1], labels[:, 1:].masked_fill(is_first.to(labels.device), IGNORED)], dim=1)
+
+
 def caption_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """
-    Cross-entropy in nats, a scalar: the mean over all tokens of the batch but each caption's first.
+    Cross-entropy in nats, a scalar: the mean over all labels of the batch but those of the first column.
 
     Args:
         logits: (B, L, vocabulary), of the next token at each position.
-        labels: (B, L), the whole captions; `IGNORED` where they are padded.
+        labels: (B, L), the whole captions; `IGNORED` where they are padded, and as `without_first_tokens` leaves them
+            where they are padded on the left.
         label_smoothing: the share of each target that is spread evenly over the vocabulary.
     """
     logits, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(logits.device)
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
-__all__ = ["IGNORED", "caption_loss", "tokens_of_labels"]
+__all__ = ["IGNORED", "caption_loss", "tokens_of_labels", "without_first_tokens"]

@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
 from .caption_generation_gap_closed_clip import MAX_NEW_TOKENS, CaptionGenerationMixin, caption_generation_config
-from .caption_loss_gap_closed_clip import caption_loss, tokens_of_labels
+from .caption_loss_gap_closed_clip import caption_loss, tokens_of_labels, without_first_tokens
 from .caption_outputs_gap_closed_clip import (
     CACHE,
     GapClosedClipCaptionOutput,
@@ -248,13 +248,14 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
         """
-        Logits of the next token after each of the given ones and, with `labels`, the captioning loss.
+        Logits of the next token after each of the given ones and, with `labels`, the captioning loss. Captions may be
+        padded on either side: the logits stand where the given tokens do, and those of padding say nothing.
 
         Args:
             pixel_values, shared_embeds: what the captions are written from, see `encode`.
             input_ids, attention_mask: (B, L), the caption so far, `cls_token` first; made of `labels` if left out.
-            labels: (B, L), the whole caption with `cls_token` and `sep_token`, -100 where it is padded. Each token is
-                predicted from those before it.
+            labels: (B, L), the whole caption with `cls_token` and `sep_token`, -100 where it is padded. Each token but
+                the first is predicted from those before it.
             group_ids: as in `GapClosedClipModel.forward`, for the space's objective.
             encoder_hidden_states: (B, M, hidden), the memory of an earlier call, instead of the first two.
             token_type_ids: not used; a caption is of one segment.
@@ -272,7 +273,10 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
             if labels is None:
                 raise ValueError("forward got neither input_ids nor labels: give the caption, or generate() one.")
             input_ids, attention_mask = tokens_of_labels(labels, self.decoder.config.pad_token_id)
-        self._check_length(input_ids, inputs_embeds, cache)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        self._check_length(tokens, cache)
+        if position_ids is None:
+            position_ids = self._positions_of(tokens, attention_mask, cache)
         decoded = self.decoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -286,7 +290,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
             **kwargs,
         )
         memory = {"shared_embeds": shared_embeds, "encoder_hidden_states": encoder_hidden_states}
-        return self._output(decoded, labels, objective, **memory)
+        return self._output(decoded, without_first_tokens(labels, attention_mask), objective, **memory)
 
     def _encode_for_training(
         self,
@@ -328,11 +332,6 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
             **{CACHE: getattr(decoded, CACHE)},
             **memory,
         )
-
-    def _check_length(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, cache: Cache | None) -> None:
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
-            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         self.gap_closed_clip._set_gradient_checkpointing(enable, *args, **kwargs)

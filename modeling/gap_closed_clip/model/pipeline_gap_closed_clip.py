@@ -72,7 +72,8 @@ class ImageTextRetrievalPipeline(Pipeline):
 
         Raises:
             ValueError: no queries or no gallery, something that is neither image nor text, a file that is not there
-                or can't be read, embeddings that are not this model's, or a number that is none.
+                or can't be read, embeddings that are not this model's, or a number that is none; a model whose
+                weights are not finite.
         """
         _check_number("top_k", top_k)
         _check_number("batch_size", batch_size)
@@ -159,6 +160,11 @@ class ImageTextRetrievalPipeline(Pipeline):
     def _encode(self, kind: str, values: dict[int, Any], embeds: list[dict[str, Tensor]]) -> None:
         """Puts the unit vectors (D,) of one modality's values into the rows of `embeds`."""
         found = self.forward(self.preprocess({"images" if kind == "image" else kind: list(values.values())}))
+        if not found.isfinite().all():
+            raise ValueError(
+                f"The model's embedding of {'an' if kind == 'image' else 'a'} {kind} is NaN or infinite: its weights "
+                f"are not finite, or overflow in {self.dtype}. Load sound weights, or dtype=torch.float32."
+            )
         for index, vector in zip(values, found, strict=True):
             embeds[index][kind] = vector
 

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..checkpoint import check_model_name, load_checkpoint
 from ..conversion.preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 from ..data import DataArguments, count_truncated
+from ..folder_errors import check_vocabulary
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
@@ -93,13 +94,8 @@ def build_model_and_processor(
     else:
         model, processor = _from_towers(args, captions, new_modalities(args, given, {}))
     try_modalities(model, processor, given)
-    tokenizer, text_config = processor.tokenizer, model.config.text_config
-    if len(tokenizer) > text_config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens and the text tower embeds {text_config.vocab_size}: they do "
-            "not belong together. Put the tower's own tokenizer into its folder."
-        )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(text_config))
+    tokenizer = processor.tokenizer
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(model.config.text_config))
     if args.image_size is not None:
         set_image_size(model, processor, args.image_size)
     release_towers(model, args, given.columns)
@@ -195,6 +191,7 @@ def _from_towers(
         raise OSError(f"{named}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {error}") from error
+    check_vocabulary(f"model.text={args.text!r}", tokenizer, model)
     agree_on_padding(f"model.text={args.text!r}", model.config.text_config, tokenizer)
     image_processor = _image_processor(model.vision_model, vision)
     return model, GapClosedClipProcessor(image_processor, tokenizer, _processors(new) or None)
