@@ -163,6 +163,29 @@ def test_another_state_of_the_code_trains_anew(run, monkeypatch):
     assert run(stop_after=2) == (None, 2)
 
 
+def test_other_images_of_the_same_names_are_trained_on_anew(run, tmp_path):
+    rows = ["image,caption,split"]
+    for number, split in enumerate(["train"] * 24 + ["validation"] * 8 + ["test"] * 8):
+        Image.new("L", (32, 32), number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,A square of brightness {number}.,{split}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+
+    def trained_on():
+        run(stop_after=1, more=[f"data.source={tmp_path / 'pairs.csv'}"])
+        files = (tmp_path / "output" / "trainings").glob("*.json")
+        return {json.loads(json.loads(path.read_text())["settings"])["pairs"] for path in files}
+
+    first = trained_on()
+    assert len(first) == 1 and trained_on() == first
+    for number in (0, 39):  # one to train on, and one that is held out
+        picture = (tmp_path / f"{number}.png").read_bytes()
+        Image.new("L", (32, 32), 200).save(tmp_path / f"{number}.png")
+        assert trained_on() > first
+        (tmp_path / f"{number}.png").write_bytes(picture)
+        first = trained_on()
+    assert len(first) == 3
+
+
 def test_methods_are_compared_run_by_run_with_holms_correction():
     rng = np.random.default_rng(0)
     runs = []
