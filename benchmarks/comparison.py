@@ -1,5 +1,6 @@
 """What comparisons of trainings share: a training that is run only once, figures of several runs, errors in a line."""
 
+import hashlib
 import json
 import math
 import re
@@ -12,12 +13,15 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from gap_closed_clip.commands import keep_freed_memory
+from gap_closed_clip.data.images import stored_bytes
 from gap_closed_clip.evaluation import read_metrics
+from gap_closed_clip.evaluation.pair_embeddings import columns_of
 from gap_closed_clip.training import RunConfig, load_config, train
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BUDGETS = Path(__file__).parent / "budgets"
+PAIRS_FILE = "pairs.txt"  # in a model folder: the digest of the pairs that it was trained on
 BLOCK = 100  # numbers of images
 # The objectives: for each the configuration files that it needs over the first, and words.
 METHODS: dict[str, tuple[list[Path], list[str]]] = {
@@ -49,10 +53,14 @@ def slug(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name.lower()).strip("_")
 
 
-def run_once(config: RunConfig, folder: Path) -> dict[str, float]:
+def run_once(config: RunConfig, folder: Path, pairs: str = "") -> dict[str, float]:
     """
     Train in `folder` and give the metrics. A run that has finished there with the same settings is not repeated; while
     another process trains there, this one waits.
+
+    Args:
+        pairs: their digest, if that is known: a run on others is repeated. One of an earlier version, which left no
+            note of it, is taken as it is.
     """
     settings = {**config.training, "output_dir": str(folder), "overwrite_output_dir": True}
     config = replace(config, training=settings)
@@ -64,8 +72,12 @@ def run_once(config: RunConfig, folder: Path) -> dict[str, float]:
         print(f"Another process is training {folder}: waiting for it.", flush=True)
         lock.acquire()
     try:
-        if not is_done(config, folder):
+        note = folder / PAIRS_FILE
+        is_same = not note.is_file() or note.read_text(encoding="utf-8") == pairs
+        if not is_done(config, folder) or (pairs and not is_same):
             train(config)
+        if pairs:
+            note.write_text(pairs, encoding="utf-8")
     finally:
         lock.release()
     (metrics,) = read_metrics(folder / "metrics.json").values()
@@ -80,6 +92,21 @@ def read_sources(folder: Path) -> dict[str, dict[str, float]]:
         for source, results in sources.items()
         for metrics in results.values()
     }
+
+
+def digest_of_pairs(*several: Dataset) -> str:
+    """Of all that is known of sets of pairs, and of their images' files, each of which is read."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for pairs in several:
+        hashed.update(repr(columns_of(pairs)[:4]).encode())
+        of_file: dict[str, bytes] = {}  # an image may have many captions
+        for row in pairs.select_columns(["image"]):
+            path = row["image"].get("path") if row["image"].get("bytes") is None else None
+            found = of_file.get(path or "") or hashlib.blake2b(stored_bytes(row["image"])).digest()
+            if path:
+                of_file[path] = found
+            hashed.update(found)
+    return hashed.hexdigest()
 
 
 def cases(pairs: Dataset) -> list[str]:

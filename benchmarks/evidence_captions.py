@@ -15,7 +15,6 @@ from evidence_measure import rounded
 from evidence_plan import IMAGE, NOISELESS, OWN, TEXT, Plan
 from evidence_runs import Runs
 from evidence_store import Store
-from evidence_study import digest_of_pairs
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipProcessor
 from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
@@ -74,7 +73,6 @@ class CaptionStudy:
         self.kind, self.budgets = list(budgets.items())[-1]
         self.methods = self.captions.methods or tuple(plan.trained)
         self.seeds = self.captions.seeds or plan.seeds
-        self.pairs_digest = digest_of_pairs(runs)
         self.seconds = 0.0
         self.first: dict[str, dict[str, Any]] = {}  # by method, what was found with the first seed
         results.total = len(self.methods) * len(self.seeds)
@@ -133,7 +131,7 @@ class CaptionStudy:
         about = {
             "encoders": [self._encoder_settings(*each) for each in encoders],
             "decoders": [_but_for_folders(self.decoder_config(kind, Path("encoder"), seed)) for kind in kinds],
-            "pairs": self.pairs_digest,
+            "pairs": self.runs.pairs_digest,
         }
 
         def compute(_: Path) -> dict[str, Any]:
@@ -186,7 +184,7 @@ class CaptionStudy:
     def decoder(self, kind: str, encoder: Path, method: str, seed: int) -> Path:
         """The folder of a decoder, which is trained if it has not been before."""
         folder = self.runs.folder / slug(f"captions {kind} {method} seed{seed}")
-        run_once(self.decoder_config(kind, encoder, seed), folder)
+        run_once(self.decoder_config(kind, encoder, seed), folder, self.runs.pairs_digest)
         return folder
 
     @cached_property

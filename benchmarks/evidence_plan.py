@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from comparison import CONFIGS
+from evidence_checks import check_budgets, check_folders, check_types
 
 from gap_closed_clip.evaluation import post_hoc
 from gap_closed_clip.messages import did_you_mean
@@ -263,6 +264,7 @@ def _fewer(captions: CaptionPlan, seeds: list[int] | None, methods: list[str] | 
 
 def _from_content(path: Path, content: dict[str, Any]) -> Plan:
     values = _values(str(path), Plan, content)
+    check_types(str(path), Plan, values)
     if values.get("captions") is not None:
         values["captions"] = CaptionPlan(**_values(f"{path}, captions", CaptionPlan, values["captions"]))
     for key in ("config", "start"):
@@ -310,18 +312,9 @@ def _check_captions(plan: Plan, captions: CaptionPlan) -> None:
         raise ValueError(f"{where}: captioning.encoders has to be frozen: the spaces are compared as they are.")
 
 
-def _check_folders(plan: Plan) -> None:
-    for method, folder in plan.folders.items():
-        if "{seed}" not in folder and len(plan.seeds) > 1:
-            raise ValueError(
-                f"{plan.name}, folders, {method}: {folder} is one folder, for {len(plan.seeds)} seeds: put {{seed}} "
-                "where their names differ, or say `seeds: [0]`."
-            )
-
-
 def _check(plan: Plan) -> None:
     known = plan.possible_methods
-    for name in (*plan.methods, plan.baseline, *plan.shown, *plan.robustness.get("methods", ())):
+    for name in (*plan.methods, plan.baseline, *plan.shown):
         if name not in known:
             where = "folders" if plan.folders else "methods.yaml"
             raise ValueError(f"{plan.name}: there is no method {name!r} in {where}{did_you_mean(name, known)}")
@@ -332,7 +325,8 @@ def _check(plan: Plan) -> None:
             f"{plan.name}: the baseline {plan.baseline!r} is not among the methods that are trained. `baseline` is "
             f"to be one of {', '.join(plan.trained)}."
         )
-    _check_folders(plan)
+    check_folders(plan)
+    check_budgets(plan, [name for name, method in all_methods().items() if method.post_hoc is None])
     for name, method in plan.known_methods.items():
         if method.post_hoc is not None and method.post_hoc not in post_hoc.METHODS:
             raise ValueError(f"methods.yaml, {name}: there is no post-hoc method {method.post_hoc!r}.")

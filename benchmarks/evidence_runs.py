@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison import cases, run_once, slug
+from comparison import cases, digest_of_pairs, run_once, slug
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from evidence_cases import check_cases
 from evidence_plan import Plan
@@ -93,6 +93,7 @@ class Runs:
         self.inputs = preflight(self.config)
         self.config.training["final_split"] = self.inputs.args.final_split  # where it says nothing, the default
         self.test_pairs, self.train_pairs = self.inputs.final_pairs, self.inputs.train_pairs
+        self.pairs_digest = digest_of_pairs(self.train_pairs, self.test_pairs)
         self.columns = columns_of(self.test_pairs)
         self.classes = sorted({label for label in self.columns.labels if label})
         self.groups = cases(self.test_pairs)
@@ -126,14 +127,14 @@ class Runs:
         if self.plan.start:
             first = Plan(self.plan.name, "", config=self.plan.start)
             start = self.folder / slug(f"{method} start seed{seed}")
-            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start)
+            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start, self.pairs_digest)
             budget = {**budget, "checkpoint": start}
         config = self.plan.run_config(method, budget, seed)
         if self.folder_settings.get("eval_strategy") == "no":
             without_evaluations(config)
         config.training.update(self.folder_settings)
         folder = self.folder / slug(f"{method} {words} seed{seed}")
-        run_once(config, folder)
+        run_once(config, folder, self.pairs_digest)
         return folder
 
     def prompts(self) -> list[str]:

@@ -17,7 +17,6 @@ from evidence_store import Store
 
 from gap_closed_clip.disk import replacing
 from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings
-from gap_closed_clip.evaluation.pair_embeddings import columns_of
 
 
 MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")  # what embeddings depend on
@@ -35,7 +34,6 @@ class Evidence:
 
     def __init__(self, plan: Plan, runs: Runs, results: Store):
         self.plan, self.runs, self.results = plan, runs, results
-        self.pairs = digest_of_pairs(runs)
         self.seconds = 0.0
         self.arrays: dict[str, Path] = {}  # by method, of the first seed at the last kind of budget
         self.post_hoc = [name for name, method in plan.known_methods.items() if method.post_hoc]
@@ -195,7 +193,12 @@ class Evidence:
     def _get(self, name, method, budget, seed, compute, embed_train=False, fold=None) -> dict[str, Any]:
         config = self.plan.run_config(method, budget, seed).to_dict()
         config["training"].pop("output_dir", None)
-        about = {"config": config, "fold": fold, "pairs": self.pairs, "templates": list(self.plan.templates)}
+        about = {
+            "config": config,
+            "fold": fold,
+            "pairs": self.runs.pairs_digest,
+            "templates": list(self.plan.templates),
+        }
         if embed_train:
             about["post_hoc"] = self.post_hoc
         if self.plan.start:
@@ -226,14 +229,6 @@ def score(trained: Trained) -> float:
     sources = trained.test.by_source() or {"": trained.test}
     each = {name: evaluate_embeddings(part, grouping=False) for name, part in sources.items()}
     return mean_of(each)["recall@10"]
-
-
-def digest_of_pairs(runs: Runs) -> str:
-    """Of what is known of the training and the held-out pairs, but for the images' content."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for pairs in (runs.train_pairs, runs.test_pairs):
-        hashed.update(repr(columns_of(pairs)[:4]).encode())
-    return hashed.hexdigest()
 
 
 def digest_of_folder(folder: Path) -> str:

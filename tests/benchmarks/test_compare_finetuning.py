@@ -76,6 +76,8 @@ def test_a_finished_run_is_repeated_only_with_other_settings(config, tmp_path, m
     other = replace(config, training={**config.training, "num_train_epochs": 2})
     assert run_once(other, tmp_path / "run") == {"margin": 2.0}
     assert [c.training["output_dir"] for c in trained] == 2 * [str(tmp_path / "run")]
+    # One without a note of its pairs is taken as it is; from then on other pairs are trained on.
+    assert [run_once(other, tmp_path / "run", pairs)["margin"] for pairs in "aabba"] == [2.0, 2.0, 3.0, 3.0, 4.0]
 
 
 def test_the_rate_with_the_highest_mean_recall_is_chosen():

@@ -163,6 +163,29 @@ def test_another_state_of_the_code_trains_anew(run, monkeypatch):
     assert run(stop_after=2) == (None, 2)
 
 
+def test_other_images_of_the_same_names_are_trained_on_anew(run, tmp_path):
+    rows = ["image,caption,split"]
+    for number, split in enumerate(["train"] * 24 + ["validation"] * 8 + ["test"] * 8):
+        Image.new("L", (32, 32), number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,A square of brightness {number}.,{split}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+
+    def trained_on():
+        run(stop_after=1, more=[f"data.source={tmp_path / 'pairs.csv'}"])
+        files = (tmp_path / "output" / "trainings").glob("*.json")
+        return {json.loads(json.loads(path.read_text())["settings"])["pairs"] for path in files}
+
+    first = trained_on()
+    assert len(first) == 1 and trained_on() == first
+    for number in (0, 39):  # one to train on, and one that is held out
+        picture = (tmp_path / f"{number}.png").read_bytes()
+        Image.new("L", (32, 32), 200).save(tmp_path / f"{number}.png")
+        assert trained_on() > first
+        (tmp_path / f"{number}.png").write_bytes(picture)
+        first = trained_on()
+    assert len(first) == 3
+
+
 def test_methods_are_compared_run_by_run_with_holms_correction():
     rng = np.random.default_rng(0)
     runs = []
@@ -259,6 +282,25 @@ def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
         ({"methods": ["CLIP (LT)", "our"]}, "no method 'our'.*ours"),
         ({"methods": ["ours"]}, "baseline 'CLIP .LT.' is not among"),
         ({"seeds": []}, "seeds is empty"),
+        ({"methods": "CLIP (LT)"}, "methods is 'CLIP .LT.'; give a list, in brackets"),
+        ({"config": "small.yaml"}, "config is 'small.yaml'; give a list"),
+        ({"seeds": ["one"]}, "seeds holds 'one'; each is to be a whole number"),
+        ({"shared": ["max_steps", 2]}, r"shared is \['max_steps', 2\]; give a mapping"),
+        ({"shared": {"max_stps": 2}}, "shared: .*max_stps.*max_steps"),
+        ({"shared": {"max_steps": "two"}}, "shared: .*max_steps"),
+        ({"own": {"CLIP (LT)": {"max_steps": 1}, "our": {"max_steps": 1}}}, "own: nothing trains .*'our'.*'ours'"),
+        ({"own": {"CLIP (LT)": {"max_steps": 1}}}, "own has no budget for 'ours'"),
+        ({"own": {"CLIP (LT)": 3, "ours": {}}}, "own, CLIP .LT. is 3; give a mapping"),
+        ({"grid": {"max_steps": 3}}, "grid, max_steps is 3; give a list"),
+        ({"grid": {"max_stps": [3]}}, "grid: .*max_stps"),
+        ({"weight_map": {"align_weight": [1]}}, "weight_map: uniformity_weight is left out"),
+        ({"weight_map": {"align_weight": [1], "uniformty_weight": [1]}}, "weight_map: unknown .*uniformity_weight"),
+        ({"weight_map": {"align_weight": ["a"], "uniformity_weight": [1]}}, "align_weight holds 'a'"),
+        ({"robustness": {"methods": ["our"], "num_train_epochs": [1]}}, "robustness: nothing trains .*'our'"),
+        ({"robustness": {"methods": ["ours"]}}, "robustness: num_train_epochs is left out"),
+        ({"robustness": {"methods": ["ours"], "epochs": [1]}}, "robustness: unknown field 'epochs'"),
+        ({"start": ["demo.yaml"], "start_budgets": {"our": {}}}, "start_budgets: nothing trains .*'our'"),
+        ({"start_budgets": {"ours": {}}}, "start_budgets are those of a first stage"),
     ]:
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**content, **change}))
         with pytest.raises(ValueError, match=said):

@@ -313,6 +313,8 @@ def test_folds_keep_samples_without_an_image_apart(source):
         ({"image": ["age"]}, "data.modalities: A modality cannot be called 'image'"),
         ({"record": []}, "data.modalities.record is []"),
         ({"record": 3}, "data.modalities.record is 3"),
+        ({"record": ["age", "path"]}, "data.modalities.record has the column 'path': a record cannot"),
+        ({"record": ["array"]}, "data.modalities.record has the column 'array': a record cannot"),
         ({"record": ["age", "age"]}, "data.modalities.record names a column twice: age, age."),
     ],
 )

@@ -184,6 +184,11 @@ def test_the_first_embedding_of_an_id_counts(load):
     assert compute(load, image, text, *ids) == result
 
 
+def test_a_cut_off_below_one_is_refused(load):
+    with pytest.raises(ValueError, match="cross_modal_retrieval: ks holds 0, each has to be 1 or more"):
+        load("cross_modal_retrieval").compute(image_embeds=np.eye(2), text_embeds=np.eye(2), ks=[1, 0])
+
+
 def test_zero_vector_is_named(load):
     with pytest.raises(ValueError, match="image_embeds: row 1 is a zero vector"):
         compute(load, [[1, 0], [0, 0]], [[1, 0], [0, 1]], ["a", "b"], ["p", "q"])

@@ -215,6 +215,17 @@ def test_without_labels_nothing_is_said_of_them(load):
         assert compute(load, image, text, labels) == {f"{name}@10": expected[f"{name}@10"] for name in SHARES}
 
 
+@pytest.mark.parametrize("metric", ["mixed_gallery_search", "cross_modal_grouping"])
+def test_a_label_none_is_no_label(load, metric):
+    image, text = np.random.default_rng(0).normal(size=(2, 12, 4))
+    labels = 4 * ["a", "b", None]
+    without = [label or "" for label in labels]
+    found, expected = (
+        load(metric).compute(image_embeds=image, text_embeds=text, labels=each) for each in (labels, without)
+    )
+    assert found == pytest.approx(expected, nan_ok=True) and len(found) > 2
+
+
 def test_without_ids_and_in_batches(load):
     """Ids that no two rows share are the default, labels too may come in batches or not at all."""
     image, text = random_pairs(30, 4)

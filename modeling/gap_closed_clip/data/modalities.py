@@ -17,6 +17,7 @@ from .addresses import check_address, is_address
 
 
 RAW_IMAGE = Image(decode=False)
+FILE_KEYS = ("path", "bytes", "array")  # of a mapping that is a file or a sound, not a record
 Modalities = dict[str, Any]  # by name a list of columns (a record) or one column (files or arrays)
 
 
@@ -42,6 +43,11 @@ def check_modalities(modalities: Any) -> None:
             raise ValueError(
                 f"data.modalities.{name} is {columns!r}; it must be a list of columns, which make a record, or the "
                 "name of one column of arrays or images."
+            )
+        if listed and (taken := [one for one in columns if one in FILE_KEYS]):
+            raise ValueError(
+                f"data.modalities.{name} has the column '{taken[0]}': a record cannot, since {', '.join(FILE_KEYS)} "
+                "are how a file or a sound is known. Rename the column."
             )
         if listed and len(set(columns)) < len(columns):
             raise ValueError(f"data.modalities.{name} names a column twice: {', '.join(columns)}.")

@@ -53,7 +53,7 @@ would measure retrieval instead of semantics. An item with several labels counts
 _INPUTS_DESCRIPTION = f"""
 Args:
 {PAIR_ARGUMENTS}
-    labels: N strings, the group of each pair; "" leaves the pair out.
+    labels: N strings, the group of each pair; "" or None leaves the pair out.
 {ID_ARGUMENTS}
     num_neighbors (`int`, defaults to 5): neighbours that vote.
     num_folds (`int`, defaults to 5): folds of the probe, at most one a family.
@@ -210,7 +210,7 @@ class CrossModalGrouping(EmbeddingMetric):
         images, captions = numbered(image_ids), numbered(caption_ids)
         families = families_of(images, captions)  # over all rows: those without a label link images and captions too
 
-        names = [label.strip() for label in labels]
+        names = [(label or "").strip() for label in labels]
         keep = np.array([name != "" for name in names])
         found = sorted(set(names) - {""})
         if len(found) < 2:

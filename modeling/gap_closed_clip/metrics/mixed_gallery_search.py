@@ -58,7 +58,7 @@ O(block_size * G) memory beside the G vectors of the gallery.
 _INPUTS_DESCRIPTION = f"""
 Args:
 {PAIR_ARGUMENTS}
-    labels: N strings, the group of each pair; "" is none. Without them nothing is said of labels.
+    labels: N strings, the group of each pair; "" or None is none. Without them nothing is said of labels.
 {ID_ARGUMENTS}
     k (`int`, defaults to 10): neighbours of a query.
     block_size (`int`, defaults to 256): queries scored at once.
@@ -252,7 +252,7 @@ class MixedGallerySearch(EmbeddingMetric):
             np.concatenate([image[first_image], text[first_caption]]),
             np.repeat([False, True], [len(first_image), len(first_caption)]),
             np.concatenate([families[first_image], families[first_caption]]),
-            *_label_sets(items, 2 * [label.strip() for label in labels]),
+            *_label_sets(items, 2 * [(label or "").strip() for label in labels]),
         )
         names = [f"{name}@{k}" for name in (_NAMES if gallery.has_label.any() else _NAMES[:2])]
         if len(set(families)) < 2:

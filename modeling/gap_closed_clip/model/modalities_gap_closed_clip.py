@@ -6,6 +6,7 @@ for a sample in it}. Its inputs have their tower's names behind its own: `record
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -36,6 +37,14 @@ RESERVED = (
     ),
     *("return", "videos", "common", "chat", "mean", "further", "logits", "logit", "embeds", "loss", "anchor"),
     *("use", "vision", "decoder"),
+)
+
+# Arguments of a processor, its tokenizer or an image processor, as a whole name: a modality's values are one, too.
+OPTIONS = (
+    *("self", "kwargs", "truncation", "padding", "padding_side", "max_length", "stride", "add_special_tokens"),
+    *("verbose", "device", "size", "crop_size", "pad_size", "resample", "do_resize", "do_rescale", "do_normalize"),
+    *("do_center_crop", "do_convert_rgb", "do_pad", "rescale_factor", "data_format", "input_data_format"),
+    *("is_split_into_words", "default_to_square", "disable_grouping"),
 )
 
 
@@ -98,7 +107,12 @@ def check_modality_names(names: Sequence[str]) -> None:
         problem = None
         if not isinstance(name, str) or not name.isidentifier() or name != name.lower() or name.startswith("_"):
             problem = "it must be of small letters, digits and '_', and begin with a letter"
-        elif name.split("_")[0] in RESERVED or hasattr(torch.nn.ModuleDict(), name):
+        elif (
+            name.split("_")[0] in RESERVED
+            or name in OPTIONS
+            or iskeyword(name)
+            or hasattr(torch.nn.ModuleDict(), name)
+        ):
             problem = "this name, or what it begins with, means something else already"
         for other in names:
             if isinstance(other, str) and problem is None and other != name and other.startswith(f"{name}_"):

@@ -1,15 +1,18 @@
 """[`GapClosedClipPreTrainedModel`]: what the encoder and the captioner tell transformers about themselves."""
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .projection_gap_closed_clip import EmbeddingMap, ProjectionCentering, Temperature, initial_bias
+from .towers_gap_closed_clip import loading_in_one_line
 
 
 class GapClosedClipPreTrainedModel(PreTrainedModel):
@@ -54,6 +57,32 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
             if isinstance(child, PreTrainedModel):
                 child.initialize_weights()
         super().initialize_weights()
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs) -> Any:
+        """
+        As of any module. The weights may also have the names that are in a saved file: `save_pretrained` writes those
+        that a tower was published with (of ViT's for one), and the Trainer reads its checkpoints by this method.
+        """
+        return super().load_state_dict(self._by_own_names(state_dict), *args, **kwargs)
+
+    def _by_own_names(self, state_dict: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The same weights by the names of this model's layers, as far as transformers knows them."""
+        own = self.state_dict().keys()
+        if state_dict.keys() <= own or own <= state_dict.keys():
+            return state_dict
+        is_double = any(weight.dtype == torch.float64 for weight in state_dict.values())
+        # from_pretrained alone knows the names. It draws the weights that are not given at random.
+        with loading_in_one_line(), torch.random.fork_rng(devices=[]):
+            model, info = type(self).from_pretrained(
+                None,
+                config=copy.deepcopy(self.config),
+                state_dict=dict(state_dict),
+                dtype=torch.float64 if is_double else torch.float32,
+                output_loading_info=True,
+            )
+        known = {name: weight for name, weight in model.state_dict().items() if name not in info["missing_keys"]}
+        unknown = {name: weight for name, weight in state_dict.items() if name in info["unexpected_keys"]}
+        return {**known, **{name: weight for name, weight in state_dict.items() if name in own}, **unknown}
 
     def load_adapter(self, *args, **kwargs) -> Any:
         """

@@ -135,6 +135,24 @@ class CheckedTrainer(Trainer):
                 shutil.rmtree(folder / name, ignore_errors=True)
             raise
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """
+        As transformers', which only warns of weights that a checkpoint lacks and leaves them as they are.
+
+        Raises:
+            ValueError: it lacks weights, other than those that are tied to some that it has.
+        """
+        super()._issue_warnings_after_load(load_result)
+        missing, state = set(load_result.missing_keys), self.model.state_dict()
+        loaded = {state[name].data_ptr() for name in state.keys() - missing}
+        lost = sorted(name for name in missing if state[name].data_ptr() not in loaded)
+        # (Of a model in several files transformers compares the names in the files with those of the layers.)
+        if lost and not load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint lacks {len(lost)} weights of the model, the first: {lost[0]}. Go on from another one "
+                "(resume_from_checkpoint=FOLDER), or start a new run."
+            )
+
     def get_decay_parameter_names(self, model) -> list[str]:
         # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
         # Not by get_parameter: the names include parameters that a layer has left out (those of SigLIP's pooling).

@@ -1,0 +1,126 @@
+"""What a plan of `evidence.py` says, checked before anything is loaded: types, names of methods, fields of budgets."""
+
+from collections.abc import Collection
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_origin
+
+from gap_closed_clip.messages import did_you_mean
+from gap_closed_clip.training.config_fields import check_field, parse_override
+
+
+if TYPE_CHECKING:
+    from evidence_plan import Plan
+
+
+KINDS = {tuple: "a list, in brackets", dict: "a mapping", int: "a whole number", str: "a text"}
+WEIGHTS = ("align_weight", "uniformity_weight")
+
+
+def check_types(where: str, plan: type, values: dict[str, Any]) -> None:
+    """
+    Checks the fields of a plan as they were read, lists as tuples.
+
+    Raises:
+        ValueError: one is of another type.
+    """
+    for each in fields(plan):
+        kind = get_origin(each.type) or each.type
+        value = values.get(each.name)
+        if each.name not in values or kind not in KINDS:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            shown = list(value) if isinstance(value, tuple) else value
+            raise ValueError(f"{where}: {each.name} is {shown!r}; give {KINDS[kind]}.")
+    for name, kind in (("seeds", int), ("methods", str), ("shown", str), ("words", str), ("templates", str)):
+        for value in values.get(name, ()):
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{where}: {name} holds {value!r}; each is to be {KINDS[kind]}.")
+
+
+def check_budgets(plan: "Plan", trainable: Collection[str]) -> None:
+    """
+    Checks all that says how long, and with which settings, something is trained.
+
+    Args:
+        trainable: names of all methods that are trained, whether the plan has them or not.
+
+    Raises:
+        ValueError: an unknown method or field, a value that a field can't have, something that is left out.
+    """
+    _check_budget(f"{plan.name}: shared", plan.shared)
+    for name, budgets in (("own", plan.own), ("start_budgets", plan.start_budgets)):
+        for method, budget in budgets.items():
+            _check_method(f"{plan.name}: {name}", method, trainable)
+            _check_budget(f"{plan.name}: {name}, {method}", budget)
+    for method in plan.trained:
+        if plan.own and method not in plan.own:
+            raise ValueError(f"{plan.name}: own has no budget for {method!r}: give one, which may be {{}}.")
+    if plan.start_budgets and not plan.start:
+        raise ValueError(f"{plan.name}: start_budgets are those of a first stage: name its configuration in `start`.")
+    for name, values in plan.grid.items():
+        _check_list(f"{plan.name}: grid, {name}", values)
+        for value in values:
+            _check_budget(f"{plan.name}: grid", {name: value})
+    _check_keys(f"{plan.name}: weight_map", plan.weight_map, WEIGHTS)
+    for name, values in plan.weight_map.items():
+        _check_list(f"{plan.name}: weight_map, {name}", values, float)
+    _check_keys(f"{plan.name}: robustness", plan.robustness, ("methods", "num_train_epochs"))
+    if plan.robustness:
+        _check_list(f"{plan.name}: robustness, methods", plan.robustness["methods"])
+        _check_list(f"{plan.name}: robustness, num_train_epochs", plan.robustness["num_train_epochs"], float)
+        for method in plan.robustness["methods"]:
+            _check_method(f"{plan.name}: robustness", method, trainable)
+
+
+def check_folders(plan: "Plan") -> None:
+    """
+    Checks the folders of models that are there.
+
+    Raises:
+        ValueError: one folder is named for several seeds.
+    """
+    for method, folder in plan.folders.items():
+        if "{seed}" not in folder and len(plan.seeds) > 1:
+            raise ValueError(
+                f"{plan.name}, folders, {method}: {folder} is one folder, for {len(plan.seeds)} seeds: put {{seed}} "
+                "where their names differ, or say `seeds: [0]`."
+            )
+
+
+def _check_method(where: str, method: Any, trainable: Collection[str]) -> None:
+    if method not in trainable:
+        raise ValueError(f"{where}: nothing trains a method {method!r}{did_you_mean(method, trainable)}")
+
+
+def _check_budget(where: str, budget: Any) -> None:
+    """Checks fields and the types of values as a configuration does, of which a budget is only a part."""
+    if not isinstance(budget, dict):
+        raise ValueError(f"{where} is {budget!r}; give a mapping of fields of the configuration to values.")
+    try:
+        for name, value in budget.items():
+            section, (field, *inner), read = parse_override(f"{name}={value}")
+            if not inner:
+                check_field(section, field, read, "the plan")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_keys(where: str, found: dict[str, Any], wanted: Collection[str]) -> None:
+    for key in found:
+        if key not in wanted:
+            raise ValueError(f"{where}: unknown field {key!r}{did_you_mean(key, wanted)}")
+    if found and (missing := [key for key in wanted if key not in found]):
+        raise ValueError(
+            f"{where}: {missing[0]} is left out, without which nothing is trained: give a list of values."
+        )
+
+
+def _check_list(where: str, values: Any, kind: type | None = None) -> None:
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{where} is {values!r}; give a list of one value or more.")
+    for value in values:
+        if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{where} holds {value!r}; each is to be a number.")
+
+
+__all__ = ["check_budgets", "check_folders", "check_types"]
