@@ -23,6 +23,7 @@ from gap_closed_clip.data import (
     load_pairs,
 )
 from gap_closed_clip.data.features import FeaturePairs, FeatureStore, StoredFeatures
+from gap_closed_clip.evaluation.embed import collate
 from gap_closed_clip.model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
 
 from .conftest import draw
@@ -112,6 +113,29 @@ def test_equal_values_have_equal_ids(processor):
     assert "modality_ids" not in PairCollator(GapClosedClipProcessor(processor.image_processor, processor.tokenizer))(
         [{"image": image, "image_id": "a", "caption": "one"}]
     )
+
+
+def test_a_record_of_its_reference_date_alone_is_none(processor):
+    """... since a date that others are relative to is no field; in training and in evaluation."""
+    rows = [
+        {"image": Image.new("RGB", (30, 30), (gray, 0, 0)), "image_id": str(gray), "caption": f"caption {gray}"}
+        for gray in range(3)
+    ]
+    records = [
+        {"birth": "1960-01-01", "study": "2020-01-01"},
+        {"birth": None, "study": "2020-01-01"},
+        {"birth": "1980-01-01", "study": "2020-06-01"},
+    ]
+    age = RecordProcessor.fit(records, [{"name": "birth", "kind": "date", "relative_to": "study"}])
+    assert age.field_names == ["birth"] and age.column_names == ["birth", "study"]
+    both = GapClosedClipProcessor(processor.image_processor, processor.tokenizer, {"record": age})
+    rows = [{**row, "record": record} for row, record in zip(rows, records, strict=True)]
+    batch = PairCollator(both)(rows)
+    assert batch["modality_mask"][:, 2].tolist() == [True, False, True]
+    assert batch["record_numbers_mask"].flatten().tolist() == [True, False, True]
+    columns, inputs = collate(rows, PairCollator(both), ["image", "record"])
+    assert [bool(each) for each in columns.values["record"].ids] == [True, False, True]
+    assert torch.equal(inputs["record"]["numbers"], batch["record_numbers"][[0, 2]])
 
 
 def test_one_modality_alone_is_an_error_that_names_it(source):

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..model.modality_processing_gap_closed_clip import encode_modality
-from ..model.record_processing_gap_closed_clip import ArrayProcessor
+from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
 from .hashing import digest_of, group_ids, stable_hash
 from .image_ids import check_columns, image_id_of
 from .images import Augmentation, decode_image, name_of, window_of
@@ -70,7 +70,7 @@ class PairCollator:
             `pooled_text` (B, hidden) float32 in the place of what it takes.
             With further modalities, whose rows' columns are called as they are: `{modality}_{input of its tower}`
             (B, ...), and `modality_mask` (B, M) bool, in the order image, text, further ones: False where a sample
-            lacks one (None or an empty image, a caption that is None or "", a record without any value). What it lacks
+            lacks one (None or an empty image, a caption that is None or "", a record without any field). What it lacks
             are zeros and an empty caption, and its `group_ids` are shared with no other. `modality_ids` (B, M) int64,
             in the same order: hashes of what each sample has; samples of equal records are not negatives of one
             another where records are compared.
@@ -144,6 +144,9 @@ class PairCollator:
         elif isinstance(processor, ArrayProcessor):
             for index in there:
                 values[index] = read_array(values[index], titles[index])
+        elif isinstance(processor, RecordProcessor):
+            for index in there:
+                values[index] = None if processor.is_lacking(values[index]) else values[index]
         return values
 
     def _warn_if_absent(self, rows: list[dict[str, Any]], name: str) -> None:

@@ -154,7 +154,7 @@ def collate(
                 columns.values[name].add(row[name], fields.get(name))
     inputs = {}
     for name in further:
-        shown = (with_own_fields(row, name, fields.get(name)) for row in rows)
+        shown = (with_own_fields(row, name, collator.further[name]) for row in rows)
         given = [row for row in shown if has_modality(row, name)]
         if given:
             encoded = collator.modality(given, name)

@@ -8,7 +8,6 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..data.modalities import has_modality
 from ..data.modality_ids import is_record
 from ..model.record_processing_gap_closed_clip import RecordProcessor
 from .modality_values import ModalityValues
@@ -75,9 +74,13 @@ def _has_fields(title: str, name: str, processor: Any, some: Any) -> bool:
 
 
 def fields_of_records(processor: ProcessorMixin, modalities: Sequence[str]) -> dict[str, list[str]]:
-    """By the names of those modalities that are records, the fields that the model's rows may have."""
+    """By the names of those modalities that are records, the fields of which a row has to have one."""
+    return {name: known.field_names for name, known in _records(processor, modalities).items()}
+
+
+def _records(processor: ProcessorMixin, modalities: Sequence[str]) -> dict[str, RecordProcessor]:
     known: dict[str, Any] = getattr(processor, "modality_processors", None) or {}
-    return {name: known[name].column_names for name in modalities if isinstance(known.get(name), RecordProcessor)}
+    return {name: known[name] for name in modalities if isinstance(known.get(name), RecordProcessor)}
 
 
 def without_reference_dates(
@@ -85,9 +88,8 @@ def without_reference_dates(
 ) -> Mapping[str, ModalityValues]:
     """The same without what is no field of the model's records itself, but what another field is relative to."""
     found = dict(values)
-    for name, columns in fields_of_records(processor, tuple(values)).items():
-        own = processor.modality_processors[name].field_names  # type: ignore[attr-defined]
-        dates = set(columns) - set(own)
+    for name, record in _records(processor, tuple(values)).items():
+        dates = set(record.column_names) - set(record.field_names)
         if dates:
             records = [
                 row and {field: value for field, value in row.items() if field not in dates}
@@ -115,19 +117,19 @@ def with_image_and_caption(pairs: Dataset | IterableDataset) -> Dataset | Iterab
     return pairs.select(rows)
 
 
-def with_own_fields(row: dict[str, Any], name: str, fields: Sequence[str] | None) -> dict[str, Any]:
+def with_own_fields(row: dict[str, Any], name: str, processor: Any) -> dict[str, Any]:
     """
-    A row whose record has just the fields of a schema, None where it lacks one; None where it has none of them.
+    A row whose record has just what a schema names, None where it lacks one; None where it has none of the fields.
 
     Args:
         name: of the modality.
-        fields: of `fields_of_records`; None if it is no record, and the row stays as it is.
+        processor: of the modality; if that is not of records, the row stays as it is.
     """
     record = row.get(name)
-    if fields is None or record is None or not is_record(record):
+    if not isinstance(processor, RecordProcessor) or record is None or not is_record(record):
         return row
-    own = {name: {field: record.get(field) for field in fields}}
-    return {**row, name: own[name] if has_modality(own, name) else None}
+    own = {column: record.get(column) for column in processor.column_names}
+    return {**row, name: None if processor.is_lacking(own) else own}
 
 
 __all__ = [

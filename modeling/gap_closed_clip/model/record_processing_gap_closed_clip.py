@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from .record_fields_gap_closed_clip import CategoryField, NumberField, RecordField, RowError
 from .record_schema_gap_closed_clip import digest_of, field_from_dict, guess_field
-from .record_values_gap_closed_clip import FieldError
+from .record_values_gap_closed_clip import FieldError, is_missing
 
 
 logger = logging.get_logger(__name__)
@@ -136,6 +136,10 @@ class RecordProcessor:
     def column_names(self) -> list[str]:
         """Names that a row may have: the fields, and what dates are relative to."""
         return list(self._columns)
+
+    def is_lacking(self, record: dict[str, Any]) -> bool:
+        """Whether a row has none of the fields: what dates are relative to says nothing by itself."""
+        return all(is_missing(record.get(name)) for name in self.field_names)
 
     @property
     def num_numbers(self) -> int:
