@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from gap_closed_clip.commands import keep_freed_memory
 from gap_closed_clip.data.images import stored_bytes
+from gap_closed_clip.data.modalities import has_image
 from gap_closed_clip.evaluation import read_metrics
 from gap_closed_clip.evaluation.pair_embeddings import columns_of
 from gap_closed_clip.training import RunConfig, load_config, train
@@ -100,7 +101,7 @@ def digest_of_pairs(*several: Dataset) -> str:
     for pairs in several:
         hashed.update(repr(columns_of(pairs)[:4]).encode())
         of_file: dict[str, bytes] = {}  # an image may have many captions
-        for row in pairs.select_columns(["image"]):
+        for row in filter(has_image, pairs.select_columns(["image"])):  # with a record, a pair may lack it
             path = row["image"].get("path") if row["image"].get("bytes") is None else None
             found = of_file.get(path or "") or hashlib.blake2b(stored_bytes(row["image"])).digest()
             if path:

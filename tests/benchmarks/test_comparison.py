@@ -2,7 +2,7 @@
 
 import evidence
 import pytest
-from comparison import cases, run_script
+from comparison import cases, digest_of_pairs, run_script
 from datasets import Dataset
 
 
@@ -53,3 +53,19 @@ def test_cases_and_blocks_of_numbers_stay_together():
     assert len(set(groups)) == 4
     without = cases(Dataset.from_dict({"image_id": ["a", "b", "a"]}))
     assert without[0] == without[2] != without[1]
+
+
+def test_a_digest_of_pairs_is_of_their_images_files_too(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    images = [{"path": str(tmp_path / name), "bytes": None} for name in ("a.png", "b.png", "a.png")]
+    images += [{"path": None, "bytes": b"inside"}, None]  # with a record, a pair may lack its image
+    pairs = Dataset.from_list(
+        [{"image": image, "image_id": f"{row}", "caption": "one"} for row, image in enumerate(images)]
+    )
+    before = digest_of_pairs(pairs)
+    assert digest_of_pairs(pairs) == before
+    (tmp_path / "b.png").write_bytes(b"another")
+    assert digest_of_pairs(pairs) != before
+    (tmp_path / "b.png").write_bytes(b"b.png")
+    assert digest_of_pairs(pairs) == before != digest_of_pairs(pairs, pairs)
