@@ -264,7 +264,7 @@ def _fewer(captions: CaptionPlan, seeds: list[int] | None, methods: list[str] | 
 
 def _from_content(path: Path, content: dict[str, Any]) -> Plan:
     values = _values(str(path), Plan, content)
-    check_types(str(path), Plan, values)
+    check_types(str(path), Plan, {name: value for name, value in values.items() if name != "folders"})
     if values.get("captions") is not None:
         values["captions"] = CaptionPlan(**_values(f"{path}, captions", CaptionPlan, values["captions"]))
     for key in ("config", "start"):

@@ -182,7 +182,6 @@ def test_what_is_no_processor(tiny_processor):
         "truncation",
         "padding",
         "self",
-        "size",
         "class",
         "Record",
         "a-b",

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import tiny_config
 from packaging.version import Version
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from test_lora import make_dead, make_model
 from test_run import NO_MORE, TINY
+from transformers import AutoTokenizer, BertConfig
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
@@ -198,7 +200,9 @@ def test_an_adapter_without_its_base(damaged):
 
 
 def test_an_adapter_on_another_base(damaged):
-    other = make_model()
+    tokens = len(AutoTokenizer.from_pretrained(damaged))
+    text = tiny_config().text_config.to_dict() | {"vocab_size": tokens}
+    other = make_model(text_config=BertConfig(**text))
     other.save_pretrained(damaged.parent / "whole")
     with pytest.raises(ValueError, match="run does not belong to its base model .*whole"):
         load_checkpoint(damaged)

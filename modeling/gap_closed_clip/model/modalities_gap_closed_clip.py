@@ -39,13 +39,8 @@ RESERVED = (
     *("use", "vision", "decoder"),
 )
 
-# Arguments of a processor, its tokenizer or an image processor, as a whole name: a modality's values are one, too.
-OPTIONS = (
-    *("self", "kwargs", "truncation", "padding", "padding_side", "max_length", "stride", "add_special_tokens"),
-    *("verbose", "device", "size", "crop_size", "pad_size", "resample", "do_resize", "do_rescale", "do_normalize"),
-    *("do_center_crop", "do_convert_rgb", "do_pad", "rescale_factor", "data_format", "input_data_format"),
-    *("is_split_into_words", "default_to_square", "disable_grouping"),
-)
+# Arguments that are given to processors here, as a whole name: a modality's values are one, too.
+OPTIONS = ("self", "kwargs", "truncation", "padding", "max_length", "do_rescale")
 
 
 class SubConfigs:
