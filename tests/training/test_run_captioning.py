@@ -97,6 +97,9 @@ def test_only_encoders_that_train_along_get_the_limit_of_the_captions(finished, 
     config = configure(*NO_MORE, "encoders=joint")
     train(config)
     assert load_captioner(folder_of(config))[1].tokenizer.model_max_length == 48
+    longer = [f"checkpoint={folder_of(config)}", f"output_dir={folder_of(config).parent / 'longer'}"]
+    train(configure(*NO_MORE, *longer, "max_caption_tokens=60"))
+    assert load_captioner(folder_of(config).parent / "longer")[1].tokenizer.model_max_length == 60
 
 
 def test_the_reloaded_captioner_writes_the_captions_of_the_folder(finished):

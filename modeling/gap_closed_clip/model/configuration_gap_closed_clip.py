@@ -101,8 +101,8 @@ class GapClosedClipConfig(PreTrainedConfig):
             whose bias is a parameter that trains also where `learnable_temperature` is off (but for adapters, which
             then leave both as they are). SigLIP's temperature starts at `logit_scale_init_value=log(10)`.
         mask_groups (`bool`, defaults to `True`):
-            Whether pairs that share an image or a caption (`group_ids` of `forward`) are kept out of one another's
-            negatives.
+            Whether pairs that share an image or a caption (`group_ids` of `forward`), or a record where records are
+            compared (`modality_ids`), are kept out of one another's negatives.
         initializer_range (`float`, defaults to 0.02):
             Standard deviation of the projections' initial weights.
         taken_over_from (`str`, *optional*):

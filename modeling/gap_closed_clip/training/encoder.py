@@ -243,7 +243,7 @@ def set_caption_length(
     how many captions lose their end, unless the pairs are a stream.
 
     Args:
-        trained: whether the encoders train. Those that stay as they are keep their limit, too: captions alone are cut.
+        trained: whether the encoders train. If they stay as they are, no limit is lowered: captions alone are cut.
 
     Raises:
         ValueError: `data.max_caption_tokens` is more than the text tower takes.
@@ -255,7 +255,7 @@ def set_caption_length(
                 f"data.max_caption_tokens is {data.max_caption_tokens}, but the text tower takes "
                 f"{model.max_text_length} tokens at most: set data.max_caption_tokens={model.max_text_length}."
             )
-        if trained:
+        if trained or data.max_caption_tokens > limit:
             processor.tokenizer.model_max_length = limit = data.max_caption_tokens
         limit = min(limit, data.max_caption_tokens)
     if isinstance(pairs, IterableDataset):
