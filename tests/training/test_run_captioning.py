@@ -17,7 +17,7 @@ from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
 from gap_closed_clip.data import PairCollator, load_pairs
 from gap_closed_clip.evaluation import evaluate_captioner, generate_captions, read_metrics
 from gap_closed_clip.training import load_config, train
-from gap_closed_clip.training.precompute import embed_captions_once
+from gap_closed_clip.training.caption_features import embed_captions_once
 
 
 RUN = ["predict_with_generate=true", "num_beams=2", "eval_steps=3"]
@@ -147,7 +147,7 @@ def test_no_image_is_decoded_in_training_on_text(configure, monkeypatch):
     monkeypatch.setattr("gap_closed_clip.data.collator.decode_image", decode)
     train(configure(*NO_MORE, "train_on=text"))
     with pytest.raises(AssertionError, match="an image was decoded"):
-        train(configure(*NO_MORE, "overwrite_output_dir=true"))
+        train(configure(*NO_MORE, "overwrite_output_dir=true", "data.feature_views=0"))
 
 
 def test_embeddings_of_the_captions_are_the_encoders_own(encoder, configure):

@@ -188,9 +188,9 @@ class DataArguments:
     feature_views: int = field(
         default=3,
         metadata={
-            "help": "A frozen image tower (model.freeze_vision) runs once over so many views of each training image, "
-            "the plain one and augmented ones, of which each batch draws one; a frozen text tower over each caption. "
-            "0: frozen towers run in every step."
+            "help": "A frozen image tower (model.freeze_vision, a captioner's) runs once over so many views of each "
+            "training image, the plain one and augmented ones, of which each batch draws one; a frozen text tower "
+            "over each caption. 0: frozen towers run in every step."
         },
     )
     feature_cache: str | None = field(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,26 +15,28 @@ IGNORED = torch.nn.CrossEntropyLoss().ignore_index  # -100
 
 
 class CaptionCollator:
-    """Images as `PairCollator` makes them, or embeddings if the rows have them, and the captions as labels.
+    """Images as `PairCollator` makes them, or what was made of them before, and the captions as labels.
 
     Args:
         collator: decodes the images and tokenizes the captions.
+        widths: D of an embedding and P of an image's token, for rows whose images have been encoded before.
     """
 
-    def __init__(self, collator: PairCollator):
-        self.collator = collator
+    def __init__(self, collator: PairCollator, widths: tuple[int, int] | None = None):
+        self.collator, self.widths = collator, widths
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of B rows.
 
         Args:
             rows: `caption`, and either `image` (and `image_id`, if there is one) or the embedding `shared_embeds`
-                (D,) of each pair.
+                (D,) of each pair, or `encoded_image` (D + tokens * P,), its embedding and its image's tokens, if any.
 
         Returns:
             `labels` (B, L) int64, the captions' tokens with -100 where they are padded. Beside them `pixel_values`
             (B, 3, H, W) and `group_ids` (B, 2) as `PairCollator` makes them, or, if the rows have embeddings,
-            `shared_embeds` (B, D) float32; then no image is decoded.
+            `shared_embeds` (B, D) float32 and, if the images' tokens are there, `image_tokens` (B, tokens, P); then no
+            image is decoded.
 
         Raises:
             ValueError: an image cannot be read, or a column is missing.
@@ -43,4 +46,15 @@ class CaptionCollator:
         labels = {"labels": text["input_ids"].masked_fill(text["attention_mask"] == 0, IGNORED)}
         if "shared_embeds" in rows[0]:
             return {"shared_embeds": torch.tensor([row["shared_embeds"] for row in rows])} | labels
+        if "encoded_image" in rows[0]:
+            return self._parted(torch.from_numpy(np.stack([row["encoded_image"] for row in rows]))) | labels
         return self.collator.images(rows) | labels
+
+    def _parted(self, encoded: Tensor) -> dict[str, Tensor]:
+        """`shared_embeds` and `image_tokens` of what is kept of B images, (B, D + tokens * P)."""
+        assert self.widths is not None
+        embed_width, token_width = self.widths
+        parts = {"shared_embeds": encoded[:, :embed_width]}
+        if encoded.shape[1] > embed_width:
+            parts["image_tokens"] = encoded[:, embed_width:].unflatten(1, (-1, token_width))
+        return parts

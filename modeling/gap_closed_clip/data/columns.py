@@ -15,7 +15,7 @@ from .modalities import ModalityColumn, find_modalities
 
 CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
 # Columns that `sources.py` and `features.py` add: a source's own of these names are not kept.
-ADDED_COLUMNS = ("augment", "source", "window", "pooled_image", "pooled_text", "group_ids", "present")
+ADDED_COLUMNS = ("augment", "source", "window", "pooled_image", "pooled_text", "encoded_image", "group_ids", "present")
 
 
 @dataclass

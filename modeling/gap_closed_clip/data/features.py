@@ -230,7 +230,8 @@ class StoredFeatures:
 
 
 class FeaturePairs(torch.utils.data.Dataset):
-    """Pairs whose frozen towers have run: rows for `PairCollator` with `pooled_image` or `pooled_text` or both.
+    """Pairs whose frozen towers have run: rows for `PairCollator` with `pooled_image` or `pooled_text` or both, or for
+    `CaptionCollator` with `encoded_image`.
 
     A batch is read at once, and where both towers have run, neither an image nor a caption is touched. Which view of
     an image a batch gets depends on the batch's pairs and their order alone: a run that was killed and resumed, which
@@ -243,6 +244,7 @@ class FeaturePairs(torch.utils.data.Dataset):
         varied: draw a view of each image at random; without it, always the first, the plain one.
         further: names of the further modalities, whose columns the rows have as well; with them also `present` (2,)
             bool, whether a sample has an image and a caption.
+        image_column: what the rows call the features of images.
     """
 
     def __init__(
@@ -252,7 +254,9 @@ class FeaturePairs(torch.utils.data.Dataset):
         texts: StoredFeatures | None,
         varied: bool = False,
         further: Sequence[str] = (),
+        image_column: str = "pooled_image",
     ):
+        self.image_column = image_column
         self.pairs, self.images, self.texts, self.varied = pairs, images, texts, varied
         self.further = tuple(further)
         self._group_ids = np.array(group_ids_of(pairs), dtype=np.int64).reshape(-1, 2)
@@ -276,12 +280,17 @@ class FeaturePairs(torch.utils.data.Dataset):
             return None if features is None else StoredFeatures(features.store, features.rows[positions])
 
         return FeaturePairs(
-            self.pairs.select(positions), some(self.images), some(self.texts), self.varied, self.further
+            self.pairs.select(positions),
+            some(self.images),
+            some(self.texts),
+            self.varied,
+            self.further,
+            self.image_column,
         )
 
     def plain(self) -> "FeaturePairs":
         """The same pairs with the plain view of every image."""
-        return FeaturePairs(self.pairs, self.images, self.texts, further=self.further)
+        return FeaturePairs(self.pairs, self.images, self.texts, further=self.further, image_column=self.image_column)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -297,7 +306,7 @@ class FeaturePairs(torch.utils.data.Dataset):
         if self._present is not None:
             columns["present"] = self._present[positions]
         if self.images is not None:
-            columns["pooled_image"] = self.images.read(positions, self._views(positions, self.images.store.views))
+            columns[self.image_column] = self.images.read(positions, self._views(positions, self.images.store.views))
         if self.texts is not None:
             columns["pooled_text"] = self.texts.read(positions, np.zeros_like(positions))
         rest = [{} for _ in indices] if self._rest is None else self._rest.__getitems__(indices)

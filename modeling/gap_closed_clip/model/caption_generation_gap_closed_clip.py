@@ -47,6 +47,7 @@ class CaptionGenerationMixin(GenerationMixin):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         cache: Cache | None = None,
+        image_tokens: Tensor | None = None,
         **kwargs,
     ) -> Tensor | ModelOutput:
         """
@@ -58,7 +59,7 @@ class CaptionGenerationMixin(GenerationMixin):
         sequences of an earlier call, with its `cache`, are left as they are.
 
         Args:
-            pixel_values, shared_embeds, encoder_hidden_states: what to write from, as in `forward`.
+            pixel_values, shared_embeds, image_tokens, encoder_hidden_states: what to write from, as in `forward`.
             input_ids, attention_mask: (B, L), prompts as the tokenizer makes them, or (1, L), one for all; default
                 `cls_token` alone.
             token_type_ids, labels: not used; accepted because pipelines and the Trainer hand them on.
@@ -78,7 +79,7 @@ class CaptionGenerationMixin(GenerationMixin):
                 "without an image, which this one has not learned. Leave it out."
             )
         if encoder_hidden_states is None:
-            encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds)
+            encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds, image_tokens)
         if input_ids is None or not input_ids.shape[1]:
             input_ids = attention_mask = None
         elif cache is None or not cache.get_seq_length():
@@ -147,23 +148,6 @@ class CaptionGenerationMixin(GenerationMixin):
                 f"A prompt of {input_ids_length} tokens and the new ones make up to {generation_config.max_length}, "
                 f"the decoder takes {limit} at most: max_new_tokens={limit - input_ids_length} or less."
             )
-
-    def _check_length(self, tokens: Tensor | None, cache: Cache | None) -> None:
-        if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
-            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
-
-    def _positions_of(
-        self, tokens: Tensor | None, attention_mask: Tensor | None, cache: Cache | None
-    ) -> Tensor | None:
-        """Positions (B, L) of `forward`'s tokens from each caption's first on; None where the decoder may count."""
-        if tokens is None or attention_mask is None or attention_mask.ndim != 2:
-            return None
-        length = tokens.shape[1] + (0 if cache is None else cache.get_seq_length())
-        if attention_mask.shape[1] != length:  # of the new tokens alone
-            return None
-        padding = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1): before a caption
-        positions = (torch.arange(length, device=attention_mask.device) - padding).clamp(min=0)
-        return positions[:, -tokens.shape[1] :] + first_position(self.config.decoder_config)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         # transformers counts from 0, whatever the decoder does

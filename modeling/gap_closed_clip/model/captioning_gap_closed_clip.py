@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, logging
 from transformers.utils.generic import can_return_tuple
 
+from .caption_encoding_gap_closed_clip import CaptionEncodingMixin, CaptionMemory
 from .caption_generation_gap_closed_clip import MAX_NEW_TOKENS, CaptionGenerationMixin, caption_generation_config
 from .caption_loss_gap_closed_clip import caption_loss, tokens_of_labels, without_first_tokens
 from .caption_outputs_gap_closed_clip import (
@@ -28,12 +29,11 @@ from .caption_outputs_gap_closed_clip import (
     with_memory_cache,
 )
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
-from .decoder_gap_closed_clip import CaptionMemory, build_decoder, copy_layers, decoder_config_like, special_tokens
-from .losses_gap_closed_clip import unit_vectors
+from .decoder_gap_closed_clip import build_decoder, copy_layers, decoder_config_like, special_tokens
 from .modeling_gap_closed_clip import GapClosedClipModel
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
 from .saving_gap_closed_clip import describe_code
-from .tower_kinds_gap_closed_clip import token_width
+from .tower_kinds_gap_closed_clip import first_position, token_width
 
 
 logger = logging.get_logger(__name__)
@@ -42,7 +42,9 @@ logger = logging.get_logger(__name__)
 HUB_ARGUMENTS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
 
 
-class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, CaptionGenerationMixin):
+class GapClosedClipForConditionalGeneration(
+    GapClosedClipPreTrainedModel, CaptionGenerationMixin, CaptionEncodingMixin
+):
     """
     Writes captions: a [`GapClosedClipModel`] and a BERT decoder that attends to an image's patches and embedding.
 
@@ -191,43 +193,6 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         if self.config.caption_objective_weight:
             self.gap_closed_clip.set_training_progress(progress)
 
-    def set_image_shift(self, shift: Tensor | None) -> None:
-        """
-        The mean-shift correction of a decoder trained on text alone: (D,), mean text minus mean image embedding of the
-        training pairs, added to image embeddings. None for no correction.
-        """
-        self.memory.image_shift.copy_(torch.zeros_like(self.memory.image_shift) if shift is None else shift)
-
-    def encode(self, pixel_values: Tensor | None = None, shared_embeds: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """
-        The decoder's memory (B, M, hidden), and the unit vectors (B, D) that it is made of.
-
-        Args:
-            pixel_values: (B, 3, height, width).
-            shared_embeds: (B, D), unit vectors of the shared space, of texts or of whatever was embedded in it;
-                instead of images, where the decoder's memory is the embedding.
-
-        Raises:
-            ValueError: neither of them, or no images where the decoder's memory has their patches.
-        """
-        if pixel_values is None and self.config.decoder_memory != "embedding":
-            raise ValueError(
-                "The decoder attends to an image's patches, and there is no image: give pixel_values. "
-                '(A decoder with config.decoder_memory="embedding" takes shared_embeds, too.)'
-            )
-        if shared_embeds is not None and shared_embeds.shape[1:] != (dim := self.config.projection_dim,):
-            raise ValueError(f"shared_embeds has the shape {tuple(shared_embeds.shape)}: give a tensor (B, {dim}).")
-        if (pixel_values is None) == (shared_embeds is None):
-            raise ValueError("Give images as pixel_values, or embeddings as shared_embeds: one of them.")
-        if shared_embeds is not None:
-            return self.memory(shared_embeds), shared_embeds
-        return self._make_memory(self.gap_closed_clip.get_image_features(pixel_values, return_dict=True))
-
-    def _make_memory(self, image_features: ModelOutput) -> tuple[Tensor, Tensor]:
-        """The decoder's memory and unit vectors, as from `encode`, of the image features that the encoder gives."""
-        embeds = unit_vectors(image_features.pooler_output)  # (B, D)
-        return self.memory(unit_vectors(embeds + self.memory.image_shift), image_features.last_hidden_state), embeds
-
     @can_return_tuple
     @takes_past_key_values
     def forward(
@@ -245,6 +210,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        image_tokens: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
         """
@@ -252,12 +218,12 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         padded on either side: the logits stand where the given tokens do, and those of padding say nothing.
 
         Args:
-            pixel_values, shared_embeds: what the captions are written from, see `encode`.
+            pixel_values, shared_embeds, image_tokens: what the captions are written from, see `encode`.
             input_ids, attention_mask: (B, L), the caption so far, `cls_token` first; made of `labels` if left out.
             labels: (B, L), the whole caption with `cls_token` and `sep_token`, -100 where it is padded. Each token but
                 the first is predicted from those before it.
             group_ids: as in `GapClosedClipModel.forward`, for the space's objective.
-            encoder_hidden_states: (B, M, hidden), the memory of an earlier call, instead of the first two.
+            encoder_hidden_states: (B, M, hidden), the memory of an earlier call, instead of what it is made of.
             token_type_ids: not used; a caption is of one segment.
             position_ids, inputs_embeds, cache, use_cache, logits_to_keep: as in `BertLMHeadModel` (`cache` may also be
                 given as `past_key_values`, its name in transformers below 5.24).
@@ -267,7 +233,7 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         """
         objective = None
         if encoder_hidden_states is None:
-            sources = (pixel_values, shared_embeds, group_ids)
+            sources = (pixel_values, shared_embeds, image_tokens, group_ids)
             encoder_hidden_states, shared_embeds, objective = self._encode_for_training(labels, *sources)
         if input_ids is None and inputs_embeds is None:
             if labels is None:
@@ -292,26 +258,22 @@ class GapClosedClipForConditionalGeneration(GapClosedClipPreTrainedModel, Captio
         memory = {"shared_embeds": shared_embeds, "encoder_hidden_states": encoder_hidden_states}
         return self._output(decoded, without_first_tokens(labels, attention_mask), objective, **memory)
 
-    def _encode_for_training(
-        self,
-        labels: Tensor | None,
-        pixel_values: Tensor | None,
-        shared_embeds: Tensor | None,
-        group_ids: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What `encode` gives, and the objective of images and captions in the space where the config asks for it."""
-        if labels is None or not self.config.caption_objective_weight:
-            return *self.encode(pixel_values, shared_embeds), None
-        input_ids, attention_mask = tokens_of_labels(labels, self.decoder.config.pad_token_id)
-        encoded = self.gap_closed_clip(
-            pixel_values, input_ids=input_ids, attention_mask=attention_mask, group_ids=group_ids, return_dict=True
-        )
-        if encoded.loss is None:
-            raise ValueError(
-                "caption_objective_weight is above 0, which compares images with captions, and there is no image: "
-                "give pixel_values."
-            )
-        return *self._make_memory(encoded.vision_model_output), encoded.loss
+    def _check_length(self, tokens: Tensor | None, cache: Cache | None) -> None:
+        if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
+            raise ValueError(f"The captions are {tokens.shape[1]} tokens long, the decoder takes {limit} at most.")
+
+    def _positions_of(
+        self, tokens: Tensor | None, attention_mask: Tensor | None, cache: Cache | None
+    ) -> Tensor | None:
+        """Positions (B, L) of `forward`'s tokens from each caption's first on; None where the decoder may count."""
+        if tokens is None or attention_mask is None or attention_mask.ndim != 2:
+            return None
+        length = tokens.shape[1] + (0 if cache is None else cache.get_seq_length())
+        if attention_mask.shape[1] != length:  # of the new tokens alone
+            return None
+        padding = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)  # (B, 1): before a caption
+        positions = (torch.arange(length, device=attention_mask.device) - padding).clamp(min=0)
+        return positions[:, -tokens.shape[1] :] + first_position(self.config.decoder_config)
 
     def _output(
         self, decoded: ModelOutput, labels: Tensor | None, objective: Tensor | None, **memory: Tensor | None

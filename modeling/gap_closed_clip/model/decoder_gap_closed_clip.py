@@ -1,56 +1,12 @@
-"""What a captioner's decoder is made of: the memory it attends to, its first weights, the prompts it goes on from."""
+"""What a captioner's decoder is made of: its first weights, and the prompts it goes on from."""
 
 import copy
-import math
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .configuration_gap_closed_clip import GapClosedClipConfig
-from .losses_gap_closed_clip import unit_vectors
 from .towers_gap_closed_clip import not_loaded
-
-
-class CaptionMemory(nn.Module):
-    """
-    What the decoder attends to: an embedding of the shared space, spread over some tokens, and an image's patches.
-
-    `image_shift` (D,) is added to image embeddings before they are read: the usual mean-shift correction of a decoder
-    that was trained on text embeddings. Zero unless it is set.
-    """
-
-    image_shift: Tensor
-
-    def __init__(self, config: GapClosedClipConfig, patch_dim: int):
-        super().__init__()
-        decoder_config: Any = config.decoder_config
-        hidden = decoder_config.hidden_size
-        self.config = config
-        self.embedding_projection = nn.Linear(config.projection_dim, config.decoder_embedding_tokens * hidden)
-        self.embedding_norm = nn.LayerNorm(hidden)
-        self.patch_projection: nn.Linear | None = None
-        self.patch_norm: nn.LayerNorm | None = None
-        if config.decoder_memory == "patches_and_embedding":
-            self.patch_projection, self.patch_norm = nn.Linear(patch_dim, hidden), nn.LayerNorm(hidden)
-        self.register_buffer("image_shift", torch.zeros(config.projection_dim))
-
-    def forward(self, embeds: Tensor, patches: Tensor | None = None) -> Tensor:
-        """(B, D) unit vectors and (B, P, patch_dim) -> (B, tokens + P, hidden)."""
-        if self.training and (noise := self.config.embedding_noise):
-            embeds = unit_vectors(embeds + torch.randn_like(embeds) * noise / math.sqrt(embeds.shape[-1]))
-        # The entries of a unit vector are small. They are scaled to a variance of 1, which a projection expects.
-        embeds = (embeds * math.sqrt(embeds.shape[-1])).to(self.embedding_projection.weight.dtype)
-        memory = self.embedding_projection(embeds).unflatten(-1, (-1, self.embedding_norm.weight.shape[0]))
-        memory = self.embedding_norm(memory)
-        if self.patch_projection is None or self.patch_norm is None:
-            return memory
-        assert patches is not None  # `encode` has seen to it
-        if patches.ndim == 4:  # a convolutional network's map, channels first or last
-            channels_first = patches.shape[1] == self.patch_projection.in_features
-            patches = patches.flatten(2).transpose(1, 2) if channels_first else patches.flatten(1, 2)
-        return torch.cat([memory, self.patch_norm(self.patch_projection(patches))], dim=1)
 
 
 def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
@@ -195,7 +151,6 @@ def one_for_each(input_ids: Tensor, attention_mask: Tensor, number: int) -> tupl
 
 
 __all__ = [
-    "CaptionMemory",
     "build_decoder",
     "copy_layers",
     "decoder_config_like",

@@ -24,13 +24,14 @@ from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..model.tower_kinds_gap_closed_clip import longest_text
 from .adapter_base import AdapterBase
 from .arguments import GapClosedTrainingArguments
+from .caption_features import embed_captions_once, encode_images_once
 from .caption_trainer import GapClosedCaptionTrainer
 from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
 from .fuse import SAMPLES
 from .modalities import FurtherColumns, trained_as_heads
-from .precompute import FeatureSettings, embed_captions_once, embed_pairs_once, is_frozen
+from .precompute import FeatureSettings, embed_pairs_once, is_frozen
 from .preflight import RunInputs
 from .tower_descriptions import RECORD
 from .trainer import GapClosedClipTrainer
@@ -179,7 +180,9 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
         # Before training, whose evaluations and checkpoints have it, too; a trained captioner may bring another.
         model.set_image_shift(_mean_shift(config, inputs, model, processor) if captioning.mean_shift else None)
-    else:
+    elif isinstance(train_pairs, Dataset):
+        train_pairs = encode_images_once(train_pairs, model, collator, feature_settings(config, args))
+    if captioning.train_on == "image":
         _convolve_channels_last(model.gap_closed_clip)
     metrics = None
     if args.predict_with_generate and inputs.eval_pairs is not None:
@@ -192,7 +195,7 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         eval_pairs=inputs.eval_pairs,
         pair_collator=collator,
         trainer_class=GapClosedCaptionTrainer,
-        data_collator=CaptionCollator(collator),
+        data_collator=CaptionCollator(collator, (model.config.projection_dim, model.memory.patch_dim)),
         compute_metrics=metrics,
         trains_encoder=joint,
     )

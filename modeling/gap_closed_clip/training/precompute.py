@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from datasets import Dataset, Value
-from datasets import Sequence as SequenceFeature
+from datasets import Dataset
 from datasets.utils import tqdm
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,9 +22,8 @@ from ..data.features import DTYPE, FeaturePairs, FeatureStore, StoredFeatures, d
 from ..data.images import Augmentation, name_of, stored_bytes, window_of
 from ..data.modalities import has_image
 from ..disk import DiskFull, readable_size
-from ..evaluation.embed import embed_captions, evaluation_mode
+from ..evaluation.embed import evaluation_mode
 from ..evaluation.fast_tower import FastTower
-from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.tower_kinds_gap_closed_clip import image_width, text_width
 
@@ -41,6 +39,23 @@ UNIMPORTANT = (
     *("_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version"),
     *("id2label", "label2id", "label_names", "num_classes", "num_labels"),
 )
+
+
+class Kept(NamedTuple):
+    """
+    What is kept of images.
+
+    Args:
+        module: what gives it, and is moved to the device for that.
+        pool: (module, inputs) -> (n, C).
+        width: C.
+        described: what it depends on besides the image tower, the images and the transforms.
+    """
+
+    module: nn.Module
+    pool: Callable[[nn.Module, dict[str, Any]], Tensor]
+    width: int
+    described: dict[str, Any]
 
 
 @dataclass
@@ -91,8 +106,7 @@ def embed_pairs_once(
     if not settings.views:
         return pairs
     if is_frozen(model.vision_model):
-        augmentation = collator.augmentation if vary else None
-        images = _image_features(pairs, model, collator, settings, augmentation)
+        images = image_features(pairs, model, _pooled_images(model), collator, settings, vary)
     if is_frozen(model.text_model):
         texts = _text_features(pairs, model, collator, settings)
     if images is None and texts is None:
@@ -100,26 +114,44 @@ def embed_pairs_once(
     return FeaturePairs(pairs, images, texts, varied=vary, further=tuple(collator.further))
 
 
-def _image_features(
-    pairs: Dataset,
-    model: GapClosedClipModel,
-    collator: PairCollator,
-    settings: FeatureSettings,
-    augmentation: Augmentation | None,
-) -> StoredFeatures:
+def _pooled_images(model: GapClosedClipModel) -> Kept:
+    """What represents an image in the image tower."""
+
     def pool_images(_, inputs: dict[str, Tensor]) -> Tensor:
         return model.encode_image(inputs["pixel_values"]).pooler_output
 
-    tower = model.vision_model
+    tower, pooling = model.vision_model, model.config.image_pooling
+    return Kept(tower, pool_images, image_width(tower), {} if pooling == "pooler" else {"pooling": pooling})
+
+
+def image_features(
+    pairs: Dataset,
+    model: GapClosedClipModel,
+    kept: Kept,
+    collator: PairCollator,
+    settings: FeatureSettings,
+    vary: bool,
+) -> StoredFeatures:
+    """
+    What a frozen image tower gives for the images of pairs, computed where it is not there yet.
+
+    Args:
+        model: the tower's.
+        kept: what is wanted of each image.
+        collator, settings, vary: as of `embed_pairs_once`.
+
+    Raises:
+        OSError, ValueError: as `embed_pairs_once`.
+    """
+    augmentation = collator.augmentation if vary else None
     description = {
-        **_description("image", tower, settings.device),
+        **_description("image", model.vision_model, settings.device),
         "image_processor": _important(collator.processor.image_processor.to_dict()),
         "augmentation": None if augmentation is None else asdict(augmentation),
+        **kept.described,
     }
     views = 1 if augmentation is None else settings.views
-    if model.config.image_pooling != "pooler":
-        description["pooling"] = model.config.image_pooling
-    store = FeatureStore(settings.folder, description, views, image_width(tower))
+    store = FeatureStore(settings.folder, description, views, kept.width)
     images = pairs.select_columns([name for name in ("image", "image_id", "window") if name in pairs.column_names])
     there = np.array([has_image(row) for row in images]) if collator.further else np.ones(len(images), bool)
     images = images if there.all() else images.select(np.flatnonzero(there))
@@ -134,7 +166,7 @@ def _image_features(
             )
             title = f"Embedding {len(missing)} images" + (f" in {views} views" if views > 1 else "")
             batches = ((part, {"pixel_values": pixel_values}) for part, pixel_values in _prefetched(loader))
-            _fill(store, tower, pool_images, digests, batches, len(missing), title, settings)
+            _fill(store, kept.module, kept.pool, digests, batches, len(missing), title, settings)
     rows = np.full(len(there), -1, np.int64)  # a pair that lacks its image has none
     rows[there] = store.rows(digests)
     return StoredFeatures(store, rows)
@@ -281,31 +313,26 @@ def _image_digest(row: dict[str, Any], collator: PairCollator) -> bytes:
 
 def _description(kind: str, tower: Any, device: torch.device) -> dict[str, Any]:
     """What a tower's features depend on besides the inputs."""
-    weights = blake2b(digest_size=16)
-    for name, tensor in sorted(tower.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
         "kind": kind,
         "config": _important(tower.config.to_dict()),
-        "weights": weights.hexdigest(),
+        "weights": digest_of_weights(tower),
         "device": device.type,
         "libraries": {library: version(library) for library in LIBRARIES},
     }
+
+
+def digest_of_weights(module: nn.Module) -> str:
+    """Of the names, types, shapes and values of all weights and buffers."""
+    weights = blake2b(digest_size=16)
+    for name, tensor in sorted(module.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return weights.hexdigest()
 
 
 def _important(configuration: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in configuration.items() if name not in UNIMPORTANT}
 
 
-def embed_captions_once(
-    pairs: Dataset, model: GapClosedClipForConditionalGeneration, collator: PairCollator, batch_size: int
-) -> Dataset:
-    """Adds a column `shared_embeds` (D,), float32: the frozen encoder's unit vectors of the pairs' captions."""
-    with evaluation_mode(model.gap_closed_clip):
-        embeds = embed_captions(model.gap_closed_clip, collator, pairs["caption"], batch_size)
-    column = [embeds[caption] for caption in pairs["caption"]]
-    return pairs.add_column("shared_embeds", column, feature=SequenceFeature(Value("float32"), length=len(column[0])))
-
-
-__all__ = ["FeatureSettings", "embed_captions_once", "embed_pairs_once", "is_frozen"]
+__all__ = ["FeatureSettings", "Kept", "digest_of_weights", "embed_pairs_once", "image_features", "is_frozen"]
