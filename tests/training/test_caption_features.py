@@ -12,6 +12,7 @@ from gap_closed_clip.data import Augmentation, CaptionCollator, PairCollator, de
 from gap_closed_clip.data.features import FeaturePairs
 from gap_closed_clip.data.phantoms import make_phantoms
 from gap_closed_clip.evaluation import fast_tower
+from gap_closed_clip.model.tower_kinds_gap_closed_clip import image_width, token_width
 from gap_closed_clip.training import caption_features, precompute, train
 from gap_closed_clip.training.caption_features import encode_images_once
 from gap_closed_clip.training.precompute import FeatureSettings
@@ -50,7 +51,8 @@ def frozen_captioner(tokenizer, **kwargs):
 def collators(captioner, processor, augmentation=None):
     """Of pairs, and of captions."""
     collator = PairCollator(processor, augmentation)
-    return collator, CaptionCollator(collator, (captioner.config.projection_dim, captioner.memory.patch_dim))
+    tower = captioner.gap_closed_clip.vision_model
+    return collator, CaptionCollator(collator, (image_width(tower), token_width(tower)))
 
 
 @pytest.mark.parametrize("memory", ["patches_and_embedding", "embedding"])
@@ -70,7 +72,7 @@ def test_a_decoder_learns_from_features_as_from_pixels(pairs, tiny_processor, se
         loss.backward()
         gradients = {name: p.grad for name, p in captioner.named_parameters() if p.grad is not None}
         found.append((loss, gradients))
-    assert set(batch) == {"labels", "shared_embeds"} | ({"image_tokens"} if memory != "embedding" else set())
+    assert set(batch) == {"labels", "pooled_image"} | ({"image_tokens"} if memory != "embedding" else set())
     (loss, gradients), (other_loss, other_gradients) = found
     torch.testing.assert_close(other_loss, loss, rtol=1e-3, atol=1e-3)
     assert gradients.keys() == other_gradients.keys() and "memory.embedding_projection.weight" in gradients
@@ -88,29 +90,28 @@ def test_the_views_are_the_plain_image_and_augmented_ones(pairs, tiny_processor,
     views = torch.stack([torch.from_numpy(store.read(rows[:1], torch.tensor([view]).numpy()))[0] for view in range(3)])
     image = decode_image(pairs[0]["image"])
     pixels = tiny_processor.image_processor([image], return_tensors="pt")["pixel_values"]
-    embeds, tokens = captioner.encode_image(pixels)
-    torch.testing.assert_close(views[0], torch.cat([embeds, tokens.flatten(1)], 1)[0], rtol=2e-3, atol=2e-3)
+    outputs = captioner.gap_closed_clip.encode_image(pixels)
+    expected = torch.cat([outputs.pooler_output, outputs.last_hidden_state.flatten(1)], 1)[0]
+    torch.testing.assert_close(views[0], expected, rtol=2e-3, atol=2e-3)
     assert (views[1:] - views[0]).abs().amax(1).min() > 1e-2 and (views[1] - views[2]).abs().max() > 1e-2
     drawn = torch.stack([torch.from_numpy(encoded[i]["encoded_image"]) for i in (0, 0)])
     assert (drawn[0] == views).all(1).any() and torch.equal(drawn[0], drawn[1])  # of these views, by the batch alone
 
 
-@pytest.mark.parametrize("part", ["visual_projection", "visual_centering", "visual_map"])
-def test_what_stands_behind_the_tower_is_told_apart(pairs, tiny_processor, settings, part):
-    captioner = frozen_captioner(tiny_processor.tokenizer, embedding_map="whitening")
+def test_encoders_on_one_tower_share_its_patches_and_another_tower_has_its_own(pairs, tiny_processor, settings):
+    captioner = frozen_captioner(tiny_processor.tokenizer)
     collator, _ = collators(captioner, tiny_processor)
-
-    def first():
-        return torch.from_numpy(encode_images_once(pairs, captioner, collator, settings)[0]["encoded_image"])
-
-    before = first()
-    assert torch.equal(first(), before)
+    first = encode_images_once(pairs, captioner, collator, settings)
     with torch.no_grad():
-        for tensor in getattr(captioner.gap_closed_clip, part).state_dict().values():
-            tensor.add_(torch.randn_like(tensor)) if tensor.is_floating_point() else None
-    changed = first()
-    assert (changed - before)[: captioner.config.projection_dim].abs().max() > 1e-2
-    assert torch.equal(changed[captioner.config.projection_dim :], before[captioner.config.projection_dim :])
+        captioner.gap_closed_clip.visual_projection.weight.add_(1.0)
+        captioner.gap_closed_clip.visual_centering.running_mean.add_(1.0)
+    second = encode_images_once(pairs, captioner, collator, settings)
+    assert second.images.store.folder == first.images.store.folder
+    with torch.no_grad():
+        next(captioner.gap_closed_clip.vision_model.parameters()).add_(1.0)
+    third = encode_images_once(pairs, captioner, collator, settings)
+    assert third.images.store.folder != first.images.store.folder
+    assert torch.from_numpy(third[0]["encoded_image"] - first[0]["encoded_image"]).abs().max() > 1e-2
 
 
 def test_encoders_run_in_every_step_where_they_train_or_patches_take_too_much(
@@ -125,7 +126,7 @@ def test_encoders_run_in_every_step_where_they_train_or_patches_take_too_much(
     assert encode_images_once(pairs, captioner, collator, settings) is pairs
     captioner.freeze_encoder()
     number = len(set(pairs["image_id"]))
-    room = number * 2 * (captioner.config.projection_dim + 5 * captioner.memory.patch_dim)  # four patches, a class
+    room = number * 2 * (48 + 5 * 48)  # what represents an image, a class token and four patches
     monkeypatch.setattr(caption_features, "MOST_BYTES", room)
     assert encode_images_once(pairs, captioner, collator, settings) is not pairs
     monkeypatch.setattr(caption_features, "MOST_BYTES", room - 1)
@@ -134,32 +135,41 @@ def test_encoders_run_in_every_step_where_they_train_or_patches_take_too_much(
     assert "runs in every step" in caplog.text and "feature_views" in caplog.text
 
 
-def test_what_was_encoded_before_is_written_from_as_the_images_are(tiny_processor):
+def test_what_a_tower_gave_before_is_written_from_as_the_images_are(tiny_processor):
     captioner = captioner_of(tiny_processor.tokenizer, decoder_memory="patches_and_embedding")
     captioner.set_image_shift(torch.linspace(-1, 1, captioner.config.projection_dim))
     pixels = torch.randn(3, 3, 28, 28)
-    embeds, tokens = captioner.encode_image(pixels)
-    torch.testing.assert_close(
-        captioner.encode(shared_embeds=embeds, image_tokens=tokens)[0], captioner.encode(pixels)[0]
-    )
+    outputs = captioner.gap_closed_clip.encode_image(pixels)
+    before = {"pooled_image": outputs.pooler_output, "image_tokens": outputs.last_hidden_state}
+    for found, expected in zip(captioner.encode(**before), captioner.encode(pixels), strict=True):
+        torch.testing.assert_close(found, expected)
     written = captioner.generate(pixels, max_new_tokens=6)
-    assert torch.equal(captioner.generate(shared_embeds=embeds, image_tokens=tokens, max_new_tokens=6), written)
+    assert torch.equal(captioner.generate(**before, max_new_tokens=6), written)
 
 
 @pytest.mark.parametrize(
-    ("memory", "given"),
+    ("memory", "given", "message"),
     [
-        ("patches_and_embedding", ("image_tokens",)),
-        ("patches_and_embedding", ("pixel_values", "shared_embeds", "image_tokens")),
-        ("embedding", ("shared_embeds", "image_tokens")),
+        ("patches_and_embedding", ("image_tokens",), "stand in for images together"),
+        ("patches_and_embedding", ("pooled_image",), "stand in for images together"),
+        ("patches_and_embedding", ("pixel_values", "image_tokens"), "stand in for images together"),
+        ("patches_and_embedding", ("pixel_values", "pooled_image", "image_tokens"), "one of them"),
+        ("patches_and_embedding", ("shared_embeds", "pooled_image", "image_tokens"), "one of them"),
+        ("embedding", ("pooled_image", "image_tokens"), "stand in for images together"),
+        ("embedding", ("pooled_image", "shared_embeds"), "one of them"),
     ],
 )
-def test_tokens_without_their_embeddings_or_beside_images_are_refused(tiny_processor, memory, given):
+def test_what_stands_in_for_images_by_half_or_beside_others_is_refused(tiny_processor, memory, given, message):
     captioner = captioner_of(tiny_processor.tokenizer, decoder_memory=memory)
     pixels = torch.randn(2, 3, 28, 28)
-    embeds, tokens = captioner.encode_image(pixels)
-    sources = {"pixel_values": pixels, "shared_embeds": embeds, "image_tokens": tokens}
-    with pytest.raises(ValueError, match="image_tokens stand in for images"):
+    outputs = captioner.gap_closed_clip.encode_image(pixels)
+    sources = {
+        "pixel_values": pixels,
+        "shared_embeds": torch.randn(2, captioner.config.projection_dim),
+        "pooled_image": outputs.pooler_output,
+        "image_tokens": outputs.last_hidden_state,
+    }
+    with pytest.raises(ValueError, match=message):
         captioner.encode(**{name: sources[name] for name in given})
 
 
@@ -182,10 +192,11 @@ def test_a_second_run_decodes_no_image_and_a_resumed_one_is_an_unbroken_one(tmp_
     assert all(torch.equal(values, resumed[name]) for name, values in first.items())
 
 
-def test_an_encoder_of_images_and_the_captioner_on_it_do_not_meet(pairs, tiny_processor, settings):
-    captioner = frozen_captioner(tiny_processor.tokenizer)
+def test_a_decoder_on_the_embedding_alone_finds_what_the_encoder_was_trained_on(pairs, tiny_processor, settings):
+    captioner = frozen_captioner(tiny_processor.tokenizer, decoder_memory="embedding")
     collator, _ = collators(captioner, tiny_processor)
     embedded = precompute.embed_pairs_once(pairs, captioner.gap_closed_clip, collator, settings, vary=True)
     encoded = encode_images_once(pairs, captioner, collator, settings)
-    assert embedded.images.store.folder != encoded.images.store.folder
-    assert "pooled_image" in embedded[0] and "encoded_image" in encoded.plain().select([3])[0]
+    assert embedded.images.store.folder == encoded.images.store.folder
+    plain, other = embedded.plain().select([3])[0], encoded.plain().select([3])[0]
+    assert (plain["pooled_image"] == other["encoded_image"]).all()

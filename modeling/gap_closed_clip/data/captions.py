@@ -19,7 +19,8 @@ class CaptionCollator:
 
     Args:
         collator: decodes the images and tokenizes the captions.
-        widths: D of an embedding and P of an image's token, for rows whose images have been encoded before.
+        widths: of what represents an image (H) and of one of its tokens (C), for rows whose images have been through
+            their tower before.
     """
 
     def __init__(self, collator: PairCollator, widths: tuple[int, int] | None = None):
@@ -30,13 +31,14 @@ class CaptionCollator:
 
         Args:
             rows: `caption`, and either `image` (and `image_id`, if there is one) or the embedding `shared_embeds`
-                (D,) of each pair, or `encoded_image` (D + tokens * P,), its embedding and its image's tokens, if any.
+                (D,) of each pair, or `encoded_image` (H + P * C,): what represents its image, and the image's tokens
+                if they are wanted.
 
         Returns:
             `labels` (B, L) int64, the captions' tokens with -100 where they are padded. Beside them `pixel_values`
             (B, 3, H, W) and `group_ids` (B, 2) as `PairCollator` makes them, or, if the rows have embeddings,
-            `shared_embeds` (B, D) float32 and, if the images' tokens are there, `image_tokens` (B, tokens, P); then no
-            image is decoded.
+            `shared_embeds` (B, D), or `pooled_image` (B, H) and, where they are, `image_tokens` (B, P, C), float32;
+            then no image is decoded.
 
         Raises:
             ValueError: an image cannot be read, or a column is missing.
@@ -51,10 +53,10 @@ class CaptionCollator:
         return self.collator.images(rows) | labels
 
     def _parted(self, encoded: Tensor) -> dict[str, Tensor]:
-        """`shared_embeds` and `image_tokens` of what is kept of B images, (B, D + tokens * P)."""
+        """`pooled_image` and `image_tokens` of what is kept of B images, (B, H + P * C)."""
         assert self.widths is not None
-        embed_width, token_width = self.widths
-        parts = {"shared_embeds": encoded[:, :embed_width]}
-        if encoded.shape[1] > embed_width:
-            parts["image_tokens"] = encoded[:, embed_width:].unflatten(1, (-1, token_width))
+        image_width, token_width = self.widths
+        parts = {"pooled_image": encoded[:, :image_width]}
+        if encoded.shape[1] > image_width:
+            parts["image_tokens"] = encoded[:, image_width:].unflatten(1, (-1, token_width))
         return parts

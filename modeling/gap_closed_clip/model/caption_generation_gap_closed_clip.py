@@ -47,6 +47,7 @@ class CaptionGenerationMixin(GenerationMixin):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         cache: Cache | None = None,
+        pooled_image: Tensor | None = None,
         image_tokens: Tensor | None = None,
         **kwargs,
     ) -> Tensor | ModelOutput:
@@ -59,7 +60,8 @@ class CaptionGenerationMixin(GenerationMixin):
         sequences of an earlier call, with its `cache`, are left as they are.
 
         Args:
-            pixel_values, shared_embeds, image_tokens, encoder_hidden_states: what to write from, as in `forward`.
+            pixel_values, shared_embeds, pooled_image, image_tokens, encoder_hidden_states: what to write from, as in
+                `forward`.
             input_ids, attention_mask: (B, L), prompts as the tokenizer makes them, or (1, L), one for all; default
                 `cls_token` alone.
             token_type_ids, labels: not used; accepted because pipelines and the Trainer hand them on.
@@ -79,7 +81,7 @@ class CaptionGenerationMixin(GenerationMixin):
                 "without an image, which this one has not learned. Leave it out."
             )
         if encoder_hidden_states is None:
-            encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds, image_tokens)
+            encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds, pooled_image, image_tokens)
         if input_ids is None or not input_ids.shape[1]:
             input_ids = attention_mask = None
         elif cache is None or not cache.get_seq_length():

@@ -210,6 +210,7 @@ class GapClosedClipForConditionalGeneration(
         cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        pooled_image: Tensor | None = None,
         image_tokens: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
@@ -218,7 +219,7 @@ class GapClosedClipForConditionalGeneration(
         padded on either side: the logits stand where the given tokens do, and those of padding say nothing.
 
         Args:
-            pixel_values, shared_embeds, image_tokens: what the captions are written from, see `encode`.
+            pixel_values, shared_embeds, pooled_image, image_tokens: what the captions are written from, see `encode`.
             input_ids, attention_mask: (B, L), the caption so far, `cls_token` first; made of `labels` if left out.
             labels: (B, L), the whole caption with `cls_token` and `sep_token`, -100 where it is padded. Each token but
                 the first is predicted from those before it.
@@ -233,8 +234,14 @@ class GapClosedClipForConditionalGeneration(
         """
         objective = None
         if encoder_hidden_states is None:
-            sources = (pixel_values, shared_embeds, image_tokens, group_ids)
-            encoder_hidden_states, shared_embeds, objective = self._encode_for_training(labels, *sources)
+            encoder_hidden_states, shared_embeds, objective = self._encode_for_training(
+                labels,
+                group_ids,
+                pixel_values=pixel_values,
+                shared_embeds=shared_embeds,
+                pooled_image=pooled_image,
+                image_tokens=image_tokens,
+            )
         if input_ids is None and inputs_embeds is None:
             if labels is None:
                 raise ValueError("forward got neither input_ids nor labels: give the caption, or generate() one.")

@@ -21,7 +21,7 @@ from ..evaluation.fast_tower import has_spatial_convolutions
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.tower_kinds_gap_closed_clip import longest_text
+from ..model.tower_kinds_gap_closed_clip import image_width, longest_text, token_width
 from .adapter_base import AdapterBase
 from .arguments import GapClosedTrainingArguments
 from .caption_features import embed_captions_once, encode_images_once
@@ -174,7 +174,7 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
     _check_caption_length(config, model)
     joint = captioning.encoders == "joint"
     set_caption_length(train_pairs, model.gap_closed_clip, processor, config.data, trained=joint)
-    collator = _pair_collator(config, processor)
+    collator, tower = _pair_collator(config, processor), model.gap_closed_clip.vision_model
     if captioning.train_on == "text":
         model.to(args.device)
         train_pairs = embed_captions_once(train_pairs, model, collator, args.eval_batch_size)
@@ -195,7 +195,7 @@ def _captioner_parts(config: RunConfig, captioning: CaptioningArguments, inputs:
         eval_pairs=inputs.eval_pairs,
         pair_collator=collator,
         trainer_class=GapClosedCaptionTrainer,
-        data_collator=CaptionCollator(collator, (model.config.projection_dim, model.memory.patch_dim)),
+        data_collator=CaptionCollator(collator, (image_width(tower), token_width(tower))),
         compute_metrics=metrics,
         trains_encoder=joint,
     )

@@ -1,10 +1,10 @@
-"""Computes once what a captioner's frozen encoders give for each image, or for each caption."""
+"""Computes once what a captioner's frozen encoder gives for each image, or for each caption."""
 
 import torch
 from datasets import Dataset, Value
 from datasets import Sequence as SequenceFeature
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.utils import logging
 
 from ..data import PairCollator
@@ -12,13 +12,16 @@ from ..data.features import DTYPE, FeaturePairs
 from ..data.image_ids import image_ids_of
 from ..disk import readable_size
 from ..evaluation.embed import embed_captions, evaluation_mode
+from ..model.caption_encoding_gap_closed_clip import patches_of
 from ..model.captioning_gap_closed_clip import GapClosedClipForConditionalGeneration
-from .precompute import FeatureSettings, Kept, digest_of_weights, image_features, is_frozen
+from ..model.modeling_gap_closed_clip import GapClosedClipModel
+from ..model.tower_kinds_gap_closed_clip import token_width
+from .precompute import FeatureSettings, Kept, image_features, is_frozen, pooled_images
 
 
 logger = logging.get_logger(__name__)
 
-# An image's patches take a thousand times the room of its embedding: those of many images would fill a disk.
+# An image's patches take some hundred times the room of what represents it: those of many images would fill a disk.
 MOST_BYTES = 8 * 2**30
 
 
@@ -26,8 +29,8 @@ def encode_images_once(
     pairs: Dataset, model: GapClosedClipForConditionalGeneration, collator: PairCollator, settings: FeatureSettings
 ) -> Dataset | FeaturePairs:
     """
-    The pairs with what the decoder reads of their images, `encoded_image` (C,): the unit vector and, where its memory
-    has them, the image's patches. As they are where the encoder trains, or runs in every step.
+    The pairs with what the decoder needs of the image tower, `encoded_image` (C,): what represents the image and,
+    where the decoder's memory has them, its patches. As they are where the encoder trains, or runs in every step.
 
     Args:
         pairs: canonical pairs, of the training.
@@ -40,37 +43,34 @@ def encode_images_once(
     encoder = model.gap_closed_clip
     if not settings.views or not is_frozen(encoder):
         return pairs
-    encoder.to(settings.device)
-    parts = encoder.parts("image")
-    with evaluation_mode(encoder):
-        blank = collator.processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")["pixel_values"]
-        width = _encoded(model, blank.to(settings.device)).shape[1]
-    views = 1 if collator.augmentation is None else settings.views
-    needed = len(set(image_ids_of(pairs))) * views * width * DTYPE.itemsize
-    if needed > MOST_BYTES:
-        logger.warning(
-            f"What the frozen encoder gives for the images would take {readable_size(needed)}, so that it runs in "
-            "every step instead of once: fewer data.feature_views take less, and captioning.memory=embedding next to "
-            "nothing."
-        )
-        return pairs
-    described = {
-        "pooling": encoder.config.image_pooling,
-        "decoder_memory": model.config.decoder_memory,
-        "behind_the_tower": digest_of_weights(nn.ModuleList([parts.projection, parts.centering, parts.map])),
-    }
-    kept = Kept(encoder, lambda _, inputs: _encoded(model, inputs["pixel_values"]), width, described)
+    kept = pooled_images(encoder)
+    if model.config.decoder_memory != "embedding":
+        kept = _pooled_images_and_patches(encoder, kept, collator)
+        views = 1 if collator.augmentation is None else settings.views
+        needed = len(set(image_ids_of(pairs))) * views * kept.width * DTYPE.itemsize
+        if needed > MOST_BYTES:
+            logger.warning(
+                f"The image tower's patches of all images would take {readable_size(needed)}, so that the tower runs "
+                "in every step instead of once: fewer data.feature_views take less, and captioning.memory=embedding "
+                "next to nothing."
+            )
+            return pairs
     images = image_features(pairs, encoder, kept, collator, settings, vary=True)
     return FeaturePairs(pairs, images, None, varied=True, image_column="encoded_image")
 
 
-@torch.no_grad()
-def _encoded(model: GapClosedClipForConditionalGeneration, pixel_values: Tensor) -> Tensor:
-    """(B, C): the unit vectors of images and, where the decoder's memory has them, their patches, one by one."""
-    embeds, tokens = model.encode_image(pixel_values)
-    if model.config.decoder_memory == "embedding":
-        return embeds
-    return torch.cat([embeds, tokens.flatten(1).to(embeds.dtype)], dim=1)
+def _pooled_images_and_patches(encoder: GapClosedClipModel, pooled: Kept, collator: PairCollator) -> Kept:
+    """What represents an image and, behind it, its patches one by one."""
+
+    def pool(_, inputs: dict[str, Tensor]) -> Tensor:
+        outputs = encoder.encode_image(inputs["pixel_values"])
+        patches = patches_of(outputs.last_hidden_state, token_width(encoder.vision_model))
+        return torch.cat([outputs.pooler_output, patches.flatten(1)], dim=1)
+
+    blank = collator.processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")["pixel_values"]
+    with evaluation_mode(encoder.vision_model):
+        width = pool(None, {"pixel_values": blank.to(encoder.device)}).shape[1]
+    return Kept(pool, width, pooled.described | {"kept": "pooled and patches"})
 
 
 def embed_captions_once(

@@ -43,16 +43,14 @@ UNIMPORTANT = (
 
 class Kept(NamedTuple):
     """
-    What is kept of images.
+    What is kept of an image tower's output.
 
     Args:
-        module: what gives it, and is moved to the device for that.
-        pool: (module, inputs) -> (n, C).
+        pool: (tower, inputs) -> (n, C).
         width: C.
-        described: what it depends on besides the image tower, the images and the transforms.
+        described: what it depends on besides the tower, the images and the transforms.
     """
 
-    module: nn.Module
     pool: Callable[[nn.Module, dict[str, Any]], Tensor]
     width: int
     described: dict[str, Any]
@@ -106,7 +104,7 @@ def embed_pairs_once(
     if not settings.views:
         return pairs
     if is_frozen(model.vision_model):
-        images = image_features(pairs, model, _pooled_images(model), collator, settings, vary)
+        images = image_features(pairs, model, pooled_images(model), collator, settings, vary)
     if is_frozen(model.text_model):
         texts = _text_features(pairs, model, collator, settings)
     if images is None and texts is None:
@@ -114,14 +112,14 @@ def embed_pairs_once(
     return FeaturePairs(pairs, images, texts, varied=vary, further=tuple(collator.further))
 
 
-def _pooled_images(model: GapClosedClipModel) -> Kept:
+def pooled_images(model: GapClosedClipModel) -> Kept:
     """What represents an image in the image tower."""
 
     def pool_images(_, inputs: dict[str, Tensor]) -> Tensor:
         return model.encode_image(inputs["pixel_values"]).pooler_output
 
-    tower, pooling = model.vision_model, model.config.image_pooling
-    return Kept(tower, pool_images, image_width(tower), {} if pooling == "pooler" else {"pooling": pooling})
+    pooling = model.config.image_pooling
+    return Kept(pool_images, image_width(model.vision_model), {} if pooling == "pooler" else {"pooling": pooling})
 
 
 def image_features(
@@ -166,7 +164,7 @@ def image_features(
             )
             title = f"Embedding {len(missing)} images" + (f" in {views} views" if views > 1 else "")
             batches = ((part, {"pixel_values": pixel_values}) for part, pixel_values in _prefetched(loader))
-            _fill(store, kept.module, kept.pool, digests, batches, len(missing), title, settings)
+            _fill(store, model.vision_model, kept.pool, digests, batches, len(missing), title, settings)
     rows = np.full(len(there), -1, np.int64)  # a pair that lacks its image has none
     rows[there] = store.rows(digests)
     return StoredFeatures(store, rows)
@@ -313,26 +311,21 @@ def _image_digest(row: dict[str, Any], collator: PairCollator) -> bytes:
 
 def _description(kind: str, tower: Any, device: torch.device) -> dict[str, Any]:
     """What a tower's features depend on besides the inputs."""
+    weights = blake2b(digest_size=16)
+    for name, tensor in sorted(tower.state_dict().items()):
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return {
         "kind": kind,
         "config": _important(tower.config.to_dict()),
-        "weights": digest_of_weights(tower),
+        "weights": weights.hexdigest(),
         "device": device.type,
         "libraries": {library: version(library) for library in LIBRARIES},
     }
-
-
-def digest_of_weights(module: nn.Module) -> str:
-    """Of the names, types, shapes and values of all weights and buffers."""
-    weights = blake2b(digest_size=16)
-    for name, tensor in sorted(module.state_dict().items()):
-        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        weights.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return weights.hexdigest()
 
 
 def _important(configuration: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in configuration.items() if name not in UNIMPORTANT}
 
 
-__all__ = ["FeatureSettings", "Kept", "digest_of_weights", "embed_pairs_once", "image_features", "is_frozen"]
+__all__ = ["FeatureSettings", "Kept", "embed_pairs_once", "image_features", "is_frozen", "pooled_images"]
