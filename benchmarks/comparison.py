@@ -13,6 +13,8 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 
 from gap_closed_clip.commands import keep_freed_memory
+from gap_closed_clip.data import DataArguments
+from gap_closed_clip.data.columns import is_missing
 from gap_closed_clip.data.images import stored_bytes
 from gap_closed_clip.data.modalities import has_image
 from gap_closed_clip.evaluation import read_metrics
@@ -110,21 +112,31 @@ def digest_of_pairs(*several: Dataset) -> str:
     return hashed.hexdigest()
 
 
-def cases(pairs: Dataset) -> list[str]:
+def cases(pairs: Dataset, data: DataArguments) -> list[str]:
     """
-    What has to stay in one fold: the rows of a case or, without one, of an image. Images of MedPix outside of MedPix
-    2.0 (ids that end in synpic and a number) name no case, but those of a case are numbered one after the other:
-    blocks of `BLOCK` numbers stay together.
+    What has to stay in one fold, and counts once in statistics: the rows of a case as the fold column of their source
+    has it (without one, `case_id`), or those of an image, or else of a caption. Images of MedPix outside of MedPix 2.0
+    (ids that end in synpic and a number) name no case where their source has no fold column, but those of a case are
+    numbered one after the other: blocks of `BLOCK` numbers stay together.
     """
+    fold_columns = {name: own.fold_column for name, own in data.sources().items()}
+    of_source = [*fold_columns][0]
     names = pairs.column_names
-    case_ids = pairs["case_id"] if "case_id" in names else [None] * len(pairs)
+    kept = {name: pairs[name] for name in {*fold_columns.values(), "case_id"} if name in names}
+    sources = pairs["source"] if "source" in names else [of_source] * len(pairs)
     groups = []
-    for case_id, image_id in zip(case_ids, pairs["image_id"], strict=True):
-        number = re.search(r"synpic(\d+)\D*$", image_id)
-        if case_id is None and number is not None:
+    for row, (source, image_id, caption) in enumerate(zip(sources, pairs["image_id"], pairs["caption"], strict=True)):
+        fold_column = fold_columns[source]
+        values = kept.get(fold_column or "case_id")
+        number = None if fold_column else re.search(r"synpic(\d+)\D*$", image_id)
+        if values is not None and not is_missing(values[row]):
+            groups.append(f"case {str(values[row]).strip()}")
+        elif number is not None:
             groups.append(f"block {int(number[1]) // BLOCK}")
+        elif image_id:
+            groups.append(f"image {image_id}")
         else:
-            groups.append(f"image {image_id}" if case_id is None else f"case {case_id}")
+            groups.append(f"caption {caption}" if caption else f"row {row}")
     return groups
 
 

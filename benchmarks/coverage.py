@@ -41,7 +41,8 @@ class Setting:
 
 
 SETTINGS = (
-    *(Setting(scores, cases) for scores in ("hits", "normal", "skew", "few differ") for cases in (25, 100, 400)),
+    *(Setting(scores, cases) for scores in ("hits", "normal", "skew", "few differ") for cases in (8, 25, 100, 400)),
+    *(Setting(scores, 8, 2, 0.1, True) for scores in ("hits", "normal")),
     *(Setting("hits", 100, seeds, effect, True) for seeds in (3, 5) for effect in (0.0, 0.1, 0.3)),
     *(Setting("normal", 100, seeds, effect, True) for seeds in (3, 5) for effect in (0.0, 0.1, 0.3)),
     Setting("hits", 400, 5, 0.1, True),

@@ -110,6 +110,8 @@ def _over_seeds(values: list[list[float]]) -> dict[str, Any] | None:
 
 def _result(interval: Interval, test: str, groups: int | None, seeds: int) -> dict[str, Any]:
     numbers = {name: _round(getattr(interval, name)) for name in ("difference", "low", "high", "p")}
+    if np.isnan(interval.low):  # too few cases for one
+        numbers |= {"low": None, "high": None}
     return {**numbers, "test": test, "groups": groups, "seeds": seeds}
 
 

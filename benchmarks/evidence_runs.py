@@ -33,6 +33,8 @@ from gap_closed_clip.training.precompute import embed_pairs_once
 from gap_closed_clip.training.preflight import preflight
 
 
+CUTOFF = 10  # of the recall that methods are compared by
+FEW_CASES = 20
 POINTS = 40  # of a training's curve
 FITTED_ON = 2000  # training pairs at most that a post-hoc method is fitted on, where towers have to run for each
 # What asks for evaluations during training, of which these trainings have none.
@@ -96,7 +98,7 @@ class Runs:
         self.pairs_digest = digest_of_pairs(self.train_pairs, self.test_pairs)
         self.columns = columns_of(self.test_pairs)
         self.classes = sorted({label for label in self.columns.labels if label})
-        self.groups = cases(self.test_pairs)
+        self.groups = cases(self.test_pairs, self.config.data)
         if len(plan.known_methods) > 1:
             check_cases(self.columns, self.groups)
 
@@ -118,8 +120,28 @@ class Runs:
         return [
             f"{title}: {' and '.join(counts.values())}.",
             labels,
-            f"Pairs that belong together stay together: {len(set(self.groups)):,} cases are held out.",
+            f"The rows of a case stay together: {len(set(self.groups)):,} cases are held out.",
+            *self._warnings(),
         ]
+
+    def _warnings(self) -> list[str]:
+        """What makes the held-out pairs tell little, in sentences."""
+        found = []
+        gallery = max(len({*self.columns.image_ids}), len({*self.columns.captions}))
+        if gallery <= CUTOFF:
+            found.append(
+                f"R@{CUTOFF} is 100% for every method, as no more than {gallery} images or captions are held out: it "
+                "tells nothing here, nor do budgets that were chosen by it."
+            )
+        if len(set(self.groups)) < FEW_CASES:
+            found.append(
+                f"That is few: below {FEW_CASES} cases, intervals are wide and tests find large differences alone."
+            )
+        known = {*columns_of(self.train_pairs).captions}
+        seen = sum(caption in known for caption in self.columns.captions)
+        if seen:
+            found.append(f"{seen:,} of the held-out captions are captions of training pairs, too.")
+        return found
 
     def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
         """The model folder of one training of the whole model, which is made if it is not there."""
@@ -159,7 +181,9 @@ class FeatureRuns(Runs):
         collator, args = self.parts.pair_collator, self.inputs.args
         settings = feature_settings(self.config, args)
         self.test = embed_pairs_once(self.test_pairs, self.parts.encoder, collator, settings, vary=False)
-        self.folds = np.array(assign_folds(cases(self.train_pairs), plan.num_folds)) if plan.grid else None
+        self.folds = (
+            np.array(assign_folds(cases(self.train_pairs, self.config.data), plan.num_folds)) if plan.grid else None
+        )
         encoder = self.parts.encoder.eval()
         self.pooled_prompts = None
         if self.classes:

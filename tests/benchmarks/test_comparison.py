@@ -1,9 +1,15 @@
 """How a script of the comparisons ends, and which pairs stay together."""
 
+from types import SimpleNamespace
+
 import evidence
 import pytest
 from comparison import cases, digest_of_pairs, run_script
 from datasets import Dataset
+from evidence_runs import Runs
+
+from gap_closed_clip.data import DataArguments
+from gap_closed_clip.evaluation.pair_embeddings import columns_of
 
 
 @pytest.mark.parametrize(
@@ -45,14 +51,30 @@ def test_a_config_that_is_not_there_is_a_line(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.startswith("evidence.py: There is no plan nowhere.yaml")
 
 
+def rows_of(ids, **columns):
+    return Dataset.from_dict({"image_id": ids, "caption": ["CT scan."] * len(ids), **columns})
+
+
 def test_cases_and_blocks_of_numbers_stay_together():
     ids = ["m/images/MPX1_synpic7.jpg", "m/images/MPX1_synpic950.jpg", "v/synpic101.jpg", "v/synpic199.jpg"]
-    columns = {"image_id": [*ids, "v/synpic200.jpg", "r/a.jpg"], "case_id": ["MPX1", "MPX1", None, None, None, None]}
-    groups = cases(Dataset.from_dict(columns))
+    ids = [*ids, "v/synpic200.jpg", "r/a.jpg"]
+    groups = cases(rows_of(ids, case_id=["MPX1", "MPX1", None, None, None, None]), DataArguments())
     assert groups[0] == groups[1] and groups[2] == groups[3]
     assert len(set(groups)) == 4
-    without = cases(Dataset.from_dict({"image_id": ["a", "b", "a"]}))
+    without = cases(rows_of(["a", "b", "a"]), DataArguments())
     assert without[0] == without[2] != without[1]
+
+
+def test_cases_are_those_of_the_fold_column_of_each_source():
+    ids = ["synpic1", "synpic250", "synpic2", "synpic3", "synpic4", "", ""]
+    patients = ["P1", " P1", "P2", " ", None, None, None]
+    groups = cases(rows_of(ids, patient=patients), DataArguments(fold_column="patient"))
+    assert groups == ["case P1", "case P1", "case P2", "image synpic3", "image synpic4", *["caption CT scan."] * 2]
+
+    own = [{"name": "a", "source": "a.csv", "fold_column": "patient"}, {"name": "b", "source": "b.csv"}]
+    several = {"source": ["a", "a", "b", "b"], "patient": [1, 1, 1, 1], "case_id": [None, None, "C", None]}
+    found = cases(rows_of(["i", "j", "k", "l"], **several), DataArguments(source=own))
+    assert found == ["case 1", "case 1", "case C", "image l"]
 
 
 def test_a_digest_of_pairs_is_of_their_images_files_too(tmp_path):
@@ -69,3 +91,26 @@ def test_a_digest_of_pairs_is_of_their_images_files_too(tmp_path):
     assert digest_of_pairs(pairs) != before
     (tmp_path / "b.png").write_bytes(b"b.png")
     assert digest_of_pairs(pairs) == before != digest_of_pairs(pairs, pairs)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "groups", "expected"),
+    [
+        (12, 12, ["That is few: below 20 cases"]),
+        (8, 3, ["R@10 is 100% for every method, as no more than 8 images or captions are held out", "That is few"]),
+        (30, 30, []),
+        (30, 20, ["2 of the held-out captions are captions of training pairs, too"]),
+    ],
+)
+def test_what_makes_held_out_pairs_tell_little_is_said(pairs, groups, expected):
+    captions = [f"caption {row}" for row in range(pairs)]
+    known = captions[:2] if groups == 20 else ["another"]
+    rows = {"image_id": [f"{row}.png" for row in range(len(known))], "caption": known}
+    runs = SimpleNamespace(
+        columns=columns_of([{"image_id": f"{row}.png", "caption": text} for row, text in enumerate(captions)]),
+        groups=[str(row % groups) for row in range(pairs)],
+        train_pairs=Dataset.from_dict(rows),
+    )
+    found = Runs._warnings(runs)
+    assert len(found) == len(expected)
+    assert all(words in sentence for words, sentence in zip(expected, found, strict=True))

@@ -95,8 +95,10 @@ def test_small_bootstrap_is_the_enumeration_of_all_resamples():
         means = [scores.mean(axis=0)[rows][parts[rows] == part] for part in (0, 1)]
         if all(len(mean) for mean in means):
             values.append(np.mean([mean.mean() for mean in means]))
-    rank = stats.norm.cdf(math.sqrt(4 / 3) * stats.t.ppf(0.1, 3))
-    expected = np.quantile(values, [rank, 1 - rank])
+    center = scores.mean(axis=0)
+    center = np.mean([center[parts == part].mean() for part in (0, 1)])
+    wider = math.sqrt(4 / 3) * stats.t.ppf(0.1, 3) / stats.norm.ppf(0.1)
+    expected = center + wider * (np.quantile(values, [0.1, 0.9]) - center)
     found = paired_bootstrap(scores, 0 * scores, groups, parts, num_resamples=40000, level=0.8)
     assert [found.low, found.high] == pytest.approx(expected, abs=0.12)
     assert found.groups == 4 and found.seeds == 2
@@ -124,6 +126,36 @@ def test_seeds_that_differ_widen_the_interval_to_that_of_students_t():
     found = paired_bootstrap(first, 0 * first, np.arange(300), num_resamples=20000, new_seeds=True)
     by_t = stats.ttest_1samp(effects, 0).confidence_interval(0.95)
     assert [found.low, found.high] == pytest.approx([by_t.low, by_t.high], abs=0.002)
+
+
+@pytest.mark.parametrize("groups", [2, 5, 6, 9])
+def test_few_groups_that_agree_prove_no_more_than_their_signs_can(groups):
+    """All resamples are the difference itself: the p of flipped signs remains, and below 6 groups no interval."""
+    found = paired_bootstrap(np.ones(groups), np.zeros(groups), np.arange(groups))
+    assert found.difference == 1 and found.p == pytest.approx(2.0 ** (1 - groups))
+    assert found.p == pytest.approx(paired_permutation(np.ones(groups), np.zeros(groups), np.arange(groups)))
+    assert math.isnan(found.low) == math.isnan(found.high) == (groups < 6)
+    assert not math.isnan(paired_bootstrap(np.ones(groups), np.zeros(groups), np.arange(groups), level=0.5).low)
+
+
+def test_few_groups_and_two_seeds_widen_the_interval_apart():
+    """t of one degree for the seeds and of five for the groups: not the extreme of the one's rank in the other."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=6) + np.array([[0.1], [-0.1]])
+    found = paired_bootstrap(scores, 0 * scores, np.arange(6), num_resamples=20000, new_seeds=True)
+    of_seeds = stats.t.ppf(0.975, 1) * 0.1
+    assert of_seeds < (found.high - found.low) / 2 < of_seeds + stats.t.ppf(0.975, 5) * scores.mean(0).std(ddof=1)
+
+
+def test_few_groups_find_what_is_not_there_as_rarely_as_many():
+    """2000 times 8 groups. Holm's correction looks at the smallest p, which the rank of a percentile can't tell."""
+    rng = np.random.default_rng(0)
+    p = [
+        paired_bootstrap(rng.normal(size=8), np.zeros(8), np.arange(8), num_resamples=400, seed=i).p
+        for i in range(2000)
+    ]
+    assert 0.03 < np.mean(np.array(p) <= 0.05) < 0.08
+    assert 0.004 < np.mean(np.array(p) <= 0.01) < 0.025
 
 
 @pytest.mark.parametrize("effect", [0.0, 2.0])
