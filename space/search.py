@@ -79,7 +79,8 @@ class Gallery:
         captions: dict[str, int] = {}
         texts, pairs = [], []
         try:
-            for line in table.read_text(encoding="utf-8").splitlines():
+            # At line feeds alone: splitlines would also split at U+2028, U+0085 and others, which captions may have.
+            for line in table.read_text(encoding="utf-8").rstrip("\n").split("\n"):
                 row = json.loads(line)
                 name, caption = Path(row["image"]).name, row["caption"]  # a bare name: nothing outside the folder
                 key = caption_key(caption)

@@ -6,6 +6,7 @@ result is compared with what is computed in another way.
 """
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -376,3 +377,5 @@ def test_the_readme_shows_every_pipeline_of_an_encoder():
         "image-text-retrieval",
     )
     assert all(f'pipeline("{task}"' in code for task in tasks)
+    # transformers' own does not truncate unless it is told to
+    assert re.search(r'pipeline\("feature-extraction", model=folder\)\([^)]*truncation=True\)', code)

@@ -142,3 +142,15 @@ def test_ids_and_labels_from_lines_and_columns(tmp_path):
         columns_of_rows(3, image_ids=str(table))
     with pytest.raises(FileNotFoundError, match="caption_ids: there is no file none.txt"):
         columns_of_rows(3, caption_ids="none.txt")
+
+
+@pytest.mark.parametrize("setting", ["image_ids", "caption_ids"])
+def test_rows_without_an_id_are_not_one_image(tmp_path, setting):
+    table, lines = tmp_path / "ids.csv", tmp_path / "ids.txt"
+    table.write_text('id,label\na,CT\n,\nb,MR\n"  ",\n')
+    lines.write_text("a\n\nb\n \n")
+    message = r"has no id in 2 of 4 rows \(counted from 0: 1, 3\): give each an id of its own, or leave "
+    for place in (f"{table}:id", str(lines)):
+        with pytest.raises(ValueError, match=f"{setting}: .*{message}{setting} out"):
+            columns_of_rows(4, **{setting: place})
+    assert columns_of_rows(4, labels=f"{table}:label").labels == ["CT", "", "MR", ""]  # that is no label

@@ -2,6 +2,7 @@
 
 import evaluate
 import numpy as np
+import pandas
 import pyarrow
 import pytest
 import torch
@@ -148,6 +149,46 @@ def test_ids_are_checked_as_beside_lists(load, ids):
     of_arrays = outcome(load("cross_modal_retrieval"), {"image_embeds": image, "text_embeds": text, **kwargs})
     lists = {"image_embeds": image.tolist(), "text_embeds": text.tolist()}
     assert of_arrays == outcome(load("cross_modal_retrieval"), lists | kwargs)
+
+
+@pytest.mark.parametrize("name", ["cross_modal_retrieval", "cross_modal_grouping", "mixed_gallery_search"])
+@pytest.mark.parametrize(
+    "convert", [list, np.array, torch.tensor, pandas.Series, lambda numbers: [float(number) for number in numbers]]
+)
+def test_ids_and_labels_may_be_whole_numbers(load, name, convert):
+    image, text = random_pairs(12, 4)
+    numbers = {"image_ids": [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10], "caption_ids": [7, *range(20, 31)]}
+    numbers |= {} if name == "cross_modal_retrieval" else {"labels": 4 * [0, 1, 2]}
+    strings = {column: [str(value) for value in values] for column, values in numbers.items()}
+    numbers = {column: convert(values) for column, values in numbers.items()}
+    metric, vectors = load(name), {"image_embeds": image, "text_embeds": text}
+    expected = metric.compute(**vectors, **strings)
+    assert metric.compute(**vectors, **numbers) == expected
+    for rows in (slice(0, 5), slice(5, 12)):
+        metric.add_batch(**{column: values[rows] for column, values in (vectors | numbers).items()})
+    assert metric.compute() == expected
+
+
+@pytest.mark.parametrize("name", ["image_ids", "caption_ids"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"row 2 has none \(None\): give each row an id of its own, or leave {name} out"),
+        (np.nan, r"row 2 has none \(nan\): give each row"),
+        (pandas.NA, r"row 2 has none \(<NA>\): give each row"),
+        (1.5, "row 2 is 1.5: ids are strings or whole numbers"),
+        (np.inf, "row 2 is inf: ids are strings"),
+        (["a"], r"row 2 is \['a'\]: ids are strings"),
+    ],
+)
+def test_what_is_no_id_is_named(load, name, value, message):
+    """In every way that a metric takes rows; NaN was an id "nan" which all such rows had in common."""
+    image, text = random_pairs(3, 4)
+    inputs = {"image_embeds": image, "text_embeds": text, name: ["a", "b", value]}
+    metric = load("cross_modal_retrieval")
+    for take in (metric.compute, metric.add_batch):
+        with pytest.raises(ValueError, match=f"{name}: {message.format(name=name)}"):
+            take(**inputs)
 
 
 def test_what_was_added_before_counts(load):

@@ -4,6 +4,7 @@ import logging
 import math
 
 import numpy as np
+import pandas
 import pytest
 
 from .conftest import dot, random_pairs, traced_peak, unit_lists
@@ -215,15 +216,27 @@ def test_without_labels_nothing_is_said_of_them(load):
         assert compute(load, image, text, labels) == {f"{name}@10": expected[f"{name}@10"] for name in SHARES}
 
 
+@pytest.mark.parametrize("nothing", [None, math.nan, np.nan, np.float32("nan"), pandas.NA, pandas.NaT], ids=repr)
 @pytest.mark.parametrize("metric", ["mixed_gallery_search", "cross_modal_grouping"])
-def test_a_label_none_is_no_label(load, metric):
+def test_a_label_none_or_nan_is_no_label(load, metric, nothing):
     image, text = np.random.default_rng(0).normal(size=(2, 12, 4))
-    labels = 4 * ["a", "b", None]
-    without = [label or "" for label in labels]
-    found, expected = (
-        load(metric).compute(image_embeds=image, text_embeds=text, labels=each) for each in (labels, without)
-    )
-    assert found == pytest.approx(expected, nan_ok=True) and len(found) > 2
+    vectors = {"image_embeds": image, "text_embeds": text}
+    for labels in (4 * ["a", "b", nothing], [nothing, "a", "b"] + 3 * ["", "a", "b"]):
+        plain = [label if isinstance(label, str) else "" for label in labels]
+        expected = load(metric).compute(**vectors, labels=plain)
+        found = load(metric).compute(**vectors, labels=labels)
+        assert found == pytest.approx(expected, nan_ok=True) and len(found) > 2
+
+
+def test_a_column_of_a_data_frame(load):
+    """What pandas makes of a column with gaps, of names and of numbers: None, NaN, NA, 1.0 instead of 1."""
+    image, text = np.random.default_rng(0).normal(size=(2, 12, 4))
+    expected = compute(load, image, text, 4 * ["1", "2", ""])
+    numbers = pandas.Series(4 * [1, 2, None])
+    for column in (numbers, numbers.astype("Int64"), numbers.astype(object), numbers.to_numpy(), numbers.tolist()):
+        assert compute(load, image, text, column) == expected
+    for column in (pandas.Series(4 * ["1", "2", None]), pandas.Series(4 * ["1", "2", None], dtype="string")):
+        assert compute(load, image, text, column) == expected
 
 
 def test_without_ids_and_in_batches(load):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from scipy.special import softmax
@@ -131,6 +132,8 @@ def test_what_does_not_fit_is_named(load):
         (["CT", "MR", "CT"], "0 is 'CT'"),
         ([0, 1.5, 1], "1 is 1.5"),
         (np.array(["CT"] * 3), "0 is 'CT'"),
+        ([0, math.nan, 1], "1 is nan"),
+        ([0, 1, pandas.NA], "2 is <NA>"),
     ):
         with pytest.raises(ValueError, match=rf"labels: row {row}: give the number of its class, .*names.index"):
             compute(load, images, labels, classes)

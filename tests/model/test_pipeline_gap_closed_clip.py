@@ -72,6 +72,18 @@ def test_images_and_texts_are_ranked_by_their_cosines(pipe, tiny_model, tiny_pro
     ]
 
 
+@pytest.mark.parametrize("number", [7, 400])
+def test_hits_of_equal_scores_are_in_the_gallerys_order(pipe, number):
+    """An axis of the space has exactly the query's own coordinate as its cosine, however often it is there."""
+    axes = np.random.default_rng(0).integers(0, 3, number)
+    query = pipe.embed([TEXTS[0]])[0].tolist()
+    expected = sorted(range(number), key=lambda index: (-query[axes[index]], index))
+    for top_k in (1, 3, number // 2, number, number + 1):
+        hits = pipe(TEXTS[0], torch.eye(len(query))[axes], top_k=top_k)
+        assert [hit["index"] for hit in hits] == expected[:top_k]
+        assert [hit["score"] for hit in hits] == [query[axes[index]] for index in expected[:top_k]]
+
+
 # --- embeddings as the gallery
 
 
@@ -233,6 +245,11 @@ def test_a_gallery_that_cannot_be_searched(pipe, gallery, message):
         ({"a", "b"}, "queries is a set"),
         (None, "queries is None: give a list"),
         (["a", 3], r"queries\[1\]: 3 is neither"),
+        ("", r"^queries\[0\] is an empty text\. Say what to search for\.$"),
+        (["a", " \n\t"], r"^queries\[1\] is an empty text\."),
+        (np.array(["a", ""]), r"^queries\[1\] is an empty text\."),
+        ({"text": "\u00a0"}, r"^queries\[0\] is an empty text\."),
+        ([{"image": noise(0), "text": ""}], r"^queries\[0\] is an empty text\."),
         (Path("nowhere.png"), r"There is no file nowhere.png \(queries\[0\]\)\."),
         (b"bytes", r"queries\[0\] can't be read as an image: "),
         (np.ones(4), r"queries\[0\]: ndarray of the shape \(4,\) is neither"),

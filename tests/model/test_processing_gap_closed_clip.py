@@ -227,6 +227,24 @@ def test_loaded_for_transformers_own_pipelines(tiny_model, tiny_processor, tmp_p
     torch.testing.assert_close(torch.tensor(extract(loaded))[0], right, rtol=0, atol=1e-5)
 
 
+def test_transformers_own_pipeline_cuts_texts_with_truncation(tiny_model, tiny_processor, tmp_path):
+    """Only then is a text beyond the tokenizer's limit what the processor makes of it."""
+    tiny_processor.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, model_max_length=16)
+    extract = pipeline("feature-extraction", model=tiny_model.eval(), tokenizer=tokenizer, device="cpu")
+    processor = GapClosedClipProcessor(tiny_processor.image_processor, tokenizer)
+    text = "arrow chest " * 15  # longer than the tokenizer's limit
+    assert 16 < len(tokenizer(text)["input_ids"]) <= tiny_model.max_text_length
+    with torch.no_grad():
+        expected = tiny_model(**processor(text=text, truncation=True, return_tensors="pt")).text_embeds
+    cut = torch.tensor(extract(text, truncation=True))
+    torch.testing.assert_close(cut, expected, rtol=0, atol=1e-5)
+    assert (torch.tensor(extract(text)) - expected).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"tokenize with truncation=True \(a pipeline takes it, too\)"):
+        extract([text, 9 * text])
+    assert len(extract([text, 9 * text], truncation=True)) == 2
+
+
 def test_saving_a_processor_leaves_it_as_it_was(tiny_processor, tmp_path):
     tiny_processor.save_pretrained(tmp_path)
     loaded = type(tiny_processor).from_pretrained(tmp_path)

@@ -50,6 +50,25 @@ def test_own_folder_warns(run, tmp_path, capsys):
     assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "gallery").glob("*.json*"))
 
 
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_captions_with_characters_that_some_take_for_line_ends(run, tmp_path, ensure_ascii):
+    """A JSON line ends at a line feed alone; captions from PDFs and word processors have the others."""
+    from search import Gallery
+
+    characters = ("\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r", "\n", "\r\n")
+    captions = [f"Finding {number}.{character}No effusion." for number, character in enumerate(characters)]
+    source = tmp_path / "own"
+    source.mkdir()
+    for number in range(len(captions)):
+        Image.new("RGB", (40, 30), (20 * number, 0, 0)).save(source / f"{number}.png")
+    rows = [{"image": f"{number}.png", "caption": caption} for number, caption in enumerate(captions)]
+    lines = "\n".join(json.dumps(row, ensure_ascii=ensure_ascii) for row in rows)
+    (source / "test.jsonl").write_text(lines, encoding="utf-8")
+    assert run(f"data.source={source}") == 0
+    gallery = Gallery.load(tmp_path / "gallery")
+    assert gallery.captions == captions and gallery.pairs.tolist() == [[row, row] for row in range(len(captions))]
+
+
 def test_what_is_refused(run, tmp_path, capsys):
     assert run("--pairs", "1") == 1 and "at least 2" in capsys.readouterr().err
     assert run("data.sauce=x") == 1 and "data.source" not in capsys.readouterr().out

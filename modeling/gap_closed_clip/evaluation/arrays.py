@@ -98,11 +98,12 @@ def columns_of_rows(
         labels: where the labels are; an empty line is no label. Default: there are none.
 
     Raises:
-        FileNotFoundError, ValueError: a file or column that isn't there, or has another number of rows.
+        FileNotFoundError, ValueError: a file or column that isn't there, has another number of rows, or ids that are
+            empty.
     """
     own = [str(row) for row in range(number)]
-    images = own if not image_ids else read_lines("image_ids", image_ids, number)
-    captions = own if not caption_ids else _numbered(read_lines("caption_ids", caption_ids, number))
+    images = own if not image_ids else _read_ids("image_ids", image_ids, number)
+    captions = own if not caption_ids else _numbered(_read_ids("caption_ids", caption_ids, number))
     found = [""] * number if not labels else read_lines("labels", labels, number)
     return Columns(images, captions, found, [""] * number)
 
@@ -133,6 +134,17 @@ def read_lines(setting: str, place: str, number: int) -> list[str]:
     if len(lines) != number:
         raise ValueError(f"{setting}: {place} has {len(lines)} rows and there are {number} pairs.")
     return lines
+
+
+def _read_ids(setting: str, place: str, number: int) -> list[str]:
+    """`read_lines` of ids, none of which is empty: all rows without an id would be one image, or one caption."""
+    ids = read_lines(setting, place, number)
+    if empty := [row for row, identifier in enumerate(ids) if not identifier]:
+        raise ValueError(
+            f"{setting}: {place} has no id in {len(empty)} of {number} rows (counted from 0: {shorten(empty)}): give "
+            f"each an id of its own, or leave {setting} out, and every row is one of its own."
+        )
+    return ids
 
 
 def _column(setting: str, path: str, text: str, column: str) -> list[str]:

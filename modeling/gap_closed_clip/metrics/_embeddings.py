@@ -4,12 +4,14 @@ No metric itself. `evaluate.load` copies a file that a metric imports as `from .
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+import pandas
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -44,12 +46,13 @@ PAIR_ARGUMENTS = """\
         as float32 and normalised to unit length here.
     text_embeds: (N, D) text embeddings, row i is the caption of image i; likewise."""
 ID_ARGUMENTS = """\
-    image_ids: N strings, equal for rows that show the same image. Without them every row has an image of its own.
-    caption_ids: N strings, equal for rows that carry the same caption (the caption itself will do). Without them every
-        row has a caption of its own."""
-RAISES = (
-    "ValueError: no pair, rows of different length, a zero vector, or a value that is not finite; the row is named."
-)
+    image_ids: N strings or whole numbers, equal for rows that show the same image. Without them every row has an image
+        of its own.
+    caption_ids: N strings or whole numbers, equal for rows that carry the same caption (the caption itself will do).
+        Without them every row has a caption of its own."""
+RAISES = """\
+ValueError: no pair, rows of different length, a zero vector, a value that is not finite, or an id that is None,
+        NaN, or neither string nor whole number; the row is named."""
 
 
 class EmbeddingMetric(evaluate.Metric, ABC):
@@ -89,7 +92,14 @@ class EmbeddingMetric(evaluate.Metric, ABC):
         super().add(**{name: column[0] for name, column in one_row.items()})
 
     def _with_defaults(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The columns with those that may be left out filled in: ids that no other row has, empty labels or lists."""
+        """The columns with those that may be left out filled in: ids that no other row has, empty labels or lists.
+
+        Ids and labels become strings.
+        """
+        inputs = {
+            name: _strings(name, column) if self.features.get(name) == STRING else column
+            for name, column in inputs.items()
+        }
         missing = [name for name in self._feature_names() if inputs.get(name) is None]
         if required := [name for name in missing if name not in self.optional_inputs]:
             raise ValueError(f"{self.name}: inputs are missing: {required}.")
@@ -119,6 +129,40 @@ def pair_info(description: str, inputs_description: str, **features: Any) -> eva
         features=datasets.Features({"image_embeds": EMBEDDING, "text_embeds": EMBEDDING, **features}),
         reference_urls=_URLS,
     )
+
+
+def _strings(name: str, column: Any) -> Any:
+    """Ids or labels as strings; "" for a label that is none: None, NaN or pandas.NA, as data frames have them.
+
+    Whole numbers become what `str` makes of them, of floats too, which a column of numbers with gaps consists of.
+
+    Raises:
+        ValueError: an id that is None or NaN, or anything else that is neither string nor whole number.
+    """
+    if isinstance(column, str) or not isinstance(column, Iterable):
+        return column
+    values = column.tolist() if hasattr(column, "tolist") else list(column)
+    if all(isinstance(value, str) for value in values):
+        return values
+    return [value if isinstance(value, str) else _string(name, row, value) for row, value in enumerate(values)]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is None, or what arrays and data frames have in its place: NaN, pandas.NA, NaT."""
+    return value is None or (pandas.api.types.is_scalar(value) and bool(pandas.isna(value)))
+
+
+def _string(name: str, row: int, value: Any) -> str:
+    """One value of `_strings`."""
+    if is_missing(value):
+        if name == "labels":
+            return ""
+        raise ValueError(f"{name}: row {row} has none ({value}): give each row an id of its own, or leave {name} out.")
+    whole = isinstance(value, Integral | np.bool) or (isinstance(value, float | np.floating) and value == value // 1)
+    if not whole:
+        kind = "label" if name == "labels" else "id"
+        raise ValueError(f"{name}: row {row} is {value!r:.80}: {kind}s are strings or whole numbers.")
+    return str(int(value) if not isinstance(value, bool | np.bool) else bool(value))
 
 
 def _as_array(column: Any, feature: Any) -> np.ndarray | list | None:

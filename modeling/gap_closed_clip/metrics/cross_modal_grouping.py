@@ -53,7 +53,7 @@ would measure retrieval instead of semantics. An item with several labels counts
 _INPUTS_DESCRIPTION = f"""
 Args:
 {PAIR_ARGUMENTS}
-    labels: N strings, the group of each pair; "" or None leaves the pair out.
+    labels: N strings or whole numbers, the group of each pair; "", None or NaN leaves the pair out.
 {ID_ARGUMENTS}
     num_neighbors (`int`, defaults to 5): neighbours that vote.
     num_folds (`int`, defaults to 5): folds of the probe, at most one a family.

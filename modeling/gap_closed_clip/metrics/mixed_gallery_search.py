@@ -58,7 +58,8 @@ O(block_size * G) memory beside the G vectors of the gallery.
 _INPUTS_DESCRIPTION = f"""
 Args:
 {PAIR_ARGUMENTS}
-    labels: N strings, the group of each pair; "" or None is none. Without them nothing is said of labels.
+    labels: N strings or whole numbers, the group of each pair; "", None or NaN is none. Without them nothing is said
+        of labels.
 {ID_ARGUMENTS}
     k (`int`, defaults to 10): neighbours of a query.
     block_size (`int`, defaults to 256): queries scored at once.

@@ -6,7 +6,7 @@ import evaluate
 import numpy as np
 from datasets import Features
 
-from ._embeddings import EMBEDDING, INTEGER, TIE, EmbeddingMetric, UnitRows, blocks, require_one_space
+from ._embeddings import EMBEDDING, INTEGER, TIE, EmbeddingMetric, UnitRows, blocks, is_missing, require_one_space
 
 
 _DESCRIPTION = """\
@@ -105,7 +105,7 @@ def _check_whole(labels) -> None:
     """Refuses names and fractions, of which `evaluate` would speak as of literals, or cut the latter off."""
     for row, label in enumerate(labels):
         value = label.item() if hasattr(label, "item") else label  # of numpy and torch
-        if isinstance(value, str) or value is None or value != value // 1:
+        if isinstance(value, str) or is_missing(value) or value != value // 1:
             raise ValueError(
                 f"labels: row {row} is {value!r:.80}: give the number of its class, its place in class_embeds from 0 "
                 "on, such as [names.index(label) for label in labels]."

@@ -262,7 +262,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         if input_ids.shape[1] > limit:
             raise ValueError(
                 f"The texts are {input_ids.shape[1]} tokens long, the text tower takes {limit} at most: tokenize with "
-                f"truncation=True, max_length={limit}."
+                "truncation=True (a pipeline takes it, too), which cuts them at the tokenizer's model_max_length. If "
+                f"that is above {limit}, set tokenizer.model_max_length = {limit}."
             )
         # A tower takes None for no, and looks into its configuration only where nothing is handed to it.
         kwargs = {name: value for name, value in kwargs.items() if value is not None}

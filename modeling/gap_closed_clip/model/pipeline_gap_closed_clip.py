@@ -67,13 +67,14 @@ class ImageTextRetrievalPipeline(Pipeline):
             batch_size: images or texts encoded at a time.
 
         Returns:
-            For each query the best of the gallery, the best first: dicts of `score` (the cosine), `index` in the
-            gallery and, unless the gallery is embeddings, `item`. A list of such lists for a list of queries.
+            For each query the best of the gallery, the best first, those of equal scores in the gallery's order: dicts
+            of `score` (the cosine), `index` in the gallery and, unless the gallery is embeddings, `item`. A list of
+            such lists for a list of queries.
 
         Raises:
-            ValueError: no queries or no gallery, something that is neither image nor text, a file that is not there
-                or can't be read, embeddings that are not this model's, or a number that is none; a model whose
-                weights are not finite.
+            ValueError: no queries or no gallery, a query that is an empty text, something that is neither image nor
+                text, a file that is not there or can't be read, embeddings that are not this model's, or a number
+                that is none; a model whose weights are not finite.
         """
         _check_number("top_k", top_k)
         _check_number("batch_size", batch_size)
@@ -88,11 +89,7 @@ class ImageTextRetrievalPipeline(Pipeline):
         embeds = gallery if is_embedded else self._embed(gallery, "gallery", batch_size)  # (N, D)
         # The cosines are divided and not the embeddings, which may be many, and searched again by the next call.
         cosines = query_embeds @ embeds.T / _norms(embeds)  # (Q, N)
-        best = cosines.topk(min(top_k, len(embeds)))
-        ranked = [
-            [self._hit(gallery, score, index) for score, index in zip(scores, indices, strict=True)]
-            for scores, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        ]
+        ranked = [[self._hit(gallery, *hit) for hit in _best(scores, min(top_k, len(embeds)))] for scores in cosines]
         return ranked if is_batch else ranked[0]
 
     def embed(self, items: list, batch_size: int = 32) -> Tensor:
@@ -133,11 +130,11 @@ class ImageTextRetrievalPipeline(Pipeline):
         # image twice.
         if isinstance(items, list | tuple):
             for index, item in enumerate(items):
-                parts_of(item, f"{name}[{index}]", self._further)
+                self._parts(item, name, index)
         embeds: list[dict[str, Tensor]] = [{} for _ in range(len(items))]
         waiting: dict[str, dict[int, Any]] = {kind: {} for kind in self.model.config.modality_names}
         for index, item in enumerate(items):
-            for kind, value in parts_of(item, f"{name}[{index}]", self._further).items():
+            for kind, value in self._parts(item, name, index).items():
                 waiting[kind][index] = self._opened(kind, value, f"{name}[{index}]")
                 if len(waiting[kind]) == batch_size:
                     self._encode(kind, waiting[kind], embeds)
@@ -146,6 +143,13 @@ class ImageTextRetrievalPipeline(Pipeline):
             if values:
                 self._encode(kind, values, embeds)
         return torch.stack([self._together(parts) for parts in embeds])
+
+    def _parts(self, item: Any, name: str, index: int) -> dict[str, Any]:
+        """`parts_of` an item; an empty text is no query, as to the endpoint and the Space."""
+        parts = parts_of(item, f"{name}[{index}]", self._further)
+        if name == "queries" and not parts.get("text", "text").strip():
+            raise ValueError(f"queries[{index}] is an empty text. Say what to search for.")
+        return parts
 
     @property
     def _further(self) -> dict[str, Any]:
@@ -230,6 +234,14 @@ def _as_list(items, name: str) -> Sequence:
         return list(items)
     except TypeError:
         raise ValueError(f"{name} is {items!r:.80}: give a list of images and texts.") from None
+
+
+def _best(scores: Tensor, number: int) -> list[tuple[float, int]]:
+    """The highest of some scores (N,) and their indices, the highest first; of equal ones those of lower indices."""
+    lowest = scores.topk(number).values[-1]  # topk itself leaves it open which of equal scores it takes
+    indices = (scores >= lowest).nonzero().squeeze(1)
+    found, order = scores[indices].sort(descending=True, stable=True)
+    return list(zip(found[:number].tolist(), indices[order[:number]].tolist(), strict=True))
 
 
 def _norms(embeds: Tensor) -> Tensor:

@@ -204,6 +204,12 @@ def test_says_what_it_is_not(folder):
     assert "arXiv:2602.20046" in section(text, "Citation") and "2601.18525" in section(text, "Citation")
 
 
+def test_texts_are_cut_in_every_example(folder):
+    """transformers' feature-extraction pipeline, and a processor, truncate only if they are told to."""
+    examples = re.findall(r"(?:embed_text|processor)\((?:[^()]|\([^()]*\))*\)", render(folder))
+    assert len(examples) == 2 and all("truncation=True" in example for example in examples)
+
+
 def test_versions_are_those_measured_with(folder):
     content = json.loads((folder / "metrics.json").read_text())
     content["versions"] = {"python": "3.10.0", "torch": "2.11.7"}
