@@ -86,7 +86,7 @@ def test_peft_and_transformers_load_the_adapter(finished, whole):
     weights = tensors_of(folder)
     by_peft = PeftModel.from_pretrained(GapClosedClipModel.from_pretrained(whole), folder)
     if Version(transformers.__version__) < Version("5.18"):
-        with pytest.raises(RuntimeError, match="use transformers 5.18 or newer, or load the adapter with peft"):
+        with pytest.raises(RuntimeError, match="weights of the adapter out .* peft.PeftModel"):
             GapClosedClipModel.from_pretrained(folder)
         return
     by_transformers = GapClosedClipModel.from_pretrained(folder).eval()
