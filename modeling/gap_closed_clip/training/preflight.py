@@ -181,7 +181,7 @@ def load_training_pairs(
 
     Raises:
         ValueError: fewer pairs than one batch (of a source, where batches don't mix them), a batch of fewer than
-            `least`, streaming without `max_steps` or with unmixed batches.
+            `least`, streaming without `max_steps`, with unmixed batches, or with evaluations by several processes.
     """
     data = config.data
     if args.global_batch_size < least:
@@ -193,6 +193,12 @@ def load_training_pairs(
         raise ValueError(
             "training.mix_sources is false and data.streaming is true: a stream takes a row of each source in turn, "
             "so that batches mix them. Leave one of the two out."
+        )
+    if data.streaming and args.world_size > 1 and args.eval_strategy != "no":
+        raise ValueError(
+            f"data.streaming is true and training.eval_strategy is {args.eval_strategy.value}: several processes "
+            "can't share the evaluation of a stream, whose length they do not know. Set eval_strategy=no; the "
+            "evaluation after training is by the first process alone."
         )
     pairs = load_checked_pairs(data, "train", args.dataloader_num_workers)
     if isinstance(pairs, IterableDataset):
