@@ -90,6 +90,7 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
             ["per_device_train_batch_size=8", "contrastive_batch_size=20"],
             "contrastive_batch_size is 20: it has to be a multiple of the 8 pairs",
         ),
+        (["auto_find_batch_size=true", "source=nowhere"], r"auto_find_batch_size is true: .* compared \(e.g. 8\)"),
         (["data.streaming=true", "max_steps=-1"], "data.streaming has no known length: set training.max_steps"),
         (
             ["data.source=[{name: a, source: phantoms}, {name: b, source: phantoms, phantom_train_pairs: 7}]"]

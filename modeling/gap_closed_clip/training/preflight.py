@@ -11,6 +11,7 @@ from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, so
 from ..disk import writing
 from ..evaluation import check_references, metric_names
 from ..messages import did_you_mean
+from .argument_checks import check_batch_size
 from .arguments import GapClosedTrainingArguments
 from .choices import choose_held_out, fitting_batch_size, lower_batch_size
 from .config import RunConfig
@@ -79,13 +80,15 @@ def preflight(config: RunConfig) -> RunInputs:
     # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
     args.push_to_hub = False
     check_devices(args)
+    captioning = config.captioning
+    contrastive = captioning is None or captioning.encoders == "joint"
+    if contrastive:
+        check_batch_size(args)
     check_towers(config.model, config.data.all_modalities)
     checkpoint = checkpoint_to_resume(args, config)
-    captioning = config.captioning
     # `datasets` caches on disk what it downloads and converts.
     cached = writing(datasets.config.HF_DATASETS_CACHE, "What `datasets` caches", None, "Or set HF_DATASETS_CACHE.")
     with args.main_process_first(desc="loading pairs"), cached:
-        contrastive = captioning is None or captioning.encoders == "joint"
         choose_held_out(config, args)
         train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())

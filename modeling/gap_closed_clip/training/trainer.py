@@ -17,6 +17,7 @@ from transformers.utils import logging
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
 from ..disk import DiskFull, bytes_of, size_of, writing
 from ..model.micro_batches_gap_closed_clip import MicroBatches
+from .argument_checks import check_batch_size
 from .diagnostics import RunningMeans, batch_diagnostics, warning_of
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
@@ -216,6 +217,7 @@ class GapClosedClipTrainer(CheckedTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        check_batch_size(self.args)
         self._prepare_micro_batches()
         self.add_callback(TrainingProgressCallback())
         self._means = RunningMeans()
