@@ -182,6 +182,23 @@ def check_trainer(names: dict, place: Place) -> None:
     close(last["eval_true_pair_cosine"], cosine, atol=1e-4)
 
 
+@torch.no_grad()
+def check_centered(names: dict, place: Place) -> None:
+    """The center of each modality is the mean of what goes into its centering, one pair at a time."""
+    model, folder = names["model"].eval().cpu(), place.folder / "my_pairs" / "train" / "radiology"
+    seen: dict[str, list[torch.Tensor]] = {"visual_centering": [], "text_centering": []}
+    hooks = [
+        getattr(model, name).register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
+        for name in seen
+    ]
+    for number in range(16):
+        image = Image.open(folder / "images" / f"{number}.jpg").convert("RGB")
+        model(**names["processor"](images=[image], text=[f"Finding number {number}."], return_tensors="pt"))
+    for hook, (name, inputs) in zip(hooks, seen.items(), strict=True):
+        hook.remove()
+        close(getattr(model, name).running_mean, torch.cat(inputs).mean(0), atol=1e-5)
+
+
 def check_adapter(names: dict, place: Place) -> None:
     assert not (place.folder / "outputs" / "mine" / "model.safetensors").exists()
     model, _ = load_checkpoint("outputs/mine")
@@ -349,7 +366,7 @@ CHECKS = {
     "docs/modalities.md": [check_records, check_fusion, check_told],
     "docs/publishing.md": [check_endpoint],
     "docs/search.md": [check_gallery, check_search, check_evaluator],
-    "docs/training.md": [check_towers, check_trainer],
+    "docs/training.md": [check_towers, check_trainer, check_centered],
     "docs/your-clip.md": [check_taken_over],
 }
 

@@ -1,6 +1,5 @@
 """What a model folder is: names of its files, its kinds (encoder, adapter, captioner), loading, checks, digest."""
 
-import hashlib
 import tempfile
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import cached_file, find_adapter_config_file
 
+from .base_weights import check_base
 from .conversion import from_clip, is_foreign
 from .folder_errors import (
     ADAPTER_WEIGHTS,
@@ -99,8 +99,9 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError, ValueError: as `check_model_name`; also if weights are missing, not finite or of other
-            shapes, or an adapter does not belong to its base model, or belongs to a captioner; or the processor's
-            modalities are not the model's, or its tokenizer has more tokens than the model embeds.
+            shapes, or an adapter does not belong to its base model, or that has other weights than when the adapter
+            was trained, or it belongs to a captioner; or the processor's modalities are not the model's, or its
+            tokenizer has more tokens than the model embeds.
         OSError: neither a folder nor within reach on the Hub; an adapter whose base model is neither.
     """
     name_or_path = str(name_or_path)
@@ -187,16 +188,6 @@ def is_local(name_or_path: str | Path) -> bool:
     return Path(text := str(name_or_path)).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
-def digest_of_weights(folder: str | Path) -> str:
-    """SHA-256 of a model folder's safetensors, which tells whether a file made from a model belongs to its weights."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.safetensors")):
-        with open(path, "rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
 def check_writable(folder: str | Path, field: str) -> None:
     """Checks that files can be written into a folder, which need not be there yet; nothing stays behind.
 
@@ -274,6 +265,7 @@ def _load_adapter(name_or_path: str, revision: str | None) -> GapClosedClipModel
             model = PeftModel.from_pretrained(model, name_or_path, revision=revision)
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ValueError(f"The adapter {name_or_path} does not belong to its base model {base}: {error}") from error
+    check_base(name_or_path, base)
     model = model.merge_and_unload().eval()
     run = cached_file(name_or_path, RUN_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if run is not None:  # what config.json of a whole model says

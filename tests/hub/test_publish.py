@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from gap_closed_clip import GapClosedClipModel
-from gap_closed_clip.checkpoint import digest_of_weights
+from gap_closed_clip.base_weights import digest_of_weights
 from gap_closed_clip.evaluation import write_metrics
 from gap_closed_clip.hub import publication, publish, requirements, staging
 from gap_closed_clip.training import load_config

@@ -11,6 +11,7 @@ from peft import get_peft_model
 from safetensors.torch import load_file
 
 from gap_closed_clip import GapClosedClipModel
+from gap_closed_clip.base_weights import note_base
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.hub import publication, publish, requirements
 from gap_closed_clip.training import LoraArguments, build_peft_config, load_config
@@ -85,8 +86,10 @@ def test_an_adapter_is_published_on_its_base(
     # Trained with another objective than its base.
     words = [f"model.checkpoint={model_folder}", "align_weight=0.25", "uniformity_weight=0"]
     load_config([], words).save(adapter_folder / "train_config.yaml")
+    note_base(adapter_folder, model_folder)
     publish(adapter_folder, "tester/adapter", base="tester/base", license="mit")
     files = online.files("tester/adapter")
+    assert "base_weights.json" not in files  # there a commit tells
     adapter = {"adapter_config.json", "adapter_model.safetensors", "processing_gap_closed_clip.py", "README.md"}
     assert adapter <= set(files)
     assert not {"config.json", "model.safetensors", "handler.py", "requirements.txt"} & set(files)

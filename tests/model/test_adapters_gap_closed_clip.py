@@ -1,6 +1,7 @@
 """Adapters (peft) on the model itself, by every way peft and transformers offer, without help of the package."""
 
 import copy
+import re
 
 import peft
 import pytest
@@ -177,6 +178,37 @@ def test_load_adapter_of_transformers(trained):
     assert torch.equal(outputs_of(loaded), expected)
     assert_same_parts(loaded, model)
     assert torch.equal(outputs_of(GapClosedClipModel.from_pretrained(folder / "adapter")), expected)
+
+
+@pytest.mark.parametrize("name", ["default", "x"])  # "x" is also in the names of the text tower's weights
+@pytest.mark.parametrize("dora", [False, True])
+@loads_adapters
+def test_load_adapter_gives_the_outputs_of_peft_or_says_what_does(trained, dora, name, tmp_path):
+    base = load_base(trained[0])
+    model = train_a_little(get_peft_model(base, peft_config(base, use_dora=dora)), seed=30)
+    model.save_pretrained(tmp_path)
+    expected = outputs_of(PeftModel.from_pretrained(load_base(trained[0]), tmp_path))
+    assert torch.equal(expected, outputs_of(model))
+    loaded = load_base(trained[0])
+    try:
+        loaded.load_adapter(str(tmp_path), adapter_name=name)
+    except RuntimeError as error:
+        number = len(linear_layers(load_base(trained[0])))
+        message = rf"leaves {number} weights of the adapter out .*magnitude.*load_checkpoint"
+        assert dora and re.search(message, str(error))
+    else:
+        assert torch.equal(outputs_of(loaded), expected)
+
+
+@loads_adapters
+def test_a_second_adapter_is_not_taken_for_a_part_of_the_first(trained):
+    loaded = load_base(trained[0])
+    for name in ("first", "second"):
+        loaded.load_adapter(str(trained[0] / "adapter"), adapter_name=name)
+    weights = loaded.state_dict()
+    of_first = [name for name in weights if ".first" in name]
+    assert len(of_first) == 2 * len(linear_layers(load_base(trained[0]))) + 9
+    assert all(torch.equal(weights[name], weights[name.replace(".first", ".second")]) for name in of_first)
 
 
 @loads_adapters

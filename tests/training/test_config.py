@@ -122,6 +122,14 @@ def test_training_arguments_are_made_of_the_section_and_our_defaults(tmp_path):
     assert args.dataloader_drop_last is True and args.remove_unused_columns is False and args.distinct_batches is True
 
 
+def test_fsdp_is_switched_on_by_true_and_not_by_the_old_name_of_its_form(tmp_path, caplog):
+    words = [f"output_dir={tmp_path}", "report_to=none", "training.fsdp=true", "training.fsdp_config={version: 2}"]
+    args = load_config([], words).training_arguments()
+    assert args.fsdp is True and args.fsdp_plugin_args["fsdp_version"] == 2
+    assert args.fsdp_plugin_args["reshard_after_forward"] is True  # "full_shard"
+    assert "deprecated" not in caplog.text
+
+
 def test_one_name_stands_for_a_list_of_it(write):
     words = ["label_columns=finding", "lora.towers=text", "lora.train=projections", "report_to=none"]
     loaded = load_config([write("data: {label_columns: other}\ntraining: {label_names: a}")], words)

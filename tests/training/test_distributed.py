@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -122,10 +123,16 @@ def local_results(setup: str, name: str) -> dict[str, torch.Tensor]:
 
 
 def make_trainer(
-    folder: Path, batch_size: int, resume_from: Path | None = None, contrastive_batch_size: int | None = None
+    folder: Path,
+    batch_size: int,
+    resume_from: Path | None = None,
+    contrastive_batch_size: int | None = None,
+    streaming: bool = False,
 ) -> GapClosedClipTrainer:
     """A Trainer that has trained; its `data_collator.batches` are the image ids of its batches."""
     pairs = make_phantoms(26, seed=2, image_size=32)
+    if streaming:
+        pairs = pairs.to_iterable_dataset(num_shards=5).shuffle(seed=4, buffer_size=7)
     model = make_model(center_projections=True, align_weight=[[0.0, 1.0], [1.0, 3.0]])
     tokenizer = train_tokenizer(CAPTIONS, 200)
     tokenizer.model_max_length = 64
@@ -184,6 +191,10 @@ def train_in_two(folder: Path, rank: int) -> None:
     trainers = {"trainer": make_trainer(folder / "trainer", share)}
     trainers["resumed"] = make_trainer(folder / "resumed", share, folder / "trainer" / f"checkpoint-{SAVED}")
     trainers["micro-batches"] = make_trainer(folder / "micro-batches", share // 2, contrastive_batch_size=GLOBAL_BATCH)
+    trainers["stream"] = make_trainer(folder / "stream", share, streaming=True)
+    trainers["stream-micro-batches"] = make_trainer(
+        folder / "stream-micro-batches", share // 2, contrastive_batch_size=GLOBAL_BATCH, streaming=True
+    )
     for name, trainer in trainers.items():
         (folder / f"batches-{name}-{rank}.json").write_text(json.dumps(trainer.data_collator.batches))
         state = trainer.accelerator.unwrap_model(trainer.model).state_dict()
@@ -268,6 +279,19 @@ def test_the_trainer_in_two_processes_takes_the_steps_of_one(results, single_pro
     expected = single_process_trainer.data_collator.batches[:STEPS]
     assert [sorted(batch) for batch in batches] == [sorted(batch) for batch in expected]
     assert all(len(set(batch)) == GLOBAL_BATCH for batch in batches)
+
+
+@pytest.mark.parametrize(("name", "num_micro_batches"), [("stream", 1), ("stream-micro-batches", 2)])
+def test_a_stream_in_two_processes_makes_the_steps_of_one(results, tmp_path, name, num_micro_batches):
+    """Passes of 26 pairs, of which each leaves out those that fill no batch of both processes."""
+    expected = make_trainer(tmp_path, GLOBAL_BATCH, streaming=True)
+    assert_same_training(load_file(results[2] / f"{name}.safetensors"), expected)
+    batches = global_batches(results[2], name, num_micro_batches)[:STEPS]
+    assert [sorted(batch) for batch in batches] == [sorted(batch) for batch in expected.data_collator.batches[:STEPS]]
+    assert all(len(batch) == GLOBAL_BATCH for batch in batches)
+    passes = [sum(batches[start : start + 3], []) for start in range(0, STEPS - 2, 3)]
+    known = Counter(row["image_id"] for row in make_phantoms(26, seed=2, image_size=32))
+    assert all(Counter(ids) <= known for ids in passes) and len({tuple(ids) for ids in passes}) == len(passes)
 
 
 def test_the_trainer_in_micro_batches_takes_the_steps_of_whole_batches(single_process_trainer, tmp_path):

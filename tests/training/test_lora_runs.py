@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_peft_and_transformers_load_the_adapter(finished, whole):
     weights = tensors_of(folder)
     by_peft = PeftModel.from_pretrained(GapClosedClipModel.from_pretrained(whole), folder)
     if Version(transformers.__version__) < Version("5.18"):
-        with pytest.raises(RuntimeError, match="use transformers 5.18 or newer, or load the adapter with peft"):
+        with pytest.raises(RuntimeError, match="weights of the adapter out .* peft.PeftModel"):
             GapClosedClipModel.from_pretrained(folder)
         return
     by_transformers = GapClosedClipModel.from_pretrained(folder).eval()
@@ -206,6 +207,43 @@ def test_an_adapter_on_another_base(damaged):
     other.save_pretrained(damaged.parent / "whole")
     with pytest.raises(ValueError, match="run does not belong to its base model .*whole"):
         load_checkpoint(damaged)
+
+
+def test_an_adapter_whose_base_was_trained_again_in_place(damaged, tiny):
+    base, note = damaged.parent / "whole", damaged / "base_weights.json"
+    assert json.loads(note.read_text()) == {"sha256": sha256((base / "model.safetensors").read_bytes()).hexdigest()}
+    train(load_config([tiny], [f"output_dir={base}", "overwrite_output_dir=true", "seed=7", *NO_MORE]))
+    with pytest.raises(
+        ValueError, match=r"run is an adapter, and its base model \S*whole has other weights than when"
+    ):
+        load_checkpoint(damaged)
+
+
+def test_a_run_does_not_go_on_with_another_base(whole, from_whole, tiny, tmp_path):
+    base = shutil.copytree(whole, tmp_path / "whole")
+    words = [f"checkpoint={base}", "eval_strategy=no", "final_split=none"]
+    train(from_whole(tmp_path / "run", *words, "max_steps=2"))
+    train(from_whole(tmp_path / "run", *words, "max_steps=3", "resume_from_checkpoint=true"))
+    train(load_config([tiny], [f"output_dir={base}", "overwrite_output_dir=true", "seed=7", *NO_MORE]))
+    with pytest.raises(
+        ValueError, match="has other weights than when the adapter was trained: .* train the adapter ag"
+    ):
+        train(from_whole(tmp_path / "run", *words, "max_steps=4", "resume_from_checkpoint=true"))
+
+
+def test_an_adapter_without_a_note_of_its_base_loads_on_any(damaged, tiny):
+    (damaged / "base_weights.json").unlink()
+    base = damaged.parent / "whole"
+    train(load_config([tiny], [f"output_dir={base}", "overwrite_output_dir=true", "seed=7", *NO_MORE]))
+    load_checkpoint(damaged)
+    load_checkpoint(damaged / "checkpoint-6")
+
+
+def test_a_base_beside_the_adapter_is_noted_too(tiny, tmp_path):
+    folder = tmp_path / "run"
+    train(load_config([tiny], [f"output_dir={folder}", *LORA, *NO_MORE]))
+    weights = (folder / "base" / "model.safetensors").read_bytes()
+    assert json.loads((folder / "base_weights.json").read_text()) == {"sha256": sha256(weights).hexdigest()}
 
 
 def test_half_an_adapter(damaged):

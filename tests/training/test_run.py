@@ -11,6 +11,7 @@ from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import load_pairs
 from gap_closed_clip.evaluation import evaluate_model, read_metrics
 from gap_closed_clip.training import GapClosedTrainingArguments, load_config, train
+from gap_closed_clip.training.preflight import load_training_pairs
 
 
 def test_the_model_folder_is_complete_and_holds_no_pickle(finished):
@@ -89,6 +90,7 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
             ["per_device_train_batch_size=8", "contrastive_batch_size=20"],
             "contrastive_batch_size is 20: it has to be a multiple of the 8 pairs",
         ),
+        (["auto_find_batch_size=true", "source=nowhere"], r"auto_find_batch_size is true: .* compared \(e.g. 8\)"),
         (["data.streaming=true", "max_steps=-1"], "data.streaming has no known length: set training.max_steps"),
         (
             ["data.source=[{name: a, source: phantoms}, {name: b, source: phantoms, phantom_train_pairs: 7}]"]
@@ -159,6 +161,21 @@ def test_a_stream(configure, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
     state = json.loads((tmp_path / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     assert [entry["eval_num_pairs"] for entry in state["log_history"] if "eval_loss" in entry] == [10]
+
+
+def test_a_stream_leaves_out_what_fills_no_batch(configure, tmp_path):
+    words = ["data.streaming=true", "eval_strategy=no", "final_split=none", "save_strategy=no"]
+    with pytest.raises(ValueError, match="no whole batch of 25: lower training.per_device_train_batch_size"):
+        train(configure(*words, "per_device_train_batch_size=25"))
+    train(configure(*words, "per_device_train_batch_size=25", "dataloader_drop_last=false", "max_steps=1"))
+
+
+def test_several_processes_are_refused_to_evaluate_a_stream_during_training(configure, monkeypatch):
+    config = configure("data.streaming=true", "source=nowhere")
+    args = config.training_arguments()
+    monkeypatch.setattr(GapClosedTrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="streaming is true and training.eval_strategy is steps.* eval_strategy=no"):
+        load_training_pairs(config, args)
 
 
 def test_without_a_final_evaluation(configure, tmp_path):

@@ -255,6 +255,7 @@ def test_the_objective_is_part_of_the_joint_loss(configure, encoder):
             ["train_on=text", "data.streaming=true"],
             "data.streaming and captioning.train_on=text: .*Leave streaming off",
         ),
+        (["auto_find_batch_size=true", "encoders=joint"], "auto_find_batch_size is true: "),
         (["per_device_train_batch_size=1", "encoders=joint"], "per_device_train_batch_size is 1: a pair needs other"),
         (["max_new_tokens=96"], "captioning.max_new_tokens is 96, but the decoder takes 96 tokens"),
         (["max_caption_tokens=97"], "max_caption_tokens is 97, but the decoder takes 96 tokens at most"),
@@ -273,7 +274,8 @@ def test_what_cannot_be_trained_is_said_before(configure, tmp_path, words, messa
 
 def test_one_image_at_a_time(configure):
     """Captions of frozen encoders are not compared with one another."""
-    train(configure(*NO_MORE, "per_device_train_batch_size=1", "gradient_accumulation_steps=2"))
+    words = ["per_device_train_batch_size=1", "gradient_accumulation_steps=2"]
+    train(configure(*NO_MORE, *words, "auto_find_batch_size=true"))
 
 
 def test_a_stream(configure):

@@ -240,5 +240,11 @@ def run_until_killed(folder: Path) -> None:
     (folder / "ends.json").write_text(json.dumps(ends))
 
 
+def test_a_batch_size_that_shrinks_by_itself_is_refused(tmp_path):
+    message = "auto_find_batch_size is true: .* lower per_device_train_batch_size; contrastive_batch_size"
+    with pytest.raises(ValueError, match=message):
+        make_trainer("ours", tmp_path, auto_find_batch_size=True)
+
+
 if __name__ == "__main__":
     run_until_killed(Path(sys.argv[1]))

@@ -9,7 +9,8 @@ In a checkout, `python export_onnx.py` is the same.
 import argparse
 from pathlib import Path
 
-from ..checkpoint import check_model_name, digest_of_weights, is_captioner, is_local, load_checkpoint
+from ..base_weights import digest_of_weights
+from ..checkpoint import check_model_name, is_captioner, is_local, load_checkpoint
 from ..disk import writing
 from ..hub.onnx import Difference, OnnxMismatch, export_onnx
 from . import CommandParser

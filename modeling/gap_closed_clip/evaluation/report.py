@@ -11,6 +11,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from .. import __version__
+from ..base_weights import digest_of_weights
 from ..checkpoint import (
     CAPTION_FILES,
     CAPTIONS_FIGURE,
@@ -18,7 +19,6 @@ from ..checkpoint import (
     COSINES_FIGURE,
     METRICS_FILE,
     PROJECTION_FIGURE,
-    digest_of_weights,
 )
 from ..disk import replacing, writing
 from .by_source import mean_over_sources

@@ -9,7 +9,8 @@ from typing import Any
 from peft import PeftConfig
 from safetensors import safe_open
 
-from ..checkpoint import CONFIG_FILE, METRICS_FILE, RUN_FILE, base_of_adapter, digest_of_weights, is_adapter
+from ..base_weights import digest_of_weights
+from ..checkpoint import CONFIG_FILE, METRICS_FILE, RUN_FILE, base_of_adapter, is_adapter
 from ..data import DataArguments
 from ..evaluation import read_metrics
 from ..training import load_config

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from ..base_weights import digest_of_weights
 from ..checkpoint import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -25,7 +26,6 @@ from ..checkpoint import (
     METRICS_FILE,
     RUN_FILE,
     WEIGHTS,
-    digest_of_weights,
     is_adapter,
 )
 from ..model.configuration_gap_closed_clip import MODULES_FILE

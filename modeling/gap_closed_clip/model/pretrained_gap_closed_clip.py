@@ -84,21 +84,29 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         unknown = {name: weight for name, weight in state_dict.items() if name in info["unexpected_keys"]}
         return {**known, **{name: weight for name, weight in state_dict.items() if name in own}, **unknown}
 
-    def load_adapter(self, *args, **kwargs) -> Any:
+    def load_adapter(self, peft_model_id: str | None = None, adapter_name: str | None = None, *args, **kwargs) -> Any:
         """
         As in transformers. It refuses to go on with an adapter of which only a part was loaded.
 
         Raises:
-            RuntimeError: with transformers 5.17, for an adapter that trained modules as a whole (`modules_to_save`).
-                The library leaves them at random and only logs it; when 5.17 is no longer supported, this check goes.
+            RuntimeError: weights of the adapter were left at their initial values, which the library only logs: of a
+                DoRA adapter its magnitudes (up to 5.24 at least), and with 5.17 modules that were trained as a whole
+                (`modules_to_save`). The model has then an adapter that is of no use.
         """
-        info = super().load_adapter(*args, **kwargs)
-        missing = sorted(name for name in getattr(info, "missing_keys", ()) if ".modules_to_save." in name)
+        name = adapter_name or "default"
+        # The names of an adapter that is swapped for another one are there before.
+        before = set() if name in getattr(self, "peft_config", {}) else self.state_dict().keys()
+        info = super().load_adapter(peft_model_id, adapter_name, *args, **kwargs)
+        # (Where some part of the base's names is like the adapter's, the library takes it for missing as well.)
+        missing = sorted(
+            weight for weight in set(getattr(info, "missing_keys", ())) - before if _is_of_adapter(weight, name)
+        )
         if missing:
             raise RuntimeError(
                 f"transformers {transformers.__version__} leaves {len(missing)} weights of the adapter out "
-                f"({missing[0]}, ...): use transformers 5.18 or newer, or load the adapter with "
-                "peft.PeftModel.from_pretrained(model, adapter)."
+                f"({missing[0]}, ...). Load the model again, and the adapter with "
+                "peft.PeftModel.from_pretrained(model, adapter); or both, merged, with "
+                "gap_closed_clip.checkpoint.load_checkpoint(adapter)."
             )
         return info
 
@@ -111,6 +119,12 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
         for module in self.modules():
             if "modules_to_save" in module._modules:
                 module.enable_adapters(enabled=True)
+
+
+def _is_of_adapter(weight: str, adapter: str) -> bool:
+    """Whether a weight's name is that of an adapter's, and not one that peft gave to a weight of the base."""
+    parts = weight.split(".")
+    return adapter in parts and not {"base_layer", "original_module"} & set(parts)
 
 
 __all__ = ["GapClosedClipPreTrainedModel"]

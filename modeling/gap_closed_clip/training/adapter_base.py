@@ -6,6 +6,7 @@ from pathlib import Path
 from peft import PeftModel
 from torch import Tensor
 
+from ..base_weights import check_base, note_base
 from ..checkpoint import BASE, is_adapter, is_local
 from ..conversion import is_foreign
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
@@ -58,11 +59,26 @@ class AdapterBase:
             name, revision = self.checkpoint, self.model.config._commit_hash
         return add_adapters(self.model, lora, name, revision, self.whole)
 
-    def save(self, processor: GapClosedClipProcessor) -> None:
-        """Saves the base into the output folder's `base`, unless another folder or repository holds it."""
+    def save(self, processor: GapClosedClipProcessor, resumed: bool = False) -> None:
+        """
+        Saves the base into the output folder's `base`, unless another folder or repository holds it; and notes which
+        weights it has, unless the repository's commit tells.
+
+        Args:
+            resumed: whether adapters go on that were trained on the base before.
+
+        Raises:
+            ValueError: they were trained on other weights.
+        """
         if self.checkpoint is None:
             self.model.save_pretrained(self.folder, state_dict=self.state)
             processor.save_pretrained(self.folder)
+        elif not is_local(self.checkpoint):
+            return
+        base = self.folder if self.checkpoint is None else self.checkpoint
+        if resumed:
+            check_base(self.folder.parent, base)
+        note_base(self.folder.parent, base)
 
     @staticmethod
     def _is_whole_model(args: ModelArguments, trained: GapClosedClipConfig) -> bool:

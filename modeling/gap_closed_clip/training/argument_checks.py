@@ -94,6 +94,23 @@ def check_evaluations(args: Any) -> None:
         )
 
 
+def check_batch_size(args: Any) -> None:
+    """
+    Checks that batches whose pairs are compared with one another keep their size. (Those of a captioner on frozen
+    encoders may get smaller.)
+
+    Raises:
+        ValueError: the Trainer may shrink them where memory runs out.
+    """
+    if args.auto_find_batch_size:
+        raise ValueError(
+            "training.auto_find_batch_size is true: where memory runs out, batches would get smaller without a word, "
+            "with fewer pairs to tell each from, and with repeats. Leave it out and lower "
+            "per_device_train_batch_size; contrastive_batch_size, a multiple of it, then says how many pairs are "
+            f"compared (e.g. {args.global_batch_size})."
+        )
+
+
 def check_report_to(report_to: str | list[str] | None) -> None:
     """
     Checks that logs can go where they are to go, which the Trainer finds when the data are loaded.
@@ -116,4 +133,4 @@ def check_report_to(report_to: str | list[str] | None) -> None:
         )
 
 
-__all__ = ["check_evaluations", "check_numbers", "check_report_to"]
+__all__ = ["check_batch_size", "check_evaluations", "check_numbers", "check_report_to"]

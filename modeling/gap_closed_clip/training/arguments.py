@@ -207,6 +207,11 @@ class GapClosedTrainingArguments(Seq2SeqTrainingArguments):
             "instructions for it."
         },
     )
+    # (transformers takes true and says str.)
+    fsdp: bool | str | None = field(
+        default=None,
+        metadata={"help": "Divide parameters, gradients and optimizer among the GPUs: true. On CPUs it is not used."},
+    )
     resume_from_checkpoint: str | bool | None = field(
         default=None,
         metadata={

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Trainer
 
+from ..base_weights import BASE_WEIGHTS_FILE
 from ..checkpoint import ADAPTER_CONFIG, BASE, CAPTION_FILES, CONFIG_FILE, FIGURES, METRICS_FILE, RUN_FILE
 from ..disk import replacing
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
@@ -21,7 +22,8 @@ from .resume import AUTO, checkpoint_to_go_on_from, checkpoints, what_is_wrong
 RUN_FOLDERS = ("runs", BASE)
 RUN_FILES = (
     *("config.json", "generation_config.json", "modules.json", "model*.safetensors", "model.safetensors.index.json"),
-    *(ADAPTER_CONFIG, "adapter_model.safetensors", "processor_config.json", "preprocessor_config.json"),
+    *(ADAPTER_CONFIG, "adapter_model.safetensors", BASE_WEIGHTS_FILE),
+    *("processor_config.json", "preprocessor_config.json"),
     *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "*_gap_closed_clip.py", "training_args.bin"),
     *(CONFIG_FILE, RUN_FILE, METRICS_FILE, "metrics.md", *FIGURES, *CAPTION_FILES, "README.md"),
 )

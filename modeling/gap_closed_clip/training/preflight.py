@@ -11,6 +11,7 @@ from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, so
 from ..disk import writing
 from ..evaluation import check_references, metric_names
 from ..messages import did_you_mean
+from .argument_checks import check_batch_size
 from .arguments import GapClosedTrainingArguments
 from .choices import choose_held_out, fitting_batch_size, lower_batch_size
 from .config import RunConfig
@@ -79,13 +80,15 @@ def preflight(config: RunConfig) -> RunInputs:
     # The Trainer would push every half-trained state, and its pickled arguments. A finished folder is published whole.
     args.push_to_hub = False
     check_devices(args)
+    captioning = config.captioning
+    contrastive = captioning is None or captioning.encoders == "joint"
+    if contrastive:
+        check_batch_size(args)
     check_towers(config.model, config.data.all_modalities)
     checkpoint = checkpoint_to_resume(args, config)
-    captioning = config.captioning
     # `datasets` caches on disk what it downloads and converts.
     cached = writing(datasets.config.HF_DATASETS_CACHE, "What `datasets` caches", None, "Or set HF_DATASETS_CACHE.")
     with args.main_process_first(desc="loading pairs"), cached:
-        contrastive = captioning is None or captioning.encoders == "joint"
         choose_held_out(config, args)
         train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
@@ -181,7 +184,7 @@ def load_training_pairs(
 
     Raises:
         ValueError: fewer pairs than one batch (of a source, where batches don't mix them), a batch of fewer than
-            `least`, streaming without `max_steps` or with unmixed batches.
+            `least`, streaming without `max_steps`, with unmixed batches, or with evaluations by several processes.
     """
     data = config.data
     if args.global_batch_size < least:
@@ -193,6 +196,12 @@ def load_training_pairs(
         raise ValueError(
             "training.mix_sources is false and data.streaming is true: a stream takes a row of each source in turn, "
             "so that batches mix them. Leave one of the two out."
+        )
+    if data.streaming and args.world_size > 1 and args.eval_strategy != "no":
+        raise ValueError(
+            f"data.streaming is true and training.eval_strategy is {args.eval_strategy.value}: several processes "
+            "can't share the evaluation of a stream, whose length they do not know. Set eval_strategy=no; the "
+            "evaluation after training is by the first process alone."
         )
     pairs = load_checked_pairs(data, "train", args.dataloader_num_workers)
     if isinstance(pairs, IterableDataset):

@@ -55,7 +55,7 @@ def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer
     delete_other_run(args, inputs.checkpoint)
     if parts.base is not None and args.process_index == 0:
         with writing(args.output_dir, "The adapter's base"):
-            parts.base.save(parts.processor)
+            parts.base.save(parts.processor, resumed=inputs.checkpoint is not None)
     trainer = parts.trainer_class(
         model=parts.model,
         args=args,

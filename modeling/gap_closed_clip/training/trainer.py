@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
@@ -16,11 +17,13 @@ from transformers.utils import logging
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
 from ..disk import DiskFull, bytes_of, size_of, writing
 from ..model.micro_batches_gap_closed_clip import MicroBatches
+from .argument_checks import check_batch_size
 from .diagnostics import RunningMeans, batch_diagnostics, warning_of
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
 from .resume import checkpoints
 from .sound_numbers import SoundNumbers
+from .streams import WholeBatches, read_by_each_process
 
 
 logger = logging.get_logger(__name__)
@@ -50,6 +53,7 @@ class CheckedTrainer(Trainer):
 
     # Further modalities whose towers learn at `tower_learning_rate`.
     pretrained_modalities: Collection[str] = ()
+    train_dataset: Any
     _gradients_checked = False
     _numbers: SoundNumbers | None = None
 
@@ -76,7 +80,32 @@ class CheckedTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
+        before = self.state.global_step
         super()._run_epoch(*args, **kwargs)
+        stopped = self.control.should_training_stop and self.state.global_step == before
+        if stopped and isinstance(self.train_dataset, IterableDataset):
+            raise ValueError(
+                f"The stream of training pairs has no whole batch of {self.args.global_batch_size}: lower "
+                "training.per_device_train_batch_size (or contrastive_batch_size), or dataloader_num_workers, each of "
+                "which makes batches of its own part of the stream."
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """
+        As transformers'. Of a stream, too, an epoch's last, incomplete batch is left out (`dataloader_drop_last`), and
+        several processes have together the batches that one of a batch as large would have.
+        """
+        stream = self.train_dataset
+        if not isinstance(stream, IterableDataset):
+            return super().get_train_dataloader()
+        if isinstance(stream, datasets.IterableDataset):
+            size = self.args.global_batch_size if self.args.dataloader_drop_last else None
+            self.train_dataset = WholeBatches(stream, size)
+        try:
+            with read_by_each_process(self.accelerator):
+                return super().get_train_dataloader()
+        finally:
+            self.train_dataset = stream
 
     def _is_sound(self, loss: Tensor, model: nn.Module, inputs: dict[str, Any]) -> bool:
         if self._numbers is None:
@@ -188,6 +217,7 @@ class GapClosedClipTrainer(CheckedTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        check_batch_size(self.args)
         self._prepare_micro_batches()
         self.add_callback(TrainingProgressCallback())
         self._means = RunningMeans()

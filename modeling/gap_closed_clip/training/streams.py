@@ -1,0 +1,58 @@
+"""Batches of a stream: the same in one process and in several."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+from accelerate import Accelerator
+from torch.utils.data import IterableDataset
+
+
+class WholeBatches(IterableDataset):
+    """
+    A stream's rows without those at its end that fill no batch.
+
+    It is no data set of `datasets`, of which accelerate would give each process shards of its own, of any length. This
+    one is read by every process, which takes its share of each batch.
+
+    Args:
+        rows: the stream.
+        batch_size: over all processes and micro-batches; None keeps all rows.
+    """
+
+    def __init__(self, rows: datasets.IterableDataset, batch_size: int | None):
+        self.rows, self.batch_size = rows, batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Has the stream shuffled anew."""
+        self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self.batch_size is None:
+            yield from self.rows
+            return
+        batch: list[dict[str, Any]] = []
+        for row in self.rows:
+            batch.append(row)
+            if len(batch) == self.batch_size:
+                yield from batch
+                batch = []
+
+
+@contextmanager
+def read_by_each_process(accelerator: Accelerator) -> Iterator[None]:
+    """
+    Has every process collate its own rows of a stream. By default accelerate has the first one do it for all, and
+    can't share batches out whose captions are of different lengths. What the user has set (`dispatch_batches`) holds.
+    """
+    config = accelerator.dataloader_config
+    asked = config.dispatch_batches
+    config.dispatch_batches = bool(asked)
+    try:
+        yield
+    finally:
+        config.dispatch_batches = asked
+
+
+__all__ = ["WholeBatches", "read_by_each_process"]
