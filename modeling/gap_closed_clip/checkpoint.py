@@ -1,4 +1,4 @@
-"""What a model folder is: names of its files, its kinds (encoder, adapter, captioner), loading, checks, digest."""
+"""What a model folder is: names of its files, its kinds (encoder, adapter, captioner), loading, checks."""
 
 import tempfile
 import warnings
@@ -185,7 +185,8 @@ def base_of_adapter(name_or_path: str | Path, revision: str | None = None) -> tu
 
 def is_local(name_or_path: str | Path) -> bool:
     """Whether this is, or is written like, a folder rather than a Hub id `name` or `owner/name`."""
-    return Path(text := str(name_or_path)).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
+    text = str(name_or_path)
+    return Path(text).is_dir() or text.startswith((".", "/", "~")) or text.count("/") > 1
 
 
 def check_writable(folder: str | Path, field: str) -> None:
