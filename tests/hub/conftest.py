@@ -30,6 +30,7 @@ CAPTIONER_CODE = [
     "caption_generation_gap_closed_clip.py",
     "caption_loss_gap_closed_clip.py",
     "caption_outputs_gap_closed_clip.py",
+    "caption_encoding_gap_closed_clip.py",
     "captioning_gap_closed_clip.py",
     "decoder_gap_closed_clip.py",
 ]
