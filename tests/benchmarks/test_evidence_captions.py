@@ -63,7 +63,7 @@ PLAN = {
 @pytest.fixture(scope="module")
 def plan_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plan")
-    data = {**TINY["data"], "feature_cache": str(folder / "features"), "cache_images": 32}  # the last is not the decoders'
+    data = {**TINY["data"], "feature_cache": str(folder / "features"), "cache_images": 32}
     # Weights so large that a decoder which has learned nothing yet writes another caption for each embedding.
     text = {**TINY["model"]["text"], "initializer_range": 0.5}
     content = {**TINY, "model": {**TINY["model"], "text": text}, "data": data}
@@ -194,7 +194,8 @@ def test_the_numbers_are_those_of_the_captions_that_the_models_write(runs, resul
 
 def test_decoders_get_the_plans_pairs_and_its_words(runs, results):
     config = load_config([runs.models / "captions_text_noiseless_ours_seed0" / "train_config.yaml"])
-    assert config.data.phantom_train_pairs == 24 and config.data.phantom_size == 32 and config.data.cache_images is None
+    assert config.data.phantom_train_pairs == 24 and config.data.phantom_size == 32
+    assert config.data.cache_images is None  # which is the encoders' own
     assert config.captioning.train_on == "text" and config.captioning.noise == 0
     assert config.captioning.max_new_tokens == 6 and config.training["learning_rate"] == 1e-3
     assert Path(config.model.checkpoint).name == "ours_max_steps_2_seed0"
