@@ -205,3 +205,14 @@ def test_a_captioner_attends_to_the_places_of_the_map(architecture, tiny_process
     labels = caption_labels(tokenizer, ["chest radiograph", "brain", "a stone"])
     model(pixel_values=pixels, labels=labels).loss.backward()
     assert model.generate(pixel_values=pixels, max_new_tokens=3).shape[0] == 3
+
+
+def test_a_pooler_without_weights_stays_where_the_map_is_averaged_instead():
+    """transformers' ResNet calls its pooler in any case."""
+    vision = {"model_type": "resnet", "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]}
+    model = GapClosedClipModel(tiny_config(vision_config=vision, image_pooling="mean")).eval()
+    inputs = tiny_inputs()
+    tokens = model.vision_model(inputs["pixel_values"]).last_hidden_state  # (B, C, height, width)
+    pooled = model.encode_image(inputs["pixel_values"]).pooler_output
+    torch.testing.assert_close(pooled, tokens.mean((2, 3)))
+    assert model.train()(**inputs).loss.isfinite()

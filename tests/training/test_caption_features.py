@@ -1,13 +1,18 @@
 """What a captioner's frozen encoder gives for images, computed once."""
 
+import copy
 import logging
+import shutil
 
 import pytest
 import torch
 from captioners import caption_config, train_encoder
-from conftest import captioner_of
+from conftest import captioner_of, tiny_config
 from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
 
+from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
+from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import Augmentation, CaptionCollator, PairCollator, decode_image
 from gap_closed_clip.data.features import FeaturePairs
 from gap_closed_clip.data.phantoms import make_phantoms
@@ -200,3 +205,62 @@ def test_a_decoder_on_the_embedding_alone_finds_what_the_encoder_was_trained_on(
     assert embedded.images.store.folder == encoded.images.store.folder
     plain, other = embedded.plain().select([3])[0], encoded.plain().select([3])[0]
     assert (plain["pooled_image"] == other["encoded_image"]).all()
+
+
+def test_a_pair_alone_in_its_batch_is_seen_in_other_views_in_other_epochs(pairs, tiny_processor, settings):
+    captioner = frozen_captioner(tiny_processor.tokenizer)
+    augmentation = Augmentation(crop_scale=(0.5, 0.6), brightness=0.3, contrast=0.3, horizontal_flip=False)
+    collator, collate = collators(captioner, tiny_processor, augmentation)
+    encoded = encode_images_once(pairs, captioner, collator, settings)
+    alone, together = set(), set()
+    for epoch in range(12):
+        encoded.set_epoch(epoch)
+        alone.add(encoded.__getitems__([5])[0]["encoded_image"].tobytes())
+        together.add(encoded.__getitems__([5, 6])[0]["encoded_image"].tobytes())
+    assert len(alone) == 3 and len(together) == 1  # of a batch that is the same again, the views are as well
+    seen = []
+    for epoch in (0, 1, 1):
+        collate.set_epoch(epoch)
+        seen.append(collate([pairs[5]])["pixel_values"])
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
+
+
+def test_training_tells_the_epoch(tmp_path, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(FeaturePairs, "set_epoch", lambda self, epoch: epochs.append(epoch))
+    words = ["final_split=none", "eval_strategy=no", "num_train_epochs=3", "max_steps=-1"]
+    train(caption_config(train_encoder(tmp_path), tmp_path / "run", *words))
+    assert sorted(set(epochs)) == [0, 1, 2]
+
+
+def test_images_of_different_sizes_are_encoded_in_every_step(pairs, tiny_processor, settings):
+    captioner = frozen_captioner(tiny_processor.tokenizer, vision_config=CONVOLUTIONS)
+    processor = copy.deepcopy(tiny_processor)
+    collator, collate = collators(captioner, processor)
+    processor.image_processor.do_resize = processor.image_processor.do_center_crop = False
+    assert encode_images_once(pairs, captioner, collator, settings) is pairs
+    assert captioner(**collate([pairs[0], pairs[1]])).loss.isfinite()
+
+
+@pytest.mark.parametrize("train_on", ["image", "text"])
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_what_is_stored_in_bfloat16_is_trained_in_float32(tmp_path, train_on, half):
+    encoder, words = train_encoder(tmp_path), []
+    if half == "encoder":
+        encoder = shutil.copytree(encoder, tmp_path / "half")
+        GapClosedClipModel.from_pretrained(tmp_path / "encoder", dtype=torch.bfloat16).save_pretrained(encoder)
+    else:
+        text = load_checkpoint(encoder)[0].config.text_config
+        BertModel(BertConfig(**text.to_dict())).to(torch.bfloat16).save_pretrained(tmp_path / "decoder")
+        words = [f"captioning.decoder={tmp_path / 'decoder'}"]
+    words += ["final_split=none", "eval_strategy=no", f"train_on={train_on}"]
+    train(caption_config(encoder, tmp_path / "run", *words))
+    stored = load_file(tmp_path / "run" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_new_captioner_has_the_precision_of_its_encoder(tiny_processor):
+    encoder = GapClosedClipModel(tiny_config()).to(torch.bfloat16)
+    captioner = GapClosedClipForConditionalGeneration.from_clip(encoder, tiny_processor.tokenizer)
+    assert captioner.decoder.dtype == captioner.memory.embedding_norm.weight.dtype == torch.bfloat16
+    assert captioner.eval().generate(torch.randn(2, 3, 28, 28).bfloat16(), max_new_tokens=3).shape[0] == 2

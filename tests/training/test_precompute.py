@@ -255,6 +255,24 @@ def test_a_faster_way_is_taken_only_if_it_gives_the_same(monkeypatch, largest, e
     assert all(parameter.is_contiguous() for parameter in tower.parameters())
 
 
+def test_a_faster_way_has_to_give_each_part_of_the_features(monkeypatch):
+    """The first of 101 numbers is wrong: as a part of its own it counts."""
+    exact = torch.randn(8, 101, generator=torch.Generator().manual_seed(0))
+    wrong = exact.clone()
+    wrong[:, 0] *= -1
+
+    def pretend(self, inputs, way):
+        is_fast = way.layout == torch.channels_last
+        return wrong if is_fast else exact, 0.5 if is_fast else 1.0
+
+    monkeypatch.setattr(FastTower, "_timed", pretend)
+    monkeypatch.setattr(fast_tower, "cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(fast_tower, "LARGEST_DISTANCE", 0.5)
+    inputs = {"pixel_values": torch.randn(8, 3, 8, 8)}
+    ways = [FastTower(nn.Conv2d(3, 8, 3), lambda *_: exact, inputs, parts).way.layout for parts in ((), (1, 100))]
+    assert ways == [torch.channels_last, torch.contiguous_format]
+
+
 @pytest.mark.parametrize(
     "has_bfloat16, expected", [(True, [None, None, torch.bfloat16, torch.bfloat16]), (False, [None, None])]
 )

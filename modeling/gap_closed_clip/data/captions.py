@@ -52,6 +52,10 @@ class CaptionCollator:
             return self._parted(torch.from_numpy(np.stack([row["encoded_image"] for row in rows]))) | labels
         return self.collator.images(rows) | labels
 
+    def set_epoch(self, epoch: int) -> None:
+        """As that of `PairCollator`."""
+        self.collator.set_epoch(epoch)
+
     def _parted(self, encoded: Tensor) -> dict[str, Tensor]:
         """`pooled_image` and `image_tokens` of what is kept of B images, (B, H + P * C)."""
         assert self.widths is not None

@@ -52,6 +52,7 @@ class PairCollator:
         self.window = window
         self.further: dict[str, Any] = getattr(processor, "modality_processors", None) or {}
         self._warned: set[str] = set()
+        self._epoch = 0
         self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -92,6 +93,10 @@ class PairCollator:
         else:
             batch |= self.tokenize([row["caption"] for row in rows])
         return batch | self._further_modalities(rows, batch["group_ids"]) if self.further else batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Has images that are alone in a batch varied in another way than in other epochs."""
+        self._epoch = epoch
 
     def modality(self, rows: list[dict[str, Any]], name: str) -> dict[str, torch.Tensor]:
         """The part of the batch that is one further modality, not varied: `{name}_{input of its tower}` (B, ...).
@@ -235,7 +240,10 @@ class PairCollator:
         and resumed, which meets the same batches, varies their images as an unbroken run does.
         """
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_hash(str(ids.tolist())))
+            # A pair that is alone in its batch is so in every epoch.
+            torch.manual_seed(
+                stable_hash(f"{ids.tolist()}{self._epoch or ''}" if len(rows) == 1 else str(ids.tolist()))
+            )
             return [
                 augmentation(image) if self._is_augmented(row) else image
                 for image, row in zip(images, rows, strict=True)

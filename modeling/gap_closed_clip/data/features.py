@@ -234,8 +234,8 @@ class FeaturePairs(torch.utils.data.Dataset):
     `CaptionCollator` with `encoded_image`.
 
     A batch is read at once, and where both towers have run, neither an image nor a caption is touched. Which view of
-    an image a batch gets depends on the batch's pairs and their order alone: a run that was killed and resumed, which
-    meets the same batches, gets the same views.
+    an image a batch gets depends on the batch's pairs and their order alone (of a single pair, on the epoch, too): a
+    run that was killed and resumed, which meets the same batches, gets the same views.
 
     Args:
         pairs: canonical pairs, as `load_pairs` gives them.
@@ -256,7 +256,7 @@ class FeaturePairs(torch.utils.data.Dataset):
         further: Sequence[str] = (),
         image_column: str = "pooled_image",
     ):
-        self.image_column = image_column
+        self.image_column, self._epoch = image_column, 0
         self.pairs, self.images, self.texts, self.varied = pairs, images, texts, varied
         self.further = tuple(further)
         self._group_ids = np.array(group_ids_of(pairs), dtype=np.int64).reshape(-1, 2)
@@ -292,6 +292,10 @@ class FeaturePairs(torch.utils.data.Dataset):
         """The same pairs with the plain view of every image."""
         return FeaturePairs(self.pairs, self.images, self.texts, further=self.further, image_column=self.image_column)
 
+    def set_epoch(self, epoch: int) -> None:
+        """Has batches of a single pair draw other views than in other epochs."""
+        self._epoch = epoch
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -315,7 +319,10 @@ class FeaturePairs(torch.utils.data.Dataset):
     def _views(self, positions: np.ndarray, number: int) -> np.ndarray:
         if not self.varied:
             return np.zeros_like(positions)
-        return np.random.default_rng(stable_hash(positions.tobytes())).integers(number, size=len(positions))
+        seed = positions.tobytes()
+        if len(positions) == 1:  # which is alone in every epoch
+            seed += self._epoch.to_bytes(8, "little")
+        return np.random.default_rng(stable_hash(seed)).integers(number, size=len(positions))
 
 
 __all__ = ["FeaturePairs", "FeatureStore", "StoredFeatures", "default_feature_cache", "digest"]

@@ -109,7 +109,7 @@ class GapClosedClipForConditionalGeneration(
             ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there
                 are; a tokenizer without the tokens that captions begin and end with.
         """
-        decoder_model = build_decoder(clip_model.config.text_config, decoder, num_layers)
+        decoder_model = build_decoder(clip_model.config.text_config, decoder, num_layers, clip_model.dtype)
         special = special_tokens(tokenizer)
         changes = {"decoder_config": decoder_model.config, **config_kwargs}
         # A new configuration checks the changes before any is made. It gets copies, because it would reset the
@@ -121,6 +121,7 @@ class GapClosedClipForConditionalGeneration(
         config.update(changes)
         decoder_model.config.update(special)
         model = cls(config, clip_model=clip_model, decoder=decoder_model)
+        model.memory.to(clip_model.dtype)
         if decoder is None:
             copy_layers(clip_model.text_model, model.decoder.base_model)
         model.generation_config = caption_generation_config(decoder_model.config, special)

@@ -27,7 +27,10 @@ def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def build_decoder(
-    text_config: PreTrainedConfig, decoder: str | PreTrainedConfig | None, num_layers: int | None
+    text_config: PreTrainedConfig,
+    decoder: str | PreTrainedConfig | None,
+    num_layers: int | None,
+    dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
     """
     A decoder with the vocabulary of a text tower.
@@ -37,13 +40,14 @@ def build_decoder(
         decoder: Hub id or folder of a BERT to load, or the configuration of one to start at random; None for one of
             the text tower's shape, with random weights.
         num_layers: of a decoder of the text tower's shape, where it has fewer layers.
+        dtype: of the weights, whatever those were stored in that it starts from.
 
     Raises:
         OSError: a decoder that can't be found or downloaded.
         ValueError: a decoder that is not of the BERT family, or has another vocabulary; more layers than there are.
     """
     if isinstance(decoder, str):
-        model = load_decoder(decoder)
+        model = load_decoder(decoder, dtype)
     else:
         config = decoder_config_like(text_config if decoder is None else decoder)
         if decoder is None and num_layers is not None:
@@ -52,7 +56,7 @@ def build_decoder(
                     f"num_layers is {num_layers}: the text tower has {config.num_hidden_layers}, use 1 to as many."
                 )
             config.num_hidden_layers = num_layers
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     if model.config.vocab_size != text_config.vocab_size:
         raise ValueError(
             f"The decoder has a vocabulary of {model.config.vocab_size} tokens, the text tower one of "
@@ -61,11 +65,16 @@ def build_decoder(
     return model
 
 
-def load_decoder(name_or_path: str) -> PreTrainedModel:
+def load_decoder(name_or_path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A BERT's weights as those of a decoder; what they lack, cross-attention for one, starts at random."""
     try:
         return AutoModelForCausalLM.from_pretrained(
-            name_or_path, is_decoder=True, add_cross_attention=True, use_cache=True, use_safetensors=True
+            name_or_path,
+            dtype=dtype,
+            is_decoder=True,
+            add_cross_attention=True,
+            use_cache=True,
+            use_safetensors=True,
         )
     except OSError as error:
         raise not_loaded(f"The decoder {name_or_path!r}", error) from error

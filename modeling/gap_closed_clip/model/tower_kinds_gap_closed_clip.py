@@ -275,8 +275,12 @@ def is_timm(model: PreTrainedModel) -> bool:
 
 
 def drop_unused_pooler(model: PreTrainedModel, pooling: str) -> None:
-    """Takes a pooler out where it isn't used: DistributedDataParallel refuses parameters without gradient."""
-    if pooling != "pooler" and getattr(model, "pooler", None) is not None:
+    """
+    Takes a pooler out where it isn't used: DistributedDataParallel refuses parameters without gradient. One that has
+    none stays; a ResNet calls it in any case.
+    """
+    pooler = getattr(model, "pooler", None)
+    if pooling != "pooler" and pooler is not None and any(True for _ in pooler.parameters()):
         model.pooler = None
 
 

@@ -45,7 +45,10 @@ def encode_images_once(
         return pairs
     kept = pooled_images(encoder)
     if model.config.decoder_memory != "embedding":
-        kept = _pooled_images_and_patches(encoder, kept, collator)
+        pixels = _blank_pixels(collator)
+        if pixels is None:  # images of different sizes, and of different numbers of patches
+            return pairs
+        kept = _pooled_images_and_patches(encoder, kept, pixels)
         views = 1 if collator.augmentation is None else settings.views
         needed = len(set(image_ids_of(pairs))) * views * kept.width * DTYPE.itemsize
         if needed > MOST_BYTES:
@@ -59,18 +62,28 @@ def encode_images_once(
     return FeaturePairs(pairs, images, None, varied=True, image_column="encoded_image")
 
 
-def _pooled_images_and_patches(encoder: GapClosedClipModel, pooled: Kept, collator: PairCollator) -> Kept:
-    """What represents an image and, behind it, its patches one by one."""
+def _blank_pixels(collator: PairCollator) -> Tensor | None:
+    """(1, 3, height, width) of a blank image; None where the processor makes other sizes of other images."""
+    processor = collator.processor.image_processor
+    blank = [
+        processor(Image.new("RGB", size), return_tensors="pt")["pixel_values"]
+        for size in ((64, 64), (96, 64), (64, 96))
+    ]
+    return blank[0] if all(pixels.shape == blank[0].shape for pixels in blank) else None
+
+
+def _pooled_images_and_patches(encoder: GapClosedClipModel, pooled: Kept, pixels: Tensor) -> Kept:
+    """What represents an image and, behind it, its patches one by one; `pixels` are some image's."""
 
     def pool(_, inputs: dict[str, Tensor]) -> Tensor:
         outputs = encoder.encode_image(inputs["pixel_values"])
         patches = patches_of(outputs.last_hidden_state, token_width(encoder.vision_model))
         return torch.cat([outputs.pooler_output, patches.flatten(1)], dim=1)
 
-    blank = collator.processor.image_processor(Image.new("RGB", (32, 32)), return_tensors="pt")["pixel_values"]
     with evaluation_mode(encoder.vision_model):
-        width = pool(None, {"pixel_values": blank.to(encoder.device)}).shape[1]
-    return Kept(pool, width, pooled.described | {"kept": "pooled and patches"})
+        width = pool(None, {"pixel_values": pixels.to(encoder.device)}).shape[1]
+    described = pooled.described | {"kept": "pooled and patches"}
+    return Kept(pool, width, described, (pooled.width, width - pooled.width))
 
 
 def embed_captions_once(

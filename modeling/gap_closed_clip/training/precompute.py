@@ -49,11 +49,13 @@ class Kept(NamedTuple):
         pool: (tower, inputs) -> (n, C).
         width: C.
         described: what it depends on besides the tower, the images and the transforms.
+        parts: widths of what it consists of, if of several things.
     """
 
     pool: Callable[[nn.Module, dict[str, Any]], Tensor]
     width: int
     described: dict[str, Any]
+    parts: tuple[int, ...] = ()
 
 
 @dataclass
@@ -164,7 +166,8 @@ def image_features(
             )
             title = f"Embedding {len(missing)} images" + (f" in {views} views" if views > 1 else "")
             batches = ((part, {"pixel_values": pixel_values}) for part, pixel_values in _prefetched(loader))
-            _fill(store, model.vision_model, kept.pool, digests, batches, len(missing), title, settings)
+            tower = model.vision_model
+            _fill(store, tower, kept.pool, digests, batches, len(missing), title, settings, kept.parts)
     rows = np.full(len(there), -1, np.int64)  # a pair that lacks its image has none
     rows[there] = store.rows(digests)
     return StoredFeatures(store, rows)
@@ -209,6 +212,7 @@ def _fill(
     number: int,
     title: str,
     settings: FeatureSettings,
+    parts: tuple[int, ...] = (),
 ) -> None:
     """
     Runs a tower over batches of items and keeps what it gives.
@@ -218,6 +222,7 @@ def _fill(
         digests: of all items.
         batches: positions of n items, and inputs of n * V rows.
         number: of items in all batches.
+        parts: as of `Kept`.
     """
     if not number:
         return
@@ -228,15 +233,15 @@ def _fill(
         for positions, inputs in batches:
             inputs = {name: value.to(settings.device, non_blocking=True) for name, value in inputs.items()}
             if fast is None:
-                fast = FastTower(tower, pool, inputs)
+                fast = FastTower(tower, pool, inputs, parts)
             features = fast(inputs).float().cpu().numpy().reshape(len(positions), store.views, store.width)
             try:
                 store.append([digests[position] for position in positions], features)
             except OSError as error:
                 raise DiskFull(
                     f"{title}: {error.strerror} ({store.folder}) after {progress.n} of {number}. Those are kept, and "
-                    "the same command goes on from there: make room (or let the folder be written to), or name "
-                    "another one with data.feature_cache."
+                    "the same command goes on from there: make room (or let the folder be written to), name "
+                    "another one with data.feature_cache, or set data.feature_views=0 to run the tower in every step."
                 ) from error
             progress.update(len(positions))
     if fast is not None:

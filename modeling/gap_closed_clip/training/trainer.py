@@ -14,7 +14,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
-from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
+from ..data import CaptionCollator, DistinctSampler, OneSourceSampler, PairCollator, group_ids_of, sources_of
+from ..data.features import FeaturePairs
 from ..disk import DiskFull, bytes_of, size_of, writing
 from ..model.micro_batches_gap_closed_clip import MicroBatches
 from .argument_checks import check_batch_size
@@ -74,14 +75,17 @@ class CheckedTrainer(Trainer):
             self._check_gradients_once()
         return loss
 
-    def _run_epoch(self, *args, **kwargs) -> None:
+    def _run_epoch(self, model: nn.Module, epoch: int, *args, **kwargs) -> None:
         # A run that was killed after its last step, while it was evaluated or saved, has none to take when resumed:
         # transformers would take one more each time.
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
         before = self.state.global_step
-        super()._run_epoch(*args, **kwargs)
+        for part in (self.train_dataset, self.data_collator):
+            if isinstance(part, FeaturePairs | PairCollator | CaptionCollator):
+                part.set_epoch(epoch)
+        super()._run_epoch(model, epoch, *args, **kwargs)
         stopped = self.control.should_training_stop and self.state.global_step == before
         if stopped and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
