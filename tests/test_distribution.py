@@ -44,7 +44,8 @@ def distributions(tmp_path_factory) -> tuple[Path, Path]:
         (folder / "tree" / name).write_text("litter")
     sdist = build("sdist", folder / "tree", folder)
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # older Pythons have none
+        archive.extractall(folder / "unpacked")
     return sdist, build("wheel", folder / "unpacked" / sdist.name.removesuffix(".tar.gz"), folder)
 
 
