@@ -145,8 +145,8 @@ def paired_bootstrap(
     `new_seeds` it covers other cases and trainings with other seeds. Three or five seeds resampled would vary too
     little: the variance that they add is estimated (`_variance_of_seeds`), drawn from Student's t with S - 1 degrees
     of freedom, and added to the resamples (the sum of Behrens and Fisher). How often intervals of 95% hold the
-    truth is simulated in benchmarks/coverage.py: in 92% to 97% of test sets, and the less often the fewer the groups
-    and the more skewed their differences.
+    truth is simulated in benchmarks/coverage.py: in 92% of test sets at least, the less often the fewer the groups
+    and the more skewed their differences are.
 
     Args:
         first, second: (S, N) a score of each query of each seed, or (N,); seeds are matched by row.
