@@ -8,6 +8,7 @@ import torch
 from captioners import caption_config, train_encoder
 from conftest import CAPTIONS, caption_labels, captioner_of, tiny_config
 from safetensors.torch import load_file
+from test_precompute import exact, settings  # noqa: F401
 from transformers import BertConfig, BertModel
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
@@ -15,11 +16,9 @@ from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data import Augmentation, CaptionCollator, PairCollator, decode_image
 from gap_closed_clip.data.features import FeaturePairs
 from gap_closed_clip.data.phantoms import make_phantoms
-from gap_closed_clip.evaluation import fast_tower
 from gap_closed_clip.model.tower_kinds_gap_closed_clip import image_width, token_width
 from gap_closed_clip.training import caption_features, precompute, train
 from gap_closed_clip.training.caption_features import encode_images_once
-from gap_closed_clip.training.precompute import FeatureSettings
 
 
 CONVOLUTIONS = {
@@ -32,17 +31,6 @@ CONVOLUTIONS = {
 @pytest.fixture(scope="module")
 def pairs():
     return make_phantoms(12, seed=3, image_size=32)
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return FeatureSettings(tmp_path, views=3, batch_size=6, num_workers=0, device=torch.device("cpu"))
-
-
-@pytest.fixture(autouse=True)
-def exact(monkeypatch):
-    """The weights as they are, so that features can be compared to rounding."""
-    monkeypatch.setattr(fast_tower, "LARGEST_DISTANCE", -1.0)
 
 
 def frozen_captioner(tokenizer, **kwargs):
