@@ -35,16 +35,13 @@ from evidence_figures import draw
 from evidence_plan import plan_of_ours, read_plan
 from evidence_report import report
 from evidence_runs import open_runs
-from evidence_store import Store
+from evidence_store import Store, made_on
 from evidence_study import Evidence
 from evidence_workers import helpers, share
-from measure import RESULTS, command_line, machine, versions
+from measure import RESULTS, command_line
 
 from gap_closed_clip.disk import replacing
 from gap_closed_clip.evaluation import plot_cosine_histograms, plot_projection
-
-
-PACKAGES = ("torch", "transformers", "timm", "scikit-learn", "gap-closed-clip")
 
 
 def parse() -> argparse.Namespace:
@@ -72,23 +69,26 @@ def main() -> None:
     folder = args.report or (RESULTS if as_it_is else output)
     folder.mkdir(parents=True, exist_ok=True)
     runs = open_runs(plan, output / "models")
-    evidence = Evidence(plan, runs, Store(output / "trainings", args.any_code, workers=args.workers))
+    device = runs.inputs.args.device
+    store = Store(output / "trainings", args.any_code, workers=args.workers, device=device)
+    evidence = Evidence(plan, runs, store)
     if args.helper_of is not None:
         return help_train(evidence, output, args)
     described = runs.describe()
     print("\n".join(described), flush=True)
     head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
-    about = {"machine": machine(runs.inputs.args.device), "versions": versions(*PACKAGES), "date": str(date.today())}
     with helpers(args.workers - 1, output):
         train_spaces(evidence)
         found = evidence.found()
-        content = {**head, **about, "minutes": round(evidence.seconds / 60, 1), **found}
+        minutes = round(evidence.seconds / 60, 1)
+        content = {**head, **made_on(store), "date": str(date.today()), "minutes": minutes, **found}
         if plan.captions is not None:
             early = write(evidence, content, output)
             print(f"Captions take longer. The report without them is {early}.", flush=True)
             captions = caption_study(evidence, found["budgets"], output, args)
             train_decoders(captions)
             content["captions"] = captions.found()
+            content |= made_on(store, captions.results)
             content["minutes"] = round((evidence.seconds + captions.seconds) / 60, 1)
             captions.draw(output / "captions.png")  # of images that may be nobody's to show: not beside the report
     print(f"The report is {write(evidence, content, folder)}.")
@@ -130,7 +130,7 @@ def train_decoders(captions: CaptionStudy, parent: int | None = None) -> None:
 def caption_study(evidence: Evidence, budgets: dict[str, Any], output: Path, args: argparse.Namespace) -> CaptionStudy:
     """The decoders of the plan, on encoders of these budgets."""
     scripts = ("captions", "measure", "runs")
-    store = Store(output / "captions", args.any_code, scripts, args.workers)
+    store = Store(output / "captions", args.any_code, scripts, args.workers, evidence.runs.inputs.args.device)
     return CaptionStudy(evidence.plan, evidence.runs, store, budgets)
 
 

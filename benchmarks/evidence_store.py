@@ -3,12 +3,15 @@
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from comparison import slug
 from filelock import FileLock, Timeout
+from measure import machine, versions
 
 import gap_closed_clip
 from gap_closed_clip.disk import replacing
@@ -16,6 +19,7 @@ from gap_closed_clip.disk import replacing
 
 # What numbers depend on: another state of these folders makes trainings anew.
 CODE = ("model", "data", "metrics", "evaluation", "training")
+PACKAGES = ("torch", "transformers", "timm", "scikit-learn", "gap-closed-clip")
 
 
 class Busy(Exception):
@@ -32,6 +36,7 @@ class Store:
         any_code: whether results of another state of the code count.
         scripts: those of this folder that decide the numbers: evidence_NAME.py.
         workers: number of processes that share the work, for the time that is left.
+        device: that this process trains on.
 
     `waits`: whether `get` waits for what another process is making.
     """
@@ -39,12 +44,17 @@ class Store:
     waits = True
 
     def __init__(
-        self, folder: Path, any_code: bool = False, scripts: Sequence[str] = ("measure", "runs"), workers: int = 1
+        self,
+        folder: Path,
+        any_code: bool = False,
+        scripts: Sequence[str] = ("measure", "runs"),
+        workers: int = 1,
+        device: torch.device | str = "cpu",
     ):
         self.folder, self.any_code, self.code = folder, any_code, digest_of_code(scripts)
-        self.workers = workers
+        self.workers, self.device = workers, device
         self.total = 0
-        self.there: set[Path] = set()
+        self.there: dict[Path, dict[str, str]] = {}  # what was given, and where each was made
         self.seconds = self.new = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -69,7 +79,7 @@ class Store:
                 content = self._read(path, text) or self._make(path, text, compute)
             finally:
                 lock.release()
-        self.there.add(path)
+        self.there[path] = {field: content.get(field, "not noted") for field in ("machine", "versions")}
         if content.pop("is new", False):
             self.new += 1
             self.seconds += content["seconds"]
@@ -83,7 +93,8 @@ class Store:
         start = time.perf_counter()
         result = compute(path.with_suffix(".npz"))
         seconds = time.perf_counter() - start
-        content = {"settings": settings, "code": self.code, "seconds": seconds, "result": result}
+        made = {"machine": machine(self.device), "versions": versions(*PACKAGES)}
+        content = {"settings": settings, "code": self.code, **made, "seconds": seconds, "result": result}
         with replacing(path) as draft:
             draft.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
         return {**content, "is new": True}
@@ -95,6 +106,20 @@ class Store:
             return None
         is_same = content.get("settings") == settings and (self.any_code or content.get("code") == self.code)
         return content if is_same else None
+
+
+def made_on(*stores: Store) -> dict[str, str]:
+    """
+    The `machine` and the `versions` behind what stores have given: a run that was stopped may go on elsewhere. Where
+    there are several, each with its number of trainings.
+    """
+    found = {}
+    for field in ("machine", "versions"):
+        counts = Counter(made[field] for store in stores for made in store.there.values())
+        several = len(counts) > 1
+        each = (f"{name} ({count} of {counts.total()})" if several else name for name, count in counts.most_common())
+        found[field] = "; ".join(each)
+    return found
 
 
 def digest_of_code(scripts: Sequence[str] = ("measure", "runs")) -> str:

@@ -157,6 +157,16 @@ def test_a_helper_trains_and_leaves_the_report_to_the_process_that_started_it(ru
     assert "Traceback" not in (tmp_path / "two" / "output" / "helper_0.log").read_text()
 
 
+def test_a_run_that_goes_on_elsewhere_names_both_machines(run, monkeypatch):
+    monkeypatch.setattr(evidence, "draw", lambda *_: {})
+    monkeypatch.setattr("evidence_store.machine", lambda device: f"a first {device}")
+    run(stop_after=3)
+    monkeypatch.setattr("evidence_store.machine", lambda device: f"a second {device}")
+    content = json.loads(run()[0])
+    assert content["machine"] == f"a second cpu ({TRAININGS - 3} of {TRAININGS}); a first cpu (3 of {TRAININGS})"
+    assert content["versions"].startswith("torch 2.") and ";" not in content["versions"]
+
+
 def test_another_state_of_the_code_trains_anew(run, monkeypatch):
     run(stop_after=2)
     monkeypatch.setattr("evidence_store.digest_of_code", lambda scripts: "another")
