@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from gap_closed_clip import GapClosedClipModel
@@ -137,6 +138,21 @@ def test_a_licence_is_kept_and_a_card_that_is_replaced_is_told(online, model_fol
     assert b"license: mit" in online.files("tester/demo")["README.md"]
     publish(model_folder, "tester/demo", license="apache-2.0")
     assert b"license: apache-2.0" in online.files("tester/demo")["README.md"]
+
+
+def test_the_terms_of_another_licence_are_kept_with_it(online, model_folder):
+    publish(model_folder, "tester/demo", license="other")
+    files = dict(online.files("tester/demo"))
+    terms = b"license: other\nlicense_name: our-terms\nlicense_link: https://example.org/terms\n"
+    files["README.md"] = files["README.md"].replace(b"license: other\n", terms)
+    online.repositories["tester/demo"].commit("by hand", files)
+    for asked in (None, "other"):
+        publish(model_folder, "tester/demo", license=asked)
+        data = ModelCard(online.files("tester/demo")["README.md"].decode()).data
+        assert (data.license, data.license_name) == ("other", "our-terms")
+        assert data.license_link == "https://example.org/terms"
+    publish(model_folder, "tester/demo", license="mit")
+    assert b"license_" not in online.files("tester/demo")["README.md"]
 
 
 def test_a_private_repository_stays_private_and_that_is_told(online, model_folder):

@@ -5,6 +5,7 @@ Every figure of this model is read from its metrics.json: what was not measured 
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ def write_card(
     template: str | Path = CARD_TEMPLATE,
     repo_id: str | None = None,
     license: str | None = None,
+    license_terms: Mapping[str, str] | None = None,
     base_folder: str | Path | None = None,
 ) -> ModelCard:
     """
@@ -77,6 +79,7 @@ def write_card(
         repo_id: what the code on the card loads; by default the folder's name. Its last part is the title.
         base_folder: of an adapter, where its base model's config.json is; by default what the adapter names.
         license: identifier of the weights' licence, e.g. "apache-2.0"; by default `training.card_license`.
+        license_terms: `license_name` and `license_link` of the licence "other".
 
     Raises:
         FileNotFoundError: `folder` is no model folder, or there is no template.
@@ -99,10 +102,13 @@ def write_card(
     license = license or (run["config"].training.get("card_license") if run else None)
     language = (run["config"].training.get("card_language") if run else None) or "en"
     facts = _facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder))
+    metadata = _metadata(
+        folder, repo_id, license, language, run["config"] if run else None, evaluation, adapter, facts["config"]
+    )
+    for field, text in (license_terms or {}).items():
+        setattr(metadata, field, one_line(text))
     card = ModelCard.from_template(
-        _metadata(
-            folder, repo_id, license, language, run["config"] if run else None, evaluation, adapter, facts["config"]
-        ),
+        metadata,
         template_path=str(template),
         model_name=name,
         repo_id=repo_id,

@@ -121,7 +121,10 @@ def publish(
     with staged(folder, base_id) as (stage, remarks), _errors_name(folder, stage):
         if not keep_card:
             known = license or there.license
-            card = write_card(stage, template=template, repo_id=repo_id, license=known, base_folder=base_folder)
+            terms = there.license_terms if known == there.license else {}
+            card = write_card(
+                stage, template=template, repo_id=repo_id, license=known, license_terms=terms, base_folder=base_folder
+            )
             remarks += [] if card.data.license else [NO_LICENSE]
             remarks += there.remarks(repo_id, stage, (stage / "README.md").read_text(encoding="utf-8"), license)
         check_reload(stage, base_folder, folder if base_folder else None)

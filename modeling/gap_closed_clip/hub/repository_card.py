@@ -1,15 +1,17 @@
 """The card that a repository has already: its licence is kept, and that it is replaced is told."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import CardData, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
 
 from .facts import read_run
 
 
 README = "README.md"
+LICENSE_TERMS = ("license_name", "license_link")
 
 
 @dataclass
@@ -25,14 +27,25 @@ class RepositoryCard:
     text: str | None = None
     private: bool = False
 
+    @cached_property
+    def _front_matter(self) -> CardData:
+        """Empty where somebody has broken it."""
+        try:
+            return CardData() if self.text is None else ModelCard(self.text, ignore_metadata_errors=True).data
+        except (ValueError, TypeError):
+            return CardData()
+
     @property
     def license(self) -> str | None:
         """The identifier of the weights' licence that it names."""
-        try:
-            found = None if self.text is None else ModelCard(self.text, ignore_metadata_errors=True).data.license
-        except (ValueError, TypeError):  # front matter that somebody has broken
-            return None
+        found = self._front_matter.get("license")
         return found if isinstance(found, str) and found else None
+
+    @property
+    def license_terms(self) -> dict[str, str]:
+        """`license_name` and `license_link`, where it has them: the Hub shows them of the licence "other"."""
+        found = {name: self._front_matter.get(name) for name in LICENSE_TERMS}
+        return {name: text for name, text in found.items() if isinstance(text, str) and text}
 
     def remarks(self, repo_id: str, folder: Path, card: str, license: str | None) -> list[str]:
         """
