@@ -135,12 +135,12 @@ class CaptionStudy:
         }
 
         def compute(_: Path) -> dict[str, Any]:
-            pairs = self.pairs
+            pairs, device = self.pairs, self.results.device
             scorer, encoder = (
                 self.runs.model_folder(name, self.budget_of(name), seed) for name, seed in encoders[::-1]
             )
             decoders = {kind: self.decoder(kind, encoder, method, seed) for kind in kinds}
-            return _measured(write_captions(encoder, decoders, pairs), scorer, pairs)
+            return _measured(write_captions(encoder, decoders, pairs, device), scorer, pairs, device)
 
         content = self.results.get(f"captions, {method}, seed {seed}", about, compute)
         self.seconds += content["seconds"]
@@ -216,15 +216,18 @@ def _but_for_folders(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def write_captions(encoder: Path, decoders: Mapping[str, Path], pairs: CaptionPairs) -> dict[str, Captions]:
+def write_captions(
+    encoder: Path, decoders: Mapping[str, Path], pairs: CaptionPairs, device: torch.device | str
+) -> dict[str, Captions]:
     """Captions of the images by every method with one encoder, by kind."""
     clip_model, processor = load_checkpoint(encoder)
+    clip_model.to(device)
     test, train = (pairs.embed(clip_model, processor, rows) for rows in (pairs.test, pairs.train))
     image_mean, text_mean = modality_means(train)
     shift = text_mean - image_mean
     captions = {NEAREST: nearest_captions(test, train), NEAREST_SHIFTED: nearest_captions(test, train, shift)}
     model, processor = load_captioner(decoders[IMAGE])
-    captions[IMAGE_TRAINED] = generate_captions(model, processor, pairs.test, window=pairs.window)
+    captions[IMAGE_TRAINED] = generate_captions(model.to(device), processor, pairs.test, window=pairs.window)
     rows = list(first_rows(test.image_ids))
     images, true_captions = test.image_embeds[rows], test.text_embeds[rows]
     from_embeddings = {TEXT: {TEXT_ONLY: images, TEXT_SHIFTED: images + shift, CEILING: true_captions}}
@@ -232,6 +235,7 @@ def write_captions(encoder: Path, decoders: Mapping[str, Path], pairs: CaptionPa
         from_embeddings[NOISELESS] = {NO_NOISE: images, NO_NOISE_SHIFTED: images + shift}
     for kind, embeds_by_name in from_embeddings.items():
         model, processor = load_captioner(decoders[kind])
+        model.to(device)
         for name, embeds in embeds_by_name.items():
             captions[name] = replace(captions[NEAREST], captions=write_from(model, processor, embeds))
     return captions
@@ -246,15 +250,17 @@ def write_from(
 ) -> list[str]:
     """A caption from each of the embeddings (N, D), which are made unit vectors first."""
     model.eval()
-    unit = torch.nn.functional.normalize(torch.from_numpy(embeds).float(), dim=-1)
+    unit = torch.nn.functional.normalize(torch.from_numpy(embeds).float(), dim=-1).to(model.device)
     tokens = [model.generate(shared_embeds=part) for part in unit.split(batch)]
     return [text for part in tokens for text in processor.batch_decode(part, skip_special_tokens=True)]
 
 
-def _measured(captions: Mapping[str, Captions], scorer: Path, pairs: CaptionPairs) -> dict[str, Any]:
+def _measured(
+    captions: Mapping[str, Captions], scorer: Path, pairs: CaptionPairs, device: torch.device | str
+) -> dict[str, Any]:
     """The metrics of each kind of captions, CLIPScore by the encoder in the folder `scorer`, and all texts."""
     model, processor = load_checkpoint(scorer)
-    images = pairs.embed(model, processor, pairs.test).by_image()
+    images = pairs.embed(model.to(device), processor, pairs.test).by_image()
     metrics, cider = {}, {}
     for name, written in captions.items():
         found = score_captions(model, processor, written, images, max_length=pairs.max_length)

@@ -188,6 +188,11 @@ class Plan:
         words = [*self.words, *found.words, *(f"{key}={value}" for key, value in budget.items())]
         return load_config([*self.config, *map(_packaged, found.files)], [*words, f"training.seed={seed}"])
 
+    def start_config(self, method: str, seed: int) -> RunConfig:
+        """The configuration of the first stage of a training: on the same pairs."""
+        first = Plan(self.name, "", config=self.start).run_config(method, self.start_budgets.get(method, {}), seed)
+        return replace(first, data=self.run_config(method, {}, seed).data)
+
 
 def all_methods() -> dict[str, Method]:
     """All methods of methods.yaml."""

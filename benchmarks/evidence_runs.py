@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -87,6 +87,8 @@ class Runs:
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
         self.config = plan.run_config(plan.baseline, {}, seed=0)
+        if plan.start:  # each training starts from a folder of its own, which is not there yet
+            self.config = replace(self.config, model=plan.start_config(plan.baseline, seed=0).model)
         if self.config.training.get("final_split") == "none":
             raise ValueError("training.final_split is none: name the split that the methods are compared on.")
         self._temporary = tempfile.TemporaryDirectory()
@@ -147,9 +149,8 @@ class Runs:
         """The model folder of one training of the whole model, which is made if it is not there."""
         words = " ".join(f"{key} {value}" for key, value in budget.items())
         if self.plan.start:
-            first = Plan(self.plan.name, "", config=self.plan.start)
             start = self.folder / slug(f"{method} start seed{seed}")
-            run_once(first.run_config(method, self.plan.start_budgets.get(method, {}), seed), start, self.pairs_digest)
+            run_once(self.plan.start_config(method, seed), start, self.pairs_digest)
             budget = {**budget, "checkpoint": start}
         config = self.plan.run_config(method, budget, seed)
         if self.folder_settings.get("eval_strategy") == "no":
@@ -273,6 +274,7 @@ class FolderRuns(Runs):
         """As `FeatureRuns.train`; folds are not trained."""
         folder = self.model_folder(method, budget, seed)
         model, processor = load_checkpoint(folder)
+        model.to(self.inputs.args.device)
         settings = {"max_length": self.config.data.max_caption_tokens, "batch_size": 64}
         test = embed_pairs(model, processor, self.test_pairs, **settings)
         train = None
@@ -283,8 +285,8 @@ class FolderRuns(Runs):
         if self.classes:
             tokens = processor(text=self.prompts(), return_tensors="pt", padding=True, truncation=True)
             with torch.inference_mode():
-                vectors = model.eval().get_text_features(**tokens).pooler_output
-            prompts = self._by_template(torch.nn.functional.normalize(vectors, dim=-1).numpy())
+                vectors = model.eval().get_text_features(**tokens.to(model.device)).pooler_output
+            prompts = self._by_template(torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy())
         return Trained(test, train, prompts, float(model.temperature().detach()), curve_of_folder(folder))
 
 

@@ -14,7 +14,7 @@ from evidence_cases import queries_of
 from evidence_compare import comparisons
 from evidence_measure import measure
 from evidence_plan import all_methods, read_plan
-from evidence_runs import FeatureRuns
+from evidence_runs import FeatureRuns, FolderRuns, open_runs
 from PIL import Image
 from scipy.stats import ttest_rel
 
@@ -273,6 +273,31 @@ def test_a_configuration_without_a_final_split_is_compared_on_the_validation_pai
     runs = FeatureRuns(plan, tmp_path)
     assert "10 validation pairs" in runs.describe()[0] and len(runs.test_pairs) == 10
     assert len(runs.train("ours", {"max_steps": 1}, 0).test) == 10
+
+
+def test_a_plan_with_a_first_stage_trains_both_on_its_pairs_and_needs_no_folder_before(plan_file, tmp_path):
+    first, second = plan_file.parent / "small.yaml", tmp_path / "second.yaml"
+    second.write_text(yaml.safe_dump({"model": {"checkpoint": "nowhere/first", "freeze_vision": False}}))
+    content = {
+        "config": [str(first), str(second)],
+        "start": [str(first)],
+        "start_budgets": {"ours": {"max_steps": 2}},
+        "methods": ["CLIP (LT)", "ours"],
+        "shared": {},
+        "grid": {},
+    }
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    plan = read_plan(str(tmp_path / "plan.yaml"), ["data.phantom_train_pairs=16"])
+    runs = open_runs(plan, tmp_path / "models")
+    assert isinstance(runs, FolderRuns) and len(runs.train_pairs) == 16
+    assert len(runs.train("ours", {"max_steps": 1}, 0).test) == 12
+    stages = {
+        path.parent.name: (config.data.phantom_train_pairs, config.training["max_steps"], config.model.checkpoint)
+        for path in (tmp_path / "models").glob("*/train_config.yaml")
+        for config in [load_config([path])]
+    }
+    start = str(tmp_path / "models" / "ours_start_seed0")
+    assert stages == {"ours_start_seed0": (16, 2, None), "ours_max_steps_1_seed0": (16, 1, start)}
 
 
 def test_held_out_pairs_that_are_one_case_are_told_before_training(plan_file, tmp_path):
