@@ -10,7 +10,7 @@ import timm
 import torch
 from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from safetensors.torch import load_file, save_file
-from transformers import BertModel, RobertaConfig
+from transformers import BertModel, CLIPImageProcessor, MobileViTConfig, MobileViTModel, RobertaConfig
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.model.tower_kinds_gap_closed_clip import longest_text
@@ -287,6 +287,15 @@ def test_text_towers_of_the_wrong_kind(copied):
 def test_an_image_tower_that_takes_no_images(towers):
     with pytest.raises(ValueError, match="text is a bert model, which takes no images: name another tower"):
         build(vision=str(towers / "text"), text=TEXT)
+
+
+def test_an_image_tower_whose_features_are_wider_than_its_configuration_says(tmp_path):
+    neck = [4, 4, 8, 8, 8, 8, 24]
+    config = MobileViTConfig(hidden_sizes=[8] * 3, neck_hidden_sizes=neck, num_attention_heads=2, mlp_ratio=1.0)
+    MobileViTModel(config).save_pretrained(tmp_path)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="The image tower, a mobilevit model, can't embed an image of 32 x 32 pixels"):
+        build(vision=str(tmp_path), text=TEXT)
 
 
 @pytest.mark.parametrize("model_args", [{"image_size": 28}, {**VISION["model_args"], "num_heads": 5}])

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import torch
 from datasets import Dataset, IterableDataset
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.trainers import WordPieceTrainer
 from transformers import (
@@ -83,8 +84,8 @@ def build_model_and_processor(
         given: what training pairs have beyond image and text.
 
     Raises:
-        ValueError: a tower is missing, damaged or of the wrong kind, or `args.config` does not fit; further modalities
-            that don't fit the data.
+        ValueError: a tower is missing, damaged or of the wrong kind, can't embed an image, or `args.config` does not
+            fit; further modalities that don't fit the data.
         OSError: a tower or checkpoint that can't be found, is incomplete, or can't be downloaded.
     """
     given = given or FurtherColumns()
@@ -98,8 +99,32 @@ def build_model_and_processor(
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(model.config.text_config))
     if args.image_size is not None:
         set_image_size(model, processor, args.image_size)
+    try_image_tower(model, processor)
     release_towers(model, args, given.columns)
     return model, processor
+
+
+def try_image_tower(model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
+    """
+    Embeds a blank image, which shows now whether the image tower gives what its configuration says.
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    pixel_values = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"]
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            model.eval().get_image_features(pixel_values=pixel_values.to(model.device))
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        kind = getattr(model.config.vision_config, "architecture", None) or model.config.vision_config.model_type
+        size = " x ".join(map(str, pixel_values.shape[-2:]))
+        raise ValueError(
+            f"The image tower, a {kind} model, can't embed an image of {size} pixels ({error}): name another with "
+            "model.vision."
+        ) from error
+    finally:
+        model.train(was_training)
 
 
 def _load_checkpoint(
