@@ -167,6 +167,7 @@ def test_a_private_repository_stays_private_and_that_is_told(online, model_folde
 def test_a_card_there_that_is_broken_is_replaced(online, model_folder, card):
     publish(model_folder, "tester/demo", license="mit")
     online.repositories["tester/demo"].commit("broken", {**online.files("tester/demo"), "README.md": card})
+    assert publication.NO_LICENSE in publish(model_folder, "tester/demo", dry_run=True).remarks
     assert publish(model_folder, "tester/demo", license="mit").url
     assert b"license: mit" in online.files("tester/demo")["README.md"]
 

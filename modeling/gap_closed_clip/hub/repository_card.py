@@ -6,6 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import CardData, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError
+from yaml import YAMLError
 
 from .facts import read_run
 
@@ -32,7 +33,7 @@ class RepositoryCard:
         """Empty where somebody has broken it."""
         try:
             return CardData() if self.text is None else ModelCard(self.text, ignore_metadata_errors=True).data
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, YAMLError):
             return CardData()
 
     @property
