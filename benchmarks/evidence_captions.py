@@ -135,7 +135,7 @@ class CaptionStudy:
         }
 
         def compute(_: Path) -> dict[str, Any]:
-            pairs, device = self.pairs, self.results.device
+            pairs, device = self.pairs, self.runs.inputs.args.device
             scorer, encoder = (
                 self.runs.model_folder(name, self.budget_of(name), seed) for name, seed in encoders[::-1]
             )
