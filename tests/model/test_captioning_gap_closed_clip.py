@@ -6,7 +6,15 @@ import logging
 import pytest
 import torch
 from conftest import CAPTIONS, caption_labels, captioner_of, tiny_config, tiny_inputs
-from transformers import AutoModelForImageTextToText, BertConfig, BertForMaskedLM, BertModel, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GenerationConfig,
+)
 
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipForConditionalGeneration, GapClosedClipModel
 from gap_closed_clip.model.caption_outputs_gap_closed_clip import CACHE
@@ -57,6 +65,48 @@ def test_the_loss_is_the_naive_one_smoothed_in_training_alone(captioner, images,
     torch.testing.assert_close(evaluated.loss.double(), naive_loss(evaluated.logits, labels, 0.0), rtol=1e-5, atol=0)
     trained = captioner.train()(images, labels=labels)
     torch.testing.assert_close(trained.loss.double(), naive_loss(trained.logits, labels, 0.1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_loss_without_logits_is_the_same_and_so_are_its_gradients(tokenizer, images, training, padding_side):
+    tokenizer.padding_side = padding_side
+    labels = caption_labels(tokenizer, CAPTIONS[:4])
+    assert (labels == -100).any()
+    model = captioner_of(tokenizer, embedding_noise=0.0).train(training)
+    found = {}
+    for skip_logits in (False, True):
+        model.zero_grad()
+        torch.manual_seed(1)  # the same dropout
+        output = model(images, labels=labels, skip_logits=skip_logits)
+        output.loss.backward()
+        assert (output.logits is None) == skip_logits
+        gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        found[skip_logits] = output.loss, gradients
+        if padding_side == "right" and not skip_logits:
+            expected = naive_loss(output.logits, labels, 0.1 if training else 0.0)
+    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-6)
+    assert any(name.startswith("decoder.cls") for name in found[True][1])
+    if padding_side == "right":
+        torch.testing.assert_close(found[True][0].double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("family", ["roberta", "camembert", "bert-generation", "electra", "roformer"])
+def test_other_families_of_decoders_have_the_same_loss_without_logits(tokenizer, images, labels, family):
+    """Whatever their head is called; where it is no single module, the logits are made as ever."""
+    shape = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 64}
+    shape |= {"vocab_size": len(tokenizer), "is_decoder": True, "add_cross_attention": True}
+    decoder = AutoConfig.for_model(family, **shape)
+    model = captioner_of(tokenizer).eval()
+    model.decoder = AutoModelForCausalLM.from_config(decoder).eval()
+    losses = [model(images, labels=labels, skip_logits=skip).loss for skip in (False, True)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    assert (model(images, labels=labels, skip_logits=True).logits is None) == (family != "electra")
+
+
+def test_a_caption_without_labels_keeps_its_logits(captioner, images, labels):
+    tokens = labels.clamp(min=0)
+    assert captioner(images, input_ids=tokens, skip_logits=True).logits is not None
 
 
 def test_padding_of_labels_is_left_out(captioner, images, labels):

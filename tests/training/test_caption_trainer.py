@@ -144,6 +144,22 @@ def test_the_loss_of_evaluation_is_that_of_the_images(captioner, encoder, tmp_pa
     assert found == pytest.approx(np.average(values, weights=weights), abs=1e-5)
 
 
+def test_training_makes_no_logits_unless_somebody_asks_for_them(captioner, encoder, tmp_path):
+    model, processor = captioner
+    config = caption_config(encoder, tmp_path / "run")
+    pairs = train_pairs(config)
+    trainer = make_trainer(captioner, encoder, tmp_path, pairs, None)
+    inputs = CaptionCollator(PairCollator(processor))([pairs[row] for row in range(4)])
+    model.eval()  # without dropout and smoothing
+    seen = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(output.logits is None))
+    loss = trainer.compute_loss(model, dict(inputs))
+    same, outputs = trainer.compute_loss(model, dict(inputs), return_outputs=True)
+    handle.remove()
+    assert seen == [True, False] and outputs["logits"].shape[:2] == inputs["labels"].shape
+    torch.testing.assert_close(loss, same, rtol=1e-5, atol=0)
+
+
 def test_plain_transformers_trains_it_as_well(captioner, encoder, tmp_path):
     model, processor = captioner
     config = caption_config(encoder, tmp_path / "run")

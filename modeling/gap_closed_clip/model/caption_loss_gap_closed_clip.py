@@ -1,5 +1,7 @@
 """The captioning loss: each token of a caption predicted from those before it."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,4 +41,17 @@ def caption_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
     return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, label_smoothing=label_smoothing)
 
 
-__all__ = ["IGNORED", "caption_loss", "tokens_of_labels", "without_first_tokens"]
+def caption_loss_of_states(
+    states: Tensor, labels: Tensor, head: Callable[[Tensor], Tensor], label_smoothing: float = 0.0
+) -> Tensor:
+    """
+    `caption_loss` of a decoder's last hidden states (B, L, hidden). Its head, from states to logits, sees those alone
+    that have something to predict: the head is most of a small decoder's work, and padding often half of a batch.
+    """
+    targets = labels[:, 1:].to(states.device)
+    has_target = targets != IGNORED
+    logits = head(states[:, :-1][has_target])  # (number of labels, vocabulary)
+    return F.cross_entropy(logits.float(), targets[has_target], label_smoothing=label_smoothing)
+
+
+__all__ = ["IGNORED", "caption_loss", "caption_loss_of_states", "tokens_of_labels", "without_first_tokens"]

@@ -21,7 +21,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .caption_encoding_gap_closed_clip import CaptionEncodingMixin, CaptionMemory
 from .caption_generation_gap_closed_clip import MAX_NEW_TOKENS, CaptionGenerationMixin, caption_generation_config
-from .caption_loss_gap_closed_clip import caption_loss, tokens_of_labels, without_first_tokens
+from .caption_loss_gap_closed_clip import caption_loss, caption_loss_of_states, tokens_of_labels, without_first_tokens
 from .caption_outputs_gap_closed_clip import (
     CACHE,
     GapClosedClipCaptionOutput,
@@ -29,7 +29,7 @@ from .caption_outputs_gap_closed_clip import (
     with_memory_cache,
 )
 from .configuration_gap_closed_clip import CAPTION_FIELDS, GapClosedClipConfig
-from .decoder_gap_closed_clip import build_decoder, copy_layers, decoder_config_like, special_tokens
+from .decoder_gap_closed_clip import build_decoder, copy_layers, decoder_config_like, head_of, special_tokens
 from .modeling_gap_closed_clip import GapClosedClipModel
 from .pretrained_gap_closed_clip import GapClosedClipPreTrainedModel
 from .saving_gap_closed_clip import describe_code
@@ -213,6 +213,7 @@ class GapClosedClipForConditionalGeneration(
         logits_to_keep: int | Tensor = 0,
         pooled_image: Tensor | None = None,
         image_tokens: Tensor | None = None,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> GapClosedClipCaptionOutput:
         """
@@ -229,6 +230,9 @@ class GapClosedClipForConditionalGeneration(
             token_type_ids: not used; a caption is of one segment.
             position_ids, inputs_embeds, cache, use_cache, logits_to_keep: as in `BertLMHeadModel` (`cache` may also be
                 given as `past_key_values`, its name in transformers below 5.24).
+            skip_logits: leave `logits` out where there are `labels`: the same loss in less time and memory, as scores
+                of the vocabulary are made where there is a token to predict, and nowhere else. (A decoder whose head
+                is more than one module, as ELECTRA's, makes them all.)
 
         Raises:
             ValueError: as `encode`; no tokens and no labels; a caption longer than the decoder takes.
@@ -251,20 +255,24 @@ class GapClosedClipForConditionalGeneration(
         self._check_length(tokens, cache)
         if position_ids is None:
             position_ids = self._positions_of(tokens, attention_mask, cache)
-        decoded = self.decoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            use_cache=labels is None and not self.training if use_cache is None else use_cache,
-            logits_to_keep=logits_to_keep,
-            return_dict=True,
-            **{CACHE: with_memory_cache(cache)},
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "encoder_hidden_states": encoder_hidden_states,
+            "use_cache": labels is None and not self.training if use_cache is None else use_cache,
+            "return_dict": True,
+            CACHE: with_memory_cache(cache),
             **kwargs,
-        )
+        }
+        head = head_of(self.decoder) if skip_logits and labels is not None else None
+        if head is None:
+            decoded = self.decoder(logits_to_keep=logits_to_keep, **inputs)
+        else:
+            decoded = self.decoder.base_model(**inputs)
         memory = {"shared_embeds": shared_embeds, "encoder_hidden_states": encoder_hidden_states}
-        return self._output(decoded, without_first_tokens(labels, attention_mask), objective, **memory)
+        return self._output(decoded, without_first_tokens(labels, attention_mask), objective, head, **memory)
 
     def _check_length(self, tokens: Tensor | None, cache: Cache | None) -> None:
         if cache is None and tokens is not None and tokens.shape[1] > (limit := self.max_caption_length):
@@ -284,18 +292,29 @@ class GapClosedClipForConditionalGeneration(
         return positions[:, -tokens.shape[1] :] + first_position(self.config.decoder_config)
 
     def _output(
-        self, decoded: ModelOutput, labels: Tensor | None, objective: Tensor | None, **memory: Tensor | None
+        self,
+        decoded: ModelOutput,
+        labels: Tensor | None,
+        objective: Tensor | None,
+        head: nn.Module | None,
+        **memory: Tensor | None,
     ) -> GapClosedClipCaptionOutput:
-        """The output for what the decoder gives, with the losses where there are labels."""
+        """
+        The output for what the decoder gives, or for what it gives without its head; with the losses where there are
+        labels.
+        """
         loss = total_loss = None
         if labels is not None:
             smoothing = self.config.label_smoothing if self.training else 0.0
-            loss = caption_loss(decoded.logits, labels, smoothing)
+            if head is None:
+                loss = caption_loss(decoded.logits, labels, smoothing)
+            else:
+                loss = caption_loss_of_states(decoded.last_hidden_state, labels, head, smoothing)
             total_loss = loss if objective is None else loss + self.config.caption_objective_weight * objective
         return GapClosedClipCaptionOutput(
             loss=total_loss,
             caption_loss=loss,
-            logits=decoded.logits,
+            logits=decoded.logits if head is None else None,
             hidden_states=decoded.hidden_states,
             attentions=decoded.attentions,
             cross_attentions=decoded.cross_attentions,

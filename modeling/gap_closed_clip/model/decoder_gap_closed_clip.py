@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .towers_gap_closed_clip import not_loaded
@@ -93,6 +93,16 @@ def copy_layers(text_model: PreTrainedModel, decoder_model: PreTrainedModel) -> 
         raise ValueError(f"The text tower has no weights for the decoder's {lacking[0]}: name another decoder.")
 
 
+def head_of(decoder_model: nn.Module) -> nn.Module | None:
+    """
+    What makes logits of a decoder's last hidden states; None where its family has more than one module for that, or
+    where it is wrapped by something that has to see every call.
+    """
+    if not isinstance(decoder_model, PreTrainedModel) or decoder_model.base_model is decoder_model:
+        return None
+    return getattr(decoder_model, "cls", None) or getattr(decoder_model, "lm_head", None)
+
+
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """
     The ids of the tokens that captions begin with, end with and are padded with, as fields of a generation config.
@@ -163,6 +173,7 @@ __all__ = [
     "build_decoder",
     "copy_layers",
     "decoder_config_like",
+    "head_of",
     "load_decoder",
     "one_for_each",
     "open_prompts",

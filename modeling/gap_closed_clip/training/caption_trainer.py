@@ -1,7 +1,9 @@
 """The Trainer of captioners: transformers' Trainer for sequences with the checks of ours."""
 
 import copy
+from typing import Any
 
+from torch import nn
 from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback
 
 from .trainer import CheckedTrainer, TrainingProgressCallback
@@ -24,6 +26,7 @@ class GapClosedCaptionTrainer(CheckedTrainer, Seq2SeqTrainer):
     """
     transformers' `Seq2SeqTrainer`, which trains a captioner too. This one adds:
 
+    - training makes no logits where there is only padding to predict (`skip_logits`);
     - the first step fails where a trainable parameter gets no gradient;
     - the objective of encoders that train along follows the training's progress;
     - vectors and scalars are not decayed, and evaluation keeps its last batch where training drops it;
@@ -35,6 +38,9 @@ class GapClosedCaptionTrainer(CheckedTrainer, Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(TrainingProgressCallback())
         self.add_callback(_GenerationConfigCallback(self.model.generation_config))
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs) -> Any:
+        return super().compute_loss(model, {**inputs, "skip_logits": not return_outputs}, return_outputs, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
         # The library keeps the pairs with which accelerate fills up the last batch for all processes.
