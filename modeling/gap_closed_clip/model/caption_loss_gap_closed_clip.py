@@ -46,7 +46,7 @@ def caption_loss_of_states(
 ) -> Tensor:
     """
     `caption_loss` of a decoder's last hidden states (B, L, hidden). Its head, from states to logits, sees those alone
-    that have something to predict: the head is most of a small decoder's work, and padding often half of a batch.
+    that have something to predict: the head is most of a small decoder's work, and much of a batch may be padding.
     """
     targets = labels[:, 1:].to(states.device)
     has_target = targets != IGNORED
