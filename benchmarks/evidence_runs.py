@@ -86,9 +86,7 @@ class Runs:
 
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
-        self.config = plan.run_config(plan.baseline, {}, seed=0)
-        if plan.start:  # each training starts from a folder of its own, which is not there yet
-            self.config = replace(self.config, model=plan.start_config(plan.baseline, seed=0).model)
+        self.config = config_of_pairs(plan)
         if self.config.training.get("final_split") == "none":
             raise ValueError("training.final_split is none: name the split that the methods are compared on.")
         self._temporary = tempfile.TemporaryDirectory()
@@ -308,6 +306,19 @@ class GivenRuns(FolderRuns):
     def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
         """As `Runs.model_folder`; a budget changes nothing."""
         return self.plan.model_folder(method, seed)
+
+
+def config_of_pairs(plan: Plan) -> RunConfig:
+    """
+    The configuration that the plan's pairs are read by. With `plan.start` it trains what the first stage trains, as
+    each training starts from a folder of its own, which is not there yet.
+    """
+    config = plan.run_config(plan.baseline, {}, seed=0)
+    if not plan.start:
+        return config
+    first = plan.start_config(plan.baseline, seed=0)
+    training = {**config.training, "tower_learning_rate": first.training.get("tower_learning_rate")}
+    return replace(config, model=first.model, lora=first.lora, training=training)
 
 
 def without_evaluations(config: RunConfig) -> RunConfig:

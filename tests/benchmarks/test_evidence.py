@@ -13,8 +13,8 @@ import yaml
 from evidence_cases import queries_of
 from evidence_compare import comparisons
 from evidence_measure import measure
-from evidence_plan import all_methods, read_plan
-from evidence_runs import FeatureRuns, FolderRuns, open_runs
+from evidence_plan import PLANS, all_methods, read_plan
+from evidence_runs import FeatureRuns, FolderRuns, config_of_pairs, open_runs
 from PIL import Image
 from scipy.stats import ttest_rel
 
@@ -277,7 +277,11 @@ def test_a_configuration_without_a_final_split_is_compared_on_the_validation_pai
 
 def test_a_plan_with_a_first_stage_trains_both_on_its_pairs_and_needs_no_folder_before(plan_file, tmp_path):
     first, second = plan_file.parent / "small.yaml", tmp_path / "second.yaml"
-    second.write_text(yaml.safe_dump({"model": {"checkpoint": "nowhere/first", "freeze_vision": False}}))
+    release = {
+        "model": {"checkpoint": "nowhere/first", "freeze_vision": False},
+        "training": {"tower_learning_rate": 1e-4},
+    }
+    second.write_text(yaml.safe_dump(release))
     content = {
         "config": [str(first), str(second)],
         "start": [str(first)],
@@ -298,6 +302,12 @@ def test_a_plan_with_a_first_stage_trains_both_on_its_pairs_and_needs_no_folder_
     }
     start = str(tmp_path / "models" / "ours_start_seed0")
     assert stages == {"ours_start_seed0": (16, 2, None), "ours_max_steps_1_seed0": (16, 1, start)}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in PLANS.glob("*.yaml") if path.stem != "methods"))
+def test_the_pairs_of_each_plan_of_ours_are_read_without_a_folder_of_models(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("RADIOLOGY_DATA", str(tmp_path))
+    assert config_of_pairs(read_plan(name, [])).model.checkpoint is None
 
 
 def test_held_out_pairs_that_are_one_case_are_told_before_training(plan_file, tmp_path):
