@@ -246,6 +246,38 @@ def test_features_and_what_goes_with_them(source, processor, tmp_path):
     assert set(FeaturePairs(pairs, images, texts)[0]) == {"group_ids", "pooled_image", "pooled_text"}
 
 
+def test_features_leave_a_second_image_its_window_and_held_out_ones_as_they_are(tiny_processor, tmp_path):
+    # A value of 300 in 16 bits is 192 in the window (200, 401) and 128 in (300, 401), by DICOM PS3.3 C.11.2.1.2.
+    windows, grays = {"a": 200, "b": 300}, {"a": 192, "b": 128}
+    for name in windows:
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.full((8, 8), 300, np.uint16)).save(tmp_path / name / "second.png")
+        draw(tmp_path / name / "0.png", 9)
+        for split in ("train", "validation"):
+            (tmp_path / name / f"{split}.csv").write_text("image,caption,second\n0.png,zero,second.png\n")
+    sources = [
+        {"source": str(tmp_path / name), "window_center": center, "window_width": 401}
+        for name, center in windows.items()
+    ]
+    args = DataArguments(source=sources, modalities={"lateral": "second"})
+    settings = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    lateral = CLIPImageProcessor(**settings, image_mean=[0.0] * 3, image_std=[1.0] * 3)
+    parts = tiny_processor.image_processor, tiny_processor.tokenizer, {"lateral": lateral}
+    darker = Augmentation(crop_scale=(1.0, 1.0), brightness=0.9, contrast=0.0)
+    varied = PairCollator(GapClosedClipProcessor(*parts), darker)
+    store = FeatureStore(tmp_path / "store", {}, 1, 2)
+    items = [bytes([number]) * 16 for number in range(2)]
+    with store.writing(items):
+        store.append(items, np.ones((2, 1, 2), np.float32))
+    stored = StoredFeatures(store, store.rows(items))
+    for split, collator in (("validation", varied), ("train", PairCollator(GapClosedClipProcessor(*parts)))):
+        pairs = load_pairs(args, split)
+        for features in (pairs, FeaturePairs(pairs, stored, stored, further=["lateral"])):
+            batch = collator([features[row] for row in range(2)])
+            found = batch["lateral_pixel_values"].flatten(1).mul(255).round()
+            assert [row.unique().tolist() for row in found] == [[gray] for gray in grays.values()]
+
+
 # --- sources
 
 

@@ -24,6 +24,8 @@ logger = getLogger(__name__)
 
 DIGEST_SIZE = 16  # bytes
 DTYPE = np.dtype(np.float16)
+# Columns by which the collator opens a row's images, also those of further modalities.
+OF_IMAGES = ("augment", "window")
 
 
 def default_feature_cache() -> Path:
@@ -261,7 +263,8 @@ class FeaturePairs(torch.utils.data.Dataset):
         self.further = tuple(further)
         self._group_ids = np.array(group_ids_of(pairs), dtype=np.int64).reshape(-1, 2)
         columns = ["image_id", "caption"] if images is not None else pairs.column_names
-        kept = [name for name in self.further if name in pairs.column_names]
+        wanted = (*self.further, *OF_IMAGES) if self.further else ()
+        kept = [name for name in wanted if name in pairs.column_names]
         if images is not None:
             columns = kept if texts is not None else [*columns, *kept]
         self._rest = pairs.select_columns(columns) if columns else None
