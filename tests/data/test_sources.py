@@ -1,5 +1,6 @@
 """Where sources are found, folds, sizes, streams, and the arguments that choose them."""
 
+import itertools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import scipy.sparse.csgraph
 from datasets import Dataset, DatasetDict, Features, Value
 from torch.utils.data import DataLoader
 
 from gap_closed_clip.data import DataArguments, decode_image, load_checked_pairs, load_pairs
-from gap_closed_clip.data.folds import assign_folds
+from gap_closed_clip.data.folds import assign_folds, join_groups
 
-from .conftest import table_arguments, train_folder, write_table
+from .conftest import draw, table_arguments, train_folder, write_table
 
 
 # Where a source is found
@@ -76,7 +78,9 @@ def test_folds_are_balanced_and_keep_groups():
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_folds_cut_the_training_split(table, streaming):
-    rows = [(f"a/{i % 2}.png", f"caption {i}", f"case {i // 3}", "") for i in range(60)]
+    rows = [(f"{i // 3}.png", f"caption {i}", f"case {i // 3}", "") for i in range(60)]
+    for case in range(20):
+        draw(table / f"{case}.png", case)
     file = write_table(table / "p.csv", rows)
     held_out = []
     for fold in range(4):
@@ -88,6 +92,39 @@ def test_folds_cut_the_training_split(table, streaming):
         if not streaming:
             assert len(validation) == 15
     assert sorted(held_out) == sorted(row[1] for row in rows)
+
+
+def test_an_image_of_two_cases_is_in_one_fold(table):
+    # Case i has image i; beside it, images 0 and 1 are also of case "both", image 2 of no case.
+    for image in range(12):
+        draw(table / f"{image}.png", image)
+    rows = [(f"{i}.png", f"caption {i}", f"case {i}", "") for i in range(12)]
+    rows += [("0.png", "x", "both", ""), ("1.png", "y", "both", ""), ("2.png", "z", "", "")]
+    together = [{"caption 0", "caption 1", "x", "y"}, {"caption 2", "z"}, *({f"caption {i}"} for i in range(3, 12))]
+    file = write_table(table / "p.csv", rows)
+    seen = []
+    for fold in range(3):
+        arguments = table_arguments(file, folds=3, fold=fold, fold_column="patient")
+        train, held_out = (set(load_pairs(arguments, split)["caption"]) for split in ("train", "validation"))
+        assert train | held_out == {row[1] for row in rows} and not train & held_out
+        assert all(group <= train or group <= held_out for group in together)
+        seen.append(held_out)
+    assert sorted(map(len, seen)) == [5, 5, 5]
+
+
+def test_joined_groups_do_not_depend_on_the_order_of_rows():
+    random = np.random.default_rng(0)
+    rows = [(f"case {random.integers(60)}", f"image {random.integers(60)}") for _ in range(70)]
+    # The reference: components of a graph whose edges are the rows.
+    graph = scipy.sparse.coo_matrix(
+        (np.ones(70), ([int(case[5:]) for case, _ in rows], [60 + int(image[6:]) for _, image in rows])), (120, 120)
+    )
+    _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    joined = dict(zip(rows, join_groups(*map(list, zip(*rows, strict=True))), strict=True))
+    for one, other in itertools.product(rows, repeat=2):
+        assert (joined[one] == joined[other]) == (component[int(one[0][5:])] == component[int(other[0][5:])])
+    shuffled = [rows[index] for index in random.permutation(70)]
+    assert join_groups(*map(list, zip(*shuffled, strict=True))) == [joined[row] for row in shuffled]
 
 
 def test_rows_without_a_case_are_cases_of_their_own(table):

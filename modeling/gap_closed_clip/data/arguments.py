@@ -158,8 +158,8 @@ class DataArguments:
     fold_column: str | None = field(
         default=None,
         metadata={
-            "help": "Cross-validation: rows with the same value in this column (a case, a patient) share a fold. "
-            "Default: rows of the same image do."
+            "help": "Cross-validation: rows with the same value in this column (a case, a patient) share a fold, "
+            "and so do rows of the same image (in a stream only where the column says nothing)."
         },
     )
 

@@ -1,6 +1,7 @@
 """Folds for cross-validation: each case in one of them."""
 
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 
 from datasets import Dataset, IterableDataset
@@ -13,13 +14,14 @@ from .hashing import stable_hash
 def take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: bool) -> Dataset | IterableDataset:
     """The pairs of the held-out fold, or those of all others.
 
-    In a stream each group's hash chooses its fold, so that the sizes of the folds are only roughly equal.
+    In a stream each group's hash chooses its fold, so that the sizes of the folds are only roughly equal, and an image
+    of two groups may be in two folds.
     """
     column = args.fold_column or "image_id"
     if isinstance(pairs, IterableDataset):
         return pairs.filter(partial(_in_fold, column=column, args=args, held_out=held_out), with_indices=True)
     rows = zip(pairs[column], pairs["image_id"], pairs["caption"], strict=True)
-    groups = [_group(*row, index) for index, row in enumerate(rows)]
+    groups = join_groups([_group(*row, index) for index, row in enumerate(rows)], pairs["image_id"])
     assert args.folds is not None  # folds were asked for
     folds = assign_folds(groups, args.folds)
     return pairs.select([index for index, fold in enumerate(folds) if (fold == args.fold) == held_out])
@@ -33,6 +35,24 @@ def _group(value: str | int | float | None, image_id: str, caption: str, index: 
     if image_id:
         return f"image {image_id}"
     return f"caption {caption}" if caption else f"row {index}"
+
+
+def join_groups(groups: list[str], image_ids: Iterable[str]) -> list[str]:
+    """The group of each row, where groups that share an image, directly or through others, are one: by the name of
+    that one of them that comes first in the alphabet. An image_id of "" is none."""
+    parents: dict[str, str] = {}
+
+    def first_of(group: str) -> str:
+        while parents.setdefault(group, group) != group:
+            parents[group] = group = parents[parents[group]]
+        return group
+
+    group_of: dict[str, str] = {}
+    for group, image_id in zip(groups, image_ids, strict=True):
+        if image_id:
+            one, other = sorted((first_of(group), first_of(group_of.setdefault(image_id, group))))
+            parents[other] = one
+    return [first_of(group) for group in groups]
 
 
 def _in_fold(row: dict, index: int, column: str, args: DataArguments, held_out: bool) -> bool:
@@ -60,7 +80,10 @@ def assign_folds(groups: list[str], folds: int) -> list[int]:
     """
     sizes = Counter(groups)
     if len(sizes) < folds:
-        raise ValueError(f"data.folds is {folds}, but the training split has only {len(sizes)} groups (cases).")
+        raise ValueError(
+            f"data.folds is {folds}, but the training split has only {len(sizes)} groups (cases; "
+            "those that share an image are one)."
+        )
     filled = [0] * folds
     fold_of = {}
     for group in sorted(sizes, key=lambda group: (-sizes[group], stable_hash(group))):
@@ -69,4 +92,4 @@ def assign_folds(groups: list[str], folds: int) -> list[int]:
     return [fold_of[group] for group in groups]
 
 
-__all__ = ["assign_folds", "take_fold"]
+__all__ = ["assign_folds", "join_groups", "take_fold"]
