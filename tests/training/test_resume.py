@@ -17,6 +17,7 @@ from processes import PythonProcess
 from safetensors.torch import load_file
 from tiny_run import NO_MORE, configure, finished, interrupted, tiny  # noqa: F401
 
+from gap_closed_clip.model.record_processing_gap_closed_clip import RecordProcessor
 from gap_closed_clip.training import last_complete_checkpoint, run_lock, train
 from gap_closed_clip.training.run_lock import LOCK_FILE, RunLock
 
@@ -202,6 +203,33 @@ def test_other_pairs_of_the_same_number_are_noticed(tmp_path, configure):
             del older[name]
     note.write_text(json.dumps(older))  # as versions before wrote it
     train(configure(*more, "max_steps=1", "resume_from_checkpoint=true", "adam_beta1=0.8"))
+
+
+def test_other_records_of_the_same_pairs_are_noticed(tmp_path, configure):
+    """With as many words of each record the weights fitted, and each word had the token of another."""
+    for number in range(8):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    table = tmp_path / "pairs.csv"
+
+    def write(sexes: str) -> list[str]:
+        rows = [f"{number}.png,caption {number},{sex}" for number, sex in enumerate(sexes)]
+        table.write_text("\n".join(["image,caption,sex", *rows]) + "\n")
+        return RecordProcessor.fit([{"sex": sex} for sex in sexes], ["sex"]).fields[0]["categories"]
+
+    before = write("fffffmmm")
+    more = [f"source={table}", "data.modalities={record: [sex]}", "eval_strategy=no", "final_split=none"]
+    more += ["per_device_train_batch_size=4", "save_steps=1"]
+    train(configure(*more, "max_steps=1"))
+    assert write("fffmmmmm") == before[::-1]
+    again = configure(*more, "max_steps=2", "resume_from_checkpoint=true")
+    with pytest.raises(ValueError, match="other settings: the records of the training pairs have changed[.] Going on"):
+        train(again)
+    assert write("fffffmmm") == before
+    note = tmp_path / "run" / "checkpoint-1" / "run_settings.json"
+    older = json.loads(note.read_text())
+    del older["digest of the records"]
+    note.write_text(json.dumps(older))  # as versions before wrote it
+    train(again)
 
 
 # --- one run, one folder

@@ -39,6 +39,7 @@ TRAINING_FIELDS = (
 # How long the training is: it may change, and is only told.
 LENGTH_FIELDS = ("max_steps", "num_train_epochs")
 NUMBER, DIGEST = "training pairs", "digest of the training pairs"
+RECORDS = "digest of the records"  # from which a tower's fields and words are learned when the run goes on, too
 # Of the sections those that do not: where things are, not what they are.
 ELSEWHERE = ("feature_cache", "allow_pickle", "license")
 
@@ -129,6 +130,9 @@ def settings_of(
     known = not isinstance(pairs, IterableDataset)
     settings[NUMBER] = len(pairs) if known else None
     settings[DIGEST] = digest_of([list(pairs["image_id"]), list(pairs["caption"])]) if known else None
+    records = [name for name, columns in config.data.all_modalities.items() if isinstance(columns, list)]
+    if records:
+        settings[RECORDS] = digest_of([list(pairs[name]) for name in records]) if known else None
     for section in ("model", "data", "lora", "captioning"):
         described = getattr(config, section)
         described = {} if described is None else asdict(described)
@@ -150,11 +154,12 @@ def check_settings(checkpoint: str | Path, settings: dict[str, Any]) -> None:
     if before is None:
         return
     lengths = [f"training.{name}" for name in LENGTH_FIELDS]
-    unknown = {name for name in settings if name not in before and (name.startswith("training.") or name == DIGEST)}
+    newer = ("training.", DIGEST, RECORDS)
+    unknown = {name for name in settings if name not in before and name.startswith(newer)}
     differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     names = [name for name in differ if name not in unknown and name not in lengths]
-    if NUMBER in names and DIGEST in names:
-        names.remove(DIGEST)  # of course
+    if NUMBER in names:
+        names = [name for name in names if name not in (DIGEST, RECORDS)]  # of course
     if names:
         listed = "; ".join(_difference(name, before, settings) for name in names[:5])
         raise ValueError(
@@ -176,6 +181,8 @@ def check_settings(checkpoint: str | Path, settings: dict[str, Any]) -> None:
 def _difference(name: str, before: dict[str, Any], settings: dict[str, Any]) -> str:
     if name == DIGEST:
         return "the training pairs have changed (their images, their captions, or their order)"
+    if name == RECORDS:
+        return "the records of the training pairs have changed"
     return f"{name} was {before.get(name)!r:.100} and is {settings.get(name)!r:.100}"
 
 
