@@ -30,9 +30,8 @@ def test_nan_and_white_space_are_no_labels(table, streaming):
 def test_white_space_makes_no_other_case_and_nan_none(table, streaming):
     cases = [f"P{i // 2}" + " " * (i % 2) for i in range(40)]
     rows = [("a/0.png", f"caption {i}", case, "") for i, case in enumerate(cases)]
-    arguments = table_arguments(
-        write_table(table / "p.csv", rows), folds=4, fold_column="patient", streaming=streaming
-    )
+    options = {"folds": 4, "fold_column": "patient", "image_id_column": "text"}  # each row an image of its own
+    arguments = table_arguments(write_table(table / "p.csv", rows), streaming=streaming, **options)
     parts = [{row["patient"].strip() for row in load_pairs(arguments, split)} for split in ("train", "validation")]
     assert all(parts) and not set.intersection(*parts)
 

@@ -97,6 +97,7 @@ def test_one_plain_source_is_as_before(own):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_folds_by_a_column_of_that_name(own, streaming):
     columns = {"image_column": "file", "caption_column": "text", "fold_column": "source"}
+    columns["image_id_column"] = "text"  # by its path, one image is of two sources
     arguments = DataArguments(source=str(own), folds=2, streaming=streaming, shuffle_buffer=0, **columns)
     found = [list(load_pairs(arguments, split)) for split in ("train", "validation")]
     captions = {frozenset(row["caption"] for row in rows) for rows in found}

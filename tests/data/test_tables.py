@@ -236,6 +236,6 @@ def test_a_column_called_like_an_internal_one_may_say_the_folds(tmp_path):
     path = tmp_path / "pairs.csv"
     rows = "".join(f"0.ppm,caption {number},{number % 3}\n" for number in range(6))
     path.write_text(f"image,caption,group_ids\n{rows}", encoding="utf-8")
-    arguments = DataArguments(source=str(path), folds=3, fold_column="group_ids")
+    arguments = DataArguments(source=str(path), folds=3, fold_column="group_ids", image_id_column="caption")
     held_out = load_pairs(arguments, "validation")
     assert len(held_out) == 2 and "group_ids" not in held_out.column_names
