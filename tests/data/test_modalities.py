@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Array2D, Dataset, Features, List, Value
 from PIL import Image
 from transformers import CLIPImageProcessor
 
@@ -324,6 +325,41 @@ def test_a_source_without_captions_or_images(source):
             assert not any(each[lacking] for each in there) and len(pairs) == (3 if lacking else 4)
     with pytest.raises(ValueError, match="then data.modalities must name something beside"):
         load_pairs(arguments(source, caption_column=None, modalities=None), "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["float32", "int64", "array2d"])
+def test_arrays_of_several_sources_may_be_of_different_numbers(tmp_path, tiny_processor, streaming, kind):
+    draw(tmp_path / "0.png", 0)
+    feature = Array2D((2, 2), "float32") if kind == "array2d" else List(List(Value(kind)))
+    features = Features({"image": Value("string"), "caption": Value("string"), "wave": feature})
+    waves = [[[1, 2], [3, 4]], None if kind != "array2d" else [[5, 6], [7, 8]]]
+    rows = {"image": ["0.png"] * 2, "caption": ["a", "b"], "wave": waves}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "one.parquet")
+    table = [{"image": "0.png", "caption": caption, "wave": [[0.5, 1.5], [2.5, 3.5]]} for caption in "cd"]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    sources = [str(tmp_path / "one.parquet"), str(tmp_path / "other.jsonl")]
+    args = DataArguments(source=sources, modalities={"audio": "wave"}, streaming=streaming, shuffle_buffer=0)
+    further = {"audio": ArrayProcessor("values", [2, 2])}
+    processor = GapClosedClipProcessor(tiny_processor.image_processor, tiny_processor.tokenizer, further)
+    pairs = sorted(load_pairs(args, "train"), key=lambda row: row["caption"])
+    batch = PairCollator(processor)(pairs)
+    wanted = [np.zeros((2, 2)) if wave is None else np.array(wave) for wave in waves]
+    wanted += [np.array([[0.5, 1.5], [2.5, 3.5]])] * 2
+    assert batch["audio_values"].tolist() == [wave.tolist() for wave in wanted]
+
+
+def test_arrays_and_files_of_several_sources_do_not_go_together(tmp_path):
+    draw(tmp_path / "0.png", 0)
+    np.save(tmp_path / "0.npy", np.array(ARRAY))
+    (tmp_path / "one.csv").write_text("image,caption,wave\n0.png,a,0.npy\n")
+    for name, wave in (("two", ARRAY), ("three", ARRAY[0])):
+        row = {"image": "0.png", "caption": "b", "wave": wave}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    for one, other in (("one.csv", "two.jsonl"), ("two.jsonl", "three.jsonl")):
+        args = DataArguments(source=[str(tmp_path / one), str(tmp_path / other)], modalities={"audio": "wave"})
+        with pytest.raises(ValueError, match="the modality 'audio' is .* in one source and .* in another: give all"):
+            load_pairs(args, "train")
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -4,7 +4,8 @@ from functools import partial
 from typing import Any
 
 import datasets
-from datasets import ClassLabel, Dataset, Features, IterableDataset, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
+from datasets.features.features import _ArrayXD
 
 from ..model.record_values_gap_closed_clip import as_text
 from .modalities import RAW_IMAGE, Modalities
@@ -65,7 +66,8 @@ def _features_of(pairs: Dataset | IterableDataset, modalities: Modalities) -> di
             values = (row.get(name) for row in pairs.take(MOST_LOOKED_AT))
             value = next((value for value in values if value is not None), None)
             is_file = isinstance(value, dict)
-            features[name] = RAW_IMAGE if is_file else Dataset.from_list([{name: value}]).features[name]
+            found = Dataset.from_list([{name: value}]).features[name]
+            features[name] = RAW_IMAGE if is_file else _as_array(found) or found
     return features
 
 
@@ -92,7 +94,11 @@ def _as_texts(record: dict[str, Any] | None, features: dict[str, Any]) -> dict[s
 def join_pairs(parts: list[Dataset]) -> Dataset:
     """One set of the parts, one after the other.
 
-    A missing `label` is ""; what else a part lacks is None. A column that is not of one type in all becomes text.
+    A missing `label` is ""; what else a part lacks is None. A column that is not of one type in all becomes text; one
+    of arrays, whatever their numbers are, one of float64.
+
+    Raises:
+        ValueError: a modality is of arrays in one part, and of files or of arrays of other dimensions in another.
     """
     names = list(dict.fromkeys(name for part in parts for name in part.column_names))
     features = {name: _common_feature(name, parts) for name in names}
@@ -106,7 +112,37 @@ def _common_feature(name: str, parts: list[Dataset]):
     if all(isinstance(feature, dict) for feature in typed):  # records
         fields = dict.fromkeys(field for feature in typed for field in feature)
         return {field: _common_type([each[field] for each in typed if field in each]) for field in fields}
+    if any(feature != typed[0] for feature in typed) and not all(isinstance(f, Value | ClassLabel) for f in typed):
+        return _common_array(name, typed)
     return _common_type(typed)
+
+
+def _common_array(name: str, typed: list[Any]) -> Any:
+    """The type of arrays that any of some columns can be cast to."""
+    arrays = [_as_array(feature) for feature in typed]
+    if arrays[0] is None or any(array != arrays[0] for array in arrays):
+        kinds = dict.fromkeys("files" if isinstance(f, Image) else f"{f}" for f in typed)
+        raise ValueError(
+            f"data.source: the modality '{name}' is {' in one source and '.join(kinds)} in another: give all of them "
+            "files, or arrays of as many dimensions, or different names."
+        )
+    return arrays[0]
+
+
+def _as_array(feature: Any) -> Any:
+    """The same arrays of float64, as nested lists; None where a column is not of arrays of numbers."""
+    if isinstance(feature, _ArrayXD):
+        depth, leaf = len(feature.shape), Value(feature.dtype)
+    else:
+        depth, leaf = 0, feature
+        while isinstance(leaf, List | LargeList):
+            depth, leaf = depth + 1, leaf.feature
+    if not depth or not isinstance(leaf, Value) or not leaf.dtype.startswith(("int", "uint", "float", "bool")):
+        return None
+    found: Any = Value("float64")
+    for _ in range(depth):
+        found = List(found)
+    return found
 
 
 def _common_type(found: list[Any]) -> Any:
@@ -120,6 +156,9 @@ def _with_features(part: Dataset, features: dict, keep_all: bool = False) -> Dat
         if name not in part.column_names:
             part = part.add_column(name, ["" if name == "label" else None] * len(part), feature=feature)
         elif part.features[name] != feature:
+            if isinstance(feature, List) and part.features[name] != Value("null"):
+                part = part.cast_column(name, feature)
+                continue
             values: list[Any]
             if isinstance(feature, dict):
                 values = [_as_texts(record, feature) for record in part[name]]
