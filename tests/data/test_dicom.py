@@ -130,6 +130,32 @@ def test_dicom_multi_frame_gives_the_middle_one(noise):
     np.testing.assert_array_equal(pixels(dicom(frames, bits=8)[1]), three(frames[2]))
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("window", [None, (40, 400)])
+def test_an_enhanced_file_has_the_transform_and_window_of_its_frame(ramp12, shared, window):
+    def item(**tags) -> pydicom.Dataset:
+        made = pydicom.Dataset()
+        for name, value in tags.items():
+            setattr(made, name, value)
+        return made
+
+    own = {"RescaleSlope": 0.5, "RescaleIntercept": -1024}, {"WindowCenter": [300, 40], "WindowWidth": [1500, 400]}
+    others = {"RescaleSlope": 3, "RescaleIntercept": 5}, {"WindowCenter": 9, "WindowWidth": 10}
+    groups = [
+        item(PixelValueTransformationSequence=[item(**transform)], FrameVOILUTSequence=[item(**voi)])
+        for transform, voi in (others, own, others)
+    ]
+    tags = {"PerFrameFunctionalGroupsSequence": groups}
+    if shared:
+        tags = {"SharedFunctionalGroupsSequence": groups[1:2]}
+    _, enhanced = dicom(np.stack([np.zeros_like(ramp12), ramp12, np.zeros_like(ramp12)]), **tags)
+    dataset, single = dicom(ramp12, **own[0], **own[1])
+    np.testing.assert_array_equal(pixels(enhanced, window=window), pixels(single, window=window))
+    if window is None:
+        expected = pydicom_windowed(dataset, -1024, 0.5 * 4095 - 1024)
+        np.testing.assert_allclose(pixels(enhanced), three(expected), atol=1)
+
+
 def test_dicom_color(noise):
     rgb = np.stack([noise, noise[::-1], 255 - noise], axis=-1)[:12, :16].copy()
     np.testing.assert_array_equal(pixels(dicom(rgb, "RGB", bits=8)[1]), rgb)

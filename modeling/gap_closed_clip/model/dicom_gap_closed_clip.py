@@ -13,6 +13,9 @@ OPTIONAL_TAGS = (
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
 )
+# Where enhanced files, which have many frames, keep them: in an item for each frame, or in one for all.
+GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+TRANSFORMS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
 
 
 def is_dicom(data: bytes, name: str) -> bool:
@@ -30,7 +33,7 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
 
     The stored values go through the modality transform (slope and intercept, or a table), then through the intensity
     window to 0..255; MONOCHROME1, in which high values are dark, is inverted. A file with several frames gives its
-    middle one; of several windows the first is taken.
+    middle one, by its own transform and window; of several windows the first is taken.
 
     Args:
         data: the file's bytes.
@@ -54,10 +57,11 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
             "model folder is there, pip install 'pydicom>=3'."
         ) from error
     dataset = pydicom.dcmread(io.BytesIO(data), force=True)
+    middle = int(dataset.get("NumberOfFrames") or 1) // 2
+    _take_from_groups(dataset, middle)
     for tag in OPTIONAL_TAGS:
         if tag in dataset and (dataset[tag].is_empty or dataset[tag].value == []):  # the latter of a sequence
             del dataset[tag]
-    middle = int(dataset.get("NumberOfFrames") or 1) // 2
     check_size(int(dataset.get("Columns") or 1), int(dataset.get("Rows") or 1))
     pixels = transforms.pixel_array(dataset, index=middle)  # YBR becomes RGB here
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -68,6 +72,17 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
     values = transforms.apply_modality_lut(pixels, dataset).astype(np.float64)
     gray = _apply_voi(values, dataset, window, transforms.apply_voi)
     return 255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
+
+
+def _take_from_groups(dataset, frame: int) -> None:
+    """Puts a frame's own transform and window, in an enhanced file, where other files have them."""
+    for groups, place in zip(GROUPS, (0, frame), strict=True):
+        for group in list(dataset.get(groups) or [])[place : place + 1]:
+            items = [item for sequence in TRANSFORMS for item in list(group.get(sequence) or [])[:1]]
+            for item in items:
+                for tag in OPTIONAL_TAGS:
+                    if tag in item:
+                        dataset[tag] = item[tag]
 
 
 def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None, apply_table: Callable) -> np.ndarray:
