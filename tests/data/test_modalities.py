@@ -181,6 +181,25 @@ def test_damaged_images_are_found_and_lacking_ones_are_none(source):
     assert len(list(streamed)) == 4
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["second.png", "second.npy"])
+def test_damaged_files_of_further_modalities_are_found_as_images_are(tmp_path, name, streaming):
+    for number in range(4):
+        draw(tmp_path / f"{number}.png", number)
+        file = tmp_path / str(number) / name
+        draw(file, 9) if name.endswith("png") else (file.parent.mkdir(), np.save(file, np.ones(3)))
+    damaged = tmp_path / "2" / name
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    rows = ["image,caption,second", *(f"{n}.png,caption {n},{n}/{name}" for n in (0, 1, 2)), "3.png,caption 3,"]
+    (tmp_path / "train.csv").write_text("\n".join(rows) + "\n")
+    options = {"modalities": {"other": "second"}, "streaming": streaming, "shuffle_buffer": 0}
+    kept = load_checked_pairs(arguments(tmp_path / "train.csv", on_bad_image="skip", **options), "train")
+    assert [row["caption"] for row in kept] == ["caption 0", "caption 1", "caption 3"]
+    if not streaming:
+        with pytest.raises(ValueError, match=f"1 of 4 images cannot be read, the first:\n.*2/{name}"):
+            load_checked_pairs(arguments(tmp_path / "train.csv", **options), "train")
+
+
 def test_what_is_lacking_makes_no_group(source, processor):
     pairs = load_pairs(arguments(source), "train")
     groups = group_ids_of(pairs)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from datasets import Image as ImageFeature
 from datasets.utils import tqdm
 from PIL import Image, ImageOps, ImageStat
 from torch.utils.data import DataLoader
@@ -18,11 +19,12 @@ from torch.utils.data import DataLoader
 from ..model.images_gap_closed_clip import to_rgb
 from ..model.load_images_gap_closed_clip import array_to_rgb, decode_file, to_8_bit_by
 from .addresses import is_address, read_address
-from .modalities import has_image
+from .modalities import has_image, has_modality, read_array
 
 
 logger = getLogger(__name__)
 
+NUMPY = b"\x93NUMPY"  # what a .npy file begins with
 SKIP_REMEDY = "Replace the file, or leave such images out with data.on_bad_image=skip."
 
 
@@ -90,6 +92,30 @@ def stored_bytes(image: dict) -> bytes:
         FileNotFoundError: there is no such file.
     """
     return image["bytes"] if image.get("bytes") is not None else _read(image.get("path"), image.get("path") or "")
+
+
+def open_file(value: dict, name: str, window: tuple[float, float] | None = None) -> Image.Image | np.ndarray:
+    """The image, or the array, that is in the file `{"bytes", "path"}` of a further modality.
+
+    Raises:
+        FileNotFoundError, ValueError, ImportError: as `decode_image` and `read_array`.
+    """
+    data = value.get("bytes")
+    is_array = str(value.get("path")).endswith(".npy") if data is None else data.startswith(NUMPY)
+    return read_array(value, name) if is_array else decode_image(value, window=window, name=name)
+
+
+def check_further_files(row: dict, window: tuple[float, float] | None) -> None:
+    """
+    Opens the files that a row has beside its image.
+
+    Raises:
+        ValueError, FileNotFoundError: one cannot be read; with its path.
+    """
+    for name, value in row.items():
+        is_file = name != "image" and isinstance(value, dict) and set(value) <= {"bytes", "path"}
+        if is_file and has_modality(row, name):
+            open_file(value, value.get("path") or f"{name} of {row.get('image_id') or 'a row'}", window)
 
 
 def name_of(row: dict) -> str:
@@ -195,7 +221,8 @@ def _adjust(image: Image.Image, brightness: float, contrast: float) -> Image.Ima
 def check_images(
     pairs: Dataset, on_bad_image: str = "error", window: tuple[float, float] | None = None, num_workers: int = 0
 ) -> Dataset:
-    """Decode every image once, before training, to find the damaged ones.
+    """Decode every image once, before training, to find the damaged ones; those of further modalities, and files of
+    arrays, too.
 
     Args:
         pairs: canonical pairs, as `load_pairs` gives them.
@@ -248,8 +275,9 @@ def _decode_all(
     num_workers: int,
 ) -> tuple[Dataset, list[bytes | None]]:
     """The readable pairs, and the uncompressed image of each; None in its place if `shorter_side` is None."""
+    files = [name for name, feature in pairs.features.items() if isinstance(feature, ImageFeature) and name != "image"]
     loader = DataLoader(
-        pairs.select_columns(["image", "image_id"]),
+        pairs.select_columns(["image", "image_id", *files]),
         batch_size=64,
         collate_fn=partial(_try_decode, shorter_side=shorter_side, window=window),
         num_workers=num_workers,
@@ -275,10 +303,11 @@ def _try_decode(
     """The uncompressed image (None if `shorter_side` is None) and the error message (None if readable) of each row."""
     results: list[tuple[bytes | None, str | None]] = []
     for row in rows:
-        if not has_image(row):  # with further modalities a sample may lack it
-            results.append((None, None))
-            continue
         try:
+            check_further_files(row, window)
+            if not has_image(row):  # with further modalities a sample may lack it
+                results.append((None, None))
+                continue
             # With a size of 1 every byte of a JPEG is still decoded, but most of its pixels are not computed.
             image = decode_image(row["image"], shorter_side or 1, window, name=name_of(row))
         except (ValueError, FileNotFoundError) as error:

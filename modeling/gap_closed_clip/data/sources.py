@@ -16,7 +16,7 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 from .arguments import DataArguments, expand_path
 from .columns import ADDED_COLUMNS
 from .folds import take_fold
-from .images import cache_images, check_images, decode_image
+from .images import cache_images, check_further_files, check_images, decode_image
 from .join import error_of_source, join_pairs, join_streams, name_source
 from .modalities import has_image
 from .pairs import to_pairs, to_streamed_pairs
@@ -57,7 +57,8 @@ def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
 
 
 def load_checked_pairs(args: DataArguments, split: str, num_workers: int = 0) -> Dataset | IterableDataset:
-    """As `load_pairs`, with every image decoded once, so that a damaged one is found before hours of work.
+    """As `load_pairs`, with every image decoded once, so that a damaged one is found before hours of work; and every
+    file of a further modality.
 
     With `args.cache_images` the decoded images are kept. A stream is not decoded now; its rows are checked when they
     pass.
@@ -150,10 +151,11 @@ def _stream(pairs: Dataset | IterableDataset, args: DataArguments, shuffle: bool
 
 
 def _is_readable(row: dict, window: tuple[float, float] | None) -> bool:
-    """Whether the row's image can be decoded; if not, that is logged."""
-    if not has_image(row):
-        return True
+    """Whether the row's image, and the files of its further modalities, can be read; if not, that is logged."""
     try:
+        check_further_files(row, window)
+        if not has_image(row):
+            return True
         decode_image(row["image"], min_size=1, window=window, name=row["image_id"])
     except (ValueError, FileNotFoundError) as error:
         logger.warning("Skipped a pair: %s", error)

@@ -10,8 +10,8 @@ from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from ..checkpoint import further_modalities
-from ..data.images import decode_image
-from ..data.modalities import has_modality, read_array
+from ..data.images import open_file
+from ..data.modalities import has_modality
 from ..messages import did_you_mean
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
@@ -23,7 +23,6 @@ from .tower_descriptions import RECORD, model_type_of
 
 logger = logging.get_logger(__name__)
 
-NUMPY = b"\x93NUMPY"  # what a .npy file begins with
 # Rows of a stream that a record's schema is learned from.
 STREAMED_ROWS = 2000
 
@@ -82,9 +81,7 @@ def _opened(value: Any, name: str) -> Any:
     """A value as it is, an image or .npy file decoded."""
     if not isinstance(value, dict) or not set(value) <= {"bytes", "path"}:
         return value
-    data = value.get("bytes")
-    is_array = str(value.get("path")).endswith(".npy") if data is None else data.startswith(NUMPY)
-    return read_array(value, name) if is_array else decode_image(value, name=name)
+    return open_file(value, name)
 
 
 def check_modalities(args: ModelArguments, columns: Mapping[str, Any]) -> None:
