@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import noise_image
 from modality_runs import AUDIO, BINS, FRAMES, RATE, RECORD, RUN, tiny_run, write_table
 from safetensors.torch import load_file
 from transformers import (
@@ -160,6 +161,22 @@ def test_frozen_towers_run_once_beside_records_and_missing_samples(table, config
         states[views] = load_file(folder / "model.safetensors")
     for name, tensor in states[0].items():
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_bad_record_of_held_out_pairs_is_told_before_training(configure, tmp_path, split):
+    noise_image(32, seed=1).save(tmp_path / "0.png")
+    rows = [f"0.png,caption {number},{20 + number},train" for number in range(8)]
+    rows += [f"0.png,held out {number},{'about sixty' if number == 1 else 50},{split}" for number in range(3)]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,caption,age,split", *rows]) + "\n")
+    words = [f"data.source={tmp_path / 'pairs.csv'}", "data.modalities={record: [age]}"]
+    words += ["eval_strategy=epoch"] if split == "val" else ["eval_strategy=no", "final_split=test"]
+    message = (
+        f"data.modalities.record, {'validation' if split == 'val' else split} pairs: Record, row 1 .*'about sixty'"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(configure(*words, "save_strategy=steps", "save_steps=1", "max_steps=2"))
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
 # --- towers of transformers and timm

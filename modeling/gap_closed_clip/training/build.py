@@ -30,7 +30,7 @@ from .captioning import CaptioningArguments, build_captioner, mean_shift
 from .config import RunConfig
 from .encoder import build_model_and_processor, set_caption_length
 from .fuse import SAMPLES
-from .modalities import FurtherColumns, trained_as_heads
+from .modalities import FurtherColumns, check_held_out_records, trained_as_heads
 from .precompute import FeatureSettings, embed_pairs_once, is_frozen
 from .preflight import RunInputs
 from .tower_descriptions import RECORD
@@ -123,6 +123,7 @@ def _encoder_parts(config: RunConfig, inputs: RunInputs) -> RunParts:
     args, train_pairs, eval_pairs = inputs.args, inputs.train_pairs, inputs.eval_pairs
     given = FurtherColumns(config.data.all_modalities, train_pairs)
     encoder, processor = build_model_and_processor(config.model, inputs.captions(), given)
+    check_held_out_records(processor, inputs.held_out, given.columns)
     set_caption_length(train_pairs, encoder, processor, config.data)
     as_heads = trained_as_heads(config.model, encoder.config)
     pretrained = tuple(name for name in encoder.config.modalities or {} if name not in as_heads)

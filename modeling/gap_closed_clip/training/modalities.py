@@ -214,6 +214,32 @@ def check_records(checkpoint: str, name: str, processor: RecordProcessor, given:
             )
 
 
+def check_held_out_records(
+    processor: GapClosedClipProcessor,
+    held_out: Mapping[str, Dataset | IterableDataset],
+    columns: Mapping[str, Any],
+) -> None:
+    """
+    Reads the records of the held-out pairs, so that a bad one is not met when the model has been trained.
+
+    Args:
+        held_out: {split: pairs}; of a stream none are read.
+        columns: `data.modalities` of all sources.
+
+    Raises:
+        ValueError: a record that the schema of the training pairs does not take; with the split.
+    """
+    records = {name: processor.modality_processors[name] for name, one in columns.items() if isinstance(one, list)}
+    for split, pairs in held_out.items():
+        for name in records if isinstance(pairs, Dataset) else ():
+            if name not in pairs.column_names:
+                continue
+            try:
+                records[name]([row[name] if has_modality(row, name) else None for row in pairs.select_columns(name)])
+            except ValueError as error:
+                raise ValueError(f"data.modalities.{name}, {split} pairs: {error}") from error
+
+
 def trained_as_heads(args: ModelArguments, config: GapClosedClipConfig) -> list[str]:
     """The further modalities whose towers train as projections do: of records, and those starting at random."""
     return [
@@ -226,6 +252,7 @@ def trained_as_heads(args: ModelArguments, config: GapClosedClipConfig) -> list[
 
 __all__ = [
     "FurtherColumns",
+    "check_held_out_records",
     "check_modalities",
     "check_records",
     "trained_as_heads",
