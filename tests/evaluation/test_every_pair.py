@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from sklearn.cluster import KMeans
 from sklearn.metrics import v_measure_score
 from transformers import Trainer, TrainingArguments
@@ -189,6 +190,15 @@ def test_inside_the_trainer(tmp_path, batch_size):
     names = metric_names(pairs, modalities=("record", "audio"))
     assert {"image_record_recall@10", "text_audio_margin", "centroid_spread", "num_samples"} <= {*names}
     assert {f"eval_{name}" for name in names if "[" not in name} <= found.keys()
+
+
+def test_names_of_metrics_whose_samples_come_late():
+    """Of samples that lack one thing each, the first ones show few of the modalities together."""
+    rows = [{"image_id": "", "caption": f"c {k}", "record": {"age": float(k)}} for k in range(6)]
+    rows += [{"image_id": f"i {k}", "caption": "", "record": {"age": float(k)}} for k in range(6)]
+    rows += [{"image_id": f"i {k}", "caption": f"c {k}", "record": None} for k in range(6)]
+    names = metric_names(Dataset.from_list(rows), grouping=False, modalities=("record",))
+    assert {"recall@10", "image_record_recall@10", "text_record_margin", "mean_over_pairs_recall@10"} <= {*names}
 
 
 def test_pairs_in_another_order_are_refused(tmp_path):

@@ -179,6 +179,29 @@ def test_a_bad_record_of_held_out_pairs_is_told_before_training(configure, tmp_p
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.parametrize(
+    "metric", ["image_record_recall@10", "mean_over_pairs_debiased_modality_gap", "caption_tells_record[sex]"]
+)
+def test_a_metric_of_further_modalities_chooses_the_best_model(table, configure, tmp_path, metric):
+    words = [f"data.source={table}", "data.modalities={record: [age, sex]}", "data.folds=4", "max_steps=3"]
+    words += ["eval_strategy=steps", "eval_steps=1", "eval_grouping=false", "save_strategy=best"]
+    train(configure(*words, "load_best_model_at_end=true", f"metric_for_best_model={metric}"))
+    states = sorted((tmp_path / "run").glob("checkpoint-*/trainer_state.json"))
+    assert states  # each of them was the best one when it was written
+    for state in (json.loads(path.read_text()) for path in states):
+        found = [entry[f"eval_{metric}"] for entry in state["log_history"] if "eval_loss" in entry]
+        assert state["best_metric"] == (min(found) if "gap" in metric else max(found)) == found[-1]
+
+
+def test_a_metric_that_no_evaluation_has_is_answered_with_the_nearest_of_all_modalities(table, configure):
+    words = [f"data.source={table}", "data.modalities={record: [age, sex]}", "data.folds=4", "eval_strategy=steps"]
+    words += ["eval_steps=1", "save_strategy=best", "load_best_model_at_end=true"]
+    with pytest.raises(ValueError, match="no 'image_record_recal@10': did you mean 'image_record_recall@10'"):
+        train(configure(*words, "metric_for_best_model=image_record_recal@10"))
+    with pytest.raises(ValueError, match="no 'text_to_record\\[agee\\]_mae@10'"):
+        train(configure(*words, "metric_for_best_model=text_to_record[agee]_mae@10"))
+
+
 # --- towers of transformers and timm
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,10 @@ def metric_names(pairs: Dataset, grouping: bool = True, modalities: Sequence[str
 
 
 def _first_of(columns: Columns, source: str, number: int = 4) -> list[int]:
-    """The first rows of a source, those that lack the least, and among them those with a label, before the others."""
+    """
+    The first rows of a source, those that lack the least, and among them those with a label, before the others; and
+    two that have both of each two modalities, or all of each three (a query of two and its target), if there are any.
+    """
     rows = [index for index, other in enumerate(columns.sources) if other == source]
     parts = [columns.image_ids, columns.captions, *(values.ids for values in columns.values.values())]
     if not columns.values:
@@ -162,7 +166,10 @@ def _first_of(columns: Columns, source: str, number: int = 4) -> list[int]:
     def lacks(index: int) -> tuple[int, bool]:
         return sum(part[index] == "" for part in parts), not columns.labels[index]
 
-    return sorted(rows, key=lacks)[:number]
+    few = sorted(rows, key=lacks)[:number]
+    for chosen in (*combinations(parts, 2), *combinations(parts, 3)):
+        few += islice((index for index in rows if all(part[index] != "" for part in chosen)), 2)
+    return list(dict.fromkeys(few))
 
 
 def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:

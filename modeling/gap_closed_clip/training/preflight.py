@@ -97,7 +97,7 @@ def preflight(config: RunConfig) -> RunInputs:
     if checkpoint is not None:
         check_settings(checkpoint, settings_of(config, args, train_pairs))
     if captioning is None:
-        check_best_metric(inputs)
+        check_best_metric(inputs, config.data)
     else:
         check_captions(inputs, embedded_before=captioning.train_on == "text")
     return inputs
@@ -119,7 +119,7 @@ def _count_seen(
     return seen
 
 
-def check_best_metric(inputs: RunInputs) -> None:
+def check_best_metric(inputs: RunInputs, data: DataArguments) -> None:
     """
     Checks that the evaluations during training will have the metric that chooses the best model. (Those of a stream
     are not known before.)
@@ -131,7 +131,12 @@ def check_best_metric(inputs: RunInputs) -> None:
     name = (args.metric_for_best_model or "loss").removeprefix("eval_")
     if name == "loss" or not isinstance(pairs, Dataset):
         return
-    known = metric_names(pairs, args.eval_grouping)
+    modalities = {each: columns for each, columns in data.all_modalities.items() if each in pairs.column_names}
+    # Which metrics a field has, all of its values decide.
+    fields = [(each, field) for each, columns in modalities.items() if isinstance(columns, list) for field in columns]
+    if any(f"_{each}[{field}]" in name for each, field in fields):
+        return
+    known = metric_names(pairs, args.eval_grouping, list(modalities))
     if name not in known:
         hint = did_you_mean(name, known, otherwise=".")
         raise ValueError(f"training.metric_for_best_model: the evaluations have no {name!r}{hint}")
