@@ -204,6 +204,22 @@ def test_paths_of_the_machine_are_pointed_out(online, model_folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_every_path_in_the_published_configuration_is_pointed_out(online, model_folder, tmp_path, several):
+    source = f"source: {tmp_path}/pairs.csv, image_root: {tmp_path}/images"
+    words = [f"data.source={tmp_path}/pairs.csv", f"data.image_root={tmp_path}/images"]
+    if several:
+        words = [f"data.source=[{{name: ours, {source}}}, {{name: theirs, source: owner/pairs}}]"]
+    words += ["model.vision=a/b", "model.text=c/d", "data.modalities={sound: wave}"]
+    words += [f"model.modalities={{sound: {{tower: {tmp_path}/tower}}}}"]
+    load_config([], words).save(model_folder / "train_config.yaml")
+    done = publish(model_folder, "tester/demo", dry_run=True, license="mit", output=tmp_path / "out")
+    written = set(re.findall(rf"{tmp_path}[\w./]*", (tmp_path / "out" / "train_config.yaml").read_text()))
+    told = {re.search("Everybody will read the path ([^ ]*): it is", remark)[1] for remark in done.remarks}
+    assert told == written == {f"{tmp_path}/{name}" for name in ("pairs.csv", "images", "tower")}
+    assert any(f"it is data.image_root{' of ' * several}{several * repr('ours')} in" in text for text in done.remarks)
+
+
 def test_paths_of_each_source_are_pointed_out(online, model_folder, tmp_path):
     sources = f"data.source=[{{name: ours, source: {tmp_path}/pairs}}, owner/pairs, $DATA/other]"
     load_config([], ["model.vision=a/b", "model.text=c/d", sources]).save(model_folder / "train_config.yaml")

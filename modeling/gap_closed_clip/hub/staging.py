@@ -239,10 +239,12 @@ def _local_paths(config: RunConfig) -> list[str]:
     """A remark on each path of this machine that the published configuration and the card name."""
     named = {"model.checkpoint": config.model.checkpoint, "model.vision": config.model.vision}
     named |= {"model.text": config.model.text}
+    for name, entry in (config.model.modalities or {}).items():
+        named[f"model.modalities.{name}.tower"] = entry.get("tower")
     sources = config.data.sources().items()
-    named |= {
-        "data.source" if len(sources) == 1 else f"data.source of '{name}'": str(own.source) for name, own in sources
-    }
+    for name, own in sources:
+        of_source = "" if len(sources) == 1 else f" of '{name}'"
+        named |= {f"data.source{of_source}": str(own.source), f"data.image_root{of_source}": own.image_root}
     if config.captioning:
         named["captioning.decoder"] = config.captioning.decoder
     return [
