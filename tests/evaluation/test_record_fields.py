@@ -1,6 +1,7 @@
 """Fields of records from captions against a naive search, and what captions give away."""
 
 import datetime
+import decimal
 
 import numpy as np
 import pytest
@@ -93,6 +94,25 @@ def test_kinds_of_fields():
     kinds = {name.split("]")[0].split("[")[1]: "mae" if "mae" in name else "accuracy" for name in result}
     assert kinds == {"born": "mae", "size": "mae", "smoker": "accuracy"}  # one value, and free text, are left out
     assert 1 < result["text_to_record[born]_median_mae"] < 3  # years
+
+
+@pytest.mark.parametrize(
+    ("write", "same"),
+    [
+        (lambda age: decimal.Decimal(age), float),
+        (lambda age: f"{1950 + age}-03-31T10:30:00", lambda age: datetime.date(1950 + age, 3, 31)),
+        (lambda age: np.datetime64(f"{1950 + age}-03-31"), lambda age: datetime.date(1950 + age, 3, 31)),
+        (lambda age: "nan" if age % 2 else "6", lambda age: "odd" if age % 2 else "even"),  # no number to a schema
+        (lambda age: datetime.time(age % 3), lambda age: "abc"[age % 3]),  # which a schema does not take
+    ],
+)
+def test_a_value_counts_as_it_does_in_the_schema(write, same):
+    ages = np.random.default_rng(0).integers(20, 30, 40).tolist()
+    found, wanted = (
+        predict_record_fields(with_records(of_three(n=40), [{"it": kind(age)} for age in ages]), "record")
+        for kind in (write, same)
+    )
+    assert wanted and found == pytest.approx(wanted)
 
 
 def test_one_family_has_nobody_to_ask():

@@ -1,6 +1,5 @@
 """The fields of records: can they be read off a caption by the space, and does the caption say them word for word?"""
 
-import datetime
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from ..data import normalize_caption
 from ..data.modality_ids import is_record
 from ..metrics._clusters import few_rows_a_label
 from ..metrics._embeddings import TIE
-from ..model.record_values_gap_closed_clip import is_missing
+from ..model.record_values_gap_closed_clip import FieldError, as_date, as_number, is_missing, plain
 from .pair_embeddings import PairEmbeddings, record_modalities
 from .post_hoc import unit
 
@@ -130,28 +129,21 @@ def _word(value: Any) -> str:
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
-    """Numbers, texts that write them, and dates (in years) as float64; None where a value is a word."""
+    """Numbers, texts that write them, and dates (in years) as float64, by the rules by which a schema is learned; None
+    where a value is a word."""
     found = []
     for value in values:
-        if isinstance(value, bool | np.bool_):
-            return None
-        if isinstance(value, str):
-            value = _read(value)
-        if isinstance(value, datetime.date):
-            value = value.toordinal() / DAYS_OF_A_YEAR
-        if not isinstance(value, int | float | np.number):
-            return None
-        found.append(float(value))
-    return np.array(found)
-
-
-def _read(text: str) -> Any:
-    for read in (float, datetime.date.fromisoformat):
         try:
-            return read(text.strip())
-        except ValueError:
-            continue
-    return text
+            value = plain(value)
+        except FieldError:  # of a field that is in the data alone: a time of day, a length of time
+            return None
+        number, date = as_number(value), as_date(value)
+        if number is None and date is not None:
+            number = date.toordinal() / DAYS_OF_A_YEAR
+        if number is None:
+            return None
+        found.append(number)
+    return np.array(found)
 
 
 def _nearest_values(
