@@ -1,6 +1,5 @@
 """Where sources are found, folds, sizes, streams, and the arguments that choose them."""
 
-import itertools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -8,7 +7,6 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-import scipy.sparse.csgraph
 from datasets import Dataset, DatasetDict, Features, Value
 from torch.utils.data import DataLoader
 
@@ -115,16 +113,16 @@ def test_an_image_of_two_cases_is_in_one_fold(table):
 def test_joined_groups_do_not_depend_on_the_order_of_rows():
     random = np.random.default_rng(0)
     rows = [(f"case {random.integers(60)}", f"image {random.integers(60)}") for _ in range(70)]
-    # The reference: components of a graph whose edges are the rows.
-    graph = scipy.sparse.coo_matrix(
-        (np.ones(70), ([int(case[5:]) for case, _ in rows], [60 + int(image[6:]) for _, image in rows])), (120, 120)
-    )
-    _, component = scipy.sparse.csgraph.connected_components(graph, directed=False)
-    joined = dict(zip(rows, join_groups(*map(list, zip(*rows, strict=True))), strict=True))
-    for one, other in itertools.product(rows, repeat=2):
-        assert (joined[one] == joined[other]) == (component[int(one[0][5:])] == component[int(other[0][5:])])
-    shuffled = [rows[index] for index in random.permutation(70)]
-    assert join_groups(*map(list, zip(*shuffled, strict=True))) == [joined[row] for row in shuffled]
+    rows += [("case 3", ""), ("case 5", ""), ("case 99", "")]  # no image that they share
+    sets: list[set[str]] = []  # the reference: what has something in common is put together, row after row
+    for case, image in rows:
+        new = {case, image} - {""}
+        sets = [each for each in sets if not each & new] + [new.union(*(each for each in sets if each & new))]
+    names = {case: min(each - {name for name in each if name.startswith("image")}) for each in sets for case in each}
+    assert join_groups(*map(list, zip(*rows, strict=True))) == [names[case] for case, _ in rows]
+    assert 1 < len({*names.values()}) < len({case for case, _ in rows}) and names["case 99"] == "case 99"
+    shuffled = [rows[index] for index in random.permutation(len(rows))]
+    assert join_groups(*map(list, zip(*shuffled, strict=True))) == [names[case] for case, _ in shuffled]
 
 
 def test_rows_without_a_case_are_cases_of_their_own(table):

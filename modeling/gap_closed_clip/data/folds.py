@@ -1,10 +1,12 @@
 """Folds for cross-validation: each case in one of them."""
 
 from collections import Counter
-from collections.abc import Iterable
 from functools import partial
 
+import numpy as np
 from datasets import Dataset, IterableDataset
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from .arguments import DataArguments
 from .columns import is_missing
@@ -37,22 +39,19 @@ def _group(value: str | int | float | None, image_id: str, caption: str, index: 
     return f"caption {caption}" if caption else f"row {index}"
 
 
-def join_groups(groups: list[str], image_ids: Iterable[str]) -> list[str]:
-    """The group of each row, where groups that share an image, directly or through others, are one: by the name of
-    that one of them that comes first in the alphabet. An image_id of "" is none."""
-    parents: dict[str, str] = {}
-
-    def first_of(group: str) -> str:
-        while parents.setdefault(group, group) != group:
-            parents[group] = group = parents[parents[group]]
-        return group
-
-    group_of: dict[str, str] = {}
-    for group, image_id in zip(groups, image_ids, strict=True):
-        if image_id:
-            one, other = sorted((first_of(group), first_of(group_of.setdefault(image_id, group))))
-            parents[other] = one
-    return [first_of(group) for group in groups]
+def join_groups(groups: list[str], image_ids: list[str]) -> list[str]:
+    """
+    The group of each row, where groups that share an image, directly or through others, are one: by the name of that
+    one of them that comes first in the alphabet. An image_id of "" is none.
+    """
+    names, of_row = np.unique(groups, return_inverse=True)
+    shown = np.array([image_id != "" for image_id in image_ids], dtype=bool)
+    ids, images = np.unique(np.array(image_ids)[shown], return_inverse=True)
+    # The connected parts of the graph of groups and images whose edges are the rows.
+    edges = coo_array((np.ones(len(images)), (of_row[shown], len(names) + images)), (len(names) + len(ids),) * 2)
+    part = connected_components(edges, directed=False)[1][: len(names)]
+    _, first = np.unique(part, return_index=True)
+    return names[first[part[of_row]]].tolist()
 
 
 def _in_fold(row: dict, index: int, column: str, args: DataArguments, held_out: bool) -> bool:
