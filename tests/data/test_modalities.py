@@ -134,6 +134,11 @@ def test_a_record_of_its_reference_date_alone_is_none(processor):
     batch = PairCollator(both)(rows)
     assert batch["modality_mask"][:, 2].tolist() == [True, False, True]
     assert batch["record_numbers_mask"].flatten().tolist() == [True, False, True]
+    encoded = both(record=records)
+    assert encoded["modality_mask"][:, 2].tolist() == [True, False, True]
+    assert torch.equal(encoded["record_numbers"], batch["record_numbers"])
+    with pytest.raises(ValueError, match="field 'birht' .* no such field"):  # which is not nothing
+        both(record=[{"birht": "1960-01-01", "study": "2020-01-01"}])
     columns, inputs = collate(rows, PairCollator(both), ["image", "record"])
     assert [bool(each) for each in columns.values["record"].ids] == [True, False, True]
     assert torch.equal(inputs["record"]["numbers"], batch["record_numbers"][[0, 2]])

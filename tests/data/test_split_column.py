@@ -51,6 +51,17 @@ def test_metadata_of_a_folder_of_images(table):
 
 
 @both_ways
+@pytest.mark.parametrize("first", ["", "unlabeled"])
+def test_a_first_row_without_a_split_does_not_make_all_rows_training_pairs(table, first, streaming):
+    rows = [(ROWS[0][0], ROWS[0][1], first), *ROWS[1:]]
+    arguments = table_arguments(write_table(table / "pairs.csv", rows, NAMES), streaming=streaming, shuffle_buffer=0)
+    with pytest.raises(
+        ValueError, match=f"holds {repr(first) if first else 'an empty cell'}, which is the name of no"
+    ):
+        captions_of(arguments, "train")
+
+
+@both_ways
 def test_classes(table, streaming):
     features = Features(file=Value("string"), text=Value("string"), split=ClassLabel(names=["val", "train"]))
     rows = {"file": ["a/0.png", "a/1.png"], "text": ["caption 0", "caption 1"], "split": [0, 1]}

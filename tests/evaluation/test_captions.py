@@ -1,5 +1,6 @@
 """Captions written and found, and their metrics, against naive computations."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -120,6 +121,28 @@ def test_the_nearest_training_caption(shifted):
         cosines = [image @ text / math.sqrt(image @ image) / math.sqrt(text @ text) for text in train.text_embeds]
         assert caption == train.captions[cosines.index(max(cosines))]
     assert (test.image_embeds == kept).all()  # the shift is not left in them
+
+
+def test_a_sample_without_a_caption_or_an_image_is_nobodys_nearest():
+    """With further modalities samples may lack either: zeros would be nearer than captions that point away."""
+    train, test = synthetic(n=20, dim=8, gap=0.5, seed=1), synthetic(n=20, dim=8, gap=0.5, seed=2)
+    train.text_embeds = -np.abs(train.text_embeds)
+    test.image_embeds = np.abs(test.image_embeds)
+    whole = nearest_captions(test, train)
+
+    def with_lacking(pairs, **lacking):
+        further = {"record": np.ones((len(pairs), 8), np.float32)}
+        present = {name: np.arange(len(pairs)) != row for name, row in lacking.items()}
+        pairs = dataclasses.replace(pairs, values={}, further=further, present=present)
+        return pairs.with_embeds({})
+
+    row = train.captions.index(whole.captions[0])
+    train.captions[row] = ""
+    others = np.flatnonzero(np.arange(20) != row)
+    found = nearest_captions(with_lacking(test, image=3, text=5), with_lacking(train, text=row))
+    expected = nearest_captions(test.select(np.setdiff1d(np.arange(20), (3, 5))), train.select(others))
+    assert found.captions == expected.captions and "" not in found.captions
+    assert found.image_ids == expected.image_ids and found.references == expected.references
 
 
 def test_the_shift_makes_a_difference():

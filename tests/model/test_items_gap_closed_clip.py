@@ -114,6 +114,16 @@ def test_an_item_whose_modalities_all_weigh_nothing_is_their_mean():
     assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
 
 
+def test_a_modality_without_a_weight_counts_in_the_items_that_have_it():
+    along = torch.eye(3)
+    image = torch.stack([along[0], along[0], torch.zeros(3)])
+    text = torch.stack([along[1], torch.zeros(3), torch.zeros(3)])
+    audio = torch.stack([torch.zeros(3), along[2], along[2]])
+    found = together({"image": image, "text": text, "audio": audio}, {"image": 3.0, "text": 4.0})
+    expected = torch.tensor([[0.6, 0.8, 0.0], [0.5**0.5, 0.0, 0.5**0.5], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("several", [np.asarray, torch.tensor], ids=["numpy", "torch"])
 def test_one_array_is_one_image_and_four_axes_are_several(search, several):
     pixels = [np.asarray(image.resize((40, 36))) for image in IMAGES]

@@ -14,6 +14,7 @@ from .pairs import MissingSplitError
 
 logger = getLogger(__name__)
 
+LOOKED_AT = 100  # rows of a stream, to see whether its column names splits
 # What words of a column stand for, regardless of case; and beside them the source's own names of its splits.
 WORDS = {
     "train": "train",
@@ -41,7 +42,8 @@ def missing_split(args: DataArguments, split: str, known: list[str]) -> MissingS
 
 
 def find_split_column(rows: Dataset | IterableDataset, args: DataArguments, source_name: str) -> str | None:
-    """The column of the arguments, if the rows have it and it names splits. Of a stream the first row is looked at.
+    """The column of the arguments, if the rows have it and it names splits. Of a stream the first 100 rows are
+    looked at.
 
     Args:
         rows: all rows of a table.
@@ -60,7 +62,7 @@ def find_split_column(rows: Dataset | IterableDataset, args: DataArguments, sour
             return None
         hint = suggest(name, list(features), "columns")
         raise ValueError(f"{source_name} has no column '{name}' (data.split_column). {hint}")
-    values = _distinct(rows.take(1) if isinstance(rows, IterableDataset) else rows, name)
+    values = _distinct(rows.take(LOOKED_AT) if isinstance(rows, IterableDataset) else rows, name)
     strange = [value for value in values if not _is_understood(value, args)]
     if is_default and len(strange) == len(values):
         words = shorten([str(word) for word in strange])

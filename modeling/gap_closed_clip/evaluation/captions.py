@@ -154,10 +154,11 @@ def nearest_captions(embeddings: PairEmbeddings, train: PairEmbeddings, shift: n
     Finds for each image the training caption whose embedding is nearest to the image's: what any decoder must beat.
 
     Args:
-        embeddings: of the pairs to find captions for.
-        train: of the training pairs.
+        embeddings: of the pairs to find captions for; those that lack the image or the caption are left out.
+        train: of the training pairs; those that lack the caption are left out.
         shift: (D,), added to image embeddings before: mean text minus mean image embedding of the training pairs.
     """
+    embeddings, train = embeddings.having("image", "text"), train.having("text")
     rows = list(first_rows(embeddings.image_ids))
     images = embeddings.image_embeds[rows]
     if shift is not None:

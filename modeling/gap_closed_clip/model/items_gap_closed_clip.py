@@ -91,14 +91,18 @@ def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) 
 
     Args:
         embeds: {modality: (N, D)} unit vectors, rows of zeros where an item lacks the modality.
-        weights: `config.fusion_weights`. All weigh alike where one of the modalities has no weight there, since
-            nothing measured says what it counts beside the others; and in an item whose modalities all weigh 0.
+        weights: `config.fusion_weights`. The modalities of an item weigh alike where one of them has no weight there,
+            since nothing measured says what it counts beside the others; and where they all weigh 0. What other items
+            have makes no difference.
     """
     plain = fuse(embeds)
-    if weights is None or not set(embeds) <= set(weights):
+    if weights is None:
         return plain
-    weighted = fuse(embeds, weights)
-    return torch.where(weighted.any(-1, keepdim=True), weighted, plain)
+    weighted = fuse(embeds, {name: weights.get(name, 0.0) for name in embeds})
+    is_weighted = weighted.any(-1, keepdim=True)
+    for name in set(embeds) - set(weights):
+        is_weighted = is_weighted & ~embeds[name].any(-1, keepdim=True)
+    return torch.where(is_weighted, weighted, plain)
 
 
 def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tuple[str, Any]:

@@ -79,10 +79,13 @@ def to_ordered_json(configuration: dict[str, Any], kept: str) -> str:
 def as_samples(processor: Any, values: Any) -> list[Any]:
     """
     What a modality is given, as a list of one value for each sample; None where a sample lacks it. A record without
-    any value is none.
+    any value is none, and so is one of nothing but the date that another field is relative to.
     """
     if isinstance(processor, RecordProcessor):
-        return [row if row and not all(map(is_missing, row.values())) else None for row in rows_of(values)]
+        rows = rows_of(values)
+        dates = set(processor.column_names) - set(processor.field_names)
+        given = (row and not all(name in dates or is_missing(value) for name, value in row.items()) for row in rows)
+        return [row if has else None for row, has in zip(rows, given, strict=True)]
     if isinstance(processor, ArrayProcessor):
         dimensions = len(processor.shape)
     else:
