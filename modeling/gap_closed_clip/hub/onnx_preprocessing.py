@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.tower_kinds_gap_closed_clip import patch_size
+from ..model.tower_kinds_gap_closed_clip import is_timm, patch_size
 from .onnx_further import describe_further, further_readme, further_rows
 
 
@@ -114,6 +114,12 @@ def size_step(model: GapClosedClipModel) -> tuple[int, int] | None:
     if any(type(module).__name__.endswith("2dSame") for module in model.vision_model.modules()):
         # TensorFlow's padding depends on the size that a layer meets: as a formula of the image's size it grows with
         # every layer, and torch takes many minutes over it.
+        return None
+    if not is_timm(model.vision_model) and any(
+        "Attention" in type(module).__name__ for module in model.vision_model.modules()
+    ):
+        # Those of transformers that see patches look up, or interpolate, the positions of the size they are shown, and
+        # what is exported has those of the example alone.
         return None
     return patch_size(model.vision_model) or (1, 1)
 
