@@ -79,7 +79,7 @@ def _image_steps(settings: dict[str, Any]) -> dict[str, Any]:
         if settings.get("image_processor_type") == "GapClosedClipImageProcessor":
             crop["border"] = "round"  # half of an odd border is rounded to an even number, elsewhere down
     return {
-        "mode": "RGB" if settings.get("do_convert_rgb", True) else None,
+        "mode": "RGB",  # whatever do_convert_rgb says: the processor makes every image RGB before
         "resize": {**size, "resample": resample} if settings["do_resize"] else None,
         "center_crop": crop,
         "rescale_factor": settings["rescale_factor"] if settings["do_rescale"] else None,
@@ -163,7 +163,6 @@ def readme(description: dict[str, Any]) -> str:
         sizes=sizes,
         max_length=description["text"]["max_length"],
         dimension=description["embedding"]["dimension"],
-        mode='.convert(settings["mode"])' if image["mode"] else "",
         steps="\n".join(f"    {line}" for line in _example_steps(image)),
         opset=description["opset"],
         further_rows="".join(further_rows(description)),
@@ -231,7 +230,7 @@ text_model = onnxruntime.InferenceSession("text_model.onnx")
 
 
 def pixels(path):
-    image = Image.open(path)$mode
+    image = Image.open(path).convert(settings["mode"])
 $steps
     return array.transpose(2, 0, 1).astype(np.float32)
 
