@@ -268,6 +268,19 @@ def test_overwriting_replaces_the_model_and_nothing_else(center, model, tmp_path
     assert not list(folder.glob("tmp*"))
 
 
+def test_overwriting_leaves_nothing_of_how_another_model_was_trained(center, model, tmp_path):
+    folder = tmp_path / "outputs" / "clip-centering"
+    assert center(model, QUICK)[0] == 0
+    assert (folder / "train_config.yaml").is_file() and (folder / "run.json").is_file()
+    stranger = shutil.copytree(tmp_path / model, tmp_path / "outputs" / "stranger")
+    for name in ("train_config.yaml", "run.json"):
+        (stranger / name).unlink()
+    pairs = [f"data.{name}={value}" for name, value in DATA.items()]
+    code, _, err = center("outputs/stranger", "output=outputs/clip-centering", "overwrite=true", QUICK, *pairs)
+    assert code == 0, err
+    assert not (folder / "train_config.yaml").exists() and not (folder / "run.json").exists()
+
+
 def test_a_method_that_cannot_be_fitted_is_left_out(center, model, monkeypatch):
     def fit_all_but_one(method, features):
         if method == "whitening":

@@ -282,8 +282,9 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: 
             for name in (CONFIG_FILE, RUN_FILE):
                 if (Path(origin) / name).is_file():
                     shutil.copyfile(Path(origin) / name, new / name)
-            for old in folder.glob("model*.safetensors*"):  # in other parts than the new one's, perhaps
-                old.unlink()
+            # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
+            for old in (*folder.glob("model*.safetensors*"), folder / CONFIG_FILE, folder / RUN_FILE):
+                old.unlink(missing_ok=True)
             for path in new.iterdir():
                 os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
