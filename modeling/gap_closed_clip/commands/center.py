@@ -66,6 +66,7 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training import RunConfig, close_gap, fit_post_hoc
 from ..training.close_gap import check_can_close, weights_after
+from ..training.encoder import with_config
 from . import CommandParser, keep_freed_memory
 from .evaluate import config_of_the_pairs, split_words
 
@@ -222,7 +223,8 @@ def _load(name: str, allow_pickle: bool) -> tuple[GapClosedClipModel, GapClosedC
         )
     model, processor = load_checkpoint(name, allow_pickle=allow_pickle)
     check_can_close(model)
-    return model, processor
+    # The new model computes in float32, whatever this one is stored in: so do the features that a method is fitted on.
+    return model if model.dtype == torch.float32 else with_config(model, {}, name), processor
 
 
 def _load_pairs(command: CenterCommand) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None, str]:
