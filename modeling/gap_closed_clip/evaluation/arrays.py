@@ -79,7 +79,7 @@ def load_arrays(files: ArrayFiles, columns: Columns | None = None) -> PairEmbedd
     if len(columns.image_ids) != len(image):
         raise ValueError(
             f"{image_name} has {len(image)} rows and there are {len(columns.image_ids)} pairs: the embeddings have to "
-            "be of the same pairs, in their order."
+            "be of the same pairs that have an image and a caption, in their order."
         )
     image, text = (unit(array).astype(np.float32) for array in (image, text))
     return PairEmbeddings(image, text, *columns)
