@@ -114,6 +114,14 @@ def test_an_item_whose_modalities_all_weigh_nothing_is_their_mean():
     assert torch.equal(found, torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
 
 
+def test_an_item_weighs_the_same_beside_whatever_items():
+    """The audio, which has no weight, is of the second item alone."""
+    image, record = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 0.0]])
+    audio = torch.tensor([[0.0, 0.0], [0.0, 1.0]])
+    found = together({"image": image, "record": record, "audio": audio}, {"image": 3.0, "record": 4.0})
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8], [0.5**0.5, 0.5**0.5]]))
+
+
 @pytest.mark.parametrize("several", [np.asarray, torch.tensor], ids=["numpy", "torch"])
 def test_one_array_is_one_image_and_four_axes_are_several(search, several):
     pixels = [np.asarray(image.resize((40, 36))) for image in IMAGES]

@@ -91,14 +91,18 @@ def together(embeds: Mapping[str, Tensor], weights: Mapping[str, float] | None) 
 
     Args:
         embeds: {modality: (N, D)} unit vectors, rows of zeros where an item lacks the modality.
-        weights: `config.fusion_weights`. All weigh alike where one of the modalities has no weight there, since
+        weights: `config.fusion_weights`. All weigh alike in an item one of whose modalities has no weight there, since
             nothing measured says what it counts beside the others; and in an item whose modalities all weigh 0.
     """
     plain = fuse(embeds)
-    if weights is None or not set(embeds) <= set(weights):
+    known = {name: z for name, z in embeds.items() if name in (weights or {})}
+    if not known:
         return plain
-    weighted = fuse(embeds, weights)
-    return torch.where(weighted.any(-1, keepdim=True), weighted, plain)
+    weighted = fuse(known, weights)
+    is_weighted = weighted.any(-1, keepdim=True)  # (N, 1)
+    for name in embeds.keys() - known.keys():
+        is_weighted &= ~embeds[name].any(-1, keepdim=True)  # what other items have says nothing of this one
+    return torch.where(is_weighted, weighted, plain)
 
 
 def _image_or_text(item: Any, location: str, further: Mapping[str, Any]) -> tuple[str, Any]:
