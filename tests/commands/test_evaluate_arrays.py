@@ -125,6 +125,8 @@ def test_beside_a_model_on_samples_that_lack_something(evaluate, tiny_model, tin
         (["images.npy"], "images.npy: embeddings are two arrays, images first"),
         (["images.npy,texts.npz"], "images.npy,texts.npz: embeddings are two arrays"),
         (["images.npy,none.npy"], "There is no file none.npy."),
+        (["labels.txt"], "labels.txt is a file: a model is a folder or a Hub id, and embeddings are"),
+        (["labels.txt,labels.txt", "data.source=phantoms"], "labels.txt,labels.txt is a file: a model is a folder"),
         (["a=images.npy,texts.npy", "a=both.safetensors"], "a is there twice: write NAME=FILES with two names."),
         (["images.npy,texts.npy", "labels=none.txt"], "labels: there is no file none.txt."),
         (["images.npy,texts.npy", "labels=five.txt"], "labels: five.txt has 5 rows and there are 10 pairs."),
