@@ -337,7 +337,8 @@ def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation])
     settings = command.settings
     (_, before), *after = evaluations.items()
     for name, evaluation in after:
-        was, found = before.metrics["recall@10"], evaluation.metrics["recall@10"]
+        # There is none where no sample has both image and caption.
+        was, found = (each.metrics.get("recall@10", 0.0) for each in (before, evaluation))
         if found < was - FALL:
             print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}.")
     saved = [str(folder) for method in settings.methods if (folder := settings.folder_of(method)) is not None]
