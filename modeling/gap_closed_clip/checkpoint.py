@@ -109,7 +109,6 @@ def load_checkpoint(
     if is_foreign(name_or_path, revision):
         model, processor = from_clip(name_or_path, revision, allow_pickle)
         check_vocabulary(name_or_path, processor.tokenizer, model)
-        check_finite(name_or_path, model)
         return model, processor
     with explained_errors(name_or_path, revision):
         if is_adapter(name_or_path, revision):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import captioner_of
 from conversion.clip_models import save_source
@@ -84,6 +85,27 @@ def test_an_ordinary_folder_and_the_table(center, model, method):
     code, out, err = center(new, "output=again", QUICK)
     assert code == (0 if method == "centering" else 1)
     assert code == 0 or "already has a map" in err
+
+
+@pytest.mark.parametrize("method", ["centering", "whitening"])
+def test_a_model_that_is_stored_in_half_precision(center, model, tmp_path, method):
+    """It becomes the very model that the same weights in float32 become, and the table is of that one."""
+    half, full = (shutil.copytree(tmp_path / model, tmp_path / "outputs" / name) for name in ("half", "full"))
+    encoder = GapClosedClipModel.from_pretrained(model).bfloat16()
+    encoder.save_pretrained(half)
+    encoder.float().save_pretrained(full)
+    assert load_checkpoint(half)[0].dtype == torch.bfloat16
+    found = {}
+    for name in ("half", "full"):
+        code, _, err = center(f"outputs/{name}", f"method={method}", QUICK)
+        assert code == 0, err
+        found[name] = embeddings(f"outputs/{name}-{method}", "validation")
+    np.testing.assert_allclose(found["half"].image_embeds, found["full"].image_embeds, atol=1e-5)
+    np.testing.assert_allclose(found["half"].text_embeds, found["full"].text_embeds, atol=1e-5)
+    results = read_metrics(f"outputs/half-{method}/metrics.json")[f"half-{method}"]
+    measured = evaluate_embeddings(found["half"], grouping=False)
+    for name in ("modality_gap", "true_pair_cosine", "margin"):
+        assert measured[name] == pytest.approx(results[name], abs=2e-4), name
 
 
 def test_two_folders_of_one_name(center, model):
@@ -266,6 +288,19 @@ def test_overwriting_replaces_the_model_and_nothing_else(center, model, tmp_path
     assert (folder / "notes.txt").read_text() == "precious" and (folder / "other").is_dir()
     assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
     assert not list(folder.glob("tmp*"))
+
+
+def test_overwriting_leaves_nothing_of_how_another_model_was_trained(center, model, tmp_path):
+    folder = tmp_path / "outputs" / "clip-centering"
+    assert center(model, QUICK)[0] == 0
+    assert (folder / "train_config.yaml").is_file() and (folder / "run.json").is_file()
+    stranger = shutil.copytree(tmp_path / model, tmp_path / "outputs" / "stranger")
+    for name in ("train_config.yaml", "run.json"):
+        (stranger / name).unlink()
+    pairs = [f"data.{name}={value}" for name, value in DATA.items()]
+    code, _, err = center("outputs/stranger", "output=outputs/clip-centering", "overwrite=true", QUICK, *pairs)
+    assert code == 0, err
+    assert not (folder / "train_config.yaml").exists() and not (folder / "run.json").exists()
 
 
 def test_a_method_that_cannot_be_fitted_is_left_out(center, model, monkeypatch):

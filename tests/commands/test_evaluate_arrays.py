@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import noise_image
 from safetensors.torch import save_file
 
 from gap_closed_clip.checkpoint import load_checkpoint
@@ -92,12 +93,40 @@ def test_beside_a_model(evaluate, tiny_model, tiny_processor, tmp_path):
     assert code == 1 and "labels is of embeddings alone" in err
 
 
+def test_beside_a_model_on_samples_that_lack_something(evaluate, tiny_model, tiny_processor, tmp_path):
+    """Of 8 samples with an age, two have no caption and one no image: rows are of the 5 pairs, as of the model."""
+    tiny_model.save_pretrained("outputs/demo")
+    tiny_processor.save_pretrained("outputs/demo")
+    lines = ["image,caption,age"]
+    for number in range(8):
+        noise_image(60, (32, 32), seed=number).save(tmp_path / f"{number}.png")
+        caption = "" if number in (2, 5) else f"Finding number {number}."
+        lines.append(f"{'' if number == 6 else f'{number}.png'},{caption},{40 + number}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    images, texts = np.random.default_rng(0).normal(size=(2, 8, 6))
+    whole = [0, 1, 3, 4, 7]
+    for name, rows in (("all", range(8)), ("whole", whole)):
+        np.save(f"{name}_images.npy", images[list(rows)])
+        np.save(f"{name}_texts.npy", texts[list(rows)])
+    words = ["data.source=pairs.csv", "data.modalities={record: [age]}", "split=train", "num_workers=0"]
+    code, out, err = evaluate("outputs/demo", "other=whole_images.npy,whole_texts.npy", "output=report", *words)
+    assert code == 0, err
+    results = read_metrics("report/metrics.json")
+    assert results["other"]["num_pairs"] == results["demo"]["num_pairs"] == 5
+    cosines = images[whole] @ texts[whole].T / np.linalg.norm(texts[whole], axis=1)
+    assert results["other"]["image_to_text_recall@1"] == np.mean(cosines.argmax(axis=1) == np.arange(5))
+    code, out, err = evaluate("outputs/demo", "all_images.npy,all_texts.npy", *words)
+    assert code == 1 and "all_images.npy has 8 rows and there are 5 pairs" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["images.npy"], "images.npy: embeddings are two arrays, images first"),
         (["images.npy,texts.npz"], "images.npy,texts.npz: embeddings are two arrays"),
         (["images.npy,none.npy"], "There is no file none.npy."),
+        (["labels.txt"], "labels.txt is a file: a model is a folder or a Hub id, and embeddings are"),
+        (["labels.txt,labels.txt", "data.source=phantoms"], "labels.txt,labels.txt is a file: a model is a folder"),
         (["a=images.npy,texts.npy", "a=both.safetensors"], "a is there twice: write NAME=FILES with two names."),
         (["images.npy,texts.npy", "labels=none.txt"], "labels: there is no file none.txt."),
         (["images.npy,texts.npy", "labels=five.txt"], "labels: five.txt has 5 rows and there are 10 pairs."),

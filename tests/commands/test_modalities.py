@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import yaml
+from conftest import CAPTIONS, noise_image
 from evaluation.records import record_model
 from transformers import AutoModel
 
@@ -95,6 +96,21 @@ def test_center(command, folder, method):
         for name in features.modalities:
             mean = features.having(name).embeds(name).mean(axis=0)
             assert np.abs(mean).max() < 1e-5, name
+
+
+def test_center_where_no_held_out_sample_has_image_and_caption(command, folder, tmp_path):
+    rows = ["image,caption,age,sex,split"]
+    for number in range(24):
+        noise_image(60, (32, 32), seed=number).save(tmp_path / f"{number}.png")
+        image, caption = f"{number}.png", f"{CAPTIONS[number % 6]} {CAPTIONS[number // 6]}"
+        kept = (image, caption) if number < 12 else (image, "") if number % 2 else ("", caption)
+        rows.append(",".join([*kept, str(30 + number), "fm"[number % 3 == 0], "train" if number < 12 else "val"]))
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    code, out, err = command("center", folder, "data.source=pairs.csv", "num_workers=0")
+    assert code == 0, err
+    assert "The model is in outputs/ours-centering." in out and "R@10 (mean of both directions) fell" not in out
+    after = read_metrics("outputs/ours-centering/metrics.json")["ours-centering"]
+    assert "image_to_record_recall@10" in after and "recall@10" not in after
 
 
 def test_eval_of_models_of_different_records(command, folder, caplog):

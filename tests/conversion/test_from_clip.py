@@ -1,6 +1,7 @@
 """CLIPs of transformers as models of ours: what they embed, how they are saved, loaded, adapted and refused."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPImageProcessor,
+    CLIPModel,
     CLIPSegConfig,
     CLIPSegForImageSegmentation,
     LlavaConfig,
@@ -343,6 +345,20 @@ def test_a_field_that_is_not_there(clip):
     with pytest.raises(ValueError, match="projection_dim is 16 in this model, and can't be made 8"):
         from_clip(clip, projection_dim=8)
     assert from_clip(clip, image_pooling="mean", projection_dim=16)[0].config.image_pooling == "mean"
+    with pytest.raises(ValueError, match="can't be taken over: text_config is that of the model which is taken over"):
+        from_clip(clip, text_config={})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(clip, tmp_path, value):
+    """They are told of, and not that NaN differs from NaN."""
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    model = CLIPModel.from_pretrained(clip)
+    model.text_projection.weight.data[3, 5] = value
+    model.save_pretrained(tmp_path)
+    for load in (from_clip, load_checkpoint):
+        with pytest.raises(ValueError, match="weights that are NaN or infinite, the first in text_projection.weight"):
+            load(tmp_path)
 
 
 def test_a_damaged_file(clip, tmp_path):

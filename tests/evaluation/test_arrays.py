@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gap_closed_clip.evaluation.arrays import ArrayFiles, columns_of_rows, is_arrays, load_arrays
+from gap_closed_clip.evaluation.arrays import ArrayFiles, columns_of_rows, is_arrays, load_arrays, read_lines
 
 
 @pytest.fixture
@@ -154,3 +154,18 @@ def test_rows_without_an_id_are_not_one_image(tmp_path, setting):
         with pytest.raises(ValueError, match=f"{setting}: .*{message}{setting} out"):
             columns_of_rows(4, **{setting: place})
     assert columns_of_rows(4, labels=f"{table}:label").labels == ["CT", "", "MR", ""]  # that is no label
+
+
+def test_an_empty_line_of_a_single_column_is_a_row(tmp_path):
+    """As of a text file, where it is no label; a line of several columns has their separators."""
+    (tmp_path / "one.csv").write_text("label\nCT\n\nMR\n\n")
+    assert read_lines("labels", f"{tmp_path / 'one.csv'}:label", 4) == ["CT", "", "MR", ""]
+    assert read_lines("labels", f"{tmp_path / 'one.csv'}:label", 3) == ["CT", "", "MR"]  # the last one ends the file
+    (tmp_path / "two.csv").write_text('number,label\n1,CT\n2,\n3,"M\nR"\n4\n\n')
+    assert read_lines("labels", f"{tmp_path / 'two.csv'}:label", 4) == ["CT", "", "M\nR", ""]
+
+
+def test_a_table_with_an_open_quotation_mark(tmp_path):
+    (tmp_path / "open.csv").write_text('label,size\nCT,"5 inches\n' + "MR,4 inches\n" * 20_000)
+    with pytest.raises(ValueError, match="labels: .*open.csv is no table that can be read .* quotation mark"):
+        read_lines("labels", f"{tmp_path / 'open.csv'}:label", 20_001)

@@ -61,6 +61,33 @@ def test_rows_that_share_anything_are_one_group():
     assert len(set(groups)) == 3
 
 
+@pytest.mark.parametrize("none", [None, math.nan, "", "  "])
+def test_rows_without_a_case_are_no_case(none):
+    """By hand: the rows of case P2 are one group, the others are alone; and where all have none, all are alone."""
+    images, captions = list("abcdef"), list("uvwxyz")
+    groups = joined_groups(images, captions, ["P1", none, none, "P2", "P2", "P3"]).tolist()
+    assert groups[3] == groups[4] and len(set(groups)) == 5
+    assert joined_groups([none] * 4).tolist() == [0, 1, 2, 3]
+    assert len(set(joined_groups([none, none, "P1", "P1"], list("aabc")).tolist())) == 2
+    for compare in (paired_bootstrap, paired_permutation):
+        with pytest.raises(ValueError, match="2 queries have no group, the first in row 1"):
+            compare(np.arange(6.0), np.ones(6), np.array(["P1", none, none, "P2", "P2", "P3"], dtype=object))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"image_ids": ["a", None, "b"]}, "image_ids: row 1 has none"),
+        ({"caption_ids": np.array([1.0, 2.0, math.nan])}, "caption_ids: row 2 has none"),
+        ({"caption_ids": ["a", "b"]}, "there are 3 pairs and 2 caption_ids"),
+        ({"k": 0}, "k is 0, it has to be 1 or more"),
+    ],
+)
+def test_ids_of_hits_are_checked_as_those_of_the_metric(ids, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval_hits(np.eye(3), np.eye(3), **ids)
+
+
 def test_sources_are_parts_of_the_mean_over_them():
     rng = np.random.default_rng(0)
     image, text = rng.normal(size=(2, 30, 5))
@@ -249,6 +276,11 @@ def test_holm_written_out():
 
 
 def test_what_cannot_be_compared_is_said():
+    for level in (0, 1, 95):
+        with pytest.raises(ValueError, match=f"level is {level}: give the share"):
+            paired_bootstrap(np.arange(8.0), np.ones(8), np.arange(8), level=level)
+        with pytest.raises(ValueError, match=f"level is {level}: give the share"):
+            paired_t([1.0, 2.0], [2.0, 4.0], level=level)
     x = np.ones(4)
     with pytest.raises(ValueError, match="differ in shape, .1, 4. and .1, 3."):
         paired_bootstrap(x, x[:3], [0, 1, 2, 3])

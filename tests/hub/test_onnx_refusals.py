@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 
 from gap_closed_clip.hub import export_onnx
 from gap_closed_clip.hub.onnx_preprocessing import describe, example_size, readme
@@ -70,9 +71,12 @@ def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
     off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), False)
     processor = processor_of(tiny_processor.tokenizer, crop_size={"height": 28, "width": 28}, **off)
     description = describe(tiny_model, processor, "bare", 64, 18)
-    left_out = ("mode", "resize", "rescale_factor", "mean", "std")
-    assert [description["image"][name] for name in left_out] == [None] * 5
-    code = readme(description)
+    left_out = ("resize", "rescale_factor", "mean", "std")
+    assert [description["image"][name] for name in left_out] == [None] * 4
+    # Images become RGB in any case, before the image processor sees them.
+    gray = processor(images=[Image.linear_gradient("L")], return_tensors="pt")["pixel_values"]
+    assert gray.shape == (1, 3, 28, 28) and description["image"]["mode"] == "RGB"
+    code = readme(description).replace('.convert(settings["mode"])', "", 1)
     assert "settings[" not in code.replace('settings["center_crop"]', "") and "convert" not in code
     small = {"longest_edge": 20, "shortest_edge": 10}
     for settings, words in (({"size": small}, "longest_edge"), ({"do_pad": True}, "do_pad")):

@@ -324,3 +324,14 @@ def test_records_and_items_with_them(tiny_processor, images, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             encoder.encode([item])
+
+
+def test_an_item_is_the_same_in_every_list(tiny_processor, images, tmp_path):
+    """Also where a modality of another item has no weight."""
+    weights = {name: weight for name, weight in WEIGHTS.items() if name != "audio"}
+    model = model_of_four(fusion_weights=weights)
+    folder = save_folder(tmp_path / "four", model, processor_of_four(tiny_processor))
+    encoder = sentence_transformers.SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    item = {"image": images[0], "record": RECORDS[0]}
+    alone = encoder.encode([item])[0]
+    assert encoder.encode([item, {"audio": spectrogram(0)}])[0] == pytest.approx(alone, abs=1e-6)

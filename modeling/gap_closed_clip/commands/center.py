@@ -66,6 +66,7 @@ from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training import RunConfig, close_gap, fit_post_hoc
 from ..training.close_gap import check_can_close, weights_after
+from ..training.encoder import with_config
 from . import CommandParser, keep_freed_memory
 from .evaluate import config_of_the_pairs, split_words
 
@@ -222,7 +223,8 @@ def _load(name: str, allow_pickle: bool) -> tuple[GapClosedClipModel, GapClosedC
         )
     model, processor = load_checkpoint(name, allow_pickle=allow_pickle)
     check_can_close(model)
-    return model, processor
+    # The new model computes in float32, whatever this one is stored in: so do the features that a method is fitted on.
+    return model if model.dtype == torch.float32 else with_config(model, {}, name), processor
 
 
 def _load_pairs(command: CenterCommand) -> tuple[Dataset | IterableDataset, Dataset | IterableDataset | None, str]:
@@ -282,8 +284,9 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: 
             for name in (CONFIG_FILE, RUN_FILE):
                 if (Path(origin) / name).is_file():
                     shutil.copyfile(Path(origin) / name, new / name)
-            for old in folder.glob("model*.safetensors*"):  # in other parts than the new one's, perhaps
-                old.unlink()
+            # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
+            for old in (*folder.glob("model*.safetensors*"), folder / CONFIG_FILE, folder / RUN_FILE):
+                old.unlink(missing_ok=True)
             for path in new.iterdir():
                 os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:
@@ -334,7 +337,8 @@ def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation])
     settings = command.settings
     (_, before), *after = evaluations.items()
     for name, evaluation in after:
-        was, found = before.metrics["recall@10"], evaluation.metrics["recall@10"]
+        # There is none where no sample has both image and caption.
+        was, found = (each.metrics.get("recall@10", 0.0) for each in (before, evaluation))
         if found < was - FALL:
             print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}.")
     saved = [str(folder) for method in settings.methods if (folder := settings.folder_of(method)) is not None]

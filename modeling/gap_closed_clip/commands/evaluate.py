@@ -88,6 +88,11 @@ def parse(words: list[str]) -> EvalCommand:
         raise ValueError(
             "No model is named: give a folder that `gap-closed-clip train` wrote, or a Hub id, e.g. outputs/demo."
         )
+    if files := [word for word in models if any(Path(part).is_file() for part in word.split(","))]:
+        raise ValueError(
+            f"{files[0]} is a file: a model is a folder or a Hub id, and embeddings are `images.npy,texts.npy` or "
+            "`both.safetensors`."
+        )
     _check_arrays(arrays, models, settings, overrides)
     if not models:
         return EvalCommand({}, arrays, settings, None)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from torch import Tensor, nn
 from transformers.utils import cached_file
 
+from ..folder_errors import check_finite
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig, check_field_names
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
@@ -48,7 +49,8 @@ def from_clip(
 
     Raises:
         OSError: it can't be found.
-        ValueError: it is no CLIP, a part of it is missing or can't be expressed, or pickled weights without a yes.
+        ValueError: it is no CLIP, a part of it is missing or can't be expressed, weights that are not finite, or
+            pickled weights without a yes.
     """
     name = str(name)
     config = _config(name, revision)
@@ -62,6 +64,7 @@ def from_clip(
         model, processor = assemble(parts, **{"taken_over_from": _public_name(name, parts), **config_kwargs})
     except (RuntimeError, ValueError) as error:  # shapes, or a pooling that a tower doesn't have
         raise ValueError(f"{name} can't be taken over: {error}") from error
+    check_finite(name, model)  # before it is compared: NaN differs from NaN
     if parts.reference is not None:
         changed = _changed_on_purpose(parts, model.config)
         _compare(name, model, processor, parts.reference, {"image", "text"} - changed)
@@ -99,6 +102,8 @@ def assemble(parts: ClipParts, **config_kwargs) -> tuple[GapClosedClipModel, Gap
             layers, or of different widths.
     """
     check_field_names(config_kwargs)
+    if own := [name for name in ("vision_config", "text_config") if name in config_kwargs]:
+        raise ValueError(f"{own[0]} is that of the model which is taken over: leave it out.")
     layers = {
         "image": parts.image_projection or _identity(image_width(parts.vision_model)),
         "text": parts.text_projection or _identity(text_width(parts.text_model.config)),

@@ -79,7 +79,7 @@ def load_arrays(files: ArrayFiles, columns: Columns | None = None) -> PairEmbedd
     if len(columns.image_ids) != len(image):
         raise ValueError(
             f"{image_name} has {len(image)} rows and there are {len(columns.image_ids)} pairs: the embeddings have to "
-            "be of the same pairs, in their order."
+            "be of the same pairs that have an image and a caption, in their order."
         )
     image, text = (unit(array).astype(np.float32) for array in (image, text))
     return PairEmbeddings(image, text, *columns)
@@ -129,6 +129,8 @@ def read_lines(setting: str, place: str, number: int) -> list[str]:
         raise ValueError(f"{setting}: {path} is no text in UTF-8 ({error}).") from error
     if column or Path(path).suffix == ".csv":
         lines = _column(setting, path, text, column)
+        while len(lines) > number and not lines[-1]:  # empty lines at the end of the file
+            lines.pop()
     else:
         lines = [line.strip() for line in io.StringIO(text)]  # str.splitlines splits at form feeds, too
     if len(lines) != number:
@@ -148,12 +150,18 @@ def _read_ids(setting: str, place: str, number: int) -> list[str]:
 
 
 def _column(setting: str, path: str, text: str, column: str) -> list[str]:
-    rows = csv.DictReader(io.StringIO(text))
-    names = list(rows.fieldnames or [])
+    try:
+        names, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+    except csv.Error as error:
+        raise ValueError(
+            f"{setting}: {path} is no table that can be read ({error}): is there a quotation mark without its second?"
+        ) from error
     if column not in names:
         what = f"no column '{column}'" if column else "several columns; name one, as in " + f"{path}:COLUMN"
         raise ValueError(f"{setting}: {path} has {what}. {suggest(column, names, 'columns')}")
-    return [(row[column] or "").strip() for row in rows]
+    place = names.index(column)
+    # An empty line is a row of a single column, which has no value, and none of several.
+    return [row[place].strip() if len(row) > place else "" for row in rows if row or len(names) == 1]
 
 
 def _numbered(ids: list[str]) -> list[str]:

@@ -20,6 +20,7 @@ from .evaluate_pairs import evaluate_embeddings
 from .post_hoc import fit_pairs
 from .precision import autocast_dtype
 from .report import write_report
+from .what_is_embedded import with_image_and_caption
 
 
 @dataclass
@@ -135,7 +136,8 @@ class Comparison:
         )
 
     def _load_arrays(self, arrays: dict[str, ArrayFiles]) -> dict[str, PairEmbeddings]:
-        columns = None if self.pairs is None or not arrays else columns_of(self.pairs)
+        # Pairs that lack the image or the caption have no row: they are no pairs to measure a model on, either.
+        columns = None if self.pairs is None or not arrays else columns_of(with_image_and_caption(self.pairs))
         found = {name: load_arrays(files, columns) for name, files in arrays.items()}
         lengths = {name: len(embeddings) for name, embeddings in found.items()}
         if len(set(lengths.values())) > 1:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..metrics._embeddings import families_of, numbered
+from ..metrics._embeddings import _strings, families_of, is_missing, numbered
 from ..metrics.cross_modal_retrieval import retrieval_ranks
 
 
@@ -71,10 +71,16 @@ def retrieval_hits(
         k: the cut-off.
 
     Raises:
-        ValueError: as the metric.
+        ValueError: as the metric; ids of another number, or a cut-off below 1.
     """
+    if k < 1:
+        raise ValueError(f"retrieval_hits: k is {k}, it has to be 1 or more.")
     own = [f"row {row:012}" for row in range(len(image_embeds))]
-    images, captions = (own if ids is None else list(ids) for ids in (image_ids, caption_ids))
+    given = {"image_ids": image_ids, "caption_ids": caption_ids}
+    images, captions = (own if ids is None else _strings(name, ids) for name, ids in given.items())
+    for name, ids in (("image_ids", images), ("caption_ids", captions)):
+        if len(ids) != len(own):
+            raise ValueError(f"retrieval_hits: there are {len(own)} pairs and {len(ids)} {name}: give one a pair.")
     found = retrieval_ranks(image_embeds, text_embeds, images, captions)
     text_to_image, image_to_text = ((ranks <= k).astype(float) for ranks in (found.text_to_image, found.image_to_text))
     return RetrievalHits(text_to_image, image_to_text, found.caption_rows, found.image_rows)
@@ -85,12 +91,28 @@ def joined_groups(first: Sequence[str], *others: Sequence[str]) -> np.ndarray:
     (N,) numbers: rows that share an id in any of the columns, directly or through other rows, have the same.
 
     Args:
-        first, others: N ids each, such as cases, images and captions.
+        first, others: N ids each, such as cases, images and captions. Rows that have none there (None, NaN, an empty
+            text) share nothing by that.
     """
-    groups = numbered(list(first))
+    groups = _numbered_apart(first)
     for ids in others:
-        groups = families_of(groups, numbered(list(ids)))
+        groups = families_of(groups, _numbered_apart(ids))
     return groups
+
+
+def lacks_id(identifier: Any) -> bool:
+    """Whether this stands for no id: None, NaN, pandas.NA, or a text of white space alone."""
+    return is_missing(identifier) or (isinstance(identifier, str) and not identifier.strip())
+
+
+def _numbered_apart(column: Sequence[Any] | np.ndarray) -> np.ndarray:
+    """`numbered`, with a number of its own behind the others for each row without an id."""
+    ids = list(column)
+    given = np.array([not lacks_id(identifier) for identifier in ids], dtype=bool)
+    known = numbered([identifier for identifier, is_given in zip(ids, given, strict=True) if is_given])
+    numbers = np.arange(len(ids)) + len(ids)  # those of ids are below
+    numbers[given] = known
+    return np.unique(numbers, return_inverse=True)[1]
 
 
 def stack_queries(parts: Sequence[Queries]) -> Queries:
@@ -106,4 +128,4 @@ def stack_queries(parts: Sequence[Queries]) -> Queries:
     return Queries(scores, np.concatenate([each.groups for each in parts]), np.concatenate(numbers))
 
 
-__all__ = ["Queries", "RetrievalHits", "joined_groups", "retrieval_hits", "stack_queries"]
+__all__ = ["Queries", "RetrievalHits", "joined_groups", "lacks_id", "retrieval_hits", "stack_queries"]

@@ -13,7 +13,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..metrics._embeddings import blocks
-from .retrieval_hits import Queries, RetrievalHits, joined_groups, retrieval_hits, stack_queries
+from .retrieval_hits import Queries, RetrievalHits, joined_groups, lacks_id, retrieval_hits, stack_queries
 
 
 Ids = Sequence | np.ndarray
@@ -67,6 +67,11 @@ class _Differences:
         if any(ids.shape != (num_queries,) for ids in columns):
             found = " and ".join(str(ids.shape) for ids in columns)
             raise ValueError(f"Groups and parts have the shapes {found}: give each of the {num_queries} queries one.")
+        if lacking := [row for row, group in enumerate(columns[0].tolist()) if lacks_id(group)]:
+            raise ValueError(
+                f"{len(lacking)} queries have no group, the first in row {lacking[0]}: give each one, as "
+                "joined_groups makes them, where rows without an id are groups of their own."
+            )
         group, part = (np.unique(ids, return_inverse=True)[1] for ids in columns)
         shape = int(group.max(initial=-1)) + 1, int(part.max(initial=-1)) + 1
         self.sizes, self.sums = np.zeros(shape), np.zeros((num_seeds, *shape))
@@ -158,8 +163,10 @@ def paired_bootstrap(
         new_seeds: whether it is to hold for other seeds, too.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, a stratum of one group, new_seeds of one seed.
+        ValueError: shapes that do not fit, values that are not finite, a query without a group, a stratum of one
+            group, new_seeds of one seed, a level that is none.
     """
+    _check_level(level)
     data = _Differences(first, second, groups, parts)
     means = data.means()
     if new_seeds and len(means) < 2:
@@ -171,6 +178,11 @@ def paired_bootstrap(
     p = max(_touching(bounds), 2 / (num_resamples + 1), least) if difference else 1.0
     low, high = bounds(1 - level) if least <= 1 - level else (np.nan, np.nan)
     return Interval(difference, low, high, p, len(data.strata), len(means))
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give the share of intervals that are to hold the truth, such as 0.95.")
 
 
 Bounds = Callable[[float], tuple[float, float]]
@@ -261,8 +273,9 @@ def paired_t(first: Sequence[float], second: Sequence[float], level: float = 0.9
         level: of the interval.
 
     Raises:
-        ValueError: fewer than two seeds, or numbers that differ or are not finite.
+        ValueError: fewer than two seeds, numbers that differ or are not finite, or a level that is none.
     """
+    _check_level(level)
     x, y = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 1 or len(x) < 2:
         raise ValueError(f"paired_t needs the same two seeds or more of both methods, got {x.shape} and {y.shape}.")

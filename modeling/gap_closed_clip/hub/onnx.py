@@ -90,10 +90,10 @@ def export_onnx(
     record), with its processor's settings in `preprocessing.json`.
 
     The files take any batch and any text length up to the tower's, images of the processor's size (of any size where
-    the tower takes any, except one with TensorFlow's padding) and give unit vectors in float32, centered as at
-    inference. Input and output names are those of optimum's and transformers.js' CLIP. A model in another dtype, or on
-    another device, is exported from a float32 copy; the model itself stays as it is. The folder appears whole or not
-    at all.
+    the tower takes any, except one with TensorFlow's padding, or of transformers and patches) and give unit vectors in
+    float32, centered as at inference. Input and output names are those of optimum's and transformers.js' CLIP. A model
+    in another dtype, or on another device, is exported from a float32 copy; the model itself stays as it is. The
+    folder appears whole or not at all.
 
     Args:
         folder: to be made; its parent too.

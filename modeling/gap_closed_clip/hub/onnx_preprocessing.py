@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import __version__
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
-from ..model.tower_kinds_gap_closed_clip import patch_size
+from ..model.tower_kinds_gap_closed_clip import is_timm, patch_size
 from .onnx_further import describe_further, further_readme, further_rows
 
 
@@ -79,7 +79,7 @@ def _image_steps(settings: dict[str, Any]) -> dict[str, Any]:
         if settings.get("image_processor_type") == "GapClosedClipImageProcessor":
             crop["border"] = "round"  # half of an odd border is rounded to an even number, elsewhere down
     return {
-        "mode": "RGB" if settings.get("do_convert_rgb", True) else None,
+        "mode": "RGB",  # whatever do_convert_rgb says: the processor makes every image RGB before
         "resize": {**size, "resample": resample} if settings["do_resize"] else None,
         "center_crop": crop,
         "rescale_factor": settings["rescale_factor"] if settings["do_rescale"] else None,
@@ -114,6 +114,12 @@ def size_step(model: GapClosedClipModel) -> tuple[int, int] | None:
     if any(type(module).__name__.endswith("2dSame") for module in model.vision_model.modules()):
         # TensorFlow's padding depends on the size that a layer meets: as a formula of the image's size it grows with
         # every layer, and torch takes many minutes over it.
+        return None
+    if not is_timm(model.vision_model) and any(
+        "Attention" in type(module).__name__ for module in model.vision_model.modules()
+    ):
+        # Those of transformers that see patches look up, or interpolate, the positions of the size they are shown, and
+        # what is exported has those of the example alone.
         return None
     return patch_size(model.vision_model) or (1, 1)
 
@@ -157,7 +163,6 @@ def readme(description: dict[str, Any]) -> str:
         sizes=sizes,
         max_length=description["text"]["max_length"],
         dimension=description["embedding"]["dimension"],
-        mode='.convert(settings["mode"])' if image["mode"] else "",
         steps="\n".join(f"    {line}" for line in _example_steps(image)),
         opset=description["opset"],
         further_rows="".join(further_rows(description)),
@@ -225,7 +230,7 @@ text_model = onnxruntime.InferenceSession("text_model.onnx")
 
 
 def pixels(path):
-    image = Image.open(path)$mode
+    image = Image.open(path).convert(settings["mode"])
 $steps
     return array.transpose(2, 0, 1).astype(np.float32)
 

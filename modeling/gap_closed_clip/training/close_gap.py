@@ -28,7 +28,7 @@ def fit_post_hoc(method: str, features: PairEmbeddings) -> PostHocMaps:
 
 def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapClosedClipModel:
     """
-    A model with the same weights that gives the mapped embeddings wherever it is used: from `forward`,
+    A model with the same weights, in float32, that gives the mapped embeddings wherever it is used: from `forward`,
     `get_image_features` and `get_text_features`, in pipelines, as ONNX, and without this package.
 
     Centering sets the running means of the model's centering (which one without gets: `center_projections=True`). The
@@ -51,7 +51,7 @@ def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapC
     else:
         changes = {"embedding_map": method}
         weights = [_numbers_of_the_map(modality, found) for modality, found in by_modality.items()]
-    new_weights = {name: torch.as_tensor(value).to(model.dtype) for part in weights for name, value in part.items()}
+    new_weights = {name: torch.as_tensor(value).float() for part in weights for name, value in part.items()}
     closed = with_config(model, changes, model.name_or_path or "this model", new_weights)
     closed.config.fusion_weights = weights_after(model.config, method)
     return closed.to(model.device).train(model.training)
