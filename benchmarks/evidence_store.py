@@ -55,6 +55,7 @@ class Store:
         self.workers, self.device = workers, device
         self.total = 0
         self.there: dict[Path, dict[str, str]] = {}  # what was given, and where each was made
+        self.elsewhere: dict[Path, str] = {}  # what other processes were making, and its settings
         self.seconds = self.new = 0.0
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -74,6 +75,7 @@ class Store:
             try:
                 lock.acquire(blocking=self.waits)
             except Timeout:
+                self.elsewhere[path] = text
                 raise Busy(name) from None
             try:
                 content = self._read(path, text) or self._make(path, text, compute)
@@ -83,7 +85,7 @@ class Store:
         if content.pop("is new", False):
             self.new += 1
             self.seconds += content["seconds"]
-            done = len(self.there)
+            done = len({*self.there, *(path for path, text in self.elsewhere.items() if self._read(path, text))})
             left = (self.total - done) * self.seconds / self.new / self.workers / 60
             seconds = f"{content['seconds']:.0f} s; about {left:.0f} minutes left"
             print(f"[{done}/{self.total}] {name} ({seconds})", flush=True)

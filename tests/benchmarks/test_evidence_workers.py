@@ -59,6 +59,19 @@ def test_a_store_that_does_not_wait_says_so(tmp_path, b_in_progress):
     assert not store.there
 
 
+def test_progress_counts_what_another_has_made_in_the_meantime(tmp_path, b_in_progress, capsys):
+    store = Store(tmp_path, workers=2)
+    store.total, store.waits = 3, False
+    store.get("a", {"name": "a"}, lambda _: {})
+    with pytest.raises(Busy, match="b"):
+        store.get("b", {"name": "b"}, lambda _: pytest.fail("made twice"))
+    b_in_progress.set()
+    Store(tmp_path).get("b", {"name": "b"}, lambda _: pytest.fail("made twice"))
+    store.get("c", {"name": "c"}, lambda _: {})
+    own = [line for line in capsys.readouterr().out.splitlines() if "/3]" in line]
+    assert [line.split(" (")[0] for line in own] == ["[1/3] a", "[3/3] c"] and "about 0 minutes" in own[-1]
+
+
 def test_what_failed_is_made_by_the_next(tmp_path):
     def fails(_):
         raise MemoryError
