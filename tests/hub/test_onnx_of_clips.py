@@ -6,11 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from conversion.clip_models import SIDE, embed_by_transformers, photo, save_source
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, ResNetConfig, ResNetModel, SwinConfig, SwinModel, ViTConfig, ViTModel
 
 from gap_closed_clip import from_clip
+from gap_closed_clip.commands import export_onnx as export_command
 from gap_closed_clip.hub.onnx import export_onnx
 from gap_closed_clip.hub.onnx_preprocessing import size_step
 
@@ -35,6 +38,24 @@ def test_a_clip_that_was_taken_over(kind, tmp_path):
     image_embeds, text_embeds, _ = embed_by_transformers(source, photo(), TEXTS)
     np.testing.assert_allclose(images.run(None, {"pixel_values": pixels})[0], image_embeds, atol=1e-5)
     np.testing.assert_allclose(texts.run(None, tokens)[0], text_embeds, atol=1e-5)
+
+
+def test_the_command_reads_pickled_weights_where_it_is_told_to(tmp_path, capsys):
+    source = save_source("CLIP", tmp_path / "source")
+    images = embed_by_transformers(source, photo(), TEXTS)[0]
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    (source / "model.safetensors").unlink()
+    words = [str(source), str(tmp_path / "onnx"), "--check"]
+    with pytest.raises(
+        ValueError, match="has pickled weights alone .* with allow_pickle=true .export-onnx: --allow-pic"
+    ):
+        export_command.run(export_command.parse(words))
+    assert not (tmp_path / "onnx").exists()
+    export_command.run(export_command.parse([*words, "--allow-pickle"]))
+    assert "vision_model.onnx and text_model.onnx are in" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(tmp_path / "onnx" / "vision_model.onnx"))
+    pixels = AutoImageProcessor.from_pretrained(source)(photo(), return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(session.run(None, {"pixel_values": pixels})[0], images, atol=1e-5)
 
 
 def test_towers_without_positions_take_any_size():

@@ -1,7 +1,7 @@
 """Export all towers of a trained model to ONNX, with what is needed to use them without torch.
 
     gap-closed-clip export-onnx outputs/demo --check            # into outputs/demo/onnx
-    gap-closed-clip export-onnx owner/name exported --check     # of the Hub
+    gap-closed-clip export-onnx owner/name exported --check     # of the Hub; a CLIP of another library, too
 
 In a checkout, `python export_onnx.py` is the same.
 """
@@ -24,13 +24,20 @@ def parse(words: list[str]) -> argparse.Namespace:
         ValueError: an argument is missing or unknown; a model of the Hub without a folder to write to.
     """
     parser = CommandParser("export-onnx", __doc__)
-    parser.add_argument("model", metavar="MODEL", help="folder that `gap-closed-clip train` wrote, or a Hub id")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder that `gap-closed-clip train` wrote, a CLIP, or a Hub id"
+    )
     parser.add_argument("output", metavar="OUTPUT", nargs="?", help="folder to make (default: MODEL/onnx)")
     parser.add_argument(
         "--check", action="store_true", help="compare with torch first, in onnxruntime; keep only what agrees"
     )
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest difference for --check (default: 1e-5)")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="read pickled weights of a CLIP of another library, by torch.load(weights_only=True)",
+    )
     args = parser.parse_args(words)
     check_model_name(args.model)
     if args.output is None:
@@ -50,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError, OSError, ImportError: as `load_checkpoint` and `export_onnx`; after the table, where it differs.
     """
     local = is_local(args.model)
-    model, processor = load_checkpoint(args.model)
+    model, processor = load_checkpoint(args.model, allow_pickle=args.allow_pickle)
     try:
         with writing(args.output, "The ONNX files"):
             differences = export_onnx(

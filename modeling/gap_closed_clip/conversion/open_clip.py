@@ -164,7 +164,8 @@ def _read_weights(name: str, revision: str | None, allow_pickle: bool) -> Weight
     if not allow_pickle:
         raise ValueError(
             f"{name} has pickled weights alone ({PICKLED_WEIGHTS}). If you trust where they come from, allow them "
-            "(allow_pickle=True): they are read by torch.load(weights_only=True), which runs no code of theirs."
+            "(allow_pickle=true; export-onnx: --allow-pickle): they are read by torch.load(weights_only=True), which "
+            "runs no code of theirs."
         )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)

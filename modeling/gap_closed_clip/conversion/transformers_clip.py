@@ -106,7 +106,8 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
         if not allow_pickle:
             raise ValueError(
                 f"{name} has pickled weights alone ({pickled}). They are read only where you say so, with "
-                "allow_pickle=true (by torch.load with weights_only=True, which runs no code of theirs)."
+                "allow_pickle=true (export-onnx: --allow-pickle), by torch.load with weights_only=True, which runs no "
+                "code of theirs."
             ) from error
         try:
             with loading_in_one_line():
