@@ -69,7 +69,8 @@ def test_rows_of_every_form(rows):
 
 def test_one_row_and_other_tensors():
     processor = RecordProcessor([AGE, SEX])
-    assert processor({"age": 60})["numbers"].tolist() == [[1.0]]
+    for age in (60, np.array(60), torch.tensor(60.0)):  # a value, and no column
+        assert processor({"age": age})["numbers"].tolist() == [[1.0]]
     assert processor(None)["numbers_mask"].tolist() == [[False]]
     assert processor([])["numbers"].shape == (0, 1)
     assert isinstance(processor({"age": 60}, return_tensors="np")["categories"], np.ndarray)

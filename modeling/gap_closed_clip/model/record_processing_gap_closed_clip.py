@@ -52,8 +52,10 @@ def rows_of(rows: Any) -> list[dict[str, Any] | None]:
 
 
 def _rows_of_mapping(columns: dict[str, Any]) -> list[dict[str, Any] | None]:
-    listed = {name: not isinstance(value, str | dict) and hasattr(value, "__len__") for name, value in columns.items()}
-    if not columns or not all(listed.values()):
+    def is_column(values: Any) -> bool:  # an array of no dimension is a value, which has the method len, too
+        return not isinstance(values, str | dict) and hasattr(values, "__len__") and getattr(values, "ndim", 1) > 0
+
+    if not columns or not all(map(is_column, columns.values())):
         return [columns]
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
