@@ -1,6 +1,6 @@
 """How often the intervals of `paired_bootstrap` hold the truth, and how often p < 0.05 where there is no difference.
 
-    python benchmarks/coverage.py               # benchmarks/results/coverage.md, 90 seconds of one core
+    python benchmarks/coverage.py               # benchmarks/results/coverage.md, five minutes of one core
     python benchmarks/coverage.py --runs 200
 
 Simulated test sets whose true difference is 0: cases of unequal sizes (1 to 30 queries, log-normal), and a score of
@@ -111,7 +111,7 @@ def measured(setting: Setting, runs: int, resamples: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=500, help="simulated test sets of each row")
+    parser.add_argument("--runs", type=int, default=2000, help="simulated test sets of each row")
     parser.add_argument("--resamples", type=int, default=1000, help="of each interval")
     arguments = parser.parse_args()
     start = time.perf_counter()
