@@ -3,11 +3,9 @@
 from collections import Counter
 from functools import partial
 
-import numpy as np
 from datasets import Dataset, IterableDataset
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from ..metrics._embeddings import families_of, numbered
 from .arguments import DataArguments
 from .columns import is_missing
 from .hashing import stable_hash
@@ -44,14 +42,12 @@ def join_groups(groups: list[str], image_ids: list[str]) -> list[str]:
     The group of each row, where groups that share an image, directly or through others, are one: by the name of that
     one of them that comes first in the alphabet. An image_id of "" is none.
     """
-    names, of_row = np.unique(groups, return_inverse=True)
-    shown = np.array([image_id != "" for image_id in image_ids], dtype=bool)
-    ids, images = np.unique(np.array(image_ids)[shown], return_inverse=True)
-    # The connected parts of the graph of groups and images whose edges are the rows.
-    edges = coo_array((np.ones(len(images)), (of_row[shown], len(names) + images)), (len(names) + len(ids),) * 2)
-    part = connected_components(edges, directed=False)[1][: len(names)]
-    _, first = np.unique(part, return_index=True)
-    return names[first[part[of_row]]].tolist()
+    shown = [image_id or f"\0 row {row}" for row, image_id in enumerate(image_ids)]
+    parts = families_of(numbered(groups), numbered(shown)).tolist()
+    first: dict[int, str] = {}
+    for group, part in sorted(zip(groups, parts, strict=True)):
+        first.setdefault(part, group)
+    return [first[part] for part in parts]
 
 
 def _in_fold(row: dict, index: int, column: str, args: DataArguments, held_out: bool) -> bool:
