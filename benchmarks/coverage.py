@@ -1,18 +1,19 @@
 """How often the intervals of `paired_bootstrap` hold the truth, and how often p < 0.05 where there is no difference.
 
-    python benchmarks/coverage.py               # benchmarks/results/coverage.md, five minutes of one core
+    python benchmarks/coverage.py               # benchmarks/results/coverage.md, six minutes of one core
     python benchmarks/coverage.py --runs 200
 
 Simulated test sets whose true difference is 0: cases of unequal sizes (1 to 30 queries, log-normal), and a score of
 each query, of both methods and of each seed. "hits" are 0 or 1 with the same odds for both methods, by effects of the
 query, the case, the seed and the single cell; "few differ" are hits of which both methods share 19 in 20; "normal" and
-"skew" are differences with normal or exponential effects of the cases. The last column is of `paired_permutation`.
+"skew" are differences with normal or exponential effects of the cases. "8 + 200" cases are of two sources, whose means
+count alike. The last column is of `paired_permutation`.
 """
 
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from measure import RESULTS, header, markdown_table, write_report
@@ -21,6 +22,7 @@ from gap_closed_clip.evaluation.statistics import paired_bootstrap, paired_permu
 
 
 Simulated = tuple[np.ndarray, np.ndarray, np.ndarray]
+Queries = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Setting:
         cases, seeds: how many.
         seed_effect: standard deviation of the effect of a seed.
         new_seeds: whether the interval is to hold for other seeds.
+        further: cases of a second source, simulated alike.
     """
 
     scores: str
@@ -38,10 +41,12 @@ class Setting:
     seeds: int = 1
     seed_effect: float = 0.0
     new_seeds: bool = False
+    further: int = 0
 
 
 SETTINGS = (
     *(Setting(scores, cases) for scores in ("hits", "normal", "skew", "few differ") for cases in (8, 25, 100, 400)),
+    *(Setting(scores, 8, further=200) for scores in ("hits", "normal")),
     *(Setting(scores, 8, 2, 0.1, True) for scores in ("hits", "normal")),
     *(Setting("hits", 100, seeds, effect, True) for seeds in (3, 5) for effect in (0.0, 0.1, 0.3)),
     *(Setting("normal", 100, seeds, effect, True) for seeds in (3, 5) for effect in (0.0, 0.1, 0.3)),
@@ -92,19 +97,29 @@ SIMULATIONS: dict[str, Callable[[np.random.Generator, Setting], Simulated]] = {
 }
 
 
+def simulated(rng: np.random.Generator, setting: Setting) -> Queries:
+    """(S, N) scores of both methods, the case of each query and its source."""
+    simulate = SIMULATIONS[setting.scores]
+    of_sources = [simulate(rng, replace(setting, cases=cases)) for cases in (setting.cases, setting.further) if cases]
+    first, second = (np.concatenate(scores, axis=1) for scores in list(zip(*of_sources, strict=True))[:2])
+    cases = np.concatenate([own + source * setting.cases for source, (*_, own) in enumerate(of_sources)])
+    return first, second, cases, (cases >= setting.cases).astype(int)
+
+
 def measured(setting: Setting, runs: int, resamples: int) -> list[str]:
     """A row of the table."""
     rng = np.random.default_rng(0)
     covered, widths, rejected = [], [], []
     for run in range(runs):
-        first, second, cases = SIMULATIONS[setting.scores](rng, setting)
-        found = paired_bootstrap(first, second, cases, None, resamples, run, new_seeds=setting.new_seeds)
+        first, second, cases, sources = simulated(rng, setting)
+        found = paired_bootstrap(first, second, cases, sources, resamples, run, new_seeds=setting.new_seeds)
         covered.append(found.low <= 0 <= found.high)
         widths.append(found.high - found.low)
         if not setting.new_seeds:
-            rejected.append(paired_permutation(first, second, cases, None, resamples, run) < 0.05)
+            rejected.append(paired_permutation(first, second, cases, sources, resamples, run) < 0.05)
     counted = f"{np.mean(rejected):.1%}" if rejected else "-"
-    told = [setting.scores, str(setting.cases), str(setting.seeds), f"{setting.seed_effect:g}"]
+    number = f"{setting.cases} + {setting.further}" if setting.further else str(setting.cases)
+    told = [setting.scores, number, str(setting.seeds), f"{setting.seed_effect:g}"]
     scope = "cases and seeds" if setting.new_seeds else "cases"
     return [*told, scope, f"{np.mean(covered):.1%}", f"{np.median(widths):.3f}", counted]
 

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import shutil
+from pathlib import Path
 
 import evidence
 import evidence_plan
@@ -15,9 +17,11 @@ from evidence_compare import comparisons
 from evidence_measure import measure
 from evidence_plan import PLANS, all_methods, read_plan
 from evidence_runs import FeatureRuns, FolderRuns, config_of_pairs, open_runs
+from evidence_store import digest_of_code
 from PIL import Image
 from scipy.stats import ttest_rel
 
+import gap_closed_clip
 from gap_closed_clip.evaluation import evaluate_embeddings
 from gap_closed_clip.evaluation.post_hoc import fit_pairs
 from gap_closed_clip.evaluation.statistics import Queries
@@ -171,6 +175,18 @@ def test_another_state_of_the_code_trains_anew(run, monkeypatch):
     run(stop_after=2)
     monkeypatch.setattr("evidence_store.digest_of_code", lambda scripts: "another")
     assert run(stop_after=2) == (None, 2)
+
+
+def test_what_decides_stored_numbers_is_the_state_of_the_code(monkeypatch, tmp_path):
+    """Another objective trains anew; another test of two methods needs the report alone."""
+    package = tmp_path / "gap_closed_clip"
+    shutil.copytree(Path(gap_closed_clip.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(gap_closed_clip, "__file__", str(package / "__init__.py"))
+    before = digest_of_code()
+    for name, other in (("evaluation/statistics.py", False), ("evaluation/retrieval_hits.py", True)):
+        path = package / name
+        path.write_text(path.read_text() + "# changed\n")
+        assert (digest_of_code() != before) == other
 
 
 def test_other_images_of_the_same_names_are_trained_on_anew(run, tmp_path):

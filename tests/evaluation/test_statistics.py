@@ -112,6 +112,35 @@ def test_bootstrap_equals_scipy_percentiles_of_single_queries():
     assert [found.low, found.high] == pytest.approx([by_scipy.low, by_scipy.high], abs=0.03 * width)
 
 
+def too_small(weights: list[float]) -> float:
+    """The variance of a weighted mean of independent values, over what the squares of their influences expect."""
+    w = np.array(weights)
+    influences = np.diag(w) @ (np.eye(len(w)) - np.ones((len(w), 1)) * w)  # of the values: w (value - weighted mean)
+    return np.trace(np.diag(w**2)) / np.trace(influences @ influences.T)
+
+
+def test_widening_is_that_of_a_mean_of_unequal_groups():
+    """By hand: equal weights need G / (G - 1); two groups of 3 and 1 queries (10/16) / (2 * 2 * 9/256) = 40/9."""
+    rng = np.random.default_rng(0)
+    of_sizes = {(1, 1, 1, 1, 1): 5 / 4, (3, 1): 40 / 9, (9, 2, 1, 1, 1): too_small([9 / 14, 2 / 14, *[1 / 14] * 3])}
+    for sizes, expected in of_sizes.items():
+        groups = np.repeat(np.arange(len(sizes)), sizes)
+        factor, degrees = _Differences(rng.normal(size=len(groups)), np.zeros(len(groups)), groups, None).widening()
+        assert (factor, degrees) == (pytest.approx(expected), len(sizes) - 1)
+    assert of_sizes[9, 2, 1, 1, 1] > 2 * 5 / 4
+
+
+def test_a_source_of_few_cases_widens_as_it_does_alone():
+    """Half the mean is of 1000 cases that do not differ: the interval is half of that of the other source's seven."""
+    differences = np.random.default_rng(0).normal(size=7)
+    alone = paired_bootstrap(differences, 0 * differences, np.arange(7), num_resamples=20000)
+    both = np.concatenate([differences, np.zeros(1000)])
+    sources = np.repeat([0, 1], [7, 1000])
+    found = paired_bootstrap(both, 0 * both, np.arange(1007), sources, num_resamples=20000)
+    assert [2 * found.low, 2 * found.high] == pytest.approx([alone.low, alone.high], abs=0.05)
+    assert found.difference == pytest.approx(alone.difference / 2)
+
+
 def test_small_bootstrap_is_the_enumeration_of_all_resamples():
     """Four groups of unequal sizes, two parts: quantiles of all 4^4 equally likely draws."""
     groups, parts = np.array([0, 0, 1, 2, 2, 2, 3, 3]), np.array([0, 1, 0, 0, 1, 1, 0, 1])
@@ -124,7 +153,7 @@ def test_small_bootstrap_is_the_enumeration_of_all_resamples():
             values.append(np.mean([mean.mean() for mean in means]))
     center = scores.mean(axis=0)
     center = np.mean([center[parts == part].mean() for part in (0, 1)])
-    wider = math.sqrt(4 / 3) * stats.t.ppf(0.1, 3) / stats.norm.ppf(0.1)
+    wider = math.sqrt(too_small([7 / 24, 1 / 8, 1 / 3, 1 / 4])) * stats.t.ppf(0.1, 3) / stats.norm.ppf(0.1)
     expected = center + wider * (np.quantile(values, [0.1, 0.9]) - center)
     found = paired_bootstrap(scores, 0 * scores, groups, parts, num_resamples=40000, level=0.8)
     assert [found.low, found.high] == pytest.approx(expected, abs=0.12)
@@ -193,7 +222,7 @@ def test_variance_of_seeds_is_that_of_a_two_way_analysis_of_variance(effect):
     of_seeds, of_groups = y.mean(axis=1, keepdims=True), y.mean(axis=0, keepdims=True)
     residuals = np.sum((y - of_seeds - of_groups + y.mean()) ** 2) / (3 * 29)
     expected = (30 * np.sum((of_seeds - y.mean()) ** 2) / 3 - residuals) / (4 * 30)
-    found = _variance_of_seeds(_Differences(y, 0 * y, np.arange(30), None), 29)
+    found = _variance_of_seeds(_Differences(y, 0 * y, np.arange(30), None))
     assert found == pytest.approx(max(0, expected), abs=1e-12)
     assert (expected > 0) == (effect > 0)
 
