@@ -10,6 +10,7 @@ import tempfile
 # Before any import of the libraries: a test that tried the network would hang instead of failing.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of BLAS and of the processes that tests start: two run side by side
 if "PYTEST_XDIST_WORKER" not in os.environ:  # whose environment is that of the first process
     # Features of frozen towers and converted weights must not go where the user keeps theirs.
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="gap_closed_clip_tests_")
