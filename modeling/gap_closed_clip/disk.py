@@ -1,4 +1,4 @@
-"""A full disk: one error that names the folder and the room that is wanted, whatever library met it."""
+"""A folder that is full or may not be written: one error that names it and what helps, whatever library met it."""
 
 import errno
 import os
@@ -17,6 +17,8 @@ FULL = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "files may not be so large",
 }
+# Of folders that are other people's, or mounted to be read alone.
+LOCKED = {errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.EROFS: "it can only be read"}
 # What libraries that keep no error number say: safetensors, and torch.save's writer.
 WORDS = (
     "No space left on device",
@@ -61,6 +63,7 @@ def writing(folder: str | Path, what: str, wanted: int | None = None, consequenc
 
     Raises:
         DiskFull: there is no room.
+        OSError: the folder, one that it lies in, or something in it may not be written.
     """
     if wanted is not None and wanted > free_bytes(folder):
         raise DiskFull(_message("the disk is too full", folder, what, wanted, consequence))
@@ -69,9 +72,23 @@ def writing(folder: str | Path, what: str, wanted: int | None = None, consequenc
     except DiskFull:
         raise
     except Exception as error:
-        if not (full := is_disk_full(error)):
-            raise
-        raise DiskFull(_message(full, folder, what, wanted, consequence)) from error
+        if full := is_disk_full(error):
+            raise DiskFull(_message(full, folder, what, wanted, consequence)) from error
+        if locked := _locked(error, Path(folder).absolute()):
+            raise OSError(
+                f"{what} could not be written: {locked}. Make it writable. {consequence}".rstrip()
+            ) from error
+        raise
+
+
+def _locked(error: Exception, folder: Path) -> str:
+    """What may not be written, in a folder or above it, and why, if an error tells of that; not of what is read."""
+    if not isinstance(error, OSError) or error.errno not in LOCKED or not isinstance(error.filename, str):
+        return ""
+    path = Path(error.filename).absolute()
+    if not (path.is_relative_to(folder) or folder.is_relative_to(path)):
+        return ""
+    return f"{error.filename}: {LOCKED[error.errno]}"
 
 
 @contextmanager

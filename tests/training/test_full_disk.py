@@ -1,10 +1,11 @@
-"""A full disk: one line that names the folder, nothing half-written left, and the same command goes on."""
+"""A full or locked disk: one line that names the folder, nothing half-written left, and the same command goes on."""
 
 import errno
 import resource
 import shutil
 from contextlib import contextmanager
 
+import evaluate
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -84,6 +85,37 @@ def test_a_disk_that_is_too_full_is_seen_before_anything_is_written(tmp_path, mo
     ):
         with writing(tmp_path / "run", "It", 7_000_000_000, "Go on."):
             pytest.fail("It was begun.")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+@pytest.mark.parametrize(
+    ("name", "locked"), [("cache/a/file", True), ("cache", True), ("", True), ("pairs.csv", False)]
+)
+def test_what_may_not_be_written_is_named_and_what_may_not_be_read_is_not_it(tmp_path, number, name, locked):
+    """An error of something in the folder, or above it, where it could not be made; not of data that is read."""
+    error = OSError(number, "not allowed", str(tmp_path / name))
+    with pytest.raises(OSError, match="not allowed|could not be written") as caught:
+        with writing(tmp_path / "cache" / "a", "It", None, "Or set HF_HOME."):
+            raise error
+    assert (caught.value is not error) == locked
+    if locked:
+        assert str(caught.value).startswith(f"It could not be written: {error.filename}: ")
+        assert str(caught.value).endswith(". Make it writable. Or set HF_HOME.")
+
+
+def test_a_cache_of_metrics_that_may_not_be_written_ends_a_run_before_it_trains(tmp_path, configure, monkeypatch):
+    """`evaluate` locks a metric whenever it loads one, the evaluation after training too."""
+    path = evaluate.config.HF_MODULES_CACHE
+
+    def locked(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{path}/evaluate_modules/metrics/modality_gap.lock")
+
+    monkeypatch.setattr(evaluate, "load", locked)
+    monkeypatch.setattr(CheckedTrainer, "train", lambda *args, **kwargs: pytest.fail("It trained."))
+    with pytest.raises(
+        OSError, match="modality_gap.lock: permission denied. Make it writable. Or set HF_HOME, or HF_"
+    ):
+        train(configure("output_dir=" + str(tmp_path / "run")))
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

@@ -96,9 +96,14 @@ def _converted(name: str, module: str, package: Path) -> Path:
     if folder.is_dir():
         return folder
     weights = _timm_state_dict(name, tower, _read_checked(name, tower, package))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    full = writing(folder.parent, f"The converted tower {name}", None, "Or set HF_HOME.")
-    with full, tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{module}-") as temporary:
+    with writing(folder.parent, f"The converted tower {name}", None, "Or set HF_HOME."):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _save_tower(tower, weights, folder)
+    return folder
+
+
+def _save_tower(tower: PickledTower, weights: dict[str, Tensor], folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         # Written beside its place and moved there as a whole: a killed process leaves nothing half-written.
         written = Path(temporary) / folder.name
         written.mkdir()
@@ -111,7 +116,6 @@ def _converted(name: str, module: str, package: Path) -> Path:
         except OSError:
             if not folder.is_dir():  # else another process was first, with the same weights
                 raise
-    return folder
 
 
 def _read_checked(name: str, tower: PickledTower, package: Path) -> bytes:

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, sources_of
 from ..disk import writing
-from ..evaluation import check_references, metric_names
+from ..evaluation import check_references, load_metric, metric_names
 from ..messages import did_you_mean
 from .argument_checks import check_batch_size
 from .arguments import GapClosedTrainingArguments
@@ -70,8 +70,8 @@ class RunInputs:
 
 def preflight(config: RunConfig) -> RunInputs:
     """
-    Checks devices, towers, the output folder and data, and loads the pairs. What the configuration leaves open and the
-    pairs decide (`choices.py`) is noted in it.
+    Checks devices, towers, the output folder, the cache of metrics and data, and loads the pairs. What the
+    configuration leaves open and the pairs decide (`choices.py`) is noted in it.
 
     Raises:
         ValueError, OSError: whatever is wrong with the configuration, the data or the output folder.
@@ -86,6 +86,7 @@ def preflight(config: RunConfig) -> RunInputs:
         check_batch_size(args)
     check_towers(config.model, config.data.all_modalities)
     checkpoint = checkpoint_to_resume(args, config)
+    load_metric("modality_gap")  # what the evaluation after training would fail by
     # `datasets` caches on disk what it downloads and converts.
     cached = writing(datasets.config.HF_DATASETS_CACHE, "What `datasets` caches", None, "Or set HF_DATASETS_CACHE.")
     with args.main_process_first(desc="loading pairs"), cached:
