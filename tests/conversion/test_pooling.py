@@ -88,6 +88,19 @@ def test_pooling_of_a_model_of_sentence_transformers(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("mode", "pooling"), [("mean", "mean"), ("cls", "cls"), ("max", "cls"), (("cls", "mean"), "cls")]
+)
+def test_pooling_as_sentence_transformers_itself_saves_it(tmp_path, mode, pooling):
+    """That of BERT itself, the first token, where it is none of ours."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    modules.Pooling(TEXT["hidden_size"], pooling_mode=mode).save(str(tmp_path / "1_Pooling"))
+    model = GapClosedClipModel.from_vision_text_pretrained(ViTConfig(**VISION), str(tmp_path))
+    assert model.config.text_pooling == pooling
+
+
+@pytest.mark.parametrize(
     ("config", "prefix"),
     [
         (SwinConfig(image_size=SIDE, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4), 0),

@@ -133,8 +133,10 @@ def _sentence_pooling(name: str, revision: str | None) -> str | None:
         return None
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
-    modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-    return next((pooling for pooling, mode in modes.items() if settings.get(mode)), None)
+    # Before sentence-transformers 6 there was a flag for each mode.
+    flags = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+    mode = settings.get("pooling_mode")
+    return next((pooling for pooling, flag in flags.items() if pooling == mode or settings.get(flag)), None)
 
 
 def _check_pooler(modality: str, name: str | PreTrainedConfig, pooling: str, has_pooler: bool) -> None:
