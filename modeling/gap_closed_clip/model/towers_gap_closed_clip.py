@@ -172,6 +172,8 @@ def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict, half: str) 
     argument, takes_it = ("pixel_values", "images") if half == "vision_model" else ("input_ids", "texts")
     if not takes(model, argument):
         raise ValueError(f"{name_or_config} is a {kind} model, which takes no {takes_it}: name another tower.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name_or_config} is a {kind} model, with a decoder of its own: name an encoder alone.")
     return model, not missing
 
 
