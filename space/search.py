@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers import Pipeline, pipeline
 
 
@@ -257,12 +257,12 @@ def open_image(path: str | Path | None) -> Image.Image:
             raise InputError(f"This image is too large ({image.width} x {image.height}): use a smaller one.")
         if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
             raise InputError("This JPEG has too many scans: save it anew.")
+        image.load()
+        zero_is_white = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
         image = ImageOps.exif_transpose(image)
         if image.mode[0] in "IF":  # I, I;16, F
             values = np.asarray(image, dtype=np.float64)
-            low, high = np.percentile(values, (0.1, 99.9))
-            share = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
-            image = Image.fromarray((share * 255).round().astype(np.uint8))
+            image = Image.fromarray(scale_to_8_bit(np.nanmax(values) - values if zero_is_white else values))
         elif "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)
@@ -273,6 +273,20 @@ def open_image(path: str | Path | None) -> Image.Image:
         if isinstance(error, InputError):
             raise
         raise InputError("This file cannot be read as an image: use an undamaged PNG or JPEG.") from error
+
+
+def scale_to_8_bit(values: np.ndarray) -> np.ndarray:
+    """Floats to uint8 over the image's own range, as `scale_to_8_bit` in images_gap_closed_clip.py of the models."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return np.zeros(values.shape, np.uint8)
+    low, high = np.percentile(finite, (0.1, 99.9))
+    if high <= low:
+        low, high = finite.min(), finite.max()
+    if high <= low:
+        low, high = 0.0, max(high, 1.0)
+    share = np.nan_to_num((values - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+    return (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def check_query(text: str | None) -> str:

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 from conftest import tiny_config
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from gap_closed_clip import GapClosedClipModel
@@ -132,6 +133,18 @@ def test_weights_that_are_not_finite(folder, name, value, dtype):
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match=f"demo has weights that are NaN or infinite, the first in {name}: take an"):
         load_checkpoint(folder)
+
+
+def test_an_adapter_beside_a_whole_model(folder, tiny_model):
+    """transformers loads the adapter on the base that it names, and the model of the folder not at all."""
+    get_peft_model(tiny_model, LoraConfig(target_modules="all-linear")).save_pretrained(folder)
+    for load in (load_checkpoint, check_model_name):
+        with pytest.raises(
+            ValueError, match="demo holds a whole model and an adapter .*: move adapter_config.json and"
+        ):
+            load(folder)
+    (folder / "adapter_config.json").unlink()
+    load_checkpoint(folder)
 
 
 def test_folder_above_the_model(folder):

@@ -310,6 +310,11 @@ def _check_model(folder: Path) -> None:
         )
     for name in _weight_files(folder):
         _check_weights(folder / name)
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise ValueError(
+            f"{folder} holds a whole model and an adapter beside it, which transformers would load instead of it, on "
+            f"the base of that: move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} away, or save the model elsewhere."
+        )
 
 
 def _check_adapter(folder: Path) -> None:

@@ -193,6 +193,12 @@ def test_adapters_are_merged(center, model, tmp_path):
     assert code == 0, err
     found = AutoModel.from_pretrained("outputs/lora-mean_shift")
     assert found.config.embedding_map == "mean_shift" and not (tmp_path / "outputs/lora-mean_shift/base").exists()
+    # Into the folder of an adapter, which transformers would load instead of the model there.
+    words = ["method=procrustes", "output=outputs/lora", QUICK]
+    code, _, err = center(model, *words)
+    assert code == 1 and "output outputs/lora holds a model: name another folder, or add overwrite=true" in err
+    assert center(model, *words, "overwrite=true")[0] == 0
+    assert AutoModel.from_pretrained("outputs/lora").config.embedding_map == "procrustes"
 
 
 @pytest.mark.parametrize("method", ["whitening", "centering"])

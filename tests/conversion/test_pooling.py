@@ -13,6 +13,7 @@ from transformers import (
     Dinov2WithRegistersConfig,
     GPT2Config,
     GPT2Model,
+    SqueezeBertConfig,
     SwinConfig,
     ViTConfig,
     ViTMAEConfig,
@@ -85,6 +86,36 @@ def test_pooling_of_a_model_of_sentence_transformers(tmp_path):
     assert GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path)).config.text_pooling == "mean"
     model = GapClosedClipModel.from_vision_text_pretrained(vision, str(tmp_path), text_pooling="cls")
     assert model.config.text_pooling == "cls"
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pooler"])
+def test_a_text_tower_that_calls_its_pooler_whether_it_is_there_or_not(pooling, tmp_path):
+    config = SqueezeBertConfig(**{**TEXT, "embedding_size": 32, "num_attention_heads": 4})
+    model = GapClosedClipModel.from_vision_text_pretrained(ViTConfig(**VISION), config, text_pooling=pooling).eval()
+    tokens = {"input_ids": torch.tensor([[5, 6, 7, 8]]), "attention_mask": torch.tensor([[1, 1, 1, 0]])}
+    with torch.no_grad():
+        hidden = model.text_model(**tokens).last_hidden_state
+        own = {"cls": hidden[:, 0], "mean": hidden[:, :3].mean(1)}
+        expected = own[pooling] if pooling in own else model.text_model(**tokens).pooler_output
+        torch.testing.assert_close(model.encode_text(**tokens).pooler_output, expected)
+        model.save_pretrained(tmp_path)
+        again = GapClosedClipModel.from_pretrained(tmp_path)
+        torch.testing.assert_close(again.encode_text(**tokens).pooler_output, expected)
+    names = [name for name, _ in model.text_model.named_parameters() if name.startswith("pooler.")]
+    assert bool(names) == (pooling == "pooler")  # a parameter without a gradient would stop several processes
+
+
+@pytest.mark.parametrize(
+    ("mode", "pooling"), [("mean", "mean"), ("cls", "cls"), ("max", "cls"), (("cls", "mean"), "cls")]
+)
+def test_pooling_as_sentence_transformers_itself_saves_it(tmp_path, mode, pooling):
+    """That of BERT itself, the first token, where it is none of ours."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    BertModel(BertConfig(**TEXT)).save_pretrained(tmp_path)
+    (tmp_path / "1_Pooling").mkdir()
+    modules.Pooling(TEXT["hidden_size"], pooling_mode=mode).save(str(tmp_path / "1_Pooling"))
+    model = GapClosedClipModel.from_vision_text_pretrained(ViTConfig(**VISION), str(tmp_path))
+    assert model.config.text_pooling == pooling
 
 
 @pytest.mark.parametrize(

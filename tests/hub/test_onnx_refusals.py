@@ -6,9 +6,18 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    EfficientNetImageProcessor,
+    LevitImageProcessor,
+    PoolFormerImageProcessor,
+    SiglipImageProcessor,
+)
 
+from gap_closed_clip import GapClosedClipProcessor
 from gap_closed_clip.hub import export_onnx
 from gap_closed_clip.hub.onnx_preprocessing import describe, example_size, readme
+from gap_closed_clip.model.image_processing_gap_closed_clip import GapClosedClipImageProcessor
 
 from .conftest import ROOT, processor_of
 
@@ -84,6 +93,35 @@ def test_steps_that_a_processor_leaves_out(tiny_model, tiny_processor):
             describe(tiny_model, processor_of(tiny_processor.tokenizer, **settings), "odd", 64, 18)
     with pytest.raises(ValueError, match="no fixed size"):
         example_size(processor_of(tiny_processor.tokenizer, do_center_crop=False))
+
+
+@pytest.mark.parametrize(
+    "image_processor",
+    [
+        EfficientNetImageProcessor(size={"height": 28, "width": 28}),  # divides by the standard deviation twice
+        LevitImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),  # resizes to 32
+        PoolFormerImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),  # crop_pct
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_processor_that_does_more_than_is_described(tiny_model, tiny_processor, image_processor):
+    processor = GapClosedClipProcessor(image_processor, tiny_processor.tokenizer)
+    with pytest.raises(ValueError, match=f"{type(image_processor).__name__}, does more than resize, crop, rescale"):
+        describe(tiny_model, processor, "odd", 64, 18)
+
+
+@pytest.mark.parametrize("side", [5, 28, 500])  # the image that it is tried with becomes smaller, and larger
+def test_a_processor_that_does_what_is_described(tiny_model, tiny_processor, side):
+    square = {"height": side, "width": side}
+    bare = {"do_rescale": False, "do_normalize": False}
+    for image_processor in (
+        CLIPImageProcessor(size={"shortest_edge": side}, crop_size=square),
+        CLIPImageProcessor(size={"shortest_edge": side + 3}, crop_size=square, **bare),
+        SiglipImageProcessor(size=square),
+        GapClosedClipImageProcessor(size={"shortest_edge": side}, crop_size=square),
+    ):
+        processor = GapClosedClipProcessor(image_processor, tiny_processor.tokenizer)
+        assert describe(tiny_model, processor, "usual", 64, 18)["image"]["size"] == [side, side]
 
 
 def test_a_slip_in_the_name_is_one_line(script, tmp_path):

@@ -1,7 +1,6 @@
 """Published adapters: on a base that is on the Hub, loaded by vanilla peft where this package is not installed."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -132,5 +131,5 @@ def test_an_adapter_on_the_wrong_base_is_not_published(online, model_folder, ada
 
 def test_an_adapter_beside_a_whole_model_is_neither(online, model_folder, adapter_folder):
     (model_folder / "adapter_config.json").write_bytes((adapter_folder / "adapter_config.json").read_bytes())
-    with pytest.raises(ValueError, match=re.escape("holds a whole model and an adapter beside it: merge them")):
+    with pytest.raises(ValueError, match="holds a whole model and an adapter beside it"):
         publish(model_folder, "tester/demo")

@@ -9,7 +9,7 @@ from conftest import IMAGE_SIZE, tiny_config, tiny_inputs
 from safetensors.torch import load_file, save_file
 from test_modeling_gap_closed_clip import assert_same_embeddings
 from torch.nn.functional import normalize
-from transformers import BertModel, TimmWrapperConfig
+from transformers import BartConfig, BartModel, BertModel, TimmWrapperConfig
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.model.processing_gap_closed_clip import image_processor_for
@@ -88,6 +88,14 @@ def test_a_tower_with_weights_of_other_names_is_refused(towers, tmp_path):
     weights = load_file(text / "model.safetensors")
     save_file({f"other.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="weights of a BertModel"):
+        GapClosedClipModel.from_vision_text_pretrained(str(towers[0] / "vision"), str(tmp_path))
+
+
+def test_an_encoder_with_a_decoder_behind_it_is_refused(towers, tmp_path):
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    BartModel(BartConfig(vocab_size=50, **sizes, **heads)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a bart model, with a decoder of its own: name an encoder alone"):
         GapClosedClipModel.from_vision_text_pretrained(str(towers[0] / "vision"), str(tmp_path))
 
 

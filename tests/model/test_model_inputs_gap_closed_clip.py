@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import IMAGE_SIZE, tiny_config, tiny_inputs
+from modalities import AUDIO, RECORD, modalities_inputs
 from transformers import CLIPConfig, CLIPModel, Trainer, TrainingArguments
 
 from gap_closed_clip import GapClosedClipModel, gap_closed_loss
@@ -42,6 +43,26 @@ def test_a_tower_of_gray_images_takes_them():
     vision["model_args"]["in_chans"] = 1
     model = GapClosedClipModel(tiny_config(vision_config=vision)).eval()
     assert model(pixel_values=torch.rand(2, 1, IMAGE_SIZE, IMAGE_SIZE)).image_embeds.shape == (2, 32)
+
+
+CONVNEXT = {"model_type": "convnext", "hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]}
+SWIN = {"model_type": "swin", "image_size": 32, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2]}
+VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
+
+
+@pytest.mark.parametrize("vision", [CONVNEXT, SWIN, VIT], ids=["convnext", "swin", "vit"])
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-6), (torch.bfloat16, 0.03)])
+def test_a_model_of_any_dtype_takes_the_float32_of_processors(vision, dtype, atol):
+    torch.manual_seed(0)
+    config = tiny_config(vision_config=vision, modalities={"record": {"tower": RECORD}, "audio": {"tower": AUDIO}})
+    model = GapClosedClipModel(config).eval()
+    inputs = modalities_inputs() | {"pixel_values": torch.randn(4, 3, 32, 32)}
+    with torch.no_grad():
+        expected = model(**inputs).embeds
+        found = model.to(dtype)(**inputs).embeds
+    assert found.keys() == {"image", "text", "record", "audio"}
+    for name, embeds in found.items():
+        torch.testing.assert_close(embeds.float(), expected[name], atol=atol, rtol=0)
 
 
 # --- whether there is a loss

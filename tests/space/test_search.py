@@ -9,10 +9,11 @@ from conftest import (
     CAPTIONS,
     jpeg_of_scans,  # noqa: I001
 )
-from PIL import Image
+from PIL import ExifTags, Image
 
 from gap_closed_clip import GapClosedClipModel, GapClosedClipProcessor
 from gap_closed_clip.model.images_gap_closed_clip import FORMATS, MAX_ASPECT, MAX_SCANS
+from gap_closed_clip.model.load_images_gap_closed_clip import load_image
 
 from .conftest import PAIRS, SPACE, write_gallery
 
@@ -116,6 +117,22 @@ def test_images_of_any_depth(tmp_path):
     assert deep.shape == (8, 8, 3) and deep.min() == 0 and deep.max() == 255
     Image.new("RGBA", (8, 8), (255, 255, 255, 0)).save(tmp_path / "clear.png")
     assert np.asarray(search.open_image(tmp_path / "clear.png")).max() == 0
+
+
+def test_images_are_seen_as_in_training(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (30, 40)).astype(np.uint16)
+    holes = np.where(values < 100, np.nan, values).astype(np.float32)
+    infinite = np.where(values < 100, -np.inf, values).astype(np.float32)
+    one = np.full_like(values, 700)
+    one[3, 4] = 900
+    images = {"deep": values, "holes": holes, "infinite": infinite, "one": one, "flat": np.full_like(values, 700)}
+    images |= {"signed": values.astype(np.int32) - 2048}
+    for name, pixels in images.items():
+        # 0 is white, 0 is black; of the former Pillow reads no signed ones.
+        for photometric in (0, 1)[name == "signed" :]:
+            path = tmp_path / f"{name}{photometric}.tif"
+            Image.fromarray(pixels).save(path, tiffinfo={ExifTags.Base.PhotometricInterpretation: photometric})
+            assert np.array_equal(search.open_image(path), load_image(path)), path.name
 
 
 def test_images_that_cannot_be_opened(tmp_path, monkeypatch):

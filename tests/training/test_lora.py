@@ -166,6 +166,26 @@ def test_the_configuration_is_a_plain_one():
     assert sorted(config.modules_to_save) == sorted(parts)
 
 
+@pytest.mark.parametrize("config", [{}, {"projection_hidden_dim": 24}])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_a_second_adapter_beside_the_first(method, config):
+    """Its configuration is that of a model without adapters, and it trains without a change to the first."""
+    lora = LoraArguments(layers="all", method=method)
+    expected = build_peft_config(lora, make_model(**config))
+    model = make_model(**config)
+    adapted = add_adapters(model, lora, "somewhere", None)
+    second = build_peft_config(lora, model)
+    assert (second.target_modules, second.modules_to_save) == (expected.target_modules, expected.modules_to_save)
+    first = adapted.eval()(**tiny_inputs()).image_embeds
+    adapted.add_adapter("second", second)
+    adapted.set_adapter("second")
+    adapted.train()(**tiny_inputs()).loss.backward()
+    torch.optim.SGD([p for p in adapted.parameters() if p.grad is not None], lr=1.0).step()
+    assert not torch.allclose(adapted.eval()(**tiny_inputs()).image_embeds, first)
+    adapted.set_adapter("default")
+    assert torch.equal(adapted(**tiny_inputs()).image_embeds, first)
+
+
 def test_what_trains_beside_the_adapters():
     model = make_model()
     assert sorted(build_peft_config(LoraArguments(train=[]), model).modules_to_save) == [

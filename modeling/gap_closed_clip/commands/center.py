@@ -47,6 +47,7 @@ from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError
 
 from ..checkpoint import (
+    ADAPTER_CONFIG,
     CONFIG_FILE,
     RUN_FILE,
     check_model_name,
@@ -176,9 +177,7 @@ def run(command: CenterCommand) -> None:
     }
     model.to(device)
     features = embed_pairs(model, processor, fitted, **embedding_settings)
-    held_out_features = features
-    if held_out is not None:
-        held_out_features = embed_pairs(model, processor, held_out, **embedding_settings)
+    held_out_features = features if held_out is None else embed_pairs(model, processor, held_out, **embedding_settings)
     model.cpu()
     maps = _fit(settings.methods, features)
     for method, found in maps.items():
@@ -210,7 +209,7 @@ def _check_output(command: CenterCommand) -> None:
     for folder in (Path(settings.output), *saved):
         if is_local(command.model) and Path(command.model).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"output {folder} is the model's folder, or around it: name another one.")
-        if (folder / "config.json").exists() and not settings.overwrite:
+        if any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG)) and not settings.overwrite:
             raise ValueError(f"output {folder} holds a model: name another folder, or add overwrite=true.")
     check_writable(settings.output, "output")
 
@@ -285,8 +284,9 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: 
                 if (Path(origin) / name).is_file():
                     shutil.copyfile(Path(origin) / name, new / name)
             # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
-            for old in (*folder.glob("model*.safetensors*"), folder / CONFIG_FILE, folder / RUN_FILE):
-                old.unlink(missing_ok=True)
+            for pattern in ("model*.safetensors*", "adapter_*", CONFIG_FILE, RUN_FILE):
+                for old in folder.glob(pattern):
+                    old.unlink()
             for path in new.iterdir():
                 os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:

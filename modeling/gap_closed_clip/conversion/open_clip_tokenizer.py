@@ -52,7 +52,7 @@ def text_tokenizer(
     tokenizer = _load(name or CLIP_TOKENIZER, folder, revision, has_file)
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     steps = cleaning(clean)
-    if backend.normalizer is not None:
+    if name and backend.normalizer is not None:  # of CLIP's own tokenizer, open_clip knows the steps above alone
         steps.append(backend.normalizer)
     backend.normalizer = normalizers.Sequence(steps)
     if getattr(backend.model, "end_of_word_suffix", None):

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from string import Template
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -27,9 +28,12 @@ def describe(
     The content of preprocessing.json. A step that the processor leaves out is null.
 
     Raises:
-        ValueError: the image processor resizes or pads in a way that isn't described here.
+        ValueError: the image processor resizes or pads in a way that isn't described here, or does anything else.
     """
     step = size_step(model)
+    steps = _image_steps(processor.image_processor.to_dict())
+    size = example_size(processor)
+    _check_steps(processor, steps)
     further = describe_further(processor)
     return {
         "model": name,
@@ -37,10 +41,10 @@ def describe(
             "file": VISION_MODEL,
             "input": "pixel_values",
             "output": "image_embeds",
-            **_image_steps(processor.image_processor.to_dict()),
+            **steps,
             "layout": "batch, channel, height, width",
             "dtype": "float32",
-            "size": list(example_size(processor)),
+            "size": list(size),
             "other_sizes": None if step is None else {"multiple_of": list(step)},
         },
         "text": {
@@ -86,6 +90,24 @@ def _image_steps(settings: dict[str, Any]) -> dict[str, Any]:
         "mean": list(settings["image_mean"]) if settings["do_normalize"] else None,
         "std": list(settings["image_std"]) if settings["do_normalize"] else None,
     }
+
+
+def _check_steps(processor: GapClosedClipProcessor, steps: dict[str, Any]) -> None:
+    """Compares the processor's pixels of waves of colour with what the README's example makes of these steps."""
+    rows, columns = np.mgrid[:160, :240] * (2 * np.pi / 80)
+    waves = np.stack([np.sin(rows), np.sin(columns), np.cos(rows + columns)], axis=-1)
+    image = Image.fromarray((127.5 * waves + 128).astype(np.uint8))
+    names: dict[str, Any] = {"settings": steps, "image": image, "np": np, "Image": Image}
+    exec("\n".join(_example_steps(steps)), names)
+    found = names["array"].transpose(2, 0, 1)
+    expected = processor(images=[image], return_tensors="pt")["pixel_values"][0].float().numpy()
+    # One of 255 levels is 0.4% of the range; see ACCURACY.
+    if found.shape != expected.shape or not np.abs(found - expected).max() < 0.02 * np.ptp(expected):
+        raise ValueError(
+            f"The image processor, {type(processor.image_processor).__name__}, does more than resize, crop, rescale "
+            "and normalise, which the ONNX preprocessing can't: train the model with one that does no more, such as "
+            "CLIPImageProcessor."
+        )
 
 
 def example_size(processor: GapClosedClipProcessor) -> tuple[int, int]:

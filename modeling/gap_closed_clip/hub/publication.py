@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from ..checkpoint import ADAPTER_CONFIG, base_of_adapter, check_checkpoint, is_adapter, is_local
+from ..checkpoint import base_of_adapter, check_checkpoint, is_adapter, is_local
 from .card import CARD_TEMPLATE, write_card
 from .reload import check_code, check_reload
 from .repository_card import read_repository_card
@@ -140,11 +140,6 @@ def publish(
 def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output: str | Path | None) -> None:
     """Checks what can be checked before anything runs."""
     check_checkpoint(folder)
-    if (folder / ADAPTER_CONFIG).is_file() and not is_adapter(folder):
-        raise ValueError(
-            f"{folder} holds a whole model and an adapter beside it: merge them (peft's merge_and_unload) and save "
-            "the model, or save the adapter alone, into another folder."
-        )
     if not trust_remote_code:
         check_code(folder)
     if keep_card and not (folder / "README.md").is_file():

@@ -230,7 +230,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
         if output_hidden_states is not None:
             kwargs["output_hidden_states"] = all_states(output_hidden_states)
         kwargs |= arguments_for_size(self.vision_model, size)
-        outputs = self.vision_model(pixel_values, return_dict=True, **kwargs)
+        # Processors make float32. Some towers turn it into their own dtype (ViT, timm's), others not (ConvNeXt, Swin).
+        outputs = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=pool_image(outputs, self.config.vision_config, self.config.image_pooling, size),

@@ -84,6 +84,8 @@ class FurtherModality(nn.Module):
                 f"The {self.name} tower ({self.tower.config.model_type}) takes {names}; it got "
                 f"{', '.join(f'{self.name}_{key}' for key in inputs) or 'nothing'}."
             )
+        floats = [key for key, x in inputs.items() if isinstance(x, Tensor) and x.is_floating_point()]
+        inputs |= {key: inputs[key].to(self.tower.dtype) for key in floats}  # processors make float32
         outputs = self.tower(**inputs, return_dict=True)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,

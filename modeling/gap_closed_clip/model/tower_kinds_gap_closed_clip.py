@@ -281,7 +281,8 @@ def drop_unused_pooler(model: PreTrainedModel, pooling: str) -> None:
     """
     pooler = getattr(model, "pooler", None)
     if pooling != "pooler" and pooler is not None and any(True for _ in pooler.parameters()):
-        model.pooler = None
+        calls_it_blindly = model.config.model_type in ("layoutlm", "squeezebert")
+        model.pooler = nn.Identity() if calls_it_blindly else None
 
 
 def unused_parameters(model: PreTrainedModel, pooling: str) -> list[nn.Parameter]:

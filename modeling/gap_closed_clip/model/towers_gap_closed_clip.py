@@ -133,8 +133,10 @@ def _sentence_pooling(name: str, revision: str | None) -> str | None:
         return None
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
-    modes = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-    return next((pooling for pooling, mode in modes.items() if settings.get(mode)), None)
+    # Before sentence-transformers 6 there was a flag for each mode.
+    flags = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+    mode = settings.get("pooling_mode")
+    return next((pooling for pooling, flag in flags.items() if pooling == mode or settings.get(flag)), None)
 
 
 def _check_pooler(modality: str, name: str | PreTrainedConfig, pooling: str, has_pooler: bool) -> None:
@@ -170,6 +172,8 @@ def load_tower(name_or_config: str | PreTrainedConfig, kwargs: dict, half: str) 
     argument, takes_it = ("pixel_values", "images") if half == "vision_model" else ("input_ids", "texts")
     if not takes(model, argument):
         raise ValueError(f"{name_or_config} is a {kind} model, which takes no {takes_it}: name another tower.")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name_or_config} is a {kind} model, with a decoder of its own: name an encoder alone.")
     return model, not missing
 
 

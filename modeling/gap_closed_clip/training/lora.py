@@ -227,12 +227,13 @@ def _check_pattern(pattern: str, lora: LoraArguments, model: GapClosedClipModel)
     modules = dict(model.named_modules())
     matched = [name for name in modules if re.fullmatch(pattern, name)]
     for name in matched:
-        if not isinstance(modules[name], ADAPTABLE):
+        layer = getattr(modules[name], "base_layer", modules[name])  # which may have another adapter already
+        if not isinstance(layer, ADAPTABLE):
             raise ValueError(
-                f"lora.layers={lora.layers!r} also matches {name} ({type(modules[name]).__name__}), which takes no "
+                f"lora.layers={lora.layers!r} also matches {name} ({type(layer).__name__}), which takes no "
                 "adapter: let it match linear and convolutional layers only."
             )
-        if getattr(modules[name], "groups", 1) > 1:
+        if getattr(layer, "groups", 1) > 1:
             raise ValueError(
                 f"lora.layers={lora.layers!r} also matches {name}, a convolution in groups, whose adapter can't be "
                 "merged: name layers by a regular expression that leaves it out."
