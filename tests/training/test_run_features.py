@@ -80,6 +80,20 @@ def test_a_resumed_run_stops_as_early_as_an_unbroken_one(configure, tmp_path, st
     assert json.loads((tmp_path / "parts" / "run.json").read_text())["num_steps"] == last
 
 
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_a_resumed_stream_stops_as_early_as_an_unbroken_one(configure, tmp_path, step):
+    """Where a pass ends the Trainer evaluates again when it goes on, and counts that evaluation once."""
+    words = [*STOPPING, "max_steps=20", "data.streaming=true", "eval_strategy=epoch", "save_strategy=epoch"]
+    words += ["early_stopping_patience=2", "final_split=none"]
+    train(configure("whole", *words))
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["num_steps"] == 9
+    (tmp_path / "parts").mkdir()
+    for kept in {3, step}:
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{kept}", tmp_path / "parts" / f"checkpoint-{kept}")
+    train(configure("parts", *words, "resume_from_checkpoint=true"))
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["num_steps"] == 9
+
+
 def test_a_run_may_be_told_to_stop_early_when_it_goes_on(configure, tmp_path):
     train(configure("run", *STOPPING, "max_steps=2", "final_split=none"))
     for name in ("config.json", "model.safetensors"):

@@ -67,7 +67,9 @@ class CheckedTrainer(Trainer):
             if isinstance(part, FeaturePairs | PairCollator | CaptionCollator):
                 part.set_epoch(epoch)
         super()._run_epoch(model, epoch, *args, **kwargs)
-        stopped = self.control.should_training_stop and self.state.global_step == before
+        # (A pass that a run has behind it when it goes on has no step, and an evaluation at its end may stop the run.)
+        skipped = epoch == kwargs.get("epochs_trained") and kwargs.get("steps_trained_in_current_epoch")
+        stopped = self.control.should_training_stop and self.state.global_step == before and not skipped
         if stopped and isinstance(self.train_dataset, IterableDataset):
             raise ValueError(
                 f"The stream of training pairs has no whole batch of {self.args.global_batch_size}: lower "

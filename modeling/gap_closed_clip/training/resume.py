@@ -202,6 +202,8 @@ class SettingsCallback(TrainerCallback):
 class EarlyStopping(EarlyStoppingCallback):
     """As transformers', which would count from 0 again where a run goes on from a checkpoint."""
 
+    _began_at = 0
+
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
         # A checkpoint of a run that was not to stop early has none, which the Trainer would miss when it saves.
@@ -209,6 +211,12 @@ class EarlyStopping(EarlyStoppingCallback):
         self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             control.should_training_stop = True
+        self._began_at = state.global_step
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        # Before the first step the weights are those of the checkpoint, whose evaluation has been counted.
+        if state.global_step != self._began_at:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 __all__ = [
