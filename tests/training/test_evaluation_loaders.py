@@ -35,7 +35,8 @@ def expected(tmp_path_factory):
 
 
 def test_training_by_length_leaves_the_order_of_evaluations(tmp_path, expected):
-    assert evaluated(tmp_path, different_pairs(), train_sampling_strategy="group_by_length") == pytest.approx(expected)
+    by_length = {"train_sampling_strategy": "group_by_length", "distinct_batches": False}
+    assert evaluated(tmp_path, different_pairs(), **by_length) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

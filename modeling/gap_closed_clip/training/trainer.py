@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
-from .argument_checks import check_batch_size
+from .argument_checks import check_batch_size, check_order
 from .checked_trainer import CheckedTrainer
 from .diagnostics import RunningMeans, batch_diagnostics, warning_of
 
@@ -55,6 +55,7 @@ class GapClosedClipTrainer(CheckedTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         check_batch_size(self.args)
+        check_order(self.args)
         self._prepare_micro_batches()
         self.add_callback(TrainingProgressCallback())
         self._means = RunningMeans()
