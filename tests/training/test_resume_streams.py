@@ -70,3 +70,10 @@ def test_a_pass_ends_with_a_whole_step(tmp_path):
     trainer.training_step = spy
     trainer.train()
     assert starts == [True, False] * 3
+
+
+def test_a_stream_without_a_whole_step_is_refused(tmp_path):
+    trainer = make_trainer("ours", tmp_path, gradient_accumulation_steps=4, dataloader_num_workers=0)  # of 26 pairs
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
+    with pytest.raises(ValueError, match="no whole step of 32: lower .*, gradient_accumulation_steps, or"):
+        trainer.train()

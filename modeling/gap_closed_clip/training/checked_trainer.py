@@ -71,10 +71,13 @@ class CheckedTrainer(Trainer):
         skipped = epoch == kwargs.get("epochs_trained") and kwargs.get("steps_trained_in_current_epoch")
         stopped = self.control.should_training_stop and self.state.global_step == before and not skipped
         if stopped and isinstance(self.train_dataset, IterableDataset):
+            step = self._pairs_of_a_step()
+            accumulated = step > self.args.global_batch_size
             raise ValueError(
-                f"The stream of training pairs has no whole batch of {self.args.global_batch_size}: lower "
-                "training.per_device_train_batch_size (or contrastive_batch_size), or dataloader_num_workers, each of "
-                "which makes batches of its own part of the stream."
+                f"The stream of training pairs has no whole {'step' if accumulated else 'batch'} of {step}: lower "
+                "training.per_device_train_batch_size (or contrastive_batch_size), "
+                f"{'gradient_accumulation_steps, ' if accumulated else ''}or dataloader_num_workers, each of which "
+                "makes batches of its own part of the stream."
             )
 
     def _init_training_state(
@@ -98,14 +101,18 @@ class CheckedTrainer(Trainer):
             return self._with_own_numbers(super().get_train_dataloader())
         if isinstance(stream, datasets.IterableDataset):
             # Batches that fill no step would add their gradients to the first step of the next pass.
-            batches = self.args.gradient_accumulation_steps if self.args.num_micro_batches == 1 else 1
-            size = batches * self.args.global_batch_size if self.args.dataloader_drop_last else None
+            size = self._pairs_of_a_step() if self.args.dataloader_drop_last else None
             self.train_dataset = WholeBatches(stream, size)
         try:
             with read_by_each_process(self.accelerator):
                 return self._with_own_numbers(super().get_train_dataloader())
         finally:
             self.train_dataset = stream
+
+    def _pairs_of_a_step(self) -> int:
+        """Over all devices. (To the Trainer micro-batches are accumulated as well.)"""
+        accumulated = self.args.gradient_accumulation_steps if self.args.num_micro_batches == 1 else 1
+        return accumulated * self.args.global_batch_size
 
     def _with_own_numbers(self, loader: DataLoader) -> DataLoader:
         """
