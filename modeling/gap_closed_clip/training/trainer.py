@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -135,10 +135,13 @@ class GapClosedClipTrainer(CheckedTrainer):
             sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
         else:
             plain = super()._get_train_sampler(train_dataset)
-            if drop_last and isinstance(plain, RandomSampler):
-                # The DataLoader would leave out an incomplete micro-batch only.
-                return RandomSampler(dataset, num_samples=len(dataset) // batch_size * batch_size)
-            return plain
+            if not drop_last:
+                return plain
+            # The DataLoader would leave out an incomplete micro-batch only.
+            whole = len(dataset) // batch_size * batch_size
+            if isinstance(plain, RandomSampler):
+                return RandomSampler(dataset, num_samples=whole)
+            return SequentialSampler(range(whole)) if isinstance(plain, SequentialSampler) else plain
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 
