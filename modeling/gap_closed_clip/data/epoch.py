@@ -1,5 +1,7 @@
 """Which epoch it is, as the workers of a DataLoader see it."""
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -16,7 +18,9 @@ class Epoch:
     def set(self, number: int) -> None:
         """Tells which epoch begins."""
         if self._number is None:
-            self._number = torch.zeros((), dtype=torch.int64).share_memory_()
+            self._number = torch.zeros((), dtype=torch.int64)
+            with suppress(RuntimeError):  # a machine without shared memory can have no workers either
+                self._number.share_memory_()
         self._number.fill_(number)
 
     def __int__(self) -> int:

@@ -142,6 +142,7 @@ class GapClosedClipTrainer(CheckedTrainer):
             if isinstance(plain, RandomSampler):
                 return RandomSampler(dataset, num_samples=whole)
             return SequentialSampler(range(whole)) if isinstance(plain, SequentialSampler) else plain
+        self.remove_callback(_SamplerEpochCallback)  # of an earlier training
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 
