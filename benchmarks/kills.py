@@ -105,7 +105,7 @@ class Run:
     def _note_phases(self) -> None:
         from gap_closed_clip.commands import publish, train
         from gap_closed_clip.training import build, run
-        from gap_closed_clip.training.trainer import CheckedTrainer
+        from gap_closed_clip.training.checked_trainer import CheckedTrainer
 
         places = [
             (build, "embed_pairs_once", "embedding"),

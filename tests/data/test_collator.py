@@ -184,6 +184,15 @@ def test_augmentation_is_that_of_the_batch(processor, rows):
     assert not torch.equal(PairCollator(processor)(rows)["pixel_values"], first)
 
 
+def test_augmentation_leaves_the_numbers_of_gpus_alone(processor, rows, monkeypatch):
+    """The dropout of a model there would else be the same whenever a batch comes again, whatever the seed."""
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    before = torch.get_rng_state()
+    PairCollator(processor, Augmentation())(rows)
+    assert seeds == [] and torch.equal(torch.get_rng_state(), before)
+
+
 def test_held_out_rows_are_not_augmented(processor, rows):
     mixed = PairCollator(processor, Augmentation())([rows[0] | {"augment": False}, rows[1]])["pixel_values"]
     plain = PairCollator(processor)(rows[:2])["pixel_values"]

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from gap_closed_clip.data import PairCollator, group_ids
@@ -140,3 +141,24 @@ def test_compute_metrics_of_pairs_with_a_transform(pairs):
     transformed = pairs.with_transform(lambda rows: {"pixels": rows["image"], "text": rows["caption"]})
     found = build_compute_metrics(transformed)(prediction(pairs, range(8)))
     assert found == pytest.approx(build_compute_metrics(pairs)(prediction(pairs, range(8))), nan_ok=True)
+
+
+def test_another_order_of_pairs_that_share_nothing_is_noticed():
+    """Their ids can be told from one another in any order; their labels would be those of other pairs."""
+    rows = [{"image_id": f"i {k}", "caption": f"c {k}", "label": f"kind {k % 3}"} for k in range(9)]
+    pairs = Dataset.from_list(rows)
+    compute_metrics = build_compute_metrics(pairs)
+    compute_metrics(prediction(pairs, range(9)))
+    for order in (range(8, -1, -1), [1, 0, *range(2, 9)]):
+        with pytest.raises(ValueError, match="not in the order of the pairs .image_id"):
+            compute_metrics(prediction(pairs, order))
+
+
+def test_group_ids_of_ones_own_are_compared_with_one_another(pairs):
+    compute_metrics = build_compute_metrics(pairs)
+    (image, text, ids), numbers = prediction(pairs, range(8)).predictions, np.zeros((8, 2), np.int64)
+    for column in range(2):
+        numbers[:, column] = np.unique(ids[:, column], return_inverse=True)[1]
+    compute_metrics(EvalPrediction(predictions=(image, text, numbers), label_ids=None))
+    with pytest.raises(ValueError, match="not in the order of the pairs .image_id"):
+        compute_metrics(EvalPrediction(predictions=(image, text, numbers[[1, 0, *range(2, 8)]]), label_ids=None))

@@ -92,12 +92,14 @@ def test_a_contrastive_batch_in_parts_is_one_step_of_distinct_pairs(tmp_path):
         assert is_distinct([row for part in spy.batches[4 * step : 4 * step + 4] for row in part])
 
 
-def test_parts_in_random_order_drop_the_last_batch_too(tmp_path):
-    arguments = {"per_device_train_batch_size": 4, "contrastive_batch_size": 12, "distinct_batches": False}
+@pytest.mark.parametrize("order", ["random", "sequential"])
+def test_parts_in_another_order_drop_the_last_batch_too(tmp_path, order):
+    arguments = {"per_device_train_batch_size": 2, "contrastive_batch_size": 12, "distinct_batches": False}
+    arguments["train_sampling_strategy"] = order
     training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=4, num_train_epochs=1, **arguments)
-    assert len(training.get_train_dataloader()) == 6  # of 26 pairs 24
+    assert len(training.get_train_dataloader()) == 12  # of 26 pairs 24
     training.args.dataloader_drop_last = False
-    assert len(training.get_train_dataloader()) == 7
+    assert len(training.get_train_dataloader()) == 13
 
 
 def test_parts_wait_on_the_cpu_for_their_turn(tmp_path):

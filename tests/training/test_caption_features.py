@@ -9,6 +9,7 @@ from captioners import caption_config, train_encoder
 from conftest import CAPTIONS, caption_labels, captioner_of, tiny_config
 from safetensors.torch import load_file
 from test_precompute import exact, settings  # noqa: F401
+from torch.utils.data import DataLoader
 from transformers import BertConfig, BertModel
 
 from gap_closed_clip import GapClosedClipForConditionalGeneration, GapClosedClipModel
@@ -194,7 +195,7 @@ def test_a_decoder_on_the_embedding_alone_finds_what_the_encoder_was_trained_on(
     assert (plain["pooled_image"] == other["encoded_image"]).all()
 
 
-def test_a_pair_alone_in_its_batch_is_seen_in_other_views_in_other_epochs(pairs, tiny_processor, settings):
+def test_a_batch_that_comes_again_is_seen_in_other_views_in_other_epochs(pairs, tiny_processor, settings):
     captioner = frozen_captioner(tiny_processor.tokenizer)
     augmentation = Augmentation(crop_scale=(0.5, 0.6), brightness=0.3, contrast=0.3, horizontal_flip=False)
     collator, collate = collators(captioner, tiny_processor, augmentation)
@@ -204,12 +205,31 @@ def test_a_pair_alone_in_its_batch_is_seen_in_other_views_in_other_epochs(pairs,
         encoded.set_epoch(epoch)
         alone.add(encoded.__getitems__([5])[0]["encoded_image"].tobytes())
         together.add(encoded.__getitems__([5, 6])[0]["encoded_image"].tobytes())
-    assert len(alone) == 3 and len(together) == 1  # of a batch that is the same again, the views are as well
-    seen = []
-    for epoch in (0, 1, 1):
-        collate.set_epoch(epoch)
-        seen.append(collate([pairs[5]])["pixel_values"])
-    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
+    assert len(alone) == len(together) == 3
+    for rows in ([5], [5, 6]):
+        seen = []
+        for epoch in (0, 1, 1):
+            collate.set_epoch(epoch)
+            seen.append(collate([pairs[row] for row in rows])["pixel_values"])
+        assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
+        # A shuffled batch is varied by what is in it alone, as all were before 0.2; not that of a single pair.
+        collate.collator.shuffled = True
+        expected = seen[1] if len(rows) == 1 else seen[0]
+        assert torch.equal(collate([pairs[row] for row in rows])["pixel_values"], expected)
+        collate.collator.shuffled = False
+
+
+def test_workers_that_live_on_learn_the_epoch(pairs, tiny_processor, settings):
+    captioner = frozen_captioner(tiny_processor.tokenizer)
+    collator, collate = collators(captioner, tiny_processor, Augmentation(crop_scale=(0.5, 0.6)))
+    encoded = encode_images_once(pairs, captioner, collator, settings)
+    for rows, name in ((encoded, "pooled_image"), (pairs, "pixel_values")):
+        loader = DataLoader(rows, 4, collate_fn=collate, num_workers=1, persistent_workers=True)
+        for epoch in range(3):
+            encoded.set_epoch(epoch)
+            collate.set_epoch(epoch)
+            for found, expected in zip(loader, DataLoader(rows, 4, collate_fn=collate), strict=True):
+                assert torch.equal(found[name], expected[name])
 
 
 def test_training_tells_the_epoch(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from gap_closed_clip.disk import DiskFull, is_disk_full, replacing, writing
 from gap_closed_clip.evaluation import report
 from gap_closed_clip.training import last_complete_checkpoint, train
 from gap_closed_clip.training import run as training_run
-from gap_closed_clip.training.trainer import CheckedTrainer
+from gap_closed_clip.training.checked_trainer import CheckedTrainer
 
 
 @contextmanager

@@ -84,6 +84,12 @@ def test_nothing_to_resume_from(interrupted, configure, tmp_path, finished):
 # --- resume_from_checkpoint=auto, damaged checkpoints, other settings
 
 
+def test_auto_needs_checkpoints_to_go_on_from(configure):
+    """It would begin anew after each interruption."""
+    with pytest.raises(ValueError, match="save_only_model is true, .*resume_from_checkpoint is auto"):
+        train(configure("resume_from_checkpoint=auto", "save_only_model=true"))
+
+
 def test_auto_goes_on_where_it_can_and_starts_anew_where_it_cannot(finished, interrupted, configure):
     train(configure("resume_from_checkpoint=auto"))
     history = json.loads((interrupted / "checkpoint-6" / "trainer_state.json").read_text())["log_history"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -61,6 +62,45 @@ def test_the_best_epoch_is_kept_and_training_stops_where_recall_does_not_rise(co
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (facts["num_steps"], facts["kept_step"]) == (3, 1)
     assert events["max_steps"] == 40 and not (tmp_path / "run" / "checkpoint-40").exists()
+
+
+STOPPING = ["load_best_model_at_end=true", "metric_for_best_model=mean_recall@10", "eval_steps=1", "save_steps=1"]
+STOPPING += ["max_steps=9", "learning_rate=0.0"]  # nothing is learned: the first evaluation is the best
+
+
+@pytest.mark.parametrize(("step", "last"), [(2, 4), (3, 4), (4, 4)])
+def test_a_resumed_run_stops_as_early_as_an_unbroken_one(configure, tmp_path, step, last):
+    stopping = [*STOPPING, "early_stopping_patience=3", "final_split=none"]
+    train(configure("whole", *stopping))
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["num_steps"] == 4
+    (tmp_path / "parts").mkdir()
+    for kept in (1, step):
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{kept}", tmp_path / "parts" / f"checkpoint-{kept}")
+    train(configure("parts", *stopping, "resume_from_checkpoint=true"))
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["num_steps"] == last
+
+
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_a_resumed_stream_stops_as_early_as_an_unbroken_one(configure, tmp_path, step):
+    """Where a pass ends the Trainer evaluates again when it goes on, and counts that evaluation once."""
+    words = [*STOPPING, "max_steps=20", "data.streaming=true", "eval_strategy=epoch", "save_strategy=epoch"]
+    words += ["early_stopping_patience=2", "final_split=none"]
+    train(configure("whole", *words))
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["num_steps"] == 9
+    (tmp_path / "parts").mkdir()
+    for kept in {3, step}:
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{kept}", tmp_path / "parts" / f"checkpoint-{kept}")
+    train(configure("parts", *words, "resume_from_checkpoint=true"))
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["num_steps"] == 9
+
+
+def test_a_run_may_be_told_to_stop_early_when_it_goes_on(configure, tmp_path):
+    train(configure("run", *STOPPING, "max_steps=2", "final_split=none"))
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "run" / name).unlink()
+    words = [*STOPPING, "early_stopping_patience=3", "final_split=none", "resume_from_checkpoint=true"]
+    train(configure("run", *words))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["num_steps"] == 5
 
 
 def test_a_resumed_run_is_an_unbroken_one(configure, tmp_path):

@@ -240,6 +240,35 @@ def run_until_killed(folder: Path) -> None:
     (folder / "ends.json").write_text(json.dumps(ends))
 
 
+@pytest.mark.parametrize("other", [{}, {"distinct_batches": False, "mix_sources": False}])
+def test_an_order_that_would_not_be_heard_is_refused(tmp_path, other):
+    name = "mix_sources is false" if other else "distinct_batches is true"
+    with pytest.raises(ValueError, match=f"train_sampling_strategy is sequential, and training.{name}"):
+        make_trainer("ours", tmp_path, train_sampling_strategy="sequential", **other)
+
+
+def test_pairs_in_their_own_order_are_varied_in_each_epoch(tmp_path):
+    """Their batches are the same in each, and so would be their images."""
+    order = {"train_sampling_strategy": "sequential", "distinct_batches": False}
+    trainer = make_trainer("ours", tmp_path, save_strategy="no", max_steps=9, dataloader_num_workers=0, **order)
+    seen, collate = [], trainer.data_collator
+    set_epoch = collate.set_epoch
+
+    class Spy(PairCollator):
+        def __call__(self, rows):
+            batch = collate(rows)
+            seen.append(batch["pixel_values"])
+            return batch
+
+        def set_epoch(self, epoch):
+            set_epoch(epoch)
+
+    trainer.data_collator = Spy(collate.processor)
+    trainer.train()
+    first, second, third = seen[0], seen[3], seen[6]  # of 26 pairs three batches
+    assert not torch.equal(first, second) and not torch.equal(second, third) and not torch.equal(first, third)
+
+
 def test_a_batch_size_that_shrinks_by_itself_is_refused(tmp_path):
     message = "auto_find_batch_size is true: .* lower per_device_train_batch_size; contrastive_batch_size"
     with pytest.raises(ValueError, match=message):

@@ -13,6 +13,7 @@ from transformers import ImageProcessingMixin, PreTrainedTokenizerBase, Processo
 
 from ..model.modality_processing_gap_closed_clip import encode_modality
 from ..model.record_processing_gap_closed_clip import ArrayProcessor, RecordProcessor
+from .epoch import Epoch
 from .hashing import digest_of, group_ids, stable_hash
 from .image_ids import check_columns, image_id_of
 from .images import Augmentation, decode_image, name_of, window_of
@@ -52,7 +53,9 @@ class PairCollator:
         self.window = window
         self.further: dict[str, Any] = getattr(processor, "modality_processors", None) or {}
         self._warned: set[str] = set()
-        self._epoch = 0
+        self._epoch = Epoch()
+        # Whether no batch of several pairs comes again in another epoch; what is in it varies it then. Trainers tell.
+        self.shuffled = False
         self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -95,8 +98,8 @@ class PairCollator:
         return batch | self._further_modalities(rows, batch["group_ids"]) if self.further else batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Has images that are alone in a batch varied in another way than in other epochs."""
-        self._epoch = epoch
+        """Has images varied in another way than in other epochs, also those of a batch that comes in each of them."""
+        self._epoch.set(epoch)
 
     def modality(self, rows: list[dict[str, Any]], name: str) -> dict[str, torch.Tensor]:
         """The part of the batch that is one further modality, not varied: `{name}_{input of its tower}` (B, ...).
@@ -234,16 +237,15 @@ class PairCollator:
     def _augment(
         self, augmentation: Augmentation, images: list, rows: list[dict[str, Any]], ids: torch.Tensor
     ) -> list:
-        """Augment a batch with a seed made of its rows and their order.
+        """Augment a batch with a seed made of its rows, their order and, where it comes again, the epoch.
 
         With a worker's own random state the result would depend on all batches before. This way a run that was killed
         and resumed, which meets the same batches, varies their images as an unbroken run does.
         """
         with torch.random.fork_rng(devices=[]):
-            # A pair that is alone in its batch is so in every epoch.
-            torch.manual_seed(
-                stable_hash(f"{ids.tolist()}{self._epoch or ''}" if len(rows) == 1 else str(ids.tolist()))
-            )
+            # Not torch.manual_seed, which would seed GPUs, too, and with them the dropout of the model.
+            epoch = int(self._epoch) if len(rows) == 1 or not self.shuffled else 0
+            torch.default_generator.manual_seed(stable_hash(f"{ids.tolist()}{epoch or ''}"))
             return [
                 augmentation(image) if self._is_augmented(row) else image
                 for image, row in zip(images, rows, strict=True)

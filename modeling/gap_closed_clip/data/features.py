@@ -15,6 +15,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from huggingface_hub.constants import HF_HOME
 
+from .epoch import Epoch
 from .hashing import stable_hash
 from .image_ids import image_ids_of
 from .sampler import group_ids_of
@@ -236,8 +237,8 @@ class FeaturePairs(torch.utils.data.Dataset):
     `CaptionCollator` with `encoded_image`.
 
     A batch is read at once, and where both towers have run, neither an image nor a caption is touched. Which view of
-    an image a batch gets depends on the batch's pairs and their order alone (of a single pair, on the epoch, too): a
-    run that was killed and resumed, which meets the same batches, gets the same views.
+    an image a batch gets depends on the batch's pairs, their order and, where it comes again, the epoch: a run that
+    was killed and resumed, which meets the same batches, gets the same views.
 
     Args:
         pairs: canonical pairs, as `load_pairs` gives them.
@@ -258,7 +259,8 @@ class FeaturePairs(torch.utils.data.Dataset):
         further: Sequence[str] = (),
         image_column: str = "pooled_image",
     ):
-        self.image_column, self._epoch = image_column, 0
+        self.image_column, self._epoch = image_column, Epoch()
+        self.shuffled = False  # as in PairCollator
         self.pairs, self.images, self.texts, self.varied = pairs, images, texts, varied
         self.further = tuple(further)
         self._group_ids = np.array(group_ids_of(pairs), dtype=np.int64).reshape(-1, 2)
@@ -296,8 +298,8 @@ class FeaturePairs(torch.utils.data.Dataset):
         return FeaturePairs(self.pairs, self.images, self.texts, further=self.further, image_column=self.image_column)
 
     def set_epoch(self, epoch: int) -> None:
-        """Has batches of a single pair draw other views than in other epochs."""
-        self._epoch = epoch
+        """Has batches draw other views than in other epochs."""
+        self._epoch.set(epoch)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -323,8 +325,8 @@ class FeaturePairs(torch.utils.data.Dataset):
         if not self.varied:
             return np.zeros_like(positions)
         seed = positions.tobytes()
-        if len(positions) == 1:  # which is alone in every epoch
-            seed += self._epoch.to_bytes(8, "little")
+        if (len(positions) == 1 or not self.shuffled) and (epoch := int(self._epoch)):
+            seed += epoch.to_bytes(8, "little")
         return np.random.default_rng(stable_hash(seed)).integers(number, size=len(positions))
 
 

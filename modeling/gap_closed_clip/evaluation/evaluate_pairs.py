@@ -9,6 +9,7 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers import EvalPrediction
 
+from ..data.hashing import stable_hash
 from .by_source import flat_metrics, measure_sources
 from .every_pair import measure_every_pair
 from .load_metric import load_metric
@@ -173,12 +174,20 @@ def _first_of(columns: Columns, source: str, number: int = 4) -> list[int]:
 
 
 def _check_order(ids: list[str], group_ids: np.ndarray, name: str) -> None:
-    """Raises where equal ids have different group ids, or different ids equal ones."""
-    matches = len(set(zip(ids, group_ids.tolist(), strict=True)))
-    if not matches == len(set(ids)) == len(np.unique(group_ids)):
+    """Raises where a row has the group id of another one; of ids that are not `PairCollator`'s, where equal ids have
+    different group ids, or different ids equal ones.
+    """
+    hashes = [stable_hash(each) for each in ids]
+    given = group_ids.tolist()
+    if set(hashes).isdisjoint(given):
+        in_order = len(set(zip(ids, given, strict=True))) == len(set(ids)) == len(set(given))
+    else:
+        in_order = hashes == given
+    if not in_order:
         raise ValueError(
             f"The predictions are not in the order of the pairs ({name} does not match their group_ids): do not "
-            "shuffle the evaluation set, and build compute_metrics with the very data set that the Trainer evaluates."
+            "shuffle the evaluation set, build compute_metrics with the very data set that the Trainer evaluates, and "
+            "read a stream with one worker (dataloader_num_workers=1), since each makes batches of its own part."
         )
 
 

@@ -111,6 +111,21 @@ def check_batch_size(args: Any) -> None:
         )
 
 
+def check_order(args: Any) -> None:
+    """
+    Checks that one setting alone orders the training pairs.
+
+    Raises:
+        ValueError: transformers' own would not be heard.
+    """
+    own = "training.mix_sources is false" if not args.mix_sources else "training.distinct_batches is true"
+    if args.train_sampling_strategy != "random" and (args.distinct_batches or not args.mix_sources):
+        raise ValueError(
+            f"training.train_sampling_strategy is {args.train_sampling_strategy}, and {own}, which orders the pairs "
+            "in its own way. Leave train_sampling_strategy out, or set distinct_batches=false (and mix_sources=true)."
+        )
+
+
 def check_report_to(report_to: str | list[str] | None) -> None:
     """
     Checks that logs can go where they are to go, which the Trainer finds when the data are loaded.
@@ -133,4 +148,4 @@ def check_report_to(report_to: str | list[str] | None) -> None:
         )
 
 
-__all__ = ["check_batch_size", "check_evaluations", "check_numbers", "check_report_to"]
+__all__ = ["check_batch_size", "check_evaluations", "check_numbers", "check_order", "check_report_to"]

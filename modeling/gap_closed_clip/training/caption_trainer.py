@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 from transformers import GenerationConfig, Seq2SeqTrainer, TrainerCallback
 
-from .trainer import CheckedTrainer, TrainingProgressCallback
+from .checked_trainer import CheckedTrainer
+from .trainer import TrainingProgressCallback
 
 
 class _GenerationConfigCallback(TrainerCallback):

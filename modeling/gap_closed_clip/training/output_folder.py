@@ -62,6 +62,12 @@ def checkpoint_to_resume(args: GapClosedTrainingArguments, config: RunConfig) ->
     """
     folder = Path(args.output_dir)
     resume = args.resume_from_checkpoint or None
+    if resume == AUTO and args.save_only_model:
+        raise ValueError(
+            "training.save_only_model is true, so that no run can go on from its checkpoints, and "
+            "training.resume_from_checkpoint is auto: after each interruption it would start anew. Leave out one of "
+            "the two."
+        )
     if resume is True or resume == AUTO:
         checkpoint = checkpoint_to_go_on_from(folder)
         if checkpoint is not None:

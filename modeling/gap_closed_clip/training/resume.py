@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from safetensors import SafetensorError, safe_open
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
@@ -199,8 +199,29 @@ class SettingsCallback(TrainerCallback):
                 draft.write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
 
+class EarlyStopping(EarlyStoppingCallback):
+    """As transformers', which would count from 0 again where a run goes on from a checkpoint."""
+
+    _began_at = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        # A checkpoint of a run that was not to stop early has none, which the Trainer would miss when it saves.
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            control.should_training_stop = True
+        self._began_at = state.global_step
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        # Before the first step the weights are those of the checkpoint, whose evaluation has been counted.
+        if state.global_step != self._began_at:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
 __all__ = [
     "AUTO",
+    "EarlyStopping",
     "SettingsCallback",
     "check_settings",
     "checkpoint_to_go_on_from",

@@ -4,19 +4,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, Trainer, set_seed
+from transformers import Trainer, set_seed
 
 from ..disk import writing
 from ..evaluation import evaluate_model, write_report
 from .build import RunParts, build
+from .checked_trainer import AFTER_FULL
 from .config import RunConfig
 from .fuse import set_fusion_weights
 from .output_folder import TrainingResult, delete_other_run, save_model_folder
 from .preflight import RunInputs, preflight
 from .processes import SHARE, WatchCallback, held_by_the_first, losing_no_process
 from .recenter import RecenterCallback
-from .resume import SettingsCallback, settings_of
-from .trainer import AFTER_FULL
+from .resume import EarlyStopping, SettingsCallback, settings_of
 
 
 def train(config: RunConfig) -> TrainingResult:
@@ -70,7 +70,7 @@ def fit(parts: RunParts, inputs: RunInputs, settings: dict[str, Any]) -> Trainer
         trainer.add_callback(RecenterCallback(parts.plain_batches(args), parts.encoder, parts.towers_have_run))
     trainer.add_callback(SettingsCallback(settings))
     if args.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        trainer.add_callback(EarlyStopping(args.early_stopping_patience))
     trainer.add_callback(WatchCallback(SHARE * args.ddp_timeout))
     with writing(args.output_dir, "Logs and checkpoints", None, AFTER_FULL):
         trainer.train(resume_from_checkpoint=inputs.checkpoint)

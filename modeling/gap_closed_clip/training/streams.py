@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 from accelerate import Accelerator
 from torch.utils.data import IterableDataset
+from transformers import TrainerState
 
 
 class WholeBatches(IterableDataset):
@@ -55,4 +56,20 @@ def read_by_each_process(accelerator: Accelerator) -> Iterator[None]:
         config.dispatch_batches = asked
 
 
-__all__ = ["WholeBatches", "read_by_each_process"]
+def place_in_stream(state: TrainerState, accumulated: int) -> tuple[int, int]:
+    """
+    How many passes through the stream a checkpoint has behind it, and how many batches of the next one.
+
+    The Trainer does not know how long a pass is and takes the whole training for one. But in the epoch that it notes
+    the whole number is that of the passes, and the fraction is the part that the batches of the last pass are of all
+    batches of the training.
+
+    Args:
+        state: of the checkpoint.
+        accumulated: batches of a step (`gradient_accumulation_steps`).
+    """
+    passes = int(state.epoch)
+    return passes, round((state.epoch - passes) * state.max_steps * accumulated)
+
+
+__all__ = ["WholeBatches", "place_in_stream", "read_by_each_process"]

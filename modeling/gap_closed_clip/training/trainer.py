@@ -1,35 +1,21 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
-import shutil
-from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
-from transformers import Trainer, TrainerCallback
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..data import CaptionCollator, DistinctSampler, OneSourceSampler, PairCollator, group_ids_of, sources_of
-from ..data.features import FeaturePairs
-from ..disk import DiskFull, bytes_of, size_of, writing
+from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
 from ..model.micro_batches_gap_closed_clip import MicroBatches
-from .argument_checks import check_batch_size
+from .argument_checks import check_batch_size, check_order
+from .checked_trainer import CheckedTrainer
 from .diagnostics import RunningMeans, batch_diagnostics, warning_of
-from .gradients import describe_missing, without_gradient
-from .release import set_tower_learning_rate
-from .resume import checkpoints
-from .sound_numbers import SoundNumbers
-from .streams import WholeBatches, read_by_each_process
 
 
 logger = logging.get_logger(__name__)
-
-AFTER_FULL = "The same command with resume_from_checkpoint=auto goes on from the last complete checkpoint."
 
 
 class TrainingProgressCallback(TrainerCallback):
@@ -47,159 +33,6 @@ class _SamplerEpochCallback(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.sampler.set_epoch(int(state.epoch))
-
-
-class CheckedTrainer(Trainer):
-    """transformers' Trainer with what ours add to it, whatever they train."""
-
-    # Further modalities whose towers learn at `tower_learning_rate`.
-    pretrained_modalities: Collection[str] = ()
-    train_dataset: Any
-    _gradients_checked = False
-    _numbers: SoundNumbers | None = None
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
-        """
-        As transformers', with a look at the gradients of the first step, and at every step's numbers.
-
-        Raises:
-            ValueError: in the first step, a trainable parameter got no gradient; loss or gradient are NaN or infinite,
-                and no more such steps may be skipped.
-        """
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        if not self._is_sound(loss, model, inputs):
-            return torch.zeros_like(loss)
-        # (A sharded model's parameters may be empty on some process.)
-        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        if self.accelerator.sync_gradients and not sharded and self._shows_every_gradient(model, inputs):
-            self._check_gradients_once()
-        return loss
-
-    def _run_epoch(self, model: nn.Module, epoch: int, *args, **kwargs) -> None:
-        # A run that was killed after its last step, while it was evaluated or saved, has none to take when resumed:
-        # transformers would take one more each time.
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
-            return
-        before = self.state.global_step
-        for part in (self.train_dataset, self.data_collator):
-            if isinstance(part, FeaturePairs | PairCollator | CaptionCollator):
-                part.set_epoch(epoch)
-        super()._run_epoch(model, epoch, *args, **kwargs)
-        stopped = self.control.should_training_stop and self.state.global_step == before
-        if stopped and isinstance(self.train_dataset, IterableDataset):
-            raise ValueError(
-                f"The stream of training pairs has no whole batch of {self.args.global_batch_size}: lower "
-                "training.per_device_train_batch_size (or contrastive_batch_size), or dataloader_num_workers, each of "
-                "which makes batches of its own part of the stream."
-            )
-
-    def get_train_dataloader(self) -> DataLoader:
-        """
-        As transformers'. Of a stream, too, an epoch's last, incomplete batch is left out (`dataloader_drop_last`), and
-        several processes have together the batches that one of a batch as large would have.
-        """
-        stream = self.train_dataset
-        if not isinstance(stream, IterableDataset):
-            return super().get_train_dataloader()
-        if isinstance(stream, datasets.IterableDataset):
-            size = self.args.global_batch_size if self.args.dataloader_drop_last else None
-            self.train_dataset = WholeBatches(stream, size)
-        try:
-            with read_by_each_process(self.accelerator):
-                return super().get_train_dataloader()
-        finally:
-            self.train_dataset = stream
-
-    def _is_sound(self, loss: Tensor, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        if self._numbers is None:
-            self._numbers = SoundNumbers(self.args.skip_broken_steps, self.train_dataset)
-        scaler = self.accelerator.scaler
-        scaled = scaler is not None and scaler.is_enabled()
-        # Gradients are still being added up where no step follows.
-        whole = self.accelerator.sync_gradients
-        return self._numbers.check(loss, model, inputs, self.state.global_step + 1, scaled or not whole)
-
-    def _shows_every_gradient(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        """Whether a batch has what every parameter needs for a gradient."""
-        return True
-
-    def _check_gradients_once(self) -> None:
-        if self._gradients_checked:
-            return
-        self._gradients_checked = True
-        missing = without_gradient(self.model)
-        if missing and self.args.ddp_find_unused_parameters:
-            logger.warning(describe_missing(missing))
-        elif missing:
-            raise ValueError(describe_missing(missing))
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """As transformers', with `tower_learning_rate` of the arguments in parameter groups of its own."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new and self.args.tower_learning_rate is not None:
-            model = self.model if model is None else model
-            set_tower_learning_rate(optimizer, model, self.args.tower_learning_rate, self.pretrained_modalities)
-        return optimizer
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        # Pickled arguments, with the Hub's token among them; train_config.yaml says the same in the open, without it.
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """
-        Raises:
-            DiskFull: there is no room; what was written of the checkpoint is gone.
-        """
-        folder = Path(self.args.output_dir)
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        wanted = None
-        if self.is_world_process_zero():
-            before = checkpoints(folder)
-            optimizer = getattr(self.optimizer, "optimizer", None)  # inside accelerate's
-            wanted = size_of(before[-1]) if before else bytes_of(self.model, optimizer)
-        try:
-            with writing(folder, name, wanted, AFTER_FULL):
-                super()._save_checkpoint(model, trial)
-        except DiskFull:
-            if self.is_world_process_zero():
-                shutil.rmtree(folder / name, ignore_errors=True)
-            raise
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """
-        As transformers', which only warns of weights that a checkpoint lacks and leaves them as they are.
-
-        Raises:
-            ValueError: it lacks weights, other than those that are tied to some that it has.
-        """
-        super()._issue_warnings_after_load(load_result)
-        missing, state = set(load_result.missing_keys), self.model.state_dict()
-        loaded = {state[name].data_ptr() for name in state.keys() - missing}
-        lost = sorted(name for name in missing if state[name].data_ptr() not in loaded)
-        # (Of a model in several files transformers compares the names in the files with those of the layers.)
-        if lost and not load_result.unexpected_keys:
-            raise ValueError(
-                f"The checkpoint lacks {len(lost)} weights of the model, the first: {lost[0]}. Go on from another one "
-                "(resume_from_checkpoint=FOLDER), or start a new run."
-            )
-
-    def get_decay_parameter_names(self, model) -> list[str]:
-        # As in CLIP, vectors and scalars are not decayed: weight decay would pull the temperature towards 1.
-        # Not by get_parameter: the names include parameters that a layer has left out (those of SigLIP's pooling).
-        parameters = dict(model.named_parameters())
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if name in parameters and parameters[name].ndim > 1]
-
-    def get_eval_dataloader(self, eval_dataset=None):
-        # transformers leaves an incomplete last batch out of the evaluation, too, where training asks for it.
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
 
 class GapClosedClipTrainer(CheckedTrainer):
@@ -222,6 +55,7 @@ class GapClosedClipTrainer(CheckedTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         check_batch_size(self.args)
+        check_order(self.args)
         self._prepare_micro_batches()
         self.add_callback(TrainingProgressCallback())
         self._means = RunningMeans()
@@ -301,10 +135,14 @@ class GapClosedClipTrainer(CheckedTrainer):
             sampler = DistinctSampler(group_ids_of(dataset), batch_size, seed=seed, drop_last=drop_last)
         else:
             plain = super()._get_train_sampler(train_dataset)
-            if drop_last and isinstance(plain, RandomSampler):
-                # The DataLoader would leave out an incomplete micro-batch only.
-                return RandomSampler(dataset, num_samples=len(dataset) // batch_size * batch_size)
-            return plain
+            if not drop_last:
+                return plain
+            # The DataLoader would leave out an incomplete micro-batch only.
+            whole = len(dataset) // batch_size * batch_size
+            if isinstance(plain, RandomSampler):
+                return RandomSampler(dataset, num_samples=whole)
+            return SequentialSampler(range(whole)) if isinstance(plain, SequentialSampler) else plain
+        self.remove_callback(_SamplerEpochCallback)  # of an earlier training
         self.add_callback(_SamplerEpochCallback(sampler))
         return sampler
 
