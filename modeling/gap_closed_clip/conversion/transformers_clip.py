@@ -66,7 +66,7 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
             f"{name} is a {kind} model of NaFlex, which takes images of any shape as patches (pixel_attention_mask, "
             "spatial_shapes), and can't be taken over. Take one of a fixed size, as google/siglip2-base-patch16-224."
         )
-    source = load_source(name, revision, allow_pickle)
+    source = load_source(name, kind, revision, allow_pickle)
     image_processor, tokenizer = load_image_processor(name, revision), load_tokenizer(name, revision)
     agree_on_padding(name, source.text_model.config, tokenizer)
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest_text(source.text_model.config))
@@ -86,7 +86,7 @@ def transformers_parts(name: str, revision: str | None = None, allow_pickle: boo
     )
 
 
-def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrainedModel:
+def load_source(name: str, kind: str, revision: str | None, allow_pickle: bool) -> PreTrainedModel:
     """
     The whole model, in float32.
 
@@ -96,6 +96,8 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
     """
     settings: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
     settings["trust_remote_code"] = False  # without it the library asks on a terminal
+    if kind == "clipseg":  # saved with a decoder; transformers before 5.21 does not look for it under this name
+        settings["key_mapping"] = {r"^clip\.": ""}
     try:
         with loading_in_one_line():
             model, info = AutoModel.from_pretrained(name, use_safetensors=True, **settings)
@@ -130,7 +132,7 @@ def load_source(name: str, revision: str | None, allow_pickle: bool) -> PreTrain
             "again, or save it whole."
         )
     # Older versions of the library saved the positions, which are counted; CLIPSeg's decoder segments, and embeds not.
-    no_part = ("decoder.",) if model.config.model_type == "clipseg" else ()
+    no_part = ("decoder.",) if kind == "clipseg" else ()
     unexpected = sorted(
         key for key in info["unexpected_keys"] if not (key.endswith("position_ids") or key.startswith(no_part))
     )
