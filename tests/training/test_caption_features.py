@@ -213,10 +213,10 @@ def test_a_batch_that_comes_again_is_seen_in_other_views_in_other_epochs(pairs, 
             seen.append(collate([pairs[row] for row in rows])["pixel_values"])
         assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2])
         # A shuffled batch is varied by what is in it alone, as all were before 0.2; not that of a single pair.
-        collate.collator.shuffled = True
+        collate.epoch.shuffled = True
         expected = seen[1] if len(rows) == 1 else seen[0]
         assert torch.equal(collate([pairs[row] for row in rows])["pixel_values"], expected)
-        collate.collator.shuffled = False
+        collate.epoch.shuffled = False
 
 
 def test_workers_that_live_on_learn_the_epoch(pairs, tiny_processor, settings):

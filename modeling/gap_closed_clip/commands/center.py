@@ -284,9 +284,9 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: 
                 if (Path(origin) / name).is_file():
                     shutil.copyfile(Path(origin) / name, new / name)
             # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
-            for pattern in ("model*.safetensors*", "adapter_*", CONFIG_FILE, RUN_FILE):
-                for old in folder.glob(pattern):
-                    old.unlink()
+            of_others = (ADAPTER_CONFIG, "adapter_model.safetensors", CONFIG_FILE, RUN_FILE)
+            for old in (*folder.glob("model*.safetensors*"), *(folder / name for name in of_others)):
+                old.unlink(missing_ok=True)
             for path in new.iterdir():
                 os.replace(path, folder / path.name)
     except (OSError, SafetensorError) as error:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .collator import PairCollator
+from .epoch import Epoch
 from .image_ids import check_columns
 
 
@@ -51,6 +52,11 @@ class CaptionCollator:
         if "encoded_image" in rows[0]:
             return self._parted(torch.from_numpy(np.stack([row["encoded_image"] for row in rows]))) | labels
         return self.collator.images(rows) | labels
+
+    @property
+    def epoch(self) -> Epoch:
+        """That of the `PairCollator`."""
+        return self.collator.epoch
 
     def set_epoch(self, epoch: int) -> None:
         """As that of `PairCollator`."""

@@ -53,9 +53,7 @@ class PairCollator:
         self.window = window
         self.further: dict[str, Any] = getattr(processor, "modality_processors", None) or {}
         self._warned: set[str] = set()
-        self._epoch = Epoch()
-        # Whether no batch of several pairs comes again in another epoch; what is in it varies it then. Trainers tell.
-        self.shuffled = False
+        self.epoch = Epoch()
         self.min_size = None if augmentation is None else augmentation.shorter_side(_target_side(processor))
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -99,7 +97,7 @@ class PairCollator:
 
     def set_epoch(self, epoch: int) -> None:
         """Has images varied in another way than in other epochs, also those of a batch that comes in each of them."""
-        self._epoch.set(epoch)
+        self.epoch.set(epoch)
 
     def modality(self, rows: list[dict[str, Any]], name: str) -> dict[str, torch.Tensor]:
         """The part of the batch that is one further modality, not varied: `{name}_{input of its tower}` (B, ...).
@@ -244,8 +242,8 @@ class PairCollator:
         """
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed GPUs, too, and with them the dropout of the model.
-            epoch = int(self._epoch) if len(rows) == 1 or not self.shuffled else 0
-            torch.default_generator.manual_seed(stable_hash(f"{ids.tolist()}{epoch or ''}"))
+            seed = stable_hash(f"{ids.tolist()}{self.epoch.of_batch(len(rows)) or ''}")
+            torch.default_generator.manual_seed(seed)
             return [
                 augmentation(image) if self._is_augmented(row) else image
                 for image, row in zip(images, rows, strict=True)

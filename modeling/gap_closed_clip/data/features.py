@@ -259,8 +259,7 @@ class FeaturePairs(torch.utils.data.Dataset):
         further: Sequence[str] = (),
         image_column: str = "pooled_image",
     ):
-        self.image_column, self._epoch = image_column, Epoch()
-        self.shuffled = False  # as in PairCollator
+        self.image_column, self.epoch = image_column, Epoch()
         self.pairs, self.images, self.texts, self.varied = pairs, images, texts, varied
         self.further = tuple(further)
         self._group_ids = np.array(group_ids_of(pairs), dtype=np.int64).reshape(-1, 2)
@@ -299,7 +298,7 @@ class FeaturePairs(torch.utils.data.Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Has batches draw other views than in other epochs."""
-        self._epoch.set(epoch)
+        self.epoch.set(epoch)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -325,7 +324,7 @@ class FeaturePairs(torch.utils.data.Dataset):
         if not self.varied:
             return np.zeros_like(positions)
         seed = positions.tobytes()
-        if (len(positions) == 1 or not self.shuffled) and (epoch := int(self._epoch)):
+        if epoch := self.epoch.of_batch(len(positions)):
             seed += epoch.to_bytes(8, "little")
         return np.random.default_rng(stable_hash(seed)).integers(number, size=len(positions))
 

@@ -178,7 +178,7 @@ def paired_bootstrap(
     `new_seeds` it covers other cases and trainings with other seeds. Three or five seeds resampled would vary too
     little: the variance that they add is estimated (`_variance_of_seeds`), drawn from Student's t with S - 1 degrees
     of freedom, and added to the resamples (the sum of Behrens and Fisher). How often intervals of 95% hold the
-    truth is simulated in benchmarks/coverage.py: in 93 to 97% of test sets from 8 groups on, and in nearly all where
+    truth is simulated in benchmarks/coverage.py: in 93 to 98% of test sets from 8 groups on, and in nearly all where
     few groups differ at all.
 
     Args:

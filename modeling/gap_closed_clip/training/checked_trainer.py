@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 from transformers.utils import logging
 
-from ..data import PairCollator
+from ..data import CaptionCollator, PairCollator
 from ..data.features import FeaturePairs
 from ..disk import DiskFull, bytes_of, size_of, writing
 from .gradients import describe_missing, without_gradient
@@ -64,10 +64,10 @@ class CheckedTrainer(Trainer):
             return
         before = self.state.global_step
         is_stream = isinstance(self.train_dataset, IterableDataset)
-        for part in (self.train_dataset, getattr(self.data_collator, "collator", self.data_collator)):
-            if isinstance(part, FeaturePairs | PairCollator):
+        for part in (self.train_dataset, self.data_collator):
+            if isinstance(part, FeaturePairs | PairCollator | CaptionCollator):
                 part.set_epoch(epoch)
-                part.shuffled = not is_stream and self.args.train_sampling_strategy != "sequential"
+                part.epoch.shuffled = not is_stream and self.args.train_sampling_strategy != "sequential"
         super()._run_epoch(model, epoch, *args, **kwargs)
         # (A pass that a run has behind it when it goes on has no step, and an evaluation at its end may stop the run.)
         skipped = epoch == kwargs.get("epochs_trained") and kwargs.get("steps_trained_in_current_epoch")
