@@ -77,8 +77,8 @@ def columns_of(
             columns.image_ids.append(image_id_of(row) if not modalities or has_image(row) else "")
         columns.captions.append("" if modalities and not has_caption(row) else row["caption"])
         label = row.get("label")
-        not_given = is_missing(label) or (has_classes and label < 0)  # -1: a ClassLabel not given
-        columns.labels.append("" if not_given else str(label))
+        given = label is not None and not is_missing(label) and not (has_classes and label < 0)  # -1: no class
+        columns.labels.append(str(label) if given else "")
         columns.sources.append(row.get("source") or "")
         for name, values in columns.values.items():
             values.add(row.get(name), (fields or {}).get(name))
