@@ -167,6 +167,23 @@ def test_pairs_that_it_was_fitted_on_are_told(center, model, tmp_path, words, re
     assert "clip-centering (fitted on these pairs)" in read_metrics("outputs/clip-centering/metrics.json")
 
 
+def test_pairs_that_the_model_was_trained_on_are_told(center, model, tmp_path):
+    lines = ["image,caption"]
+    for index in range(30):
+        Image.new("L", (32, 32), 8 * index).save(tmp_path / f"{index}.png")
+        lines.append(f"{index}.png,scan number {index}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    Path(model, "train_config.yaml").write_text(yaml.safe_dump({"data": {"source": "pairs.csv", "folds": 5}}))
+    code, out, err = center(model, QUICK, "data.fold=2")
+    assert code == 0, err
+    assert "Warning: 6 of these pairs of 'pairs.csv' are pairs that clip was trained on" in out
+    settings = json.loads(Path("outputs/clip-centering/metrics.json").read_text())["settings"]
+    assert settings["seen_pairs"] == {"clip": 6, "clip-centering": 6}
+    code, out, _ = center(model, QUICK, "output=held_out")
+    assert code == 0 and "trained on" not in out
+    assert "seen_pairs" not in Path("held_out/metrics.json").read_text()
+
+
 @pytest.mark.parametrize("kind", ["CLIP", "SigLIP", "dual encoder, ViT + BERT"])
 @pytest.mark.parametrize("method", ["centering", "procrustes"])
 def test_a_clip_of_another_library(center, tmp_path, kind, method):

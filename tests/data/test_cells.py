@@ -42,6 +42,45 @@ def test_white_space_makes_no_other_case_and_nan_none(table, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["text", "file"])
+def test_folds_by_the_captions_or_by_the_images(table, column, streaming):
+    """Also where these columns have another name than among the pairs."""
+    rows = [(f"a/{i % 2}.png", f"caption {i // 4}", "", "") for i in range(40)]
+    options = {"folds": 2, "fold_column": column}
+    if column == "text":
+        options["image_id_column"] = "patient"
+        rows = [(file, text, f"id {i}", "") for i, (file, text, *_) in enumerate(rows)]
+    arguments = table_arguments(write_table(table / "p.csv", rows), streaming=streaming, **options)
+    name = {"text": "caption", "file": "image_id"}[column]
+    parts = [[row[name] for row in load_pairs(arguments, split)] for split in ("train", "validation")]
+    assert sum(map(len, parts)) == 40 and not set(parts[0]) & set(parts[1])
+    assert streaming or all(parts)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("image_id", {"image_id_column": "patient"}),
+        ("label", {"label_columns": ["patient"]}),
+        ("label", {"label_columns": ["label", "patient"]}),
+        ("caption", {}),
+        ("image", {}),
+    ],
+)
+def test_a_fold_column_whose_name_another_column_gets_is_told_of(table, name, options, streaming):
+    """`load_pairs` calls the column of captions `caption`: folds were cut by that, and not by the source's own."""
+    names = ["file", "text", "patient", *({name, "label"})]
+    rows = [{**dict.fromkeys(names, f"case {i // 4}"), "file": "a/0.png", "patient": f"{i}"} for i in range(20)]
+    (table / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = table_arguments(table / "p.jsonl", streaming=streaming, folds=2, fold_column=name, **options)
+    argument = "label_columns" if name == "label" else f"{name}_column"
+    message = rf"has a column '{name}' that data\.fold_column names, but data\.{argument} names another"
+    with pytest.raises(ValueError, match=message):
+        list(load_pairs(arguments, "train"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("column", "options"), [("case", {"folds": 2, "fold_column": "case"}), ("case", {"image_id_column": "case"})]
 )

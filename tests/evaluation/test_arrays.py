@@ -156,6 +156,21 @@ def test_rows_without_an_id_are_not_one_image(tmp_path, setting):
     assert columns_of_rows(4, labels=f"{table}:label").labels == ["CT", "", "MR", ""]  # that is no label
 
 
+@pytest.mark.parametrize("name", ["table.tsv", "TABLE.TSV"])
+def test_a_table_separated_by_tabs(tmp_path, name):
+    rows = ["image\tcaption\tlabel", "a.png\tOne, two.\tCT", 'b.png\t"Three\nfour"\t', "a.png\tFive\tMR"]
+    (tmp_path / name).write_text("\n".join(rows) + "\n")
+    table = tmp_path / name
+    found = columns_of_rows(3, f"{table}:image", f"{table}:caption", f"{table}:label")
+    assert (found.image_ids, found.captions, found.labels) == (
+        ["a.png", "b.png", "a.png"],
+        list("012"),
+        ["CT", "", "MR"],
+    )
+    with pytest.raises(ValueError, match="has several columns; name one, as in"):
+        columns_of_rows(4, labels=str(table))  # whose first line is no label
+
+
 def test_an_empty_line_of_a_single_column_is_a_row(tmp_path):
     """As of a text file, where it is no label; a line of several columns has their separators."""
     (tmp_path / "one.csv").write_text("label\nCT\n\nMR\n\n")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image
 from transformers import Trainer, TrainingArguments
 
 from gap_closed_clip.data import PairCollator, decode_image
-from gap_closed_clip.evaluation import PairEmbeddings, build_compute_metrics, embed_pairs
+from gap_closed_clip.evaluation import PairEmbeddings, build_compute_metrics, embed_pairs, evaluate_embeddings
 
 
 @pytest.fixture
@@ -50,6 +50,55 @@ def test_each_distinct_image_and_caption_once(counted, tiny_processor, pairs, st
     model, counts = counted
     embed_pairs(model, tiny_processor, pairs.to_iterable_dataset() if streaming else pairs, batch_size=3)
     assert counts == {"images": 6, "texts": 6}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_rows_without_an_id_are_known_by_their_images(tiny_model, tiny_processor, pairs, nothing, streaming):
+    ids = [None if row in (1, 4, 5) else identifier for row, identifier in enumerate(pairs["image_id"])]
+    some = pairs.remove_columns("image_id").add_column("image_id", [nothing if i is None else i for i in ids])
+    found = embed_pairs(tiny_model, tiny_processor, some.to_iterable_dataset() if streaming else some)
+    image, _ = one_by_one(tiny_model, tiny_processor, pairs)
+    np.testing.assert_allclose(found.image_embeds, image, atol=2e-6)
+    assert [given for given in found.image_ids if given in ids] == [given for given in ids if given]
+    assert len(set(found.image_ids)) == 7  # image 1 comes with its id and without
+
+    arguments = {"output_dir": "unused", "use_cpu": True, "report_to": [], "remove_unused_columns": False}
+    trainer = Trainer(
+        tiny_model,
+        TrainingArguments(**arguments),
+        data_collator=PairCollator(tiny_processor),
+        compute_metrics=build_compute_metrics(some),
+    )
+    recall = trainer.evaluate(some)["eval_recall@10"]
+    assert recall == evaluate_embeddings(found)["recall@10"]
+
+
+def test_ids_that_are_numbers_with_gaps(tiny_model, tiny_processor, pairs):
+    some = pairs.remove_columns("image_id").add_column("image_id", [float("nan"), *range(1, 8)])
+    assert len(set(embed_pairs(tiny_model, tiny_processor, some).image_ids)) == 8
+
+
+def test_without_ids_and_without_images_is_an_error(pairs):
+    some = pairs.remove_columns(["image", "image_id"]).add_column("image_id", [None, "a", "b", None, *"cdef"])
+    with pytest.raises(ValueError, match=r"no image_id in 2 rows \(counted from 0: 0, 3\), and no images to make one"):
+        build_compute_metrics(some)
+
+
+@pytest.mark.parametrize("kind", ["float", "class"])
+def test_labels_that_are_not_given(tiny_model, tiny_processor, pairs, kind):
+    """NaN, and the -1 of a ClassLabel, are no group of their own."""
+    values = [0, 1, 0, 1, None, None, 0, 1]
+    some = pairs.remove_columns("label")
+    if kind == "float":
+        some = some.add_column("label", [float("nan") if each is None else float(each) for each in values])
+    else:
+        numbers = [-1 if each is None else each for each in values]
+        some = some.add_column("label", numbers, feature=ClassLabel(names=["CT", "MR"]))
+    found = embed_pairs(tiny_model, tiny_processor, some)
+    texts = pairs.remove_columns("label").add_column("label", ["" if v is None else str(float(v)) for v in values])
+    expected = embed_pairs(tiny_model, tiny_processor, texts)
+    assert evaluate_embeddings(found) == evaluate_embeddings(expected)
 
 
 @pytest.mark.parametrize("decode", [False, True])

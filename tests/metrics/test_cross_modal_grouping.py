@@ -341,6 +341,14 @@ def test_a_fold_with_one_label_to_fit_predicts_it(load):
     }  # each is told of the other label only
 
 
+@pytest.mark.parametrize(("setting", "least"), [("num_neighbors", 1), ("num_folds", 2)])
+def test_settings_that_leave_nothing(load, setting, least):
+    image, text = random_pairs(12, 4)
+    message = f"{setting} is {least - 1}, it has to be {least} or more"
+    with pytest.raises(ValueError, match=message):
+        compute(load, image, text, ["a", "b"] * 6, **{setting: least - 1})
+
+
 def test_constant_embeddings(load):
     """A collapsed space: no warning of scikit-learn's, no information."""
     constant = np.ones((20, 4), np.float32)

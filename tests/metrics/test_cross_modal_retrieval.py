@@ -184,9 +184,10 @@ def test_the_first_embedding_of_an_id_counts(load):
     assert compute(load, image, text, *ids) == result
 
 
-def test_a_cut_off_below_one_is_refused(load):
-    with pytest.raises(ValueError, match="cross_modal_retrieval: ks holds 0, each has to be 1 or more"):
-        load("cross_modal_retrieval").compute(image_embeds=np.eye(2), text_embeds=np.eye(2), ks=[1, 0])
+@pytest.mark.parametrize("wrong", [0, 2.5])
+def test_a_cut_off_below_one_or_between_two_is_refused(load, wrong):
+    with pytest.raises(ValueError, match=f"ks holds {wrong}, each has to be a whole number, 1 or more"):
+        load("cross_modal_retrieval").compute(image_embeds=np.eye(2), text_embeds=np.eye(2), ks=[1, wrong])
 
 
 def test_zero_vector_is_named(load):

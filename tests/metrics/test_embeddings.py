@@ -84,6 +84,22 @@ def test_kinds_of_arrays(load, no_arrow, name, conversion):
     assert metric.compute(**embeddings_as(inputs, CONVERSIONS[conversion])) == expected
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("first", [0, 100])
+def test_columns_of_a_data_frame(load, name, first):
+    """Of some rows of a larger one, say, whose index does not begin at 0."""
+    inputs = inputs_of(name)
+    frame = pandas.DataFrame({key: list(column) for key, column in inputs.items()}, index=range(first, first + 40))
+    expected = load(name).compute(**inputs)
+    assert load(name).compute(**{key: frame[key] for key in inputs}) == expected
+    matrix = pandas.DataFrame(inputs["image_embeds"], index=frame.index)
+    assert load(name).compute(**{**inputs, "image_embeds": matrix}) == expected
+    metric = load(name)
+    for rows in (slice(0, 25), slice(25, 40)):
+        metric.add_batch(**{key: frame[key].iloc[rows] for key in inputs})
+    assert metric.compute() == pytest.approx(expected, nan_ok=True)
+
+
 def test_bfloat16(load, no_arrow):
     image, text = (torch.from_numpy(z).bfloat16() for z in random_pairs(20, 8))
     found = load("modality_gap").compute(image_embeds=image, text_embeds=text)

@@ -124,6 +124,31 @@ def test_tensors_and_batches_give_the_same(load):
     assert metric.compute(class_embeds=templates, logit_scale=10.0) == pytest.approx(expected, abs=1e-12)
 
 
+def test_labels_and_classes_in_other_containers(load):
+    images, labels, templates = made_up(20)
+    expected = compute(load, images, labels, templates)
+    chosen = pandas.DataFrame({"label": labels}, index=range(100, 120))["label"]  # of some rows of a larger table
+    for given in (chosen, labels.astype(float), [torch.tensor(label) for label in labels], tuple(labels.tolist())):
+        assert compute(load, images, given, templates) == expected
+    metric = load("zero_shot_classification")
+    for rows in (slice(0, 7), slice(7, 20)):
+        metric.add_batch(image_embeds=images[rows], labels=chosen.iloc[rows])
+    assert metric.compute(class_embeds=templates, logit_scale=10.0) == expected
+
+    rounded = torch.tensor(templates).bfloat16()
+    expected = compute(load, images, labels, rounded.float())
+    assert compute(load, images, labels, [part.requires_grad_() for part in rounded]) == expected
+
+
+def test_batches_of_labels_that_are_no_classes_are_refused(load):
+    images, _, templates = made_up(3)
+    for labels, row in (([0, 0.5, 1], 1), (["0", "1", "2"], 0), ([0, 1, None], 2), ([[0], [1], [2]], 0)):
+        with pytest.raises(ValueError, match=rf"labels: row {row} is .*: give the number of its class"):
+            load("zero_shot_classification").add_batch(image_embeds=images, labels=labels)
+    with pytest.raises(ValueError, match=r"class_embeds: the parts differ in shape, \[\(5, 8\), \(6, 8\)\]"):
+        compute(load, images, [0, 1, 2], [templates[0], templates[1, :5]])
+
+
 def test_what_does_not_fit_is_named(load):
     images, classes = random_pairs(3, 4)
     with pytest.raises(ValueError, match="labels: row 1 is 3, but the 3 classes are 0 to 2"):

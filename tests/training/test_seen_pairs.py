@@ -83,6 +83,71 @@ def test_of_several_sources_the_one_that_they_have_in_common(source, trained, tm
     assert count(source, str(tmp_path / "nothing"), folds=5) == 0
 
 
+def test_a_folder_and_the_tables_in_it(source, trained):
+    cut = {"folds": 5, "fold": 1}
+    model = trained("model", source=str(source.parent), folds=5)
+    assert count(source, model, **cut) == 6
+    assert count(source, model, folds=5) == 0
+    model = trained("of_file", source=str(source), folds=5)
+    assert count(source.parent, model, **cut) == 6
+    lines = source.read_text().splitlines()
+    few = source.with_name("others.csv")  # a table of its own: all of its rows are in the other, too
+    few.write_text("\n".join([lines[0], *lines[5:15]]))
+    model = trained("of_others", source=str(few))
+    seen = count(source, model, folds=5)
+    expected = {line.split(",")[0] for line in lines[5:15]} & held_out(source, folds=5)
+    assert seen == len(expected) > 0
+
+
+@pytest.fixture
+def leaking(tmp_path):
+    """24 training, 6 validation and 4 test pairs; 3 and 2 of the latter show images of training pairs."""
+    lines = ["file,name,caption,split"]
+    for index in range(32):
+        split = "train" if index < 24 else "val" if index < 30 else "test"
+        image = {27: 3, 28: 3, 29: 5, 30: 7, 31: 7}.get(index, index)
+        Image.new("L", (32, 32), 8 * image).save(tmp_path / f"{image}.png")
+        lines.append(f"{image}.png,name {image},scan number {index},{split}")
+    for index in (40, 41):
+        Image.new("L", (32, 32), 255).save(tmp_path / f"{index}.png")
+        name = f"name {index - 40}"  # that of another image in training
+        lines.append(f"{index}.png,{name},scan number {index},test")
+    (tmp_path / "leaking.csv").write_text("\n".join(lines))
+    return tmp_path / "leaking.csv"
+
+
+@pytest.mark.parametrize("ids", [None, "name"])
+def test_splits_of_a_table_that_share_images(leaking, trained, ids):
+    columns = {"image_column": "file", "image_id_column": ids}
+    model = trained("model", source=str(leaking), **columns)
+    assert count(leaking, model, **columns) == 3
+    assert count(leaking, model, split="test", **columns) == 2  # not those of equal names
+    assert count(leaking, model, split="train", **columns) == 0
+    cut = {"folds": 4, **columns}
+    model = trained("of_folds", source=str(leaking), **cut)
+    assert count(leaking, model, **cut) == 0
+    training = set(load_pairs(DataArguments(source=str(leaking), **cut), "train")["image_id"])
+    seven = load_pairs(DataArguments(source=str(leaking), **columns), "test")["image_id"][0]
+    assert count(leaking, model, split="test", **cut) == 2 * (seven in training)
+
+
+@pytest.mark.parametrize("cache", ["null", "16"])
+def test_a_run_tells_of_images_that_its_own_splits_share(leaking, configure, tmp_path, caplog, monkeypatch, cache):  # noqa: F811
+    monkeypatch.setattr(logging.getLogger("gap_closed_clip"), "propagate", True)
+    words = [f"data.source={leaking}", "image_column=file", "image_id_column=name", f"cache_images={cache}"]
+    words += ["eval_strategy=no", "max_steps=1", "save_strategy=no"]
+    with caplog.at_level(logging.WARNING):
+        train(configure(*words, "final_split=validation"))
+    assert f"3 of the 6 pairs of split 'validation' of '{leaking}' have an image that is among the" in caplog.text
+    settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
+    assert settings == {"seen_pairs": {"run": 3}}
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):  # what a model has seen and what a split shares are counted once
+        train(configure(*words, "final_split=test", f"checkpoint={tmp_path / 'run'}", f"output_dir={tmp_path / 'on'}"))
+    assert "2 of the 4 pairs of split 'test'" in caplog.text
+    assert json.loads((tmp_path / "on" / "metrics.json").read_text())["settings"] == {"seen_pairs": {"on": 2}}
+
+
 def test_it_is_told(source, configure, tmp_path, capsys, caplog, monkeypatch):  # noqa: F811
     monkeypatch.setattr(logging.getLogger("gap_closed_clip"), "propagate", True)
     words = [f"data.source={source}", "data.folds=5", "final_split=validation", "max_steps=1", "save_strategy=no"]
@@ -99,7 +164,7 @@ def test_it_is_told(source, configure, tmp_path, capsys, caplog, monkeypatch):  
     settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
     assert settings == {"seen_pairs": {"run": seen}}
     write_card(tmp_path / "run", repo_id="owner/name")
-    assert f"**{seen} of these pairs are among those that it was trained on before**" in (
+    assert f"**{seen} of these pairs have images that it was trained on**" in (
         tmp_path / "run" / "README.md"
     ).read_text(encoding="utf-8")
     evaluate.run(evaluate.parse([str(base), f"output={tmp_path / 'eval'}", "data.fold=2"]))

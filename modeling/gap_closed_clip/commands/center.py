@@ -68,13 +68,13 @@ from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training import RunConfig, close_gap, fit_post_hoc
 from ..training.close_gap import check_can_close, weights_after
 from ..training.encoder import with_config
+from ..training.seen_pairs import count_seen, told_seen
 from . import CommandParser, keep_freed_memory
 from .evaluate import config_of_the_pairs, split_words
 
 
 ALL = "all"
-# A fall of R@10 (mean of both directions) that is worth a line.
-FALL = 0.005
+FALL = 0.005  # of R@10 (mean of both directions), that is worth a line
 
 
 @dataclass
@@ -186,7 +186,7 @@ def run(command: CenterCommand) -> None:
         with writing(folder, f"The model after {method}"):
             _save(close_gap(model, method, found), processor, command.model, folder)
     weights = {method: weights_after(model.config, method) for method in ("", *maps)}
-    table, evaluations = _report(command, maps, held_out_features, held_out is None, eval_split, weights)
+    table, evaluations = _report(command, maps, held_out_features, held_out, eval_split, weights)
     what = f"{len(held_out_features)} pairs, split '{eval_split}' of {data.title}"
     print(f"\n{what}; fitted on {len(features)} pairs, split '{settings.split}'\n\n{table}\n")
     _say_what_it_did(command, evaluations)
@@ -299,7 +299,7 @@ def _report(
     command: CenterCommand,
     maps: dict[str, PostHocMaps],
     features: PairEmbeddings,
-    same_pairs: bool,
+    held_out: Dataset | IterableDataset | None,
     eval_split: str,
     weights: dict[str, dict[str, float] | None],
 ) -> tuple[str, dict[str, Evaluation]]:
@@ -314,22 +314,22 @@ def _report(
     if before in (*settings.methods, Path(settings.output).resolve().name):
         before = f"{before}, before"
     measures = {method: partial(evaluate_embeddings, fusion_weights=own) for method, own in weights.items()}
-    evaluations = {before: Evaluation.of(_unit(features), measures[""])}
+    units = {name: unit(features.embeds(name)).astype("float32") for name in features.modalities}
+    evaluations = {before: Evaluation.of(features.with_embeds(units), measures[""])}
     folders = {before: command.model} if is_local(command.model) else {}
     for method, found in maps.items():
         name = method if settings.method == ALL else Path(settings.output).resolve().name
-        name = f"{name} (fitted on these pairs)" if same_pairs else name
+        name = f"{name} (fitted on these pairs)" if held_out is None else name
         evaluations[name] = Evaluation.of(found.apply(features), measures[method])
         if (folder := settings.folder_of(method)) is not None:
             folders[name] = str(folder)
-    about = {"method": settings.method, "fitted_on": settings.split}
+    about: dict[str, Any] = {"method": settings.method, "fitted_on": settings.split}
+    if seen := count_seen(held_out, command.config.data, eval_split, command.model):
+        about["seen_pairs"] = dict.fromkeys(evaluations, seen)
+        print(f"Warning: {told_seen(seen, command.config.data.title, before)}")
     described = command.config.described_data()
     table = write_report(settings.output, evaluations, described, eval_split, folders=folders, settings=about)
     return table, evaluations
-
-
-def _unit(features: PairEmbeddings) -> PairEmbeddings:
-    return features.with_embeds({name: unit(features.embeds(name)).astype("float32") for name in features.modalities})
 
 
 def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation]) -> None:

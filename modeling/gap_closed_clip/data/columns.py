@@ -107,6 +107,7 @@ def find_columns(features: Features, args: DataArguments, source_name: str, root
                 hint += f" If there is none, data.{argument}=null."
             raise ValueError(f"{source_name} has no column '{name}' (data.{argument}). {hint}")
     _check_kinds(features, dict(wanted), source_name)
+    _check_fold_column(dict(wanted), labels, source_name)
     added = {name for name in ADDED_COLUMNS if not (args.folds and name == args.fold_column)}  # until folds are cut
     modalities = find_modalities(features, args.modalities, source_name, root, args.allow_urls)
     taken = {args.image_column, args.caption_column, *CANONICAL_COLUMNS, *added, *(args.modalities or ())}
@@ -154,6 +155,23 @@ def _check_kinds(features: Features, wanted: dict[str, str | None], source_name:
                 f"The column '{name}' of {source_name} holds {features[name]}; data.{argument} must name a column "
                 "with one text or one number in each row."
             )
+
+
+def _check_fold_column(wanted: dict[str, str | None], labels: list[str], source_name: str) -> None:
+    """
+    Raises:
+        ValueError: another column has the place that the fold column's name has among the pairs: folds, which are cut
+            from these, would be cut by that one.
+    """
+    name = wanted["fold_column"]
+    places = {place: [wanted[f"{place}_column"]] for place in ("image", "caption", "image_id")} | {"label": labels}
+    if name not in places or places[name] == [name]:
+        return
+    argument = "label_columns" if name == "label" else f"{name}_column"
+    raise ValueError(
+        f"{source_name} has a column '{name}' that data.fold_column names, but data.{argument} names another one, "
+        f"which is '{name}' among the pairs. Rename the column of cases."
+    )
 
 
 def is_missing(value: Any) -> bool:

@@ -17,7 +17,9 @@ def take_fold(pairs: Dataset | IterableDataset, args: DataArguments, held_out: b
     In a stream each group's hash chooses its fold, so that the sizes of the folds are only roughly equal, and an image
     of two groups may be in two folds.
     """
-    column = args.fold_column or "image_id"
+    roles = {args.image_column: "image", args.caption_column: "caption", None: "image_id"}
+    column = roles.get(args.fold_column, args.fold_column)
+    assert column is not None  # roles has None
     if isinstance(pairs, IterableDataset):
         return pairs.filter(partial(_in_fold, column=column, args=args, held_out=held_out), with_indices=True)
     rows = zip(pairs[column], pairs["image_id"], pairs["caption"], strict=True)

@@ -9,7 +9,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ..messages import suggest
+from ..messages import shorten, suggest
+from .columns import is_missing
 from .hashing import hash_of_bytes
 from .modalities import has_image
 
@@ -20,7 +21,7 @@ def image_id_of(row: dict[str, Any]) -> str:
     Raises:
         ValueError: there is neither an `image_id` nor an image.
     """
-    if row.get("image_id") is not None:
+    if not is_missing(row.get("image_id")):
         return str(row["image_id"])
     check_columns(row, ("image",))
     image = row["image"]
@@ -44,19 +45,30 @@ def image_id_of(row: dict[str, Any]) -> str:
 
 
 def image_ids_of(pairs: Any) -> list[str]:
-    """The id of each pair's image, "" where it has none. Without a column `image_id`, the images are read for it.
+    """The id of each pair's image, "" where it has none. Without an `image_id`, the image is read for it.
 
     Args:
         pairs: a `datasets.Dataset`, or another that gives a column by its name.
 
     Raises:
-        ValueError: it gives no columns, or has neither `image_id` nor `image`.
+        ValueError: it gives no columns, has neither `image_id` nor `image`, or rows without an id and no images.
     """
     names = getattr(pairs, "column_names", None)
-    if names is None or "image_id" in names:
-        return [str(value) for value in column(pairs, "image_id")]
-    check_columns(names, ("image",))
-    return [image_id_of(row) if has_image(row) else "" for row in pairs.select_columns("image")]
+    if names is not None and "image_id" not in names:
+        check_columns(names, ("image",))
+        return [image_id_of(row) if has_image(row) else "" for row in pairs.select_columns("image")]
+    given = list(column(pairs, "image_id"))
+    ids = ["" if is_missing(value) else str(value) for value in given]
+    lacking = [row for row, identifier in enumerate(ids) if not identifier]
+    if "image" in (names or ()):
+        for row, image in zip(lacking, pairs.select_columns("image").select(lacking), strict=True):
+            ids[row] = image_id_of(image) if has_image(image) else ""
+    elif unknown := [row for row in lacking if not isinstance(given[row], str)]:
+        raise ValueError(
+            f"The pairs have no image_id in {len(unknown)} rows (counted from 0: {shorten(unknown)}), and no images "
+            "to make one of: give each row the id of its image."
+        )
+    return ids
 
 
 def column(pairs: Any, name: str) -> Iterator[Any]:

@@ -9,12 +9,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..data.tables import as_table
 from ..messages import shorten, suggest
 from .pair_embeddings import Columns, PairEmbeddings
 from .post_hoc import unit
 
 
 ENDINGS = (".npy", ".safetensors")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass
@@ -110,7 +112,7 @@ def columns_of_rows(
 
 def read_lines(setting: str, place: str, number: int) -> list[str]:
     """
-    The lines of a text file, or a column of a table (`table.csv:column`).
+    The lines of a text file, or a column of a table (`table.csv:column`, or of a .tsv).
 
     Args:
         setting: that asks for them, for messages.
@@ -127,7 +129,7 @@ def read_lines(setting: str, place: str, number: int) -> list[str]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{setting}: {path} is no text in UTF-8 ({error}).") from error
-    if column or Path(path).suffix == ".csv":
+    if column or as_table(Path(path)).kind in SEPARATORS:
         lines = _column(setting, path, text, column)
         while len(lines) > number and not lines[-1]:  # empty lines at the end of the file
             lines.pop()
@@ -151,7 +153,8 @@ def _read_ids(setting: str, place: str, number: int) -> list[str]:
 
 def _column(setting: str, path: str, text: str, column: str) -> list[str]:
     try:
-        names, *rows = list(csv.reader(io.StringIO(text))) or [[]]
+        separator = SEPARATORS.get(as_table(Path(path)).kind, ",")
+        names, *rows = list(csv.reader(io.StringIO(text), delimiter=separator)) or [[]]
     except csv.Error as error:
         raise ValueError(
             f"{setting}: {path} is no table that can be read ({error}): is there a quotation mark without its second?"

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from ..data import normalize_caption
+from ..data.columns import is_missing
 from ..data.image_ids import check_columns, image_id_of, image_ids_of
 from ..data.modalities import has_caption, has_image
 from ..metrics._embeddings import families_of, numbered
@@ -49,7 +50,7 @@ def columns_of(
     pairs: Iterable[dict], modalities: Sequence[str] = (), fields: Mapping[str, Sequence[str]] | None = None
 ) -> Columns:
     """
-    Collects the columns of rows in their order. Of a `Dataset` with `image_id` no image is read.
+    Collects the columns of rows in their order. Of a `Dataset`, no image is read of rows that have an `image_id`.
 
     Args:
         modalities: names of further ones; with them, pairs may lack the image or the caption.
@@ -59,14 +60,15 @@ def columns_of(
         ValueError: there are no captions, or neither images nor ids of them.
     """
     columns = no_columns(modalities)
+    has_classes = isinstance(pairs, Dataset) and isinstance(pairs.features.get("label"), ClassLabel)
     if isinstance(pairs, Dataset):
         names = pairs.column_names
         if not modalities or "caption" in names:
             check_columns(names, ("caption",))
-        if modalities and "image_id" in names:
-            columns.image_ids.extend("" if value is None else str(value) for value in pairs["image_id"])
-        elif not modalities or "image" in names:
+        if not modalities or "image" in names:
             columns.image_ids.extend(image_ids_of(pairs))
+        elif "image_id" in names:
+            columns.image_ids.extend("" if value is None else str(value) for value in pairs["image_id"])
         kept = ("caption", "label", "source", *modalities)
         pairs = pairs.select_columns([name for name in kept if name in names])
     known = bool(columns.image_ids)
@@ -75,7 +77,8 @@ def columns_of(
             columns.image_ids.append(image_id_of(row) if not modalities or has_image(row) else "")
         columns.captions.append("" if modalities and not has_caption(row) else row["caption"])
         label = row.get("label")
-        columns.labels.append("" if label is None else str(label))
+        given = label is not None and not is_missing(label) and not (has_classes and label < 0)  # -1: no class
+        columns.labels.append(str(label) if given else "")
         columns.sources.append(row.get("source") or "")
         for name, values in columns.values.items():
             values.add(row.get(name), (fields or {}).get(name))

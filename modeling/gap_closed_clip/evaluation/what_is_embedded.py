@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..data.image_ids import image_ids_of
 from ..data.modality_ids import is_record
 from ..model.record_processing_gap_closed_clip import RecordProcessor
 from .modality_values import ModalityValues
@@ -106,8 +107,7 @@ def with_image_and_caption(pairs: Dataset | IterableDataset) -> Dataset | Iterab
     """
     if isinstance(pairs, IterableDataset) or not {"image_id", "caption"} <= set(pairs.column_names):
         return pairs
-    ids, captions = pairs["image_id"], pairs["caption"]
-    rows = [row for row, both in enumerate(zip(ids, captions, strict=True)) if all(both)]
+    rows = [row for row, both in enumerate(zip(image_ids_of(pairs), pairs["caption"], strict=True)) if all(both)]
     if len(rows) == len(pairs):
         return pairs
     logger.warning(

@@ -97,7 +97,7 @@ class EmbeddingMetric(evaluate.Metric, ABC):
         Ids and labels become strings.
         """
         inputs = {
-            name: _strings(name, column) if self.features.get(name) == STRING else column
+            name: _strings(name, column) if self.features.get(name) == STRING else _without_index(column)
             for name, column in inputs.items()
         }
         missing = [name for name in self._feature_names() if inputs.get(name) is None]
@@ -129,6 +129,11 @@ def pair_info(description: str, inputs_description: str, **features: Any) -> eva
         features=datasets.Features({"image_embeds": EMBEDDING, "text_embeds": EMBEDDING, **features}),
         reference_urls=_URLS,
     )
+
+
+def _without_index(column: Any) -> Any:
+    """A pandas Series or DataFrame as an array: its rows in their order, whatever their index says."""
+    return column.to_numpy() if isinstance(column, pandas.Series | pandas.DataFrame) else column
 
 
 def _strings(name: str, column: Any) -> Any:

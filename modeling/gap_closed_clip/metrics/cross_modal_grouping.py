@@ -206,6 +206,9 @@ class CrossModalGrouping(EmbeddingMetric):
         seed=0,
         block_size=256,
     ):
+        for name, value, least in (("num_neighbors", num_neighbors, 1), ("num_folds", num_folds, 2)):
+            if value < least:
+                raise ValueError(f"cross_modal_grouping: {name} is {value}, it has to be {least} or more.")
         image, text = unit_pairs(image_embeds, text_embeds)
         images, captions = numbered(image_ids), numbered(caption_ids)
         families = families_of(images, captions)  # over all rows: those without a label link images and captions too

@@ -1,5 +1,6 @@
 """Recall@k and median rank, image to text and text to image, with several captions an image and images a caption."""
 
+from numbers import Integral
 from typing import NamedTuple
 
 import evaluate
@@ -167,8 +168,8 @@ class CrossModalRetrieval(EmbeddingMetric):
         return pair_info(_DESCRIPTION, _INPUTS_DESCRIPTION, image_ids=STRING, caption_ids=STRING)
 
     def _compute(self, image_embeds, text_embeds, image_ids, caption_ids, ks=(1, 5, 10), block_size=1024):
-        if too_small := [k for k in ks if k < 1]:
-            raise ValueError(f"cross_modal_retrieval: ks holds {too_small[0]}, each has to be 1 or more.")
+        if wrong := [k for k in ks if not isinstance(k, Integral) or k < 1]:
+            raise ValueError(f"cross_modal_retrieval: ks holds {wrong[0]}, each has to be a whole number, 1 or more.")
         found = retrieval_ranks(image_embeds, text_embeds, image_ids, caption_ids, block_size)
         both, sizes = found[:2], (len(found.caption_rows), len(found.image_rows))
         result = {}

@@ -1,6 +1,7 @@
 """Zero-shot classification of images by the embeddings of the classes' names: accuracy and calibration."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import evaluate
 import numpy as np
@@ -84,11 +85,18 @@ Examples:
 """
 
 
+def _as_floats(values):
+    """A torch tensor, of whatever device and type, as an array; all else as it is."""
+    return values.detach().cpu().float().numpy() if hasattr(values, "detach") else values
+
+
 def _class_vectors(class_embeds) -> np.ndarray:
     """(C, D) unit vectors of the classes, the templates ensembled."""
-    if hasattr(class_embeds, "detach"):  # a torch tensor
-        class_embeds = class_embeds.detach().cpu().float().numpy()
-    embeds = np.asarray(class_embeds, dtype=np.float32)
+    if isinstance(class_embeds, list | tuple):
+        class_embeds = [_as_floats(part) for part in class_embeds]
+        if len(shapes := {np.shape(part) for part in class_embeds}) > 1:
+            raise ValueError(f"class_embeds: the parts differ in shape, {sorted(shapes)}.")
+    embeds = np.asarray(_as_floats(class_embeds), dtype=np.float32)
     if embeds.ndim not in (2, 3) or 0 in embeds.shape:
         raise ValueError(f"class_embeds: the shape is {embeds.shape}; give (C, D), or (T, C, D) of T templates.")
     if embeds.ndim == 2:
@@ -101,15 +109,20 @@ def _class_vectors(class_embeds) -> np.ndarray:
     return mean / lengths
 
 
-def _check_whole(labels) -> None:
-    """Refuses names and fractions, of which `evaluate` would speak as of literals, or cut the latter off."""
-    for row, label in enumerate(labels):
+def _whole(labels) -> list[int]:
+    """The labels as integers, without names and fractions, of which `evaluate` would speak as of literals, or cut the
+    latter off.
+    """
+    found = []
+    for row, label in enumerate(labels.tolist() if hasattr(labels, "tolist") else labels):
         value = label.item() if hasattr(label, "item") else label  # of numpy and torch
-        if isinstance(value, str) or is_missing(value) or value != value // 1:
+        if isinstance(value, str | list) or is_missing(value) or value != value // 1:
             raise ValueError(
                 f"labels: row {row} is {value!r:.80}: give the number of its class, its place in class_embeds from 0 "
                 "on, such as [names.index(label) for label in labels]."
             )
+        found.append(int(value))
+    return found
 
 
 def _checked_labels(labels, num_classes: int) -> np.ndarray:
@@ -162,11 +175,11 @@ class ZeroShotClassification(EmbeddingMetric):
             reference_urls=["https://arxiv.org/abs/2103.00020", "https://arxiv.org/abs/1706.04599"],
         )
 
-    def compute(self, **kwargs) -> dict[str, float] | None:
+    def _with_defaults(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """As of every metric of embeddings; labels that are no whole numbers are refused by their row."""
-        if kwargs.get("labels") is not None:
-            _check_whole(kwargs["labels"])
-        return super().compute(**kwargs)
+        if inputs.get("labels") is not None:
+            inputs = {**inputs, "labels": _whole(inputs["labels"])}
+        return super()._with_defaults(inputs)
 
     def _compute(self, image_embeds, labels, class_embeds, logit_scale, num_bins=15, block_size=4096):
         if not 0 < float(logit_scale) < np.inf:

@@ -18,7 +18,7 @@ from .config import RunConfig
 from .encoder import check_towers
 from .output_folder import checkpoint_to_resume
 from .resume import check_settings, settings_of
-from .seen_pairs import count_seen, told_seen
+from .seen_pairs import seen_rows, shared_rows, told_seen, told_shared
 
 
 logger = logging.get_logger(__name__)
@@ -34,7 +34,7 @@ class RunInputs:
         checkpoint: folder of the checkpoint to go on from, or None.
         train_pairs: the checked training pairs.
         held_out: {split: checked pairs} of the evaluations during and after training.
-        seen: {split: how many of them the model was trained on before}, of `model.checkpoint`.
+        seen: {split: how many of them have an image that this training, or that of `model.checkpoint`, has as well}.
     """
 
     args: GapClosedTrainingArguments
@@ -96,7 +96,7 @@ def preflight(config: RunConfig) -> RunInputs:
         train_pairs = load_training_pairs(config, args, least=2 if contrastive else 1)
         splits = {args.final_split} | ({"validation"} if args.eval_strategy != "no" else set())
         held_out = {split: load_held_out_pairs(split, config.data, args) for split in splits - {"none"}}
-        inputs = RunInputs(args, checkpoint, train_pairs, held_out, _count_seen(config, held_out, args))
+        inputs = RunInputs(args, checkpoint, train_pairs, held_out, _count_seen(config, train_pairs, held_out, args))
     if checkpoint is not None:
         check_settings(checkpoint, settings_of(config, args, train_pairs))
     if captioning is None:
@@ -107,18 +107,29 @@ def preflight(config: RunConfig) -> RunInputs:
 
 
 def _count_seen(
-    config: RunConfig, held_out: dict[str, Dataset | IterableDataset], args: GapClosedTrainingArguments
+    config: RunConfig,
+    train_pairs: Dataset | IterableDataset,
+    held_out: dict[str, Dataset | IterableDataset],
+    args: GapClosedTrainingArguments,
 ) -> dict[str, int]:
-    """{split: how many of its pairs the checkpoint was trained on}, each with a warning; without those of none."""
-    checkpoint = config.model.checkpoint
+    """
+    {split: how many of its pairs have an image that is among the training pairs, or that the checkpoint was trained
+    on}, each with a warning; without those of none.
+    """
+    checkpoint, title = config.model.checkpoint, config.data.title
     seen: dict[str, int] = {}
-    if checkpoint is None:
-        return seen
     for split, pairs in held_out.items():
-        if number := count_seen(pairs, config.data, split, checkpoint):
-            seen[split] = number
-            if args.process_index == 0:
-                logger.warning(told_seen(number, config.data.title, checkpoint))
+        told, rows = [], set()
+        if checkpoint is not None and (rows := seen_rows(pairs, config.data, split, checkpoint)):
+            told.append(told_seen(len(rows), title, checkpoint))
+        if split != "train" and isinstance(pairs, Dataset) and isinstance(train_pairs, Dataset):
+            if shared := shared_rows(pairs, train_pairs):
+                told.append(told_shared(len(shared), len(pairs), split, title))
+                rows |= shared
+        if rows:
+            seen[split] = len(rows)
+        for sentence in told if args.process_index == 0 else ():
+            logger.warning(sentence)
     return seen
 
 

@@ -20,27 +20,61 @@ CUT = (
 
 
 def count_seen(pairs: Dataset | IterableDataset | None, data: DataArguments, split: str, model: str | Path) -> int:
+    """How many of the pairs `seen_rows` finds."""
+    return len(seen_rows(pairs, data, split, model))
+
+
+def seen_rows(pairs: Dataset | IterableDataset | None, data: DataArguments, split: str, model: str | Path) -> set[int]:
     """
-    How many of the pairs have an image (or, where there is none, a caption) that a model was trained on, or the model
-    that its training started from, and so on. A model's folder tells by its train_config.yaml, and the data have to be
-    there; where either is not, and of streams and phantoms, nothing is known, and counted.
+    The rows that have an image (or, where there is none, a caption) that a model was trained on, or the model that its
+    training started from, and so on. A model's folder tells by its train_config.yaml, and the data have to be there;
+    where either is not, and of streams and phantoms, nothing is known, and found.
 
     Args:
         pairs: of the data's split.
         split: that of "train" is what models are trained on; its pairs are not counted.
         model: folder or Hub id.
     """
-    if split == "train" or not isinstance(pairs, Dataset):
-        return 0
     seen: set[int] = set()
+    if split == "train" or not isinstance(pairs, Dataset):
+        return seen
     for trained in _trained_on(Path(model)):
         for name, own in data.sources().items():
             keys = _keys(pairs, None if isinstance(data.source, str) else name)
             for other in trained.sources().values():
-                if _of_one_place(own, other) and not _agree(own, other, CUT):  # one cut keeps its splits apart
-                    known = _training_keys(other)
+                if known := _known_keys(own, split, other):
                     seen |= {row for row, key in keys.items() if key in known}
-    return len(seen)
+    return seen
+
+
+def shared_rows(pairs: Dataset, train_pairs: Dataset) -> set[int]:
+    """
+    The rows whose image is among the training pairs, too, as it may be where a table says which split a row belongs
+    to. In another split one id may stand for another image.
+
+    Args:
+        pairs, train_pairs: with images as `load_pairs` gives them.
+    """
+    first: dict[str, int] = {}
+    for row, image_id in enumerate(train_pairs["image_id"]):
+        first.setdefault(image_id, row)
+    images, train_images = (each.select_columns("image") for each in (pairs, train_pairs))
+    known: dict[str, bool] = {"": False}
+    rows = set()
+    for row, image_id in enumerate(pairs["image_id"]):
+        if image_id not in known:
+            known[image_id] = image_id in first and images[row] == train_images[first[image_id]]
+        if known[image_id]:
+            rows.add(row)
+    return rows
+
+
+def told_shared(number: int, total: int, split: str, title: str) -> str:
+    """The sentence that says so, of the pairs of a split of the data with that title."""
+    return (
+        f"{number} of the {total} pairs of split '{split}' of {title} have an image that is among the training pairs, "
+        "too, so figures on them are not those of held-out pairs. Give all rows of an image the same split."
+    )
 
 
 def told_seen(number: int, title: str, name: str) -> str:
@@ -48,17 +82,30 @@ def told_seen(number: int, title: str, name: str) -> str:
     return (
         f"{number} of these pairs of {title} are pairs that {name} was trained on, so its figures are not those of "
         "held-out pairs. Use the data section that it was trained with (data.folds, data.fold, data.fold_column, "
-        "the splits)."
+        "the splits), and give all rows of an image the same split."
     )
 
 
-def _of_one_place(one: DataArguments, other: DataArguments) -> bool:
-    """Whether two plain sources are the same, with the same ids. Splits of phantoms have none in common."""
+def _known_keys(own: DataArguments, split: str, trained: DataArguments) -> set[str]:
+    """The keys of a plain source that a training on another one has seen."""
     try:
-        places = {Path(expand_path(str(each.source), "source")).resolve() for each in (one, other)}
+        place, other = (Path(expand_path(str(each.source), "source")).resolve() for each in (own, trained))
     except ValueError:  # an environment variable is not set
-        return False
-    return len(places) == 1 and one.source != "phantoms" and _agree(one, other, IDS)
+        return set()
+    if own.source == "phantoms" or not _agree(own, trained, IDS):  # splits of phantoms have no image in common
+        return set()
+    if place != other:  # tables of one folder, and the folder itself, may hold the same images
+        beside = place.exists() and other.exists() and _folder_of(place) == _folder_of(other)
+        return _shared_keys(own, split, trained) if beside else set()
+    if not _agree(own, trained, CUT):
+        return _training_keys(trained)
+    # One cut keeps folds apart. All images of a data set of the Hub would be read to see whether its splits are.
+    apart = (own.folds and split == "validation") or not place.exists()
+    return set() if apart else _shared_keys(own, split, trained)
+
+
+def _folder_of(place: Path) -> Path:
+    return place if place.is_dir() else place.parent
 
 
 def _agree(one: DataArguments, other: DataArguments, fields: Iterable[str]) -> bool:
@@ -89,6 +136,18 @@ def _keys(pairs: Dataset, source: str | None) -> dict[int, str]:
     return {row: images[row].removeprefix(f"{source}/") or captions[row] for row in rows}
 
 
+def _shared_keys(data: DataArguments, split: str, trained: DataArguments) -> set[str]:
+    """The keys of a split whose images are among those of the other section's training split."""
+    try:
+        pairs, train_pairs = load_pairs(data, split), load_pairs(trained, "train")
+    except (OSError, ValueError):  # no longer there, or no longer as it was
+        return set()
+    if not (isinstance(pairs, Dataset) and isinstance(train_pairs, Dataset)):
+        return set()
+    keys = _keys(pairs, None)
+    return {keys[row] for row in shared_rows(pairs, train_pairs)}
+
+
 def _training_keys(data: DataArguments) -> set[str]:
     try:
         pairs = load_pairs(data, "train")
@@ -97,4 +156,4 @@ def _training_keys(data: DataArguments) -> set[str]:
     return set(_keys(pairs, None).values()) if isinstance(pairs, Dataset) else set()
 
 
-__all__ = ["count_seen", "told_seen"]
+__all__ = ["count_seen", "seen_rows", "shared_rows", "told_seen", "told_shared"]
