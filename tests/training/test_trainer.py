@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -214,6 +215,27 @@ def train_standing_still(folder, caplog, image_axis: int, text_axis: int, align_
         training.train()
     records = [record for record in caplog.records if record.name.startswith("gap_closed_clip.training")]
     return [record.getMessage() for record in records]
+
+
+def test_each_training_of_one_trainer_has_its_own_allowance_of_broken_steps_and_its_own_warning(tmp_path, caplog):
+    training = make_trainer("ours", tmp_path, max_steps=2, save_strategy="no", skip_broken_steps=1, learning_rate=0.0)
+    loss = training.model.compute_loss
+    steps = []
+
+    def infinite_at_first(*args, **kwargs):
+        found = loss(*args, **kwargs)
+        steps.append(found)
+        return found._replace(loss=found.loss * math.inf) if len(steps) % 2 else found
+
+    training.model.compute_loss = infinite_at_first
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            training.train()
+        messages = [record.getMessage() for record in caplog.records]
+        assert sum("The step is skipped (1 of 1)." in message for message in messages) == 1
+        assert sum(message.startswith("The space is scattered") for message in messages) == 1
+    assert len(steps) == 4
 
 
 def test_collapse_is_warned_of_once_and_not_before_half_of_the_training(tmp_path, caplog):

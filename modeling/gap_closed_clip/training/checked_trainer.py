@@ -85,6 +85,7 @@ class CheckedTrainer(Trainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
+        self._gradients_checked, self._numbers = False, None  # of an earlier training
         # transformers takes a stream for one pass, and would begin with the second one again, wherever the run was.
         start = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if not self.state.global_step or has_length(self.train_dataset):
