@@ -135,6 +135,20 @@ def test_the_next_training_has_the_sizes_that_it_is_given(before, after, part, t
     assert {len(rows) for rows in spy.batches} == {part} and len(spy.batches) >= 2 * whole // part
 
 
+def test_pairs_of_similar_length_are_compared_in_whole_batches(tmp_path):
+    """Of 26 pairs 24 in each epoch, and others in another one; the last step compared two pairs."""
+    arguments = {"per_device_train_batch_size": 2, "contrastive_batch_size": 12, "distinct_batches": False}
+    arguments |= {"train_sampling_strategy": "group_by_length", "num_train_epochs": 2}
+    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=-1, dataloader_num_workers=0, **arguments)
+    pairs = training.train_dataset
+    training.train_dataset = pairs.add_column("length", [len(caption) for caption in pairs["caption"]])
+    spy = training.data_collator = Spy(training.data_collator)
+    training.train()
+    assert training.state.global_step == 4 and [len(part) for part in spy.batches] == [2] * 24
+    epochs = [[pair for part in spy.batches[start : start + 12] for pair in part] for start in (0, 12)]
+    assert all(len(set(epoch)) == 24 for epoch in epochs) and epochs[0] != epochs[1]
+
+
 def test_parts_wait_on_the_cpu_for_their_turn(tmp_path):
     """accelerate's loader would move all of them to the GPU first."""
     loaders = [make_trainer(kind, tmp_path).get_train_dataloader() for kind in ("ours", "micro-batches")]

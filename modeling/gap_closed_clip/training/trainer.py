@@ -1,11 +1,14 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
@@ -23,6 +26,19 @@ class TrainingProgressCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         model.set_training_progress(state.global_step / max(state.max_steps, 1))
+
+
+class _First(Sampler[int]):
+    """The first `number` rows of another sampler's order, which is a new one in each epoch."""
+
+    def __init__(self, sampler: Sampler[int], number: int):
+        self.sampler, self.number = sampler, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self.sampler, self.number)
 
 
 class _SamplerEpochCallback(TrainerCallback):
@@ -153,6 +169,8 @@ class GapClosedClipTrainer(CheckedTrainer):
             whole = len(dataset) // batch_size * batch_size
             if isinstance(plain, RandomSampler):
                 return RandomSampler(dataset, num_samples=whole)
+            if isinstance(plain, LengthGroupedSampler):
+                return _First(plain, whole)
             return SequentialSampler(range(whole)) if isinstance(plain, SequentialSampler) else plain
         self.remove_callback(_SamplerEpochCallback)  # of an earlier training
         self.add_callback(_SamplerEpochCallback(sampler))
