@@ -297,5 +297,11 @@ def test_a_batch_size_that_shrinks_by_itself_is_refused(tmp_path):
         make_trainer("ours", tmp_path, auto_find_batch_size=True)
 
 
+def test_label_smoothing_of_the_library_is_refused(tmp_path):
+    """It changed nothing where there are pairs, and took a captioner's labels, whose forward then had none."""
+    with pytest.raises(ValueError, match=r"would take the labels from the model: set .*of a captioner's config"):
+        make_trainer("ours", tmp_path, label_smoothing_factor=0.1)
+
+
 if __name__ == "__main__":
     run_until_killed(Path(sys.argv[1]))
