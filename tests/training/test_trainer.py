@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from gap_closed_clip.data import PairCollator
 from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
 from gap_closed_clip.training import TrainingProgressCallback, trainer
+from gap_closed_clip.training.resume import EarlyStopping
 
 
 KILLED_AT = 8
@@ -295,6 +296,18 @@ def test_a_batch_size_that_shrinks_by_itself_is_refused(tmp_path):
     message = "auto_find_batch_size is true: .* lower per_device_train_batch_size; contrastive_batch_size"
     with pytest.raises(ValueError, match=message):
         make_trainer("ours", tmp_path, auto_find_batch_size=True)
+
+
+def test_a_second_training_counts_anew_until_it_stops_early(tmp_path):
+    """Nothing is learned: the first evaluation is the best, and the second one stops. The next took no step at all."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_recall@10", "learning_rate": 0.0}
+    every_step = {"save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 6}
+    pairs = make_pairs(16, augment=False)
+    still = {"center_projections": False}
+    training = make_trainer("ours", tmp_path, [EarlyStopping(1)], still, pairs, **best, **every_step)
+    for _ in range(2):
+        training.train()
+        assert training.state.global_step == 2
 
 
 def test_label_smoothing_of_the_library_is_refused(tmp_path):
