@@ -149,6 +149,21 @@ def test_onnx_files_of_further_modalities_go_and_are_deleted(online, model, proc
     assert gone == {"onnx/record.onnx", "onnx/audio.onnx_data"} and "onnx/mine.onnx" in online.files("tester/four")
 
 
+def test_onnx_files_of_a_modality_that_the_model_has_no_more_are_deleted(
+    online, model, processor, tiny_model, tiny_processor, skip_reload, tmp_path
+):
+    publish(save_folder(tmp_path / "four", model.eval(), processor), "tester/four")
+    files = online.files("tester/four")
+    files.update(dict.fromkeys(["onnx/record.onnx", "onnx/audio.onnx_data", "onnx/mine.onnx"], b"old"))
+    folder = save_folder(tmp_path / "two", tiny_model, tiny_processor)
+    listed = publish(folder, "tester/four", dry_run=True)
+    done = publish(folder, "tester/four")
+    assert listed.changes == done.changes
+    gone = {name for name, change in done.changes.items() if change == "deleted"}
+    assert gone == {"onnx/record.onnx", "onnx/audio.onnx_data"}
+    assert {"onnx/mine.onnx", "config.json"} <= online.files("tester/four").keys()
+
+
 def test_a_processor_of_other_modalities_is_refused(model, tiny_processor, processor):
     with pytest.raises(
         ValueError, match="embeds image, text, record, audio, and its processor makes .* image, text: "

@@ -309,6 +309,19 @@ def test_an_encoders_folder_makes_a_captioner(clip_folder, tokenizer, images, tm
         cls.from_pretrained(str(tmp_path / "nowhere"))
 
 
+def test_fields_of_the_configuration_may_be_given_with_a_folder(captioner, clip_folder, images, tmp_path):
+    captioner.save_pretrained(tmp_path)
+    cls = GapClosedClipForConditionalGeneration
+    given = {"label_smoothing": 0.3, "align_weight": 2.5, "output_hidden_states": True, "dtype": torch.float64}
+    for folder in (tmp_path, clip_folder):
+        model = cls.from_pretrained(folder, **given)
+        assert (model.config.label_smoothing, model.config.align_weight) == (0.3, 2.5)
+        assert model.config.output_hidden_states and {each.dtype for each in model.parameters()} == {torch.float64}
+    loaded = cls.from_pretrained(tmp_path, embedding_noise=0.5)
+    assert torch.equal(loaded.generate(images, max_new_tokens=6), captioner.generate(images, max_new_tokens=6))
+    assert loaded.config.embedding_noise == 0.5
+
+
 def test_one_encoder_serves_two_captioners(tokenizer, images):
     first = captioner_of(tokenizer)
     expected = first.generate(images, max_new_tokens=6)

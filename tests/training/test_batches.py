@@ -102,6 +102,53 @@ def test_parts_in_another_order_drop_the_last_batch_too(tmp_path, order):
     assert len(training.get_train_dataloader()) == 13
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "part"),
+    [
+        ({"contrastive_batch_size": 8}, {"contrastive_batch_size": 16}, 8),
+        ({"contrastive_batch_size": 16}, {"contrastive_batch_size": 8}, 8),
+        ({"contrastive_batch_size": 16}, {"per_device_train_batch_size": 4}, 4),
+        ({"contrastive_batch_size": 16}, {"per_device_train_batch_size": 16}, 16),
+        ({}, {"contrastive_batch_size": 16}, 8),
+        ({"contrastive_batch_size": 16}, {"contrastive_batch_size": None}, 8),
+    ],
+)
+def test_the_next_training_has_the_sizes_that_it_is_given(before, after, part, tmp_path):
+    """As where hyperparameters are searched for, which sets them between the trainings of one Trainer."""
+    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=2, dataloader_num_workers=0, **before)
+    training.train()
+    for name, value in after.items():
+        setattr(training.args, name, value)
+    training._train_batch_size = part  # as the search sets it
+    spy = training.data_collator = Spy(training.data_collator)
+    compared, compute_loss = [], training.compute_loss
+
+    def look(model, inputs, *args, **kwargs):
+        loss, outputs = compute_loss(model, inputs, return_outputs=True, **kwargs)
+        compared.append(len(outputs.image_embeds))
+        return loss
+
+    training.compute_loss = look
+    training.train()
+    whole = {**before, **after}["contrastive_batch_size"] or part
+    assert compared == [whole, whole] and training.state.global_step == 2
+    assert {len(rows) for rows in spy.batches} == {part} and len(spy.batches) >= 2 * whole // part
+
+
+def test_pairs_of_similar_length_are_compared_in_whole_batches(tmp_path):
+    """Of 26 pairs 24 in each epoch, and others in another one; the last step compared two pairs."""
+    arguments = {"per_device_train_batch_size": 2, "contrastive_batch_size": 12, "distinct_batches": False}
+    arguments |= {"train_sampling_strategy": "group_by_length", "num_train_epochs": 2}
+    training = make_trainer("ours", tmp_path, save_strategy="no", max_steps=-1, dataloader_num_workers=0, **arguments)
+    pairs = training.train_dataset
+    training.train_dataset = pairs.add_column("length", [len(caption) for caption in pairs["caption"]])
+    spy = training.data_collator = Spy(training.data_collator)
+    training.train()
+    assert training.state.global_step == 4 and [len(part) for part in spy.batches] == [2] * 24
+    epochs = [[pair for part in spy.batches[start : start + 12] for pair in part] for start in (0, 12)]
+    assert all(len(set(epoch)) == 24 for epoch in epochs) and epochs[0] != epochs[1]
+
+
 def test_parts_wait_on_the_cpu_for_their_turn(tmp_path):
     """accelerate's loader would move all of them to the GPU first."""
     loaders = [make_trainer(kind, tmp_path).get_train_dataloader() for kind in ("ours", "micro-batches")]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 from gap_closed_clip.data import PairCollator
 from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
 from gap_closed_clip.training import TrainingProgressCallback, trainer
+from gap_closed_clip.training.resume import EarlyStopping
 
 
 KILLED_AT = 8
@@ -216,6 +218,27 @@ def train_standing_still(folder, caplog, image_axis: int, text_axis: int, align_
     return [record.getMessage() for record in records]
 
 
+def test_each_training_of_one_trainer_has_its_own_allowance_of_broken_steps_and_its_own_warning(tmp_path, caplog):
+    training = make_trainer("ours", tmp_path, max_steps=2, save_strategy="no", skip_broken_steps=1, learning_rate=0.0)
+    loss = training.model.compute_loss
+    steps = []
+
+    def infinite_at_first(*args, **kwargs):
+        found = loss(*args, **kwargs)
+        steps.append(found)
+        return found._replace(loss=found.loss * math.inf) if len(steps) % 2 else found
+
+    training.model.compute_loss = infinite_at_first
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            training.train()
+        messages = [record.getMessage() for record in caplog.records]
+        assert sum("The step is skipped (1 of 1)." in message for message in messages) == 1
+        assert sum(message.startswith("The space is scattered") for message in messages) == 1
+    assert len(steps) == 4
+
+
 def test_collapse_is_warned_of_once_and_not_before_half_of_the_training(tmp_path, caplog):
     (warning,) = train_standing_still(tmp_path, caplog, 0, 0, align_weight=1.0)
     assert "The space is collapsing: random pairs have a mean cosine of 1.00 (true pairs 1.00)" in warning
@@ -273,6 +296,24 @@ def test_a_batch_size_that_shrinks_by_itself_is_refused(tmp_path):
     message = "auto_find_batch_size is true: .* lower per_device_train_batch_size; contrastive_batch_size"
     with pytest.raises(ValueError, match=message):
         make_trainer("ours", tmp_path, auto_find_batch_size=True)
+
+
+def test_a_second_training_counts_anew_until_it_stops_early(tmp_path):
+    """Nothing is learned: the first evaluation is the best, and the second one stops. The next took no step at all."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "mean_recall@10", "learning_rate": 0.0}
+    every_step = {"save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "max_steps": 6}
+    pairs = make_pairs(16, augment=False)
+    still = {"center_projections": False}
+    training = make_trainer("ours", tmp_path, [EarlyStopping(1)], still, pairs, **best, **every_step)
+    for _ in range(2):
+        training.train()
+        assert training.state.global_step == 2
+
+
+def test_label_smoothing_of_the_library_is_refused(tmp_path):
+    """It changed nothing where there are pairs, and took a captioner's labels, whose forward then had none."""
+    with pytest.raises(ValueError, match=r"would take the labels from the model: set .*of a captioner's config"):
+        make_trainer("ours", tmp_path, label_smoothing_factor=0.1)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from ..checkpoint import base_of_adapter, check_checkpoint, is_adapter, is_local
 from .card import CARD_TEMPLATE, write_card
 from .reload import check_code, check_reload
 from .repository_card import read_repository_card
-from .staging import left_out, published, replaced, staged
+from .staging import ONNX_FOLDER, further_modalities, left_out, published, replaced, staged
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
 STAYS_PRIVATE = "{} is there already and private, and stays so: its settings on the Hub make it public."
+CONFIG = "config.json"
 NO_LICENSE = "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
 
 
@@ -217,12 +218,13 @@ def _send(
     """Path -> what becomes of it in the repository, and the URL of the commit; a dry run makes none."""
     try:
         remote, head = _remote_files(api, repo_id)
+        before = _modalities_there(api, repo_id, remote, head)
     except (HTTPError, OfflineModeIsEnabled, HFValidationError):
         if not dry_run:
             raise
         return dict.fromkeys(files, "?"), None
     changes = {name: "present" if name in remote else "new" for name in files}
-    changes |= {name: "deleted" for name in remote if name not in files and replaced(name, stage)}
+    changes |= {name: "deleted" for name in remote if name not in files and replaced(name, stage, before)}
     return changes, None if dry_run else _commit(api, repo_id, changes, files, head, private, message)
 
 
@@ -233,6 +235,13 @@ def _remote_files(api: HfApi, repo_id: str) -> tuple[list[str], str | None]:
     except RepositoryNotFoundError:
         return [], None
     return api.list_repo_files(repo_id, revision=head), head
+
+
+def _modalities_there(api: HfApi, repo_id: str, remote: list[str], head: str | None) -> list[str]:
+    """Further modalities of the model in the repository, which may have ONNX files there."""
+    if CONFIG not in remote or not any(name.startswith(f"{ONNX_FOLDER}/") for name in remote):
+        return []
+    return further_modalities(Path(api.hf_hub_download(repo_id, CONFIG, revision=head)))
 
 
 def _commit(

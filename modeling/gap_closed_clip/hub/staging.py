@@ -7,7 +7,7 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -126,29 +126,35 @@ def published(folder: Path) -> dict[str, Path]:
     return {path.relative_to(folder).as_posix(): path for path in sorted(found) if path.is_file()}
 
 
-def _patterns(folder: Path) -> tuple[str, ...]:
-    """PUBLISHED, and the ONNX files of the model's further modalities."""
-    modalities = [] if is_adapter(folder) else _modalities(folder)
-    return (*PUBLISHED, *(f"{ONNX_FOLDER}/{file}" for name in modalities for file in further_files(name)))
+def _patterns(folder: Path, before: Collection[str] = ()) -> tuple[str, ...]:
+    """PUBLISHED, and the ONNX files of the model's further modalities, and of those that it had `before`."""
+    modalities = [] if is_adapter(folder) else further_modalities(folder / "config.json")
+    further = (f"{ONNX_FOLDER}/{file}" for name in {*modalities, *before} for file in further_files(name))
+    return (*PUBLISHED, *further)
 
 
-def _modalities(folder: Path) -> list[str]:
+def further_modalities(config: Path) -> list[str]:
+    """Those that a model's config.json names; none where it is damaged."""
     try:
-        listed = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("modalities") or []
+        listed = json.loads(config.read_text(encoding="utf-8")).get("modalities") or []
         return [name for name in (entry["name"] for entry in listed) if re.fullmatch(r"[a-z][a-z0-9_]*", name)]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return []
 
 
-def replaced(name: str, folder: Path) -> bool:
+def replaced(name: str, folder: Path, before: Collection[str] = ()) -> bool:
     """
     Whether a publication of the folder is responsible for this path of a repository: deletes it where the folder has
     it no more.
 
     It is not for other people's results of a data set, nor for what lies deeper than the files that it sends.
+
+    Args:
+        before: further modalities of the model that is there.
     """
     depth = len(PurePosixPath(name).parts)
-    return any(len(PurePosixPath(pattern).parts) == depth and fnmatch(name, pattern) for pattern in _patterns(folder))
+    patterns = _patterns(folder, before)
+    return any(len(PurePosixPath(pattern).parts) == depth and fnmatch(name, pattern) for pattern in patterns)
 
 
 def left_out(folder: Path, names: list[str]) -> list[str]:

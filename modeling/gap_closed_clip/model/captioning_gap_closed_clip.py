@@ -137,7 +137,9 @@ class GapClosedClipForConditionalGeneration(
         name = pretrained_model_name_or_path
         location = {argument: kwargs[argument] for argument in HUB_ARGUMENTS if argument in kwargs}
         if name is not None and not isinstance(config, PreTrainedConfig):
-            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **location)
+            fields = GapClosedClipConfig.__dataclass_fields__.keys() - {"dtype", "decoder_config"}
+            given = {field: kwargs.pop(field) for field in fields & kwargs.keys()}
+            config = GapClosedClipConfig.from_pretrained(name if config is None else config, **location, **given)
         if name is None or config.decoder_config is not None or "decoder_config" in kwargs:
             return super().from_pretrained(name, *args, config=config, **kwargs)
         try:

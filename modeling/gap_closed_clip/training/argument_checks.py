@@ -126,6 +126,20 @@ def check_order(args: Any) -> None:
         )
 
 
+def check_label_smoothing(args: Any) -> None:
+    """
+    Checks that labels stay with the model, which computes its loss itself.
+
+    Raises:
+        ValueError: the Trainer would take a captioner's, and pairs have none to smooth.
+    """
+    if args.label_smoothing_factor:
+        raise ValueError(
+            "training.label_smoothing_factor is transformers' own and would take the labels from the model: set "
+            "captioning.label_smoothing (in Python label_smoothing of a captioner's config)."
+        )
+
+
 def check_report_to(report_to: str | list[str] | None) -> None:
     """
     Checks that logs can go where they are to go, which the Trainer finds when the data are loaded.
@@ -148,4 +162,11 @@ def check_report_to(report_to: str | list[str] | None) -> None:
         )
 
 
-__all__ = ["check_batch_size", "check_evaluations", "check_numbers", "check_order", "check_report_to"]
+__all__ = [
+    "check_batch_size",
+    "check_evaluations",
+    "check_label_smoothing",
+    "check_numbers",
+    "check_order",
+    "check_report_to",
+]

@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..data import CaptionCollator, PairCollator
 from ..data.features import FeaturePairs
 from ..disk import DiskFull, bytes_of, size_of, writing
+from .argument_checks import check_label_smoothing
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
 from .resume import checkpoints
@@ -38,6 +39,10 @@ class CheckedTrainer(Trainer):
     train_dataset: Any
     _gradients_checked = False
     _numbers: SoundNumbers | None = None
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        check_label_smoothing(self.args)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """
@@ -85,6 +90,7 @@ class CheckedTrainer(Trainer):
     def _init_training_state(
         self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
     ) -> tuple[int, int]:
+        self._gradients_checked, self._numbers = False, None  # of an earlier training
         # transformers takes a stream for one pass, and would begin with the second one again, wherever the run was.
         start = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if not self.state.global_step or has_length(self.train_dataset):

@@ -206,6 +206,9 @@ class EarlyStopping(EarlyStoppingCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         super().on_train_begin(args, state, control, **kwargs)
+        if not state.global_step:
+            self.early_stopping_patience_counter = 0  # not that of an earlier training of the same Trainer
+            state.stateful_callbacks[type(self).__name__] = self.state()
         # A checkpoint of a run that was not to stop early has none, which the Trainer would miss when it saves.
         kept = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         self.early_stopping_patience_counter = kept["attributes"]["early_stopping_patience_counter"]

@@ -1,11 +1,14 @@
 """The Trainer, with what pairs need: batches without repeats, scheduled weights, and an eye on the space."""
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
 from ..data import DistinctSampler, OneSourceSampler, group_ids_of, sources_of
@@ -23,6 +26,19 @@ class TrainingProgressCallback(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         model.set_training_progress(state.global_step / max(state.max_steps, 1))
+
+
+class _First(Sampler[int]):
+    """The first `number` rows of another sampler's order, which is a new one in each epoch."""
+
+    def __init__(self, sampler: Sampler[int], number: int):
+        self.sampler, self.number = sampler, number
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(self.sampler, self.number)
 
 
 class _SamplerEpochCallback(TrainerCallback):
@@ -52,6 +68,8 @@ class GapClosedClipTrainer(CheckedTrainer):
     - evaluation keeps its last batch where training drops it, and vectors and scalars are not decayed.
     """
 
+    _accumulated: int | None = None  # steps of accumulation that stand for micro-batches
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         check_batch_size(self.args)
@@ -60,20 +78,29 @@ class GapClosedClipTrainer(CheckedTrainer):
         self.add_callback(TrainingProgressCallback())
         self._means = RunningMeans()
         self._warned = False
-
-    def _prepare_micro_batches(self) -> None:
-        self._micro_batches: list[dict[str, Tensor]] = []
         steps = self.args.gradient_accumulation_steps
-        if self.args.contrastive_batch_size is not None:
-            # To the Trainer micro-batches are those of an accumulated step: it counts steps and epochs by them.
-            self.args.gradient_accumulation_steps = self.args.num_micro_batches
-        elif steps > 1:
+        if self.args.contrastive_batch_size is None and steps > 1:
             batch = self.args.global_batch_size
             logger.warning(
                 f"gradient_accumulation_steps={steps} adds up the gradients of {steps} batches of {batch}: every pair "
                 f"is compared with the {batch - 1} others of its own batch only, so it adds no negatives. For a "
                 f"contrastive batch of {steps * batch} set contrastive_batch_size={steps * batch} instead."
             )
+
+    def _prepare_micro_batches(self) -> None:
+        # To the Trainer micro-batches are those of an accumulated step: it counts steps and epochs by them. Sizes may
+        # be others in the next training, as where hyperparameters are searched for.
+        args = self.args
+        self._micro_batches: list[dict[str, Tensor]] = []
+        if args.gradient_accumulation_steps == self._accumulated:
+            args.gradient_accumulation_steps = 1
+        self._accumulated = None
+        if args.contrastive_batch_size is not None:
+            args.gradient_accumulation_steps = self._accumulated = args.num_micro_batches
+
+    def _init_training_state(self, *args, **kwargs) -> tuple[int, int]:
+        self._means, self._warned = RunningMeans(), False  # of an earlier training
+        return super()._init_training_state(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch=None) -> Tensor:
         if self.args.num_micro_batches == 1:
@@ -110,6 +137,7 @@ class GapClosedClipTrainer(CheckedTrainer):
         super().log(logs, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
+        self._prepare_micro_batches()
         if self.args.num_micro_batches == 1 or isinstance(self.train_dataset, IterableDataset):
             return super().get_train_dataloader()
         # Each micro-batch goes to the device when it is encoded: together they may not fit.
@@ -141,6 +169,8 @@ class GapClosedClipTrainer(CheckedTrainer):
             whole = len(dataset) // batch_size * batch_size
             if isinstance(plain, RandomSampler):
                 return RandomSampler(dataset, num_samples=whole)
+            if isinstance(plain, LengthGroupedSampler):
+                return _First(plain, whole)
             return SequentialSampler(range(whole)) if isinstance(plain, SequentialSampler) else plain
         self.remove_callback(_SamplerEpochCallback)  # of an earlier training
         self.add_callback(_SamplerEpochCallback(sampler))
