@@ -126,14 +126,14 @@ def check_order(args: Any) -> None:
         )
 
 
-def check_label_smoothing(args: Any) -> None:
+def check_label_smoothing(label_smoothing_factor: float | None) -> None:
     """
     Checks that labels stay with the model, which computes its loss itself.
 
     Raises:
         ValueError: the Trainer would take a captioner's, and pairs have none to smooth.
     """
-    if args.label_smoothing_factor:
+    if label_smoothing_factor:
         raise ValueError(
             "training.label_smoothing_factor is transformers' own and would take the labels from the model: set "
             "captioning.label_smoothing (in Python label_smoothing of a captioner's config)."

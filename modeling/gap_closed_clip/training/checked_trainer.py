@@ -42,7 +42,7 @@ class CheckedTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        check_label_smoothing(self.args)
+        check_label_smoothing(self.args.label_smoothing_factor)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """

@@ -16,6 +16,7 @@ from ..disk import replacing
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.record_tower_gap_closed_clip import GapClosedClipRecordConfig
+from .argument_checks import check_label_smoothing
 from .arguments import TOWER_CONFIGS, GapClosedTrainingArguments, ModelArguments
 from .captioning import CaptioningArguments
 from .config_fields import (
@@ -88,11 +89,7 @@ class RunConfig:
                 "training.contrastive_batch_size is for encoders alone: with a section captioning set "
                 "per_device_train_batch_size (and gradient_accumulation_steps, with frozen encoders)."
             )
-        if self.training.get("label_smoothing_factor"):
-            raise ValueError(
-                "training.label_smoothing_factor is transformers' own and would take the labels from the model: set "
-                "captioning.label_smoothing."
-            )
+        check_label_smoothing(self.training.get("label_smoothing_factor"))
         for tower in self.lora.towers if self.lora else ():
             if getattr(self.model, f"freeze_{tower}"):
                 raise ValueError(
