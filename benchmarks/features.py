@@ -33,6 +33,7 @@ from gap_closed_clip.data import DistinctSampler, PairCollator, decode_image, gr
 from gap_closed_clip.data.features import FeaturePairs, FeatureStore, StoredFeatures, digest
 from gap_closed_clip.data.phantoms import make_phantoms
 from gap_closed_clip.evaluation.fast_tower import FastTower, Way, has_spatial_convolutions
+from gap_closed_clip.evaluation.precision import cpu_has_bfloat16
 from gap_closed_clip.training import GapClosedClipTrainer, GapClosedTrainingArguments, load_config
 from gap_closed_clip.training.encoder import build_model_and_processor
 from gap_closed_clip.training.precompute import FeatureSettings, embed_pairs_once
@@ -103,7 +104,8 @@ def main() -> None:
         f"Training on features is {on_features / through_tower:.0f} times as fast as through the tower.",
         memory if isinstance(memory, str) else describe(memory, settings.cached_pairs),
     ]
-    path = RESULTS / f"features_{device_slug(settings.device)}.md"
+    without = settings.device == "cpu" and not cpu_has_bfloat16()
+    path = RESULTS / f"features_{device_slug(settings.device)}{'_no-bfloat16' if without else ''}.md"
     write_report(path, *report)
     print(path.read_text(encoding="utf-8"))
 
