@@ -21,7 +21,8 @@ from types import ModuleType
 
 
 # Of these nothing depends on the environment at import, as it does of huggingface_hub and what imports it.
-IMPORTED_BEFORE = ["torch", "torchvision", "torch._dynamo", "sklearn.metrics", "scipy.stats", "pandas", "PIL.Image"]
+IMPORTED_BEFORE = ["torch", "torchvision", "torch._dynamo", "sklearn.metrics", "sklearn.covariance", "scipy.stats"]
+IMPORTED_BEFORE += ["pandas", "pyarrow.parquet", "PIL.Image", "matplotlib.figure", "matplotlib.backends.backend_agg"]
 
 
 class PythonProcess:
