@@ -1,5 +1,6 @@
 """The trainings behind `evidence.py`: heads on features that frozen towers gave once, or towers that train."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -83,6 +84,7 @@ class Runs:
     """
 
     folder_settings: dict[str, Any] = {}  # of the trainings that leave a model folder
+    folds_digest = ""  # of how the training cases are cut into folds
 
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
@@ -172,6 +174,7 @@ class FeatureRuns(Runs):
     folder_settings = {"eval_strategy": "no", "report_to": "none"}
 
     def __init__(self, plan: Plan, folder: Path):
+        check_fixed(plan)
         super().__init__(plan, folder)
         set_seed(self.config.training["seed"])  # of towers that start at random
         self.parts = build(self.config, self.inputs)
@@ -183,6 +186,8 @@ class FeatureRuns(Runs):
         self.folds = (
             np.array(assign_folds(cases(self.train_pairs, self.config.data), plan.num_folds)) if plan.grid else None
         )
+        if self.folds is not None:
+            self.folds_digest = hashlib.blake2b(self.folds.tobytes(), digest_size=8).hexdigest()
         encoder = self.parts.encoder.eval()
         self.pooled_prompts = None
         if self.classes:
@@ -229,7 +234,9 @@ class FeatureRuns(Runs):
         return model
 
     def _fit(self, model: GapClosedClipModel, config: RunConfig, pairs: FeaturePairs) -> Curve:
-        batch = self.config.training.get("per_device_train_batch_size", 8)  # lowered before, for few pairs
+        # One that was given for another source was lowered before, for few pairs; that of a budget is its own.
+        lowered = "per_device_train_batch_size" in config.inherited
+        batch = (self.config if lowered else config).training.get("per_device_train_batch_size", 8)
         batch = min(batch, 2 ** (len(pairs).bit_length() - 1))  # a fold has fewer still
         steps = max(len(pairs) // batch, 1) * config.training.get("num_train_epochs", 3)
         without_evaluations(config).training.update(
@@ -306,6 +313,30 @@ class GivenRuns(FolderRuns):
     def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
         """As `Runs.model_folder`; a budget changes nothing."""
         return self.plan.model_folder(method, seed)
+
+
+def check_fixed(plan: Plan) -> None:
+    """
+    Checks the budgets of heads on frozen towers, which run once, on the plan's pairs, before any training.
+
+    Raises:
+        ValueError: one changes the towers or the pairs, which would change nothing.
+    """
+    budgets = [plan.shared, *plan.own.values()]
+    budgets += [{name: value} for name, values in plan.grid.items() for value in values]
+    before = _fixed(plan.run_config(plan.baseline, {}, seed=0))
+    for name, value in (entry for budget in budgets for entry in budget.items()):
+        if _fixed(plan.run_config(plan.baseline, {name: value}, seed=0)) != before:
+            raise ValueError(
+                f"{plan.name}: a budget has {name}={value}, but frozen towers run once, before all trainings, on the "
+                "same pairs for all: set it in `words`, and take it out of the budgets."
+            )
+
+
+def _fixed(config: RunConfig) -> tuple[Any, ...]:
+    """What the features of frozen towers depend on."""
+    pooling = [config.model.config.get(name) for name in ("image_pooling", "text_pooling")]
+    return config.data, config.lora, config.captioning, replace(config.model, config={}), pooling
 
 
 def config_of_pairs(plan: Plan) -> RunConfig:

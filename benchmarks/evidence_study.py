@@ -111,7 +111,9 @@ class Evidence:
 
     def trial(self, method: str, budget: dict[str, Any], fold: int) -> float:
         """The score of a budget on one fold."""
-        words = ", ".join(f"{key}={value:g}" for key, value in budget.items())
+        words = ", ".join(
+            f"{key}={value:g}" if isinstance(value, int | float) else f"{key}={value}" for key, value in budget.items()
+        )
         name = f"{method}, {words}, fold {fold}"
         content = self._get(name, method, budget, fold, lambda t, _: {"score": score(t)}, fold=fold)
         return content["result"]["score"]
@@ -199,6 +201,8 @@ class Evidence:
             "pairs": self.runs.pairs_digest,
             "templates": list(self.plan.templates),
         }
+        if fold is not None:
+            about["folds"] = self.runs.folds_digest
         if embed_train:
             about["post_hoc"] = self.post_hoc
         if self.plan.start:
