@@ -25,7 +25,7 @@ from transformers.utils import logging
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data.features import FeaturePairs
-from gap_closed_clip.data.folds import assign_folds
+from gap_closed_clip.data.folds import assign_folds, join_groups
 from gap_closed_clip.evaluation import PairEmbeddings, embed_pairs
 from gap_closed_clip.evaluation.pair_embeddings import columns_of
 from gap_closed_clip.training import GapClosedClipTrainer, RecenterCallback, RunConfig, load_config
@@ -176,6 +176,8 @@ class FeatureRuns(Runs):
     def __init__(self, plan: Plan, folder: Path):
         check_fixed(plan)
         super().__init__(plan, folder)
+        self.folds = self._cut() if plan.grid and not plan.own else np.zeros(0, int)
+        self.folds_digest = hashlib.blake2b(self.folds.tobytes(), digest_size=8).hexdigest()
         set_seed(self.config.training["seed"])  # of towers that start at random
         self.parts = build(self.config, self.inputs)
         if not self.parts.towers_have_run:
@@ -183,17 +185,22 @@ class FeatureRuns(Runs):
         collator, args = self.parts.pair_collator, self.inputs.args
         settings = feature_settings(self.config, args)
         self.test = embed_pairs_once(self.test_pairs, self.parts.encoder, collator, settings, vary=False)
-        self.folds = (
-            np.array(assign_folds(cases(self.train_pairs, self.config.data), plan.num_folds)) if plan.grid else None
-        )
-        if self.folds is not None:
-            self.folds_digest = hashlib.blake2b(self.folds.tobytes(), digest_size=8).hexdigest()
         encoder = self.parts.encoder.eval()
         self.pooled_prompts = None
         if self.classes:
             with torch.inference_mode():
                 tokens = {name: value.to(encoder.device) for name, value in collator.tokenize(self.prompts()).items()}
                 self.pooled_prompts = encoder.encode_text(**tokens).pooler_output.clone()
+
+    def _cut(self) -> np.ndarray:
+        """(N,) the fold of each training pair; cases that share an image are one."""
+        groups = join_groups(cases(self.train_pairs, self.config.data), self.train_pairs["image_id"])
+        if (number := len({*groups})) < self.plan.num_folds:
+            raise ValueError(
+                f"{self.plan.name}: num_folds is {self.plan.num_folds}, but the training pairs are of {number} cases "
+                "(those that share an image are one): lower it, or give `own` budgets or `grid: {}`."
+            )
+        return np.array(assign_folds(groups, self.plan.num_folds))
 
     def train(
         self, method: str, budget: dict[str, Any], seed: int, fold: int | None = None, embed_train: bool = False

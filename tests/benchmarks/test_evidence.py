@@ -337,6 +337,23 @@ def test_held_out_pairs_that_are_one_case_are_told_before_training(plan_file, tm
         FeatureRuns(plan, tmp_path)
 
 
+def test_an_image_of_two_cases_is_in_one_fold_of_the_budgets(plan_file, tmp_path):
+    rows = ["image,caption,split,case"]
+    for row in range(32):
+        if row % 2 == 0:
+            Image.new("L", (32, 32), 8 * row).save(tmp_path / f"{row // 2}.png")
+        rows.append(f"{row // 2}.png,caption {row},{'train' if row < 20 else 'test'},P{row}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    words = [f"data.source={tmp_path / 'pairs.csv'}", "data.fold_column=case", "data.validation_split=null"]
+    plan = read_plan(str(plan_file), words)
+    runs = FeatureRuns(plan, tmp_path)
+    ids = np.array(runs.train_pairs["image_id"])
+    held_out, trained_on = ({*ids[runs.folds == fold]} for fold in (0, 1))
+    assert len(held_out) == len(trained_on) == 5 and not held_out & trained_on
+    with pytest.raises(ValueError, match="num_folds is 11, but the training pairs are of 10 cases"):
+        FeatureRuns(dataclasses.replace(plan, num_folds=11), tmp_path)
+
+
 def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
     content = yaml.safe_load(plan_file.read_text())
     for change, said in [
