@@ -223,8 +223,9 @@ class Evidence:
                 for name in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
                     images, texts = (arrays[f"{name}/{part}"].astype(np.float32) for part in ("image", "text"))
                     spaces[name or method] = PairEmbeddings(images, texts, *self.runs.columns[:4])
-        shown = self.plan.shown or self.plan.known_methods
-        spaces = {name: spaces[name] for name in self.plan.known_methods if name in shown}
+        known = [*self.plan.known_methods]
+        # The command line may name other methods than those to show.
+        spaces = {name: spaces[name] for name in [name for name in known if name in self.plan.shown] or known}
         return spaces, {name: evaluate_embeddings(each, grouping=False) for name, each in spaces.items()}
 
 

@@ -337,6 +337,16 @@ def test_held_out_pairs_that_are_one_case_are_told_before_training(plan_file, tm
         FeatureRuns(plan, tmp_path)
 
 
+def test_where_no_method_to_show_is_trained_all_are_shown(plan_file, tmp_path):
+    plan = dataclasses.replace(read_plan(str(plan_file), [], methods=["CLIP (LT)"]), grid={}, shown=("SigLIP",))
+    study = evidence_study.Evidence(plan, FeatureRuns(plan, tmp_path), Store(tmp_path))
+    images, texts = np.random.default_rng(0).normal(size=(2, 12, 4))
+    np.savez(tmp_path / "arrays.npz", **{"/image": images, "/text": texts})
+    study.arrays = {"CLIP (LT)": tmp_path / "arrays.npz"}
+    spaces, metrics = study.spaces()
+    assert [*spaces] == [*metrics] == ["CLIP (LT)"]
+
+
 def test_an_image_of_two_cases_is_in_one_fold_of_the_budgets(plan_file, tmp_path):
     rows = ["image,caption,split,case"]
     for row in range(32):
