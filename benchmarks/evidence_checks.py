@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 KINDS = {tuple: "a list, in brackets", dict: "a mapping", int: "a whole number", str: "a text"}
 WEIGHTS = ("align_weight", "uniformity_weight")
+SEEDS = 2**32  # what numpy takes
 
 
 def check_types(where: str, plan: type, values: dict[str, Any]) -> None:
@@ -72,6 +73,53 @@ def check_budgets(plan: "Plan", trainable: Collection[str]) -> None:
             _check_method(f"{plan.name}: robustness", method, trainable)
 
 
+def check_seeds(where: str, seeds: Collection[int]) -> None:
+    """
+    Raises:
+        ValueError: a number that is no seed; one that is there twice, which would count as two trainings.
+    """
+    for seed in seeds:
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"{where}: seeds holds {seed}; each is to be a whole number from 0 to {SEEDS - 1}.")
+    if len({*seeds}) < len(seeds):
+        raise ValueError(f"{where}: seeds is {[*seeds]}; name each once, as trainings with one seed are the same.")
+
+
+def check_folds(plan: "Plan") -> None:
+    """
+    Raises:
+        ValueError: a grid, and folds that no budget can be chosen by.
+    """
+    if not plan.grid or plan.own:
+        return
+    if plan.num_folds < 2:
+        raise ValueError(f"{plan.name}: num_folds is {plan.num_folds}; cut the training cases into 2 folds or more.")
+    if not 1 <= plan.folds <= plan.num_folds:
+        raise ValueError(
+            f"{plan.name}: folds is {plan.folds}; of the num_folds={plan.num_folds} that the training cases are cut "
+            f"into, 1 to {plan.num_folds} are held out in turn."
+        )
+
+
+def check_templates(plan: "Plan") -> None:
+    """
+    Raises:
+        ValueError: no template, or one that has no place for a label, or another one.
+    """
+    if not plan.templates:
+        raise ValueError(f"{plan.name}: templates is empty: name one at least, such as 'An image of {{}}.'.")
+    for template in plan.templates:
+        try:
+            differ = template.format("one") != template.format("another")
+        except (KeyError, IndexError, ValueError, AttributeError):
+            differ = False
+        if not differ:
+            raise ValueError(
+                f"{plan.name}: templates holds {template!r}; each is a text with {{}} in it, where the label goes, "
+                "and no other braces."
+            )
+
+
 def check_folders(plan: "Plan") -> None:
     """
     Checks the folders of models that are there.
@@ -123,4 +171,4 @@ def _check_list(where: str, values: Any, kind: type | None = None) -> None:
             raise ValueError(f"{where} holds {value!r}; each is to be a number.")
 
 
-__all__ = ["check_budgets", "check_folders", "check_types"]
+__all__ = ["check_budgets", "check_folders", "check_folds", "check_seeds", "check_templates", "check_types"]

@@ -20,6 +20,7 @@ OF_EACH_SOURCE = (
     "num_pairs",
 )  # fmt: skip
 DIGITS = 6  # that are kept of every number
+OF_GROUPS = ("v_measure", "nmi", "ari", "knn_", "linear_probe_", "majority_accuracy_", "chance_balanced_accuracy")
 
 
 def mapped(trained: Trained, method: Method) -> Trained:
@@ -75,6 +76,8 @@ def _some(found: dict[str, float]) -> dict[str, float]:
 
 def _tasks(test: PairEmbeddings, trained: Trained, classes: list[str]) -> dict[str, float]:
     found = evaluate_embeddings(test, geometry=True)
+    if len({label.strip() for label in test.labels} - {""}) < 2:  # nothing to group by, so there is no such task
+        found = {name: value for name, value in found.items() if not name.startswith(OF_GROUPS)}
     return found | _zero_shot(test, trained, classes)
 
 

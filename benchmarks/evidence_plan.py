@@ -7,7 +7,14 @@ from typing import Any
 
 import yaml
 from comparison import CONFIGS
-from evidence_checks import check_budgets, check_folders, check_types
+from evidence_checks import (
+    check_budgets,
+    check_folders,
+    check_folds,
+    check_seeds,
+    check_templates,
+    check_types,
+)
 
 from gap_closed_clip.evaluation import post_hoc
 from gap_closed_clip.messages import did_you_mean
@@ -87,6 +94,7 @@ class CaptionPlan:
                 raise ValueError(f"captions: {name} is {getattr(self, name)!r}; give a list.")
         if not all(isinstance(seed, int) for seed in (*self.seeds, self.scorer_seed)):
             raise ValueError(f"captions: seeds are whole numbers, not {[*self.seeds, self.scorer_seed]}.")
+        check_seeds("captions", self.seeds)
 
     def decoder_config(self, kind: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> RunConfig:
         """The configuration of a decoder of a kind (`DECODERS`), with overrides before and after the plan's words."""
@@ -228,7 +236,7 @@ def read_plan(what: str, words: list[str], seeds: list[int] | None = None, metho
     path = plan_of_ours(what) or Path(what)
     if path.suffix not in (".yaml", ".yml"):
         name = "".join(c if c.isalnum() else "_" for c in path.stem.lower())
-        plan = Plan(name, f"{what}: published towers, frozen", words=(f"data.source={what}",))
+        plan = Plan(name, f"{what}: published towers, frozen", words=(f"data.source={quoted(what)}",))
     else:
         if not path.is_file():
             raise FileNotFoundError(f"There is no plan {what}, and no file of that name.")
@@ -325,6 +333,9 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"{plan.name}: there is no method {name!r} in {where}{did_you_mean(name, known)}")
     if not plan.seeds:
         raise ValueError(f"{plan.name}: seeds is empty: name one at least.")
+    check_seeds(plan.name, plan.seeds)
+    check_folds(plan)
+    check_templates(plan)
     if plan.baseline not in plan.trained:
         raise ValueError(
             f"{plan.name}: the baseline {plan.baseline!r} is not among the methods that are trained. `baseline` is "
@@ -337,6 +348,11 @@ def _check(plan: Plan) -> None:
             raise ValueError(f"methods.yaml, {name}: there is no post-hoc method {method.post_hoc!r}.")
     if plan.captions is not None:
         _check_captions(plan, plan.captions)
+
+
+def quoted(text: str) -> str:
+    """The text as YAML reads it back, whatever it would take it for: a number, or a comment behind " #"."""
+    return yaml.safe_dump(text, default_style='"', allow_unicode=True, width=2**31).strip()
 
 
 def _packaged(file: str) -> Path:

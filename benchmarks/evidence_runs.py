@@ -1,5 +1,6 @@
 """The trainings behind `evidence.py`: heads on features that frozen towers gave once, or towers that train."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from transformers.utils import logging
 from gap_closed_clip import GapClosedClipConfig, GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
 from gap_closed_clip.data.features import FeaturePairs
-from gap_closed_clip.data.folds import assign_folds
+from gap_closed_clip.data.folds import assign_folds, join_groups
 from gap_closed_clip.evaluation import PairEmbeddings, embed_pairs
 from gap_closed_clip.evaluation.pair_embeddings import columns_of
 from gap_closed_clip.training import GapClosedClipTrainer, RecenterCallback, RunConfig, load_config
@@ -83,6 +84,7 @@ class Runs:
     """
 
     folder_settings: dict[str, Any] = {}  # of the trainings that leave a model folder
+    folds_digest = ""  # of how the training cases are cut into folds
 
     def __init__(self, plan: Plan, folder: Path):
         self.plan, self.folder = plan, folder
@@ -172,7 +174,10 @@ class FeatureRuns(Runs):
     folder_settings = {"eval_strategy": "no", "report_to": "none"}
 
     def __init__(self, plan: Plan, folder: Path):
+        check_fixed(plan)
         super().__init__(plan, folder)
+        self.folds = self._cut() if plan.grid and not plan.own else np.zeros(0, int)
+        self.folds_digest = hashlib.blake2b(self.folds.tobytes(), digest_size=8).hexdigest()
         set_seed(self.config.training["seed"])  # of towers that start at random
         self.parts = build(self.config, self.inputs)
         if not self.parts.towers_have_run:
@@ -180,15 +185,22 @@ class FeatureRuns(Runs):
         collator, args = self.parts.pair_collator, self.inputs.args
         settings = feature_settings(self.config, args)
         self.test = embed_pairs_once(self.test_pairs, self.parts.encoder, collator, settings, vary=False)
-        self.folds = (
-            np.array(assign_folds(cases(self.train_pairs, self.config.data), plan.num_folds)) if plan.grid else None
-        )
         encoder = self.parts.encoder.eval()
         self.pooled_prompts = None
         if self.classes:
             with torch.inference_mode():
                 tokens = {name: value.to(encoder.device) for name, value in collator.tokenize(self.prompts()).items()}
                 self.pooled_prompts = encoder.encode_text(**tokens).pooler_output.clone()
+
+    def _cut(self) -> np.ndarray:
+        """(N,) the fold of each training pair; cases that share an image are one."""
+        groups = join_groups(cases(self.train_pairs, self.config.data), self.train_pairs["image_id"])
+        if (number := len({*groups})) < self.plan.num_folds:
+            raise ValueError(
+                f"{self.plan.name}: num_folds is {self.plan.num_folds}, but the training pairs are of {number} cases "
+                "(those that share an image are one): lower it, or give `own` budgets or `grid: {}`."
+            )
+        return np.array(assign_folds(groups, self.plan.num_folds))
 
     def train(
         self, method: str, budget: dict[str, Any], seed: int, fold: int | None = None, embed_train: bool = False
@@ -229,7 +241,9 @@ class FeatureRuns(Runs):
         return model
 
     def _fit(self, model: GapClosedClipModel, config: RunConfig, pairs: FeaturePairs) -> Curve:
-        batch = self.config.training.get("per_device_train_batch_size", 8)  # lowered before, for few pairs
+        # One that was given for another source was lowered before, for few pairs; that of a budget is its own.
+        lowered = "per_device_train_batch_size" in config.inherited
+        batch = (self.config if lowered else config).training.get("per_device_train_batch_size", 8)
         batch = min(batch, 2 ** (len(pairs).bit_length() - 1))  # a fold has fewer still
         steps = max(len(pairs) // batch, 1) * config.training.get("num_train_epochs", 3)
         without_evaluations(config).training.update(
@@ -306,6 +320,30 @@ class GivenRuns(FolderRuns):
     def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
         """As `Runs.model_folder`; a budget changes nothing."""
         return self.plan.model_folder(method, seed)
+
+
+def check_fixed(plan: Plan) -> None:
+    """
+    Checks the budgets of heads on frozen towers, which run once, on the plan's pairs, before any training.
+
+    Raises:
+        ValueError: one changes the towers or the pairs, which would change nothing.
+    """
+    budgets = [plan.shared, *plan.own.values()]
+    budgets += [{name: value} for name, values in plan.grid.items() for value in values]
+    before = _fixed(plan.run_config(plan.baseline, {}, seed=0))
+    for name, value in (entry for budget in budgets for entry in budget.items()):
+        if _fixed(plan.run_config(plan.baseline, {name: value}, seed=0)) != before:
+            raise ValueError(
+                f"{plan.name}: a budget has {name}={value}, but frozen towers run once, before all trainings, on the "
+                "same pairs for all: set it in `words`, and take it out of the budgets."
+            )
+
+
+def _fixed(config: RunConfig) -> tuple[Any, ...]:
+    """What the features of frozen towers depend on."""
+    pooling = [config.model.config.get(name) for name in ("image_pooling", "text_pooling")]
+    return config.data, config.lora, config.captioning, replace(config.model, config={}), pooling
 
 
 def config_of_pairs(plan: Plan) -> RunConfig:

@@ -111,7 +111,9 @@ class Evidence:
 
     def trial(self, method: str, budget: dict[str, Any], fold: int) -> float:
         """The score of a budget on one fold."""
-        words = ", ".join(f"{key}={value:g}" for key, value in budget.items())
+        words = ", ".join(
+            f"{key}={value:g}" if isinstance(value, int | float) else f"{key}={value}" for key, value in budget.items()
+        )
         name = f"{method}, {words}, fold {fold}"
         content = self._get(name, method, budget, fold, lambda t, _: {"score": score(t)}, fold=fold)
         return content["result"]["score"]
@@ -199,6 +201,8 @@ class Evidence:
             "pairs": self.runs.pairs_digest,
             "templates": list(self.plan.templates),
         }
+        if fold is not None:
+            about["folds"] = self.runs.folds_digest
         if embed_train:
             about["post_hoc"] = self.post_hoc
         if self.plan.start:
@@ -219,8 +223,9 @@ class Evidence:
                 for name in dict.fromkeys(key.rpartition("/")[0] for key in arrays):
                     images, texts = (arrays[f"{name}/{part}"].astype(np.float32) for part in ("image", "text"))
                     spaces[name or method] = PairEmbeddings(images, texts, *self.runs.columns[:4])
-        shown = self.plan.shown or self.plan.known_methods
-        spaces = {name: spaces[name] for name in self.plan.known_methods if name in shown}
+        known = [*self.plan.known_methods]
+        # The command line may name other methods than those to show.
+        spaces = {name: spaces[name] for name in [name for name in known if name in self.plan.shown] or known}
         return spaces, {name: evaluate_embeddings(each, grouping=False) for name, each in spaces.items()}
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import mimetypes
 from collections.abc import Mapping
@@ -250,12 +251,14 @@ def open_image(path: str | Path | None) -> Image.Image:
     if path is None:
         raise InputError("Upload an image first, or pick one of the gallery.")
     try:
-        image = Image.open(path, formats=FORMATS)
+        # The bytes and not the name, by which Pillow 13 scrambles a raw TIFF that lies on its side.
+        data = Path(path).read_bytes()
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
         if max(image.size) > MAX_ASPECT * min(image.size):
             raise InputError(f"This image is too long ({image.width} x {image.height}): cut out what matters.")
         if image.width * image.height > MAX_PIXELS:
             raise InputError(f"This image is too large ({image.width} x {image.height}): use a smaller one.")
-        if image.format in ("JPEG", "MPO") and Path(path).read_bytes().count(b"\xff\xda") > MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
             raise InputError("This JPEG has too many scans: save it anew.")
         image.load()
         zero_is_white = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0

@@ -39,6 +39,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 # What a finished run leaves beside the weights: its configuration, and what else its card tells.
 CONFIG_FILE, RUN_FILE = "train_config.yaml", "run.json"
+FITTED_FILE = "fitted_on.yaml"  # the pairs that `gap-closed-clip center` closed a model's gap by
 # What an evaluation leaves: its metrics, figures of embeddings, and captions. The latter show the data's own images
 # and captions, which may not be everybody's to see.
 METRICS_FILE = "metrics.json"

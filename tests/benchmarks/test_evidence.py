@@ -8,6 +8,7 @@ from pathlib import Path
 
 import evidence
 import evidence_plan
+import evidence_runs
 import evidence_study
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from evidence_cases import queries_of
 from evidence_compare import comparisons
 from evidence_measure import measure
 from evidence_plan import PLANS, all_methods, read_plan
-from evidence_runs import FeatureRuns, FolderRuns, config_of_pairs, open_runs
-from evidence_store import digest_of_code
+from evidence_runs import FeatureRuns, FolderRuns, Trained, config_of_pairs, open_runs
+from evidence_store import Store, digest_of_code
 from PIL import Image
 from scipy.stats import ttest_rel
 
 import gap_closed_clip
-from gap_closed_clip.evaluation import evaluate_embeddings
+from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings
 from gap_closed_clip.evaluation.post_hoc import fit_pairs
 from gap_closed_clip.evaluation.statistics import Queries
 from gap_closed_clip.training import load_config
@@ -336,6 +337,33 @@ def test_held_out_pairs_that_are_one_case_are_told_before_training(plan_file, tm
         FeatureRuns(plan, tmp_path)
 
 
+def test_where_no_method_to_show_is_trained_all_are_shown(plan_file, tmp_path):
+    plan = dataclasses.replace(read_plan(str(plan_file), [], methods=["CLIP (LT)"]), grid={}, shown=("SigLIP",))
+    study = evidence_study.Evidence(plan, FeatureRuns(plan, tmp_path), Store(tmp_path))
+    images, texts = np.random.default_rng(0).normal(size=(2, 12, 4))
+    np.savez(tmp_path / "arrays.npz", **{"/image": images, "/text": texts})
+    study.arrays = {"CLIP (LT)": tmp_path / "arrays.npz"}
+    spaces, metrics = study.spaces()
+    assert [*spaces] == [*metrics] == ["CLIP (LT)"]
+
+
+def test_an_image_of_two_cases_is_in_one_fold_of_the_budgets(plan_file, tmp_path):
+    rows = ["image,caption,split,case"]
+    for row in range(32):
+        if row % 2 == 0:
+            Image.new("L", (32, 32), 8 * row).save(tmp_path / f"{row // 2}.png")
+        rows.append(f"{row // 2}.png,caption {row},{'train' if row < 20 else 'test'},P{row}")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    words = [f"data.source={tmp_path / 'pairs.csv'}", "data.fold_column=case", "data.validation_split=null"]
+    plan = read_plan(str(plan_file), words)
+    runs = FeatureRuns(plan, tmp_path)
+    ids = np.array(runs.train_pairs["image_id"])
+    held_out, trained_on = ({*ids[runs.folds == fold]} for fold in (0, 1))
+    assert len(held_out) == len(trained_on) == 5 and not held_out & trained_on
+    with pytest.raises(ValueError, match="num_folds is 11, but the training pairs are of 10 cases"):
+        FeatureRuns(dataclasses.replace(plan, num_folds=11), tmp_path)
+
+
 def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
     content = yaml.safe_load(plan_file.read_text())
     for change, said in [
@@ -362,6 +390,15 @@ def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
         ({"robustness": {"methods": ["ours"], "epochs": [1]}}, "robustness: unknown field 'epochs'"),
         ({"start": ["demo.yaml"], "start_budgets": {"our": {}}}, "start_budgets: nothing trains .*'our'"),
         ({"start_budgets": {"ours": {}}}, "start_budgets are those of a first stage"),
+        ({"seeds": [0, 1, 0]}, r"seeds is \[0, 1, 0\]; name each once"),
+        ({"seeds": [-1]}, "seeds holds -1; each is to be a whole number from 0"),
+        ({"captions": {"seeds": [3, 3]}}, r"captions: seeds is \[3, 3\]; name each once"),
+        ({"folds": 3}, "folds is 3; of the num_folds=2"),
+        ({"folds": 0}, "folds is 0; of the num_folds=2"),
+        ({"num_folds": 1}, "num_folds is 1; cut the training cases into 2"),
+        ({"templates": []}, "templates is empty"),
+        ({"templates": ["{}", "A scan."]}, "templates holds 'A scan.'; each is a text with {} in it"),
+        ({"templates": ["A {organ}."]}, "templates holds 'A {organ}.'"),
     ]:
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**content, **change}))
         with pytest.raises(ValueError, match=said):
@@ -370,7 +407,51 @@ def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
         read_plan("nowhere.yaml", [])
 
 
+@pytest.mark.parametrize("change", [{"shared": {"max_caption_tokens": 9}}, {"grid": {"text_pooling": ["mean"]}}])
+def test_a_budget_can_not_change_what_frozen_towers_gave(change, plan_file, tmp_path):
+    content = {**yaml.safe_load(plan_file.read_text()), **change}
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ValueError, match="budget has (max_caption_tokens=9|text_pooling=mean), but frozen towers"):
+        open_runs(read_plan(str(tmp_path / "plan.yaml"), []), tmp_path)
+
+
+def test_a_budget_has_a_batch_size_of_its_own(plan_file, tmp_path, monkeypatch):
+    """24 pairs are 3 batches of 8, or 6 of 4."""
+    runs, steps, curve_of = FeatureRuns(read_plan(str(plan_file), []), tmp_path), [], evidence_runs.curve_of
+    monkeypatch.setattr(evidence_runs, "curve_of", lambda log, last: steps.append(last) or curve_of(log, last))
+    for budget in ({}, {"per_device_train_batch_size": 4}):
+        runs.train("ours", {"num_train_epochs": 1, **budget}, seed=0)
+    assert steps == [3, 6]
+
+
+def test_trials_of_texts_are_named_and_those_of_another_cut_into_folds_are_made_anew(plan_file, tmp_path, monkeypatch):
+    plan = dataclasses.replace(read_plan(str(plan_file), []), grid={"lr_scheduler_type": ["cosine", "linear"]})
+    trained = []
+    monkeypatch.setattr(FeatureRuns, "train", lambda self, *given: trained.append((self.plan.num_folds, *given)))
+    monkeypatch.setattr(evidence_study, "score", lambda _: 0.5)
+    for num_folds, made in ((2, 2), (2, 2), (3, 4)):
+        runs = FeatureRuns(dataclasses.replace(plan, num_folds=num_folds), tmp_path)
+        evidence_study.Evidence(runs.plan, runs, Store(tmp_path / "trainings")).trials("ours")
+        assert len(trained) == made
+
+
+def test_a_source_of_one_label_is_left_out_of_the_means_of_labels():
+    """V-measure of sources with and without groups: the mean over those that have it."""
+    rng = np.random.default_rng(0)
+    images, texts = rng.normal(size=(2, 24, 8)).astype(np.float32)
+    labels = ["CT", "MR"] * 6 + ["CT"] * 12
+    ids = [str(row) for row in range(24)]
+    pairs = PairEmbeddings(images, texts, ids, ids, labels, ["a"] * 12 + ["b"] * 12)
+    prompts = rng.normal(size=(1, 2, 8)).astype(np.float32)
+    metrics = measure(Trained(pairs, None, prompts, 10.0, []), ["CT", "MR"])["metrics"]
+    assert "v_measure" not in metrics["b"]
+    for name in ("v_measure", "knn_accuracy_image_to_text"):
+        assert metrics["mean of the sources"][name] == metrics["a"][name]
+
+
 def test_a_table_of_pairs_is_a_plan_of_its_own(tmp_path):
+    for name in ("set #2.csv", "2024", "a: b.csv", "[x].csv"):
+        assert read_plan(f"{name}", []).run_config("ours", {}, seed=0).data.source == name
     plan = read_plan("some/My pairs.csv", ["label_columns=organ"], seeds=[7])
     assert plan.name == "my_pairs" and plan.seeds == (7,) and plan.words[-1] == "label_columns=organ"
     config = plan.run_config("papers, scheduled", {"num_train_epochs": 3}, seed=7)

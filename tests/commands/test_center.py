@@ -22,6 +22,7 @@ from gap_closed_clip.evaluation import embed_pairs, evaluate_embeddings, read_me
 from gap_closed_clip.evaluation.post_hoc import METHODS, fit
 from gap_closed_clip.hub.facts import read_evaluation
 from gap_closed_clip.training import fit_post_hoc, load_config, train
+from gap_closed_clip.training.seen_pairs import count_seen
 
 
 DATA = {
@@ -165,6 +166,11 @@ def test_pairs_that_it_was_fitted_on_are_told(center, model, tmp_path, words, re
     assert "Warning: fitted and evaluated on the same pairs, where a gap is closed by construction: " + reason in out
     assert " clip-centering (fitted on these pairs) |" in out
     assert "clip-centering (fitted on these pairs)" in read_metrics("outputs/clip-centering/metrics.json")
+    # And whoever evaluates the new model on them later is told, as of pairs that a model was trained on.
+    if words == ["split=validation"]:
+        data = DataArguments(**DATA)
+        for folder, seen in ((model, 0), ("outputs/clip-centering", 16)):
+            assert count_seen(load_pairs(data, "validation"), data, "validation", folder) == seen
 
 
 def test_pairs_that_the_model_was_trained_on_are_told(center, model, tmp_path):

@@ -30,6 +30,20 @@ def test_table_file(table, ending, streaming):
     assert [gray_of(row) for row in rows] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "jsonl"])
+def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path, ending, streaming):
+    """In a stream, too, before any row: where the first one with an umlaut comes after hours, it ended a training."""
+    rows = [{"image": f"{number}.png", "caption": "plain" if number < 5000 else "Säge"} for number in range(5003)]
+    lines = [json.dumps(row, ensure_ascii=False) if ending == "jsonl" else ",".join(row.values()) for row in rows]
+    data = "\n".join([*(["image,caption"] if ending != "jsonl" else []), *lines]).encode("latin-1")
+    (tmp_path / f"pairs.{ending}").write_bytes(gzip.compress(data) if ending == "csv.gz" else data)
+    arguments = DataArguments(source=str(tmp_path / f"pairs.{ending}"), streaming=streaming)
+    line = 5001 if ending == "jsonl" else 5002
+    with pytest.raises(ValueError, match=rf"pairs\.{ending}' is not in UTF-8 \(line {line}\): save it in that"):
+        load_pairs(arguments, "train")
+
+
 def test_table_beside_many_images(table):
     write_table(table / "train.csv")
     write_table(table / "test.csv", ROWS[:1])

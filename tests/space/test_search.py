@@ -133,6 +133,9 @@ def test_images_are_seen_as_in_training(tmp_path):
             path = tmp_path / f"{name}{photometric}.tif"
             Image.fromarray(pixels).save(path, tiffinfo={ExifTags.Base.PhotometricInterpretation: photometric})
             assert np.array_equal(search.open_image(path), load_image(path)), path.name
+    path = tmp_path / "on its side.tif"
+    Image.fromarray(values).save(path, tiffinfo={ExifTags.Base.Orientation: 6})
+    assert search.open_image(path).size == (30, 40) and np.array_equal(search.open_image(path), load_image(path))
 
 
 def test_images_that_cannot_be_opened(tmp_path, monkeypatch):

@@ -130,6 +130,13 @@ def test_fsdp_is_switched_on_by_true_and_not_by_the_old_name_of_its_form(tmp_pat
     assert "deprecated" not in caplog.text
 
 
+def test_a_word_has_no_comments_which_a_path_would_be_cut_at():
+    words = ["data.source=pairs #2.csv", "output_dir=#3", "data.license='a' # said twice", "seed=3 # not 2"]
+    loaded = load_config([], words)
+    assert loaded.data.source == "pairs #2.csv" and loaded.training["output_dir"] == "#3"
+    assert loaded.data.license == "a" and loaded.training["seed"] == 3
+
+
 def test_one_name_stands_for_a_list_of_it(write):
     words = ["label_columns=finding", "lora.towers=text", "lora.train=projections", "report_to=none"]
     loaded = load_config([write("data: {label_columns: other}\ntraining: {label_names: a}")], words)

@@ -11,8 +11,8 @@ from tiny_run import configure, tiny  # noqa: F401
 from gap_closed_clip.commands import evaluate
 from gap_closed_clip.data import DataArguments, load_pairs
 from gap_closed_clip.hub.card import write_card
-from gap_closed_clip.training import train
-from gap_closed_clip.training.seen_pairs import count_seen
+from gap_closed_clip.training import load_config, train
+from gap_closed_clip.training.seen_pairs import count_seen, note_fitted
 
 
 @pytest.fixture
@@ -58,6 +58,26 @@ def test_folds_of_a_cross_validation(source, trained):
     assert count(source, model, split="train", fold=2, **cut) == 0  # which is said elsewhere
     other = held_out(source, folds=4)
     assert count(source, model, folds=4) == len(other - held_out(source, fold=1, **cut)) > 0
+
+
+def test_pairs_that_a_gap_was_closed_by(source, trained, tmp_path):
+    """`center model split=...` notes its pairs in the folder; a training that starts there leads to them, too."""
+    cut = {"folds": 5, "fold_column": "case"}
+    base = trained("base", source=str(source), **cut)
+    further = trained("further", checkpoint=base, source=str(source), **cut)
+    assert count(source, base, **cut) == count(source, further, **cut) == 0
+    data = [f"data.source={source}", "data.folds=5", "data.fold_column=case"]
+    for split, seen in (("train", 0), ("validation", 6)):
+        note_fitted(tmp_path / "base", load_config([], [*data, "data.feature_cache=here"]), split)
+        assert "here" not in (tmp_path / "base" / "fitted_on.yaml").read_text()
+        assert count(source, base, **cut) == count(source, further, **cut) == seen
+    phantoms = {"source": "phantoms", "phantom_validation_pairs": 7, "phantom_size": 32}
+    drawn = trained("drawn", **phantoms)
+    words = [f"data.{name}={value}" for name, value in phantoms.items()]
+    note_fitted(tmp_path / "drawn", load_config([], words), "validation")
+    for seed, seen in ((0, 7), (1, 0)):
+        given = DataArguments(phantom_seed=seed, **phantoms)
+        assert count_seen(load_pairs(given, "validation"), given, "validation", drawn) == seen
 
 
 def test_the_model_that_training_started_from(source, trained):

@@ -68,7 +68,7 @@ from ..model.processing_gap_closed_clip import GapClosedClipProcessor
 from ..training import RunConfig, close_gap, fit_post_hoc
 from ..training.close_gap import check_can_close, weights_after
 from ..training.encoder import with_config
-from ..training.seen_pairs import count_seen, told_seen
+from ..training.seen_pairs import count_seen, note_fitted, told_seen
 from . import CommandParser, keep_freed_memory
 from .evaluate import config_of_the_pairs, split_words
 
@@ -184,7 +184,7 @@ def run(command: CenterCommand) -> None:
         if (folder := settings.folder_of(method)) is None:
             continue
         with writing(folder, f"The model after {method}"):
-            _save(close_gap(model, method, found), processor, command.model, folder)
+            _save(close_gap(model, method, found), processor, command, folder)
     weights = {method: weights_after(model.config, method) for method in ("", *maps)}
     table, evaluations = _report(command, maps, held_out_features, held_out, eval_split, weights)
     what = f"{len(held_out_features)} pairs, split '{eval_split}' of {data.title}"
@@ -266,7 +266,7 @@ def _fit(methods: Sequence[str], features: PairEmbeddings) -> dict[str, PostHocM
     return maps
 
 
-def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: str, folder: Path) -> None:
+def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, command: CenterCommand, folder: Path) -> None:
     """
     An ordinary model folder; what the origin says of its training stays true and goes with it. It is written aside
     first: a model that was there is replaced by a whole one, and what else lies there stays.
@@ -281,8 +281,9 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, origin: 
             model.save_pretrained(new)
             processor.save_pretrained(new)
             for name in (CONFIG_FILE, RUN_FILE):
-                if (Path(origin) / name).is_file():
-                    shutil.copyfile(Path(origin) / name, new / name)
+                if (origin := Path(command.model) / name).is_file():
+                    shutil.copyfile(origin, new / name)
+            note_fitted(new, command.config, command.settings.split)
             # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
             of_others = (ADAPTER_CONFIG, "adapter_model.safetensors", CONFIG_FILE, RUN_FILE)
             for old in (*folder.glob("model*.safetensors*"), *(folder / name for name in of_others)):
@@ -311,8 +312,7 @@ def _report(
     """
     settings, origin = command.settings, Path(command.model)
     before = origin.resolve().name if is_local(command.model) else command.model
-    if before in (*settings.methods, Path(settings.output).resolve().name):
-        before = f"{before}, before"
+    before += ", before" if before in (*settings.methods, Path(settings.output).resolve().name) else ""
     measures = {method: partial(evaluate_embeddings, fusion_weights=own) for method, own in weights.items()}
     units = {name: unit(features.embeds(name)).astype("float32") for name in features.modalities}
     evaluations = {before: Evaluation.of(features.with_embeds(units), measures[""])}

@@ -22,7 +22,16 @@ from .modalities import has_image
 from .pairs import to_pairs, to_streamed_pairs
 from .roco import is_roco, read_roco
 from .split_column import find_split_column, missing_split, rows_of_split
-from .tables import FILE_BUILDERS, as_table, csv_options, files_of_splits, is_saved, tables_of, without_slice
+from .tables import (
+    FILE_BUILDERS,
+    as_table,
+    check_utf8,
+    csv_options,
+    files_of_splits,
+    is_saved,
+    tables_of,
+    without_slice,
+)
 
 
 logger = getLogger(__name__)
@@ -237,6 +246,8 @@ def _load_files(
             f"data.source '{file}' is of no known kind; it must be one of {', '.join(FILE_BUILDERS)}, or a folder."
         )
     data_files = {name: str(other) for name, other in files.items() if as_table(other).kind == kind}
+    for other in data_files.values():
+        check_utf8(Path(other))
     options = csv_options(file) if FILE_BUILDERS[kind] == "csv" else {}
     return _load(FILE_BUILDERS[kind], split, args, source_name, data_files=data_files, **options)
 

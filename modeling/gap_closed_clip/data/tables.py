@@ -1,6 +1,9 @@
 """Tables of pairs: which files of a folder they are, of which split, and how they are read."""
 
+import codecs
+import gzip
 import re
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,6 +68,28 @@ def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
     return files
 
 
+def check_utf8(file: Path) -> None:
+    """
+    Reads a table of text once, before rows of a stream do, which would meet another encoding hours later.
+
+    Raises:
+        ValueError: it is in another encoding; with the line.
+    """
+    if as_table(file).kind == ".parquet":
+        return
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        with gzip.open(file) if file.suffix.lower() == ".gz" else open(file, "rb") as opened:
+            while block := opened.read(2**22):
+                line += decoder.decode(block).count("\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        line += error.object[: error.start].count(b"\n")
+        raise ValueError(f"'{file}' is not in UTF-8 (line {line}): save it in that encoding.") from error
+    except (OSError, EOFError, zlib.error):  # a damaged file, of which reading its rows will tell
+        return
+
+
 def csv_options(file: Path) -> dict:
     """Options to read every cell as text: ids keep their leading zeros, and the caption "None" stays a caption."""
     separator = "\t" if as_table(file).kind == ".tsv" else ","
@@ -88,6 +113,7 @@ __all__ = [
     "FILE_BUILDERS",
     "Table",
     "as_table",
+    "check_utf8",
     "csv_options",
     "files_of_splits",
     "is_saved",

@@ -88,6 +88,8 @@ def read_image(value: Any, field: str, budget: PixelBudget | None = None) -> Ima
 def _halved(image: Image.Image) -> Image.Image:
     """An image of half its width and height, upright, every pixel the mean of four, in a mode that `to_rgb` takes."""
     image.load()
+    # Of more than 8 bits, `to_rgb` turns over what a file's tags say, which the half has no more.
+    zero_is_white = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == 0
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # which Pillow does not reduce
@@ -95,14 +97,17 @@ def _halved(image: Image.Image) -> Image.Image:
         total = np.zeros((values.shape[0] // 2, values.shape[1] // 2), np.uint32)
         for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
             total += values[row::2, column::2]
-        return Image.fromarray((total // 4).astype(np.uint16))
+        return Image.fromarray(((total.max() - total if zero_is_white else total) // 4).astype(np.uint16))
     if image.mode == "1":
         image = image.convert("L")
     elif "transparency" in image.info or image.mode == "PA":
         image = image.convert("RGBA")
     elif image.mode == "P":
         image = image.convert("RGB")
-    return image.reduce(2)
+    half = image.reduce(2)
+    if zero_is_white and half.mode[0] in "IF":
+        half = Image.fromarray(np.nanmax(np.asarray(half)) - np.asarray(half))
+    return half
 
 
 def kind_of(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The sections and fields of a run's configuration: their types, and what one word `section.field=value` sets."""
 
 import dataclasses
+import re
 import typing
 from typing import Any
 
@@ -81,9 +82,16 @@ def parse_override(text: str) -> tuple[str, list[str], Any]:
     if section not in SECTIONS:
         raise ValueError(f"The command line: unknown section {section!r} in {key!r}{did_you_mean(section, SECTIONS)}")
     try:
-        return section, names, parse_yaml(raw)
+        return section, names, _read_value(raw)
     except ValueError as error:
         raise ValueError(f"The value of {key!r} is not valid YAML: {raw!r}.") from error
+
+
+def _read_value(raw: str) -> Any:
+    """The value of a word, which has no comments as a file has: in a text, such as a path, ` #` is part of it."""
+    value, text = parse_yaml(raw), raw.strip()
+    has_comment = re.search(r"(^|\s)#", text) and not text.startswith(("'", '"'))
+    return text if has_comment and isinstance(value, str | None) else value
 
 
 def set_inside(mapping: Any, name: str, keys: list[str], value: Any) -> dict[str, Any]:

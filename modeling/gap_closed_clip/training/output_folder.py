@@ -9,7 +9,16 @@ import torch
 from transformers import Trainer
 
 from ..base_weights import BASE_WEIGHTS_FILE
-from ..checkpoint import ADAPTER_CONFIG, BASE, CAPTION_FILES, CONFIG_FILE, FIGURES, METRICS_FILE, RUN_FILE
+from ..checkpoint import (
+    ADAPTER_CONFIG,
+    BASE,
+    CAPTION_FILES,
+    CONFIG_FILE,
+    FIGURES,
+    FITTED_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+)
 from ..disk import replacing
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from .arguments import GapClosedTrainingArguments
@@ -25,7 +34,7 @@ RUN_FILES = (
     *(ADAPTER_CONFIG, "adapter_model.safetensors", BASE_WEIGHTS_FILE),
     *("processor_config.json", "preprocessor_config.json"),
     *("tokenizer*.json", "special_tokens_map.json", "vocab.*", "*_gap_closed_clip.py", "training_args.bin"),
-    *(CONFIG_FILE, RUN_FILE, METRICS_FILE, "metrics.md", *FIGURES, *CAPTION_FILES, "README.md"),
+    *(CONFIG_FILE, RUN_FILE, FITTED_FILE, METRICS_FILE, "metrics.md", *FIGURES, *CAPTION_FILES, "README.md"),
 )
 
 

@@ -1,14 +1,17 @@
-"""Which of the pairs that a model is evaluated on it was trained on, as far as its folder tells."""
+"""Which of the pairs that a model is evaluated on it was trained or fitted on, as far as its folder tells."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
+import yaml
 from datasets import Dataset, IterableDataset
 
-from ..checkpoint import CONFIG_FILE
+from ..checkpoint import CONFIG_FILE, FITTED_FILE
 from ..data import DataArguments, load_pairs
 from ..data.arguments import expand_path
-from .config import load_config
+from .config import RunConfig, load_config
+from .yaml_files import read_yaml
 
 
 # Fields by which two sections name the same images by the same ids, and those that cut the same pairs from them.
@@ -17,6 +20,14 @@ CUT = (
     *("train_split", "validation_split", "test_split", "split_column"),
     *("folds", "fold", "fold_column", "max_pairs", "on_missing", "on_bad_image"),
 )
+PHANTOMS = [field.name for field in fields(DataArguments) if field.name.startswith("phantom_")]
+
+
+def note_fitted(folder: Path, config: RunConfig, split: str) -> None:
+    """Writes into a model's folder by which pairs its gap was closed: figures on them are not of held-out pairs."""
+    data = {name: value for name, value in config.to_dict()["data"].items() if name != "feature_cache"}
+    text = yaml.safe_dump({"split": split, "data": data}, sort_keys=False, allow_unicode=True)
+    (folder / FITTED_FILE).write_text(text, encoding="utf-8")
 
 
 def count_seen(pairs: Dataset | IterableDataset | None, data: DataArguments, split: str, model: str | Path) -> int:
@@ -26,9 +37,9 @@ def count_seen(pairs: Dataset | IterableDataset | None, data: DataArguments, spl
 
 def seen_rows(pairs: Dataset | IterableDataset | None, data: DataArguments, split: str, model: str | Path) -> set[int]:
     """
-    The rows that have an image (or, where there is none, a caption) that a model was trained on, or the model that its
-    training started from, and so on. A model's folder tells by its train_config.yaml, and the data have to be there;
-    where either is not, and of streams and phantoms, nothing is known, and found.
+    The rows that have an image (or, where there is none, a caption) that a model was trained on, or its gap closed by,
+    or the model that its training started from, and so on. A model's folder tells by its train_config.yaml and its
+    fitted_on.yaml, and the data have to be there; where either is not, and of streams, nothing is known, and found.
 
     Args:
         pairs: of the data's split.
@@ -38,11 +49,11 @@ def seen_rows(pairs: Dataset | IterableDataset | None, data: DataArguments, spli
     seen: set[int] = set()
     if split == "train" or not isinstance(pairs, Dataset):
         return seen
-    for trained in _trained_on(Path(model)):
+    for trained, trained_split in _trained_on(Path(model)):
         for name, own in data.sources().items():
             keys = _keys(pairs, None if isinstance(data.source, str) else name)
             for other in trained.sources().values():
-                if known := _known_keys(own, split, other):
+                if known := _known_keys(own, split, other, trained_split):
                     seen |= {row for row, key in keys.items() if key in known}
     return seen
 
@@ -80,28 +91,32 @@ def told_shared(number: int, total: int, split: str, title: str) -> str:
 def told_seen(number: int, title: str, name: str) -> str:
     """The sentence that says so, of the pairs with that title."""
     return (
-        f"{number} of these pairs of {title} are pairs that {name} was trained on, so its figures are not those of "
-        "held-out pairs. Use the data section that it was trained with (data.folds, data.fold, data.fold_column, "
-        "the splits), and give all rows of an image the same split."
+        f"{number} of these pairs of {title} are pairs that {name} was trained on (or fitted on, by `center`), so its "
+        "figures are not those of held-out pairs. Use the data section that it was trained with (data.folds, "
+        "data.fold, data.fold_column, the splits), another split than that of `center`, and give all rows of an image "
+        "the same split."
     )
 
 
-def _known_keys(own: DataArguments, split: str, trained: DataArguments) -> set[str]:
-    """The keys of a plain source that a training on another one has seen."""
+def _known_keys(own: DataArguments, split: str, trained: DataArguments, trained_split: str) -> set[str]:
+    """The keys of a plain source that a training on (a split of) another one has seen."""
     try:
         place, other = (Path(expand_path(str(each.source), "source")).resolve() for each in (own, trained))
     except ValueError:  # an environment variable is not set
         return set()
-    if own.source == "phantoms" or not _agree(own, trained, IDS):  # splits of phantoms have no image in common
+    if not _agree(own, trained, IDS):
         return set()
+    if own.source == "phantoms":  # splits of phantoms have no image in common
+        same = trained.source == "phantoms" and split == trained_split and _agree(own, trained, PHANTOMS)
+        return _keys_of(trained, trained_split) if same else set()
     if place != other:  # tables of one folder, and the folder itself, may hold the same images
         beside = place.exists() and other.exists() and _folder_of(place) == _folder_of(other)
-        return _shared_keys(own, split, trained) if beside else set()
-    if not _agree(own, trained, CUT):
-        return _training_keys(trained)
+        return _shared_keys(own, split, trained, trained_split) if beside else set()
+    if split == trained_split or not _agree(own, trained, CUT):
+        return _keys_of(trained, trained_split)
     # One cut keeps folds apart. All images of a data set of the Hub would be read to see whether its splits are.
-    apart = (own.folds and split == "validation") or not place.exists()
-    return set() if apart else _shared_keys(own, split, trained)
+    apart = (own.folds and {split, trained_split} == {"train", "validation"}) or not place.exists()
+    return set() if apart else _shared_keys(own, split, trained, trained_split)
 
 
 def _folder_of(place: Path) -> Path:
@@ -112,16 +127,24 @@ def _agree(one: DataArguments, other: DataArguments, fields: Iterable[str]) -> b
     return all(getattr(one, field) == getattr(other, field) for field in fields)
 
 
-def _trained_on(folder: Path) -> Iterator[DataArguments]:
-    """The data sections of a folder, of the one that its training started from, and so on."""
+def _trained_on(folder: Path) -> Iterator[tuple[DataArguments, str]]:
+    """The data sections and splits of a folder, of the one that its training started from, and so on."""
     known: set[Path] = set()
-    while (folder / CONFIG_FILE).is_file() and folder.resolve() not in known:
+    while folder.resolve() not in known:
         known.add(folder.resolve())
         try:
+            fitted = None
+            if (folder / FITTED_FILE).is_file():
+                note = read_yaml(folder / FITTED_FILE)
+                fitted = DataArguments(**note["data"]), note["split"]
+                yield fitted
+            if not (folder / CONFIG_FILE).is_file():
+                return
             config = load_config([folder / CONFIG_FILE])
-        except (OSError, ValueError):  # of another version, or an environment variable is not set
+        except (OSError, ValueError, TypeError, KeyError):  # of another version, or a variable is not set
             return
-        yield config.data
+        if fitted != (config.data, "train"):
+            yield config.data, "train"
         if config.model.checkpoint is None:
             return
         folder = Path(config.model.checkpoint)
@@ -136,10 +159,10 @@ def _keys(pairs: Dataset, source: str | None) -> dict[int, str]:
     return {row: images[row].removeprefix(f"{source}/") or captions[row] for row in rows}
 
 
-def _shared_keys(data: DataArguments, split: str, trained: DataArguments) -> set[str]:
-    """The keys of a split whose images are among those of the other section's training split."""
+def _shared_keys(data: DataArguments, split: str, trained: DataArguments, trained_split: str) -> set[str]:
+    """The keys of a split whose images are among those of the other section's split."""
     try:
-        pairs, train_pairs = load_pairs(data, split), load_pairs(trained, "train")
+        pairs, train_pairs = load_pairs(data, split), load_pairs(trained, trained_split)
     except (OSError, ValueError):  # no longer there, or no longer as it was
         return set()
     if not (isinstance(pairs, Dataset) and isinstance(train_pairs, Dataset)):
@@ -148,12 +171,12 @@ def _shared_keys(data: DataArguments, split: str, trained: DataArguments) -> set
     return {keys[row] for row in shared_rows(pairs, train_pairs)}
 
 
-def _training_keys(data: DataArguments) -> set[str]:
+def _keys_of(data: DataArguments, split: str) -> set[str]:
     try:
-        pairs = load_pairs(data, "train")
+        pairs = load_pairs(data, split)
     except (OSError, ValueError):  # no longer there, or no longer as it was
         return set()
     return set(_keys(pairs, None).values()) if isinstance(pairs, Dataset) else set()
 
 
-__all__ = ["count_seen", "seen_rows", "shared_rows", "told_seen", "told_shared"]
+__all__ = ["count_seen", "note_fitted", "seen_rows", "shared_rows", "told_seen", "told_shared"]

@@ -117,6 +117,15 @@ def test_a_large_image_is_halved_before_it_is_converted(handler_images, monkeypa
     assert np.abs(halved.astype(int) - whole[:40:2, ::2]).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["I;16", "F"])
+def test_a_large_image_whose_zero_is_white_is_turned_over(handler_images, monkeypatch, mode):
+    data = file_bytes(_large(mode), "TIFF", tiffinfo={262: 0})
+    whole = np.asarray(decode_image(data))
+    monkeypatch.setattr(handler_images, "LARGE", 100)
+    halved = np.asarray(handler_images.read_image(data, "inputs"))[:20]
+    assert np.abs(halved.astype(int) - whole[:40:2, ::2]).max() <= 1
+
+
 def test_a_large_image_that_lies_on_its_side_is_turned(handler_images, monkeypatch):
     exif = Image.Exif()
     exif[0x0112] = 6
