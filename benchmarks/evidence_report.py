@@ -70,12 +70,12 @@ def report(results: Mapping[str, Any]) -> str:
         results: as evidence.py writes them; parts that are not there are left out.
     """
     evidence = Evidence(results)
+    short = [summary(evidence, budget) for budget in evidence.budgets]
     parts = [
         f"# {results['title']}",
         " ".join(results.get("found", [])),
         _what_was_run(results),
-        "## In short",
-        *(summary(evidence, budget) for budget in evidence.budgets),
+        *(["## In short", *short] if any(short) else []),
         "## Methods",
         _methods(evidence),
         *(part for budget in evidence.budgets for part in _budget(evidence, budget)),
