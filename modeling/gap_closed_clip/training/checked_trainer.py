@@ -109,8 +109,9 @@ class CheckedTrainer(Trainer):
             return self._with_own_numbers(super().get_train_dataloader())
         if isinstance(stream, datasets.IterableDataset):
             # Batches that fill no step would add their gradients to the first step of the next pass.
-            size = self._pairs_of_a_step() if self.args.dataloader_drop_last else None
-            self.train_dataset = WholeBatches(stream, size)
+            size, batches = self._pairs_of_a_step(), self.args.gradient_accumulation_steps
+            least = size if self.args.dataloader_drop_last else size - size // batches + 1
+            self.train_dataset = WholeBatches(stream, size, least)
         try:
             with read_by_each_process(self.accelerator):
                 return self._with_own_numbers(super().get_train_dataloader())
