@@ -93,11 +93,26 @@ class CheckedTrainer(Trainer):
         self._gradients_checked, self._numbers = False, None  # of an earlier training
         # transformers takes a stream for one pass, and would begin with the second one again, wherever the run was.
         start = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        self._find_best_checkpoint(checkpoint)
         if not self.state.global_step or has_length(self.train_dataset):
             return start
         state = TrainerState.load_from_json(str(Path(str(checkpoint)) / TRAINER_STATE_NAME))
         passes, batches = place_in_stream(state, self.args.gradient_accumulation_steps)
         return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _find_best_checkpoint(self, checkpoint: str | None) -> None:
+        """
+        The best checkpoint of a run lies beside the one that it goes on from, also where its folder has been moved. (Of
+        the place that is noted transformers says that it is gone, and a run without another one keeps its last weights.)
+        """
+        step, noted = self.state.best_global_step, self.state.best_model_checkpoint
+        if checkpoint is None or not step:
+            return
+        beside = Path(checkpoint).parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if beside.is_dir():
+            self.state.best_model_checkpoint = str(beside)
+        elif noted is not None and not Path(noted).is_dir():
+            self.state.best_model_checkpoint = None
 
     def get_train_dataloader(self) -> DataLoader:
         """
