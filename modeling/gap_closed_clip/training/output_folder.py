@@ -155,8 +155,8 @@ def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int 
     kept = trainer.state.best_global_step if args.load_best_model_at_end else None
     if kept is not None and trainer.state.best_model_checkpoint is None:
         logger.warning(
-            f"The best evaluation was after step {kept}, of which there is no checkpoint: the weights are those after the "
-            f"last step, {trainer.state.global_step}."
+            f"The best evaluation was after step {kept}, of which there is no checkpoint: the weights are those after "
+            f"the last step, {trainer.state.global_step}."
         )
         kept = None
     result = TrainingResult(
