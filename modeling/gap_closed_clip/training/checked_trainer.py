@@ -44,6 +44,12 @@ class CheckedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         check_label_smoothing(self.args.label_smoothing_factor)
 
+    def train(self, *args, **kwargs) -> Any:
+        """As transformers', whose batches would keep the size that the arguments had when the Trainer was made."""
+        if not self.args.auto_find_batch_size:
+            self._train_batch_size = self.args.train_batch_size
+        return super().train(*args, **kwargs)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """
         As transformers', with a look at the gradients of the first step, and at every step's numbers.
