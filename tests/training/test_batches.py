@@ -135,6 +135,22 @@ def test_the_next_training_has_the_sizes_that_it_is_given(before, after, part, t
     assert {len(rows) for rows in spy.batches} == {part} and len(spy.batches) >= 2 * whole // part
 
 
+@pytest.mark.parametrize("compared", [None, 16])
+def test_arguments_that_are_set_between_two_trainings_are_heard(compared, tmp_path):
+    """By hand, without a search, which tells the Trainer of batch sizes in a way of its own."""
+    arguments = {"contrastive_batch_size": compared, "save_strategy": "no", "dataloader_num_workers": 0}
+    training = make_trainer("ours", tmp_path, max_steps=1, **arguments)
+    training.train()
+    training.args.per_device_train_batch_size = 4
+    spy = training.data_collator = Spy(training.data_collator)
+    training.train()
+    whole = compared or 4
+    pairs = training.train_dataset.select(list(training._get_train_sampler())[:whole])
+    expected = list(zip(pairs["image_id"], pairs["caption"], strict=True))
+    assert {len(rows) for rows in spy.batches} == {4}
+    assert [pair for part in spy.batches[: whole // 4] for pair in part] == expected
+
+
 def test_pairs_of_similar_length_are_compared_in_whole_batches(tmp_path):
     """Of 26 pairs 24 in each epoch, and others in another one; the last step compared two pairs."""
     arguments = {"per_device_train_batch_size": 2, "contrastive_batch_size": 12, "distinct_batches": False}

@@ -119,6 +119,31 @@ def test_a_run_killed_after_its_last_step_takes_no_more_steps(configure, tmp_pat
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_the_best_checkpoint_of_a_run_that_was_moved(configure, tmp_path, caplog):
+    """Killed after its last step. Its folder is elsewhere than the checkpoints note; and then the best one is gone."""
+    best = ["load_best_model_at_end=true", "metric_for_best_model=loss", "eval_grouping=false", "final_split=none"]
+    words = ["max_steps=2", "save_steps=1", "eval_steps=1", *best, "learning_rate=0.05"]
+    train(configure(*words))
+    folder = tmp_path / "run"
+    state = folder / "checkpoint-2" / "trainer_state.json"
+    noted = {"best_global_step": 1, "best_model_checkpoint": "/gone/run/checkpoint-1"}
+    state.write_text(json.dumps(json.loads(state.read_text()) | noted))
+
+    def resumed_from(step: int) -> bool:
+        """Whether a resumed run ends in the weights of a checkpoint, but for the centers."""
+        expected = load_file(folder / f"checkpoint-{step}" / "model.safetensors")
+        result = train(configure(*words, "resume_from_checkpoint=auto"))
+        found = load_file(folder / "model.safetensors")
+        kept = step if step == 1 else None
+        assert result.kept_step == kept and json.loads((folder / "run.json").read_text()).get("kept_step") == kept
+        return all(torch.equal(found[name], value) for name, value in expected.items() if "centering" not in name)
+
+    assert resumed_from(1)
+    shutil.rmtree(folder / "checkpoint-1")
+    assert resumed_from(2)
+    assert "after step 1, of which there is no checkpoint: the weights are those after the last" in caplog.text
+
+
 def test_auto_with_nothing_but_half_a_checkpoint(interrupted, configure):
     shutil.rmtree(interrupted / "checkpoint-2")
     train(configure("resume_from_checkpoint=auto", "max_steps=2"))

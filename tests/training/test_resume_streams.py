@@ -1,5 +1,7 @@
 """A killed run that goes on is the unbroken one, also in a later pass of a stream and with workers that live on."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -54,26 +56,52 @@ def test_a_longer_training_goes_on_where_the_stream_was(tmp_path):
     assert before[:5] + after[-7:] == whole[:12]
 
 
-def test_a_pass_ends_with_a_whole_step(tmp_path):
+@pytest.mark.parametrize(
+    ("batches", "drop_last", "sizes"),
+    [
+        (2, True, [(8, 8)] * 3),
+        (3, False, [(8, 8, 8)] * 3),
+        (2, False, [(8, 8), (8, 2)] * 2),
+    ],
+)
+def test_a_pass_ends_with_a_whole_step(tmp_path, batches, drop_last, sizes):
     """With accumulated gradients: those of a batch left over would be added to the first step of the next pass."""
     trainer = make_trainer(
-        "ours", tmp_path, save_strategy="no", max_steps=3, gradient_accumulation_steps=2, dataloader_num_workers=0
+        "ours",
+        tmp_path,
+        save_strategy="no",
+        max_steps=len(sizes),
+        gradient_accumulation_steps=batches,
+        dataloader_num_workers=0,
+        dataloader_drop_last=drop_last,
     )
-    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
-    starts: list[bool] = []
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()  # of 26 pairs
+    found: list[list[int]] = []
     step = trainer.training_step
 
     def spy(model, inputs, *args):
-        starts.append(all(parameter.grad is None for parameter in model.parameters()))
+        if all(parameter.grad is None for parameter in model.parameters()):
+            found.append([])
+        found[-1].append(len(inputs["input_ids"]))
         return step(model, inputs, *args)
 
     trainer.training_step = spy
     trainer.train()
-    assert starts == [True, False] * 3
+    assert found == [list(each) for each in sizes]
 
 
-def test_a_stream_without_a_whole_step_is_refused(tmp_path):
-    trainer = make_trainer("ours", tmp_path, gradient_accumulation_steps=4, dataloader_num_workers=0)  # of 26 pairs
-    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
-    with pytest.raises(ValueError, match="no whole step of 32: lower .*, gradient_accumulation_steps, or"):
+@pytest.mark.parametrize(("batches", "drop_last"), [(4, True), (5, False)])
+def test_a_stream_without_a_whole_step_is_refused(tmp_path, batches, drop_last):
+    trainer = make_trainer(
+        "ours",
+        tmp_path,
+        gradient_accumulation_steps=batches,
+        dataloader_num_workers=0,
+        dataloader_drop_last=drop_last,
+    )
+    trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()  # of 26 pairs
+    count, step = itertools.count(), trainer.training_step
+    # (Its passes would never end.)
+    trainer.training_step = lambda *args: pytest.fail("it trains") if next(count) > 8 else step(*args)
+    with pytest.raises(ValueError, match=f"no whole step of {8 * batches}: lower .*, gradient_accumulation_steps, or"):
         trainer.train()

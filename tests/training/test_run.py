@@ -91,6 +91,8 @@ def test_several_gpus_in_one_process_are_refused(configure, monkeypatch):
             "contrastive_batch_size is 20: it has to be a multiple of the 8 pairs",
         ),
         (["auto_find_batch_size=true", "source=nowhere"], r"auto_find_batch_size is true: .* compared \(e.g. 8\)"),
+        (["eval_do_concat_batches=false", "source=nowhere"], "eval_do_concat_batches is false: the evaluations rank"),
+        (["batch_eval_metrics=true", "source=nowhere"], "batch_eval_metrics is true: the evaluations rank all"),
         (["data.streaming=true", "max_steps=-1"], "data.streaming has no known length: set training.max_steps"),
         (
             ["data.source=[{name: a, source: phantoms}, {name: b, source: phantoms, phantom_train_pairs: 7}]"]

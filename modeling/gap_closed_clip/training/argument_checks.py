@@ -94,6 +94,24 @@ def check_evaluations(args: Any) -> None:
         )
 
 
+def check_gathering(args: Any) -> None:
+    """
+    Checks that the metrics of a run get the embeddings, or captions, of all pairs at once.
+
+    Raises:
+        ValueError: they would get them by batches, which is found when the first evaluation has run, or when frozen
+            towers have.
+    """
+    if args.eval_strategy == "no" or args.prediction_loss_only:
+        return
+    for name, wanted in (("eval_do_concat_batches", True), ("batch_eval_metrics", False)):
+        if getattr(args, name) is not wanted:
+            raise ValueError(
+                f"training.{name} is {str(not wanted).lower()}: the evaluations rank all pairs at once and can't go "
+                "batch by batch. Leave it out (with little memory, set eval_accumulation_steps)."
+            )
+
+
 def check_batch_size(args: Any) -> None:
     """
     Checks that batches whose pairs are compared with one another keep their size. (Those of a captioner on frozen
@@ -165,6 +183,7 @@ def check_report_to(report_to: str | list[str] | None) -> None:
 __all__ = [
     "check_batch_size",
     "check_evaluations",
+    "check_gathering",
     "check_label_smoothing",
     "check_numbers",
     "check_order",

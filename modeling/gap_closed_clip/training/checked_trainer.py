@@ -44,6 +44,12 @@ class CheckedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         check_label_smoothing(self.args.label_smoothing_factor)
 
+    def train(self, *args, **kwargs) -> Any:
+        """As transformers', whose batches would keep the size that the arguments had when the Trainer was made."""
+        if not self.args.auto_find_batch_size:
+            self._train_batch_size = self.args.train_batch_size
+        return super().train(*args, **kwargs)
+
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> Tensor:
         """
         As transformers', with a look at the gradients of the first step, and at every step's numbers.
@@ -93,11 +99,26 @@ class CheckedTrainer(Trainer):
         self._gradients_checked, self._numbers = False, None  # of an earlier training
         # transformers takes a stream for one pass, and would begin with the second one again, wherever the run was.
         start = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        self._find_best_checkpoint(checkpoint)
         if not self.state.global_step or has_length(self.train_dataset):
             return start
         state = TrainerState.load_from_json(str(Path(str(checkpoint)) / TRAINER_STATE_NAME))
         passes, batches = place_in_stream(state, self.args.gradient_accumulation_steps)
         return passes, 0 if self.args.ignore_data_skip else batches
+
+    def _find_best_checkpoint(self, checkpoint: str | None) -> None:
+        """
+        The best checkpoint of a run lies beside the one that it goes on from, also where its folder has been moved.
+        (transformers takes one that is not at the place that is noted for gone, and keeps the last weights.)
+        """
+        step, noted = self.state.best_global_step, self.state.best_model_checkpoint
+        if checkpoint is None or not step:
+            return
+        beside = Path(checkpoint).parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        if beside.is_dir():
+            self.state.best_model_checkpoint = str(beside)
+        elif noted is not None and not Path(noted).is_dir():
+            self.state.best_model_checkpoint = None
 
     def get_train_dataloader(self) -> DataLoader:
         """
@@ -109,8 +130,9 @@ class CheckedTrainer(Trainer):
             return self._with_own_numbers(super().get_train_dataloader())
         if isinstance(stream, datasets.IterableDataset):
             # Batches that fill no step would add their gradients to the first step of the next pass.
-            size = self._pairs_of_a_step() if self.args.dataloader_drop_last else None
-            self.train_dataset = WholeBatches(stream, size)
+            size, batches = self._pairs_of_a_step(), self.args.gradient_accumulation_steps
+            least = size if self.args.dataloader_drop_last else size - size // batches + 1
+            self.train_dataset = WholeBatches(stream, size, least)
         try:
             with read_by_each_process(self.accelerator):
                 return self._with_own_numbers(super().get_train_dataloader())

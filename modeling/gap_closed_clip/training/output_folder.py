@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import Trainer
+from transformers.utils import logging
 
 from ..base_weights import BASE_WEIGHTS_FILE
 from ..checkpoint import (
@@ -25,6 +26,8 @@ from .arguments import GapClosedTrainingArguments
 from .config import RunConfig, load_config
 from .resume import AUTO, checkpoint_to_go_on_from, checkpoints, what_is_wrong
 
+
+logger = logging.get_logger(__name__)
 
 # What a run writes beside its checkpoints: all that `overwrite_output_dir` may delete. (Images in examples/ may be the
 # user's own.)
@@ -159,6 +162,12 @@ def save_model_folder(trainer: Trainer, config: RunConfig, num_train_pairs: int 
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
     kept = trainer.state.best_global_step if args.load_best_model_at_end else None
+    if kept is not None and trainer.state.best_model_checkpoint is None:
+        logger.warning(
+            f"The best evaluation was after step {kept}, of which there is no checkpoint: the weights are those after "
+            f"the last step, {trainer.state.global_step}."
+        )
+        kept = None
     result = TrainingResult(
         metrics={},
         num_train_pairs=num_train_pairs,

@@ -11,7 +11,7 @@ from ..data import DataArguments, check_sizes_of_sources, load_checked_pairs, so
 from ..disk import writing
 from ..evaluation import check_references, load_metric, metric_names
 from ..messages import did_you_mean
-from .argument_checks import check_batch_size, check_order
+from .argument_checks import check_batch_size, check_gathering, check_order
 from .arguments import GapClosedTrainingArguments
 from .choices import choose_held_out, fitting_batch_size, lower_batch_size
 from .config import RunConfig
@@ -86,6 +86,8 @@ def preflight(config: RunConfig) -> RunInputs:
         check_batch_size(args)
     if captioning is None:
         check_order(args)
+    if captioning is None or args.predict_with_generate:
+        check_gathering(args)
     check_towers(config.model, config.data.all_modalities)
     checkpoint = checkpoint_to_resume(args, config)
     load_metric("modality_gap")  # what the evaluation after training would fail by

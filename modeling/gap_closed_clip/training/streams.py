@@ -12,33 +12,33 @@ from transformers import TrainerState
 
 class WholeBatches(IterableDataset):
     """
-    A stream's rows without those at its end that fill no batch.
+    A stream's rows without those at its end that fill no step.
 
     It is no data set of `datasets`, of which accelerate would give each process shards of its own, of any length. This
     one is read by every process, which takes its share of each batch.
 
     Args:
         rows: the stream.
-        batch_size: over all processes and micro-batches; None keeps all rows.
+        size: rows of a step, over all processes, accumulated batches and micro-batches.
+        least: so many rows at the end are a step, too, whose last batch is incomplete.
     """
 
-    def __init__(self, rows: datasets.IterableDataset, batch_size: int | None):
-        self.rows, self.batch_size = rows, batch_size
+    def __init__(self, rows: datasets.IterableDataset, size: int, least: int):
+        self.rows, self.size, self.least = rows, size, least
 
     def set_epoch(self, epoch: int) -> None:
         """Has the stream shuffled anew."""
         self.rows.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.batch_size is None:
-            yield from self.rows
-            return
-        batch: list[dict[str, Any]] = []
+        step: list[dict[str, Any]] = []
         for row in self.rows:
-            batch.append(row)
-            if len(batch) == self.batch_size:
-                yield from batch
-                batch = []
+            step.append(row)
+            if len(step) == self.size:
+                yield from step
+                step = []
+        if len(step) >= self.least:
+            yield from step
 
 
 @contextmanager
