@@ -83,8 +83,8 @@ def _tasks(test: PairEmbeddings, trained: Trained, classes: list[str]) -> dict[s
 
 def _zero_shot(test: PairEmbeddings, trained: Trained, classes: list[str]) -> dict[str, float]:
     """Labels of the images by the prompts of those labels that the pairs have."""
-    rows = sorted({image: row for row, image in reversed([*enumerate(test.image_ids)])}.values())
-    rows = [row for row in rows if test.labels[row]]
+    labelled = [row for row, label in enumerate(test.labels) if label]
+    rows = sorted({test.image_ids[row]: row for row in reversed(labelled)}.values())  # the first one of each image
     present = sorted({test.labels[row] for row in rows})
     if len(present) < 2:
         return {}

@@ -449,6 +449,21 @@ def test_a_source_of_one_label_is_left_out_of_the_means_of_labels():
         assert metrics["mean of the sources"][name] == metrics["a"][name]
 
 
+def test_an_image_has_the_label_that_any_of_its_captions_has():
+    """Of zero-shot classification it was left out where its first caption has none."""
+    rng = np.random.default_rng(0)
+    images, texts = np.repeat(rng.normal(size=(12, 8)), 2, axis=0), rng.normal(size=(24, 8))
+    image_ids, caption_ids = ([str(row // parts) for row in range(24)] for parts in (2, 1))
+    prompts = rng.normal(size=(1, 2, 8)).astype(np.float32)
+    found = []
+    full = [("CT", "MR")[row // 2 % 2] for row in range(24)]
+    for labels in (full, ["" if row < 12 and row % 2 == 0 else label for row, label in enumerate(full)]):
+        pairs = PairEmbeddings(images, texts, image_ids, caption_ids, labels)
+        metrics = measure(Trained(pairs, None, prompts, 10.0, []), ["CT", "MR"])["metrics"]["all pairs"]
+        found.append({name: value for name, value in metrics.items() if name.startswith("zero_shot_")})
+    assert found[0] == found[1] and found[0]
+
+
 def test_a_table_of_pairs_is_a_plan_of_its_own(tmp_path):
     for name in ("set #2.csv", "2024", "a: b.csv", "[x].csv"):
         assert read_plan(f"{name}", []).run_config("ours", {}, seed=0).data.source == name
