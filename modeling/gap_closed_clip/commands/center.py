@@ -59,7 +59,7 @@ from ..checkpoint import (
 from ..data import load_checked_pairs
 from ..data.pairs import MissingSplitError
 from ..disk import writing
-from ..evaluation import Evaluation, PairEmbeddings, embed_pairs, evaluate_embeddings, write_report
+from ..evaluation import Evaluation, PairEmbeddings, embed_pairs, evaluate_embeddings, load_metric, write_report
 from ..evaluation.post_hoc import METHODS, PostHocMaps, unit
 from ..evaluation.precision import autocast_dtype
 from ..messages import did_you_mean
@@ -163,6 +163,7 @@ def run(command: CenterCommand) -> None:
     """
     settings, data = command.settings, command.config.data
     _check_output(command)
+    load_metric("modality_gap")  # the cache of metrics may not be writable
     model, processor = _load(command.model, settings.allow_pickle)
     fitted, held_out, eval_split = _load_pairs(command)
     keep_freed_memory()
@@ -333,11 +334,10 @@ def _report(
 
 
 def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation]) -> None:
-    """A line for each method that recall fell by, and where everything is."""
+    """A line for each method that recall (if there are pairs to have one) fell by, and where everything is."""
     settings = command.settings
     (_, before), *after = evaluations.items()
     for name, evaluation in after:
-        # There is none where no sample has both image and caption.
         was, found = (each.metrics.get("recall@10", 0.0) for each in (before, evaluation))
         if found < was - FALL:
             print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}.")

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import check_writable
 from ..model.losses_gap_closed_clip import unit_vectors
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
@@ -259,6 +260,7 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
         _check_replaceable(folder, overwrite)
     if os.path.ismount(folder):
         raise ValueError(f"{folder} is a mounted disk or volume, which no export can replace: name a folder in it.")
+    check_writable(folder.parent, "The ONNX files appear whole in their place, and the folder around it,")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.new")  # beside it: renaming stays on one file system
     old = draft.with_suffix(".old")
