@@ -269,11 +269,8 @@ def _fit(methods: Sequence[str], features: PairEmbeddings) -> dict[str, PostHocM
 
 def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, command: CenterCommand, folder: Path) -> None:
     """
-    An ordinary model folder; what the origin says of its training stays true and goes with it. It is written aside
-    first: a model that was there is replaced by a whole one, and what else lies there stays.
-
-    Raises:
-        OSError: it can't be written; what was there is as it was.
+    An ordinary model folder, with what the origin says of its training. It is written aside first: a model that was
+    there is replaced by a whole one, and what else lies there stays; where it can't be written (OSError), all does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -282,9 +279,10 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, command:
             model.save_pretrained(new)
             processor.save_pretrained(new)
             for name in (CONFIG_FILE, RUN_FILE):
-                if (origin := Path(command.model) / name).is_file():
-                    shutil.copyfile(origin, new / name)
-            note_fitted(new, command.config, command.settings.split)
+                if (known := Path(command.model) / name).is_file():
+                    shutil.copyfile(known, new / name)
+            origin = command.model if model.config.embedding_map else None  # new means replace those of before
+            note_fitted(new, command.config, command.settings.split, origin)
             # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
             of_others = (ADAPTER_CONFIG, "adapter_model.safetensors", CONFIG_FILE, RUN_FILE)
             for old in (*folder.glob("model*.safetensors*"), *(folder / name for name in of_others)):
