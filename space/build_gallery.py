@@ -11,12 +11,14 @@ patient's data: look at burned-in names and dates, and at the captions.
 """
 
 import argparse
+import io
 import json
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from PIL import Image
 
 from gap_closed_clip.data import decode_image, load_pairs, window_of
@@ -56,9 +58,26 @@ def shrink(image: Image.Image, size: int) -> Image.Image:
     return image.convert("L") if gray else image
 
 
+def draw(pairs: Dataset, config: RunConfig, size: int) -> tuple[dict[str, bytes], list[str]]:
+    """The files of the images by their names, and the lines of captions.jsonl."""
+    names: dict[str, str] = {}
+    images: dict[str, bytes] = {}
+    lines = []
+    for row in pairs:
+        if row["image_id"] not in names:
+            name = names[row["image_id"]] = f"{len(names):04d}.png"
+            image = decode_image(row["image"], window=window_of(row, config.data.window), name=row["image_id"])
+            buffer = io.BytesIO()
+            shrink(image, size).save(buffer, "PNG", optimize=True)
+            images[name] = buffer.getvalue()
+        lines.append(json.dumps({"image": names[row["image_id"]], "caption": row["caption"]}, ensure_ascii=False))
+    return images, lines
+
+
 def build(config: RunConfig, arguments: argparse.Namespace) -> int:
     """
-    Write the images, captions.jsonl and about.json. An older gallery in the folder is replaced, anything else is not.
+    Write about.json, the images and captions.jsonl. An older gallery in the folder is replaced, once all images of the
+    new one are read; anything else is not.
 
     Returns:
         The number of pairs.
@@ -69,23 +88,19 @@ def build(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.pairs < 2 or arguments.size < 16:
         raise ValueError("--pairs has to be at least 2 and --size at least 16.")
     output = arguments.output
-    if output.is_dir() and any(output.iterdir()) and not (output / "captions.jsonl").is_file():
+    known = [(output / name).is_file() for name in ("captions.jsonl", "about.json")]
+    if output.is_dir() and any(output.iterdir()) and not any(known):
         raise ValueError(f"{output} is not empty and is not a gallery: give another folder with --output.")
     pairs = load_pairs(config.data, arguments.split)
     number = min(arguments.pairs, len(pairs))
     chosen = np.sort(np.random.default_rng(arguments.seed).choice(len(pairs), number, replace=False))
+    images, lines = draw(pairs.select(chosen), config, arguments.size)  # before the older one goes
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    names: dict[str, str] = {}
-    lines = []
-    for row in pairs.select(chosen):
-        if row["image_id"] not in names:
-            names[row["image_id"]] = f"{len(names):04d}.png"
-            image = decode_image(row["image"], window=window_of(row, config.data.window), name=row["image_id"])
-            shrink(image, arguments.size).save(output / names[row["image_id"]], optimize=True)
-        lines.append(json.dumps({"image": names[row["image_id"]], "caption": row["caption"]}, ensure_ascii=False))
     about = {"source": ", ".join(config.data.sources()), "split": arguments.split}  # never a path of this machine
     (output / "about.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+    for name, data in images.items():
+        (output / name).write_bytes(data)
     (output / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return number
 

@@ -169,7 +169,14 @@ def test_pairs_that_it_was_fitted_on_are_told(center, model, tmp_path, words, re
     # And whoever evaluates the new model on them later is told, as of pairs that a model was trained on.
     if words == ["split=validation"]:
         data = DataArguments(**DATA)
-        for folder, seen in ((model, 0), ("outputs/clip-centering", 16)):
+        # A map of it is of embeddings that these pairs have centered; other means take the place of theirs.
+        for method in ("mean_shift", "centering"):
+            assert center("outputs/clip-centering", f"method={method}", QUICK)[0] == 0
+        found = {"": 16, "-mean_shift": 16, "-centering": 0}
+        for folder, seen in (
+            (model, 0),
+            *((f"outputs/clip-centering{name}", number) for name, number in found.items()),
+        ):
             assert count_seen(load_pairs(data, "validation"), data, "validation", folder) == seen
 
 

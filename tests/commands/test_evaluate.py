@@ -1,9 +1,11 @@
 """`gap-closed-clip eval` as a user calls it, in this process."""
 
+import errno
 import json
 import shutil
 from functools import partial
 
+import evaluate as hf_evaluate
 import pytest
 import yaml
 
@@ -126,6 +128,23 @@ def test_an_interruption_is_one_line(evaluate, models, monkeypatch):
     assert code == 130 and err.endswith(
         "\ngap-closed-clip eval: interrupted. No complete report was written to outputs/eval.\n"
     )
+
+
+@pytest.mark.parametrize("name", ["eval", "center"])
+def test_a_locked_cache_of_metrics_is_found_before_the_towers_run(command, models, monkeypatch, tmp_path, name):
+    """`evaluate` writes there whenever it loads a metric: all embeddings were lost, or the table of `center`."""
+    cache = hf_evaluate.config.HF_MODULES_CACHE
+
+    def locked(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{cache}/modality_gap.lock")
+
+    monkeypatch.setattr(hf_evaluate, "load", locked)
+    for module in ("evaluation.compare", "commands.center"):
+        monkeypatch.setattr(f"gap_closed_clip.{module}.load_checkpoint", lambda *_, **__: pytest.fail("It loaded."))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(name, "outputs/demo", "num_workers=0")
+    assert code == 1 and out == ""
+    assert f"{cache}/modality_gap.lock: permission denied. Make it writable. Or set HF_HOME" in err
 
 
 def test_a_bad_model_is_found_before_the_first_is_evaluated(evaluate, models, tmp_path):

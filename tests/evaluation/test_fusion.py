@@ -10,6 +10,7 @@ from gap_closed_clip.evaluation import PairEmbeddings
 from gap_closed_clip.evaluation.fusion import fuse, fusion_weights
 from gap_closed_clip.evaluation.queries import measure_queries, queries_of_two
 from gap_closed_clip.model import fusion_gap_closed_clip
+from gap_closed_clip.model.items_gap_closed_clip import together
 
 from .records import of_three
 from .test_every_pair import naive_ranks
@@ -197,6 +198,20 @@ def test_without_weights_each_half_has_those_of_the_other():
     begin = "image+record_to_text_"
     alone = max(found[f"{begin}{way}_recall@1"] for way in ("image", "record"))
     assert found[f"{begin}weighted_recall@1"] >= alone > found[f"{begin}chance_recall@1"]
+
+
+def test_two_modalities_of_no_weight_count_alike():
+    """As where the model searches (`together`); their sum is no query, and evaluations ended at the rows of zeros."""
+    embeddings = simulated({"image": 0.6, "record": 0.0, "audio": 0.0}, n=40)
+    weights = {"image": 2.0, "text": 2.0, "record": 0.0, "audio": 0.0}
+    found = measure_queries(embeddings, (5,), weights)
+    begin = "record+audio_to_text_"
+    query = {name: torch.from_numpy(embeddings.embeds(name)) for name in ("record", "audio")}
+    ids = embeddings.image_ids
+    ranks = np.array(naive_ranks(together(query, weights).numpy(), embeddings.text_embeds, ids, ids))
+    assert found[f"{begin}weighted_recall@5"] == pytest.approx(np.mean(ranks <= 5))
+    assert found[f"{begin}weighted_recall@5"] == found[f"{begin}plain_recall@5"]
+    assert found[f"{begin}weight_record"] == 0.5
 
 
 def test_every_two_of_four():

@@ -10,6 +10,7 @@ from gap_closed_clip.evaluation import (
     evaluate_embeddings,
     metrics_table,
     read_metrics,
+    report,
     write_metrics,
     write_report,
 )
@@ -106,3 +107,28 @@ def test_report_folder(tmp_path):
     }
     assert (tmp_path / "report" / "metrics.md").read_text() == table + "\n"
     assert read_metrics(tmp_path / "report" / "metrics.json") == results
+
+
+def test_figures_of_an_earlier_evaluation_do_not_stay_beside_other_metrics(tmp_path, monkeypatch):
+    """A card shows the figures that lie beside metrics.json, whatever broke off the evaluation that wrote that."""
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    evaluation = Evaluation.of(synthetic(gap=0.4), evaluate_embeddings)
+    write_report(tmp_path, {"CLIP": evaluation}, {"source": "phantoms"}, "test")
+    figures = {"projection.png", "cosines.png"}
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "plot_projection", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_report(tmp_path, {"ours": evaluation}, {"source": "phantoms"}, "test")
+    assert list(read_metrics(tmp_path / "metrics.json")) == ["ours"]
+    assert not figures & {path.name for path in tmp_path.iterdir()}
+    write_report(tmp_path, {"ours": evaluation}, {"source": "phantoms"}, "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "write_metrics", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write_report(tmp_path, {"CLIP": evaluation}, {"source": "phantoms"}, "test")
+    assert figures <= {path.name for path in tmp_path.iterdir()}  # as metrics.json, which is the one from before
+    write_report(tmp_path, {"a captioner": Evaluation({"cider_d": 1.0})}, {"source": "phantoms"}, "test")
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.json", "metrics.md"}

@@ -1,5 +1,6 @@
 """What is not exported to ONNX, and what is said of it; none of these gets as far as an export."""
 
+import os
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import (
 )
 
 from gap_closed_clip import GapClosedClipProcessor
-from gap_closed_clip.hub import export_onnx
+from gap_closed_clip.hub import export_onnx, onnx
 from gap_closed_clip.hub.onnx_preprocessing import describe, example_size, readme
 from gap_closed_clip.model.image_processing_gap_closed_clip import GapClosedClipImageProcessor
 
@@ -52,9 +53,36 @@ def test_a_folder_that_exists(tiny_model, tiny_processor, tmp_path):
     (tmp_path / "preprocessing.json").rename(tmp_path / "config.json")
     with pytest.raises(FileExistsError, match="no earlier ONNX export"):
         export_onnx(tiny_model, tiny_processor, tmp_path, overwrite=True)
-    with pytest.raises(OSError, match=r"config\.json"):
+    around = rf"the folder around it, {tmp_path / 'config.json'} can't be written .*: name a folder that can"
+    with pytest.raises(OSError, match=around):
         export_onnx(tiny_model, tiny_processor, tmp_path / "config.json" / "onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_what_a_killed_export_left_is_not_in_the_way_of_the_next(tmp_path):
+    """In a container every process may have the same number, and so the same draft."""
+    left = {name: tmp_path / f".onnx.{os.getpid()}.{name}" for name in ("new", "old")}
+    for path in left.values():
+        path.mkdir()
+        (path / "preprocessing.json").write_text("{}")
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "preprocessing.json").write_text("{}")
+    with onnx._new_folder(tmp_path / "onnx", overwrite=True) as draft:
+        assert draft == left["new"] and not any(draft.iterdir())
+        (draft / "README.md").write_text("new")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["onnx", "onnx/README.md"]
+
+
+def test_a_mounted_folder_is_refused_before_the_export(tiny_model, tiny_processor, tmp_path, monkeypatch):
+    """It can't be renamed: all was exported, and then lost by "Device or resource busy"."""
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == volume)
+    with pytest.raises(ValueError, match="volume is a mounted disk or volume, .*: name a folder in it"):
+        export_onnx(tiny_model, tiny_processor, volume)
+    with pytest.raises(ValueError, match="torch can't export"):  # past the refusal
+        export_onnx(tiny_model, tiny_processor, volume / "onnx")
+    assert [path.name for path in tmp_path.rglob("*")] == ["volume"]
 
 
 def test_missing_packages(tiny_model, tiny_processor, tmp_path, monkeypatch):

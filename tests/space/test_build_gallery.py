@@ -50,6 +50,23 @@ def test_own_folder_warns(run, tmp_path, capsys):
     assert all(str(tmp_path) not in file.read_text() for file in (tmp_path / "gallery").glob("*.json*"))
 
 
+def test_an_older_gallery_stays_where_an_image_can_not_be_read(run, tmp_path, capsys):
+    from search import Gallery
+
+    assert run("data.phantom_test_pairs=4", "--pairs", "4") == 0
+    source = tmp_path / "own"
+    source.mkdir()
+    Image.new("RGB", (40, 30)).save(source / "0.png")
+    (source / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    rows = [{"image": f"{number}.png", "caption": CAPTIONS[number]} for number in (0, 1)]
+    (source / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert run(f"data.source={source}") == 1 and "1.png" in capsys.readouterr().err
+    assert Gallery.load(tmp_path / "gallery").drawn
+    (tmp_path / "gallery" / "captions.jsonl").unlink()  # the last file, of a command that was killed before
+    assert run("data.phantom_test_pairs=4", "--pairs", "3") == 0
+    assert len(Gallery.load(tmp_path / "gallery").pairs) == 3
+
+
 @pytest.mark.parametrize("ensure_ascii", [True, False])
 def test_captions_with_characters_that_some_take_for_line_ends(run, tmp_path, ensure_ascii):
     """A JSON line ends at a line feed alone; captions from PDFs and word processors have the others."""

@@ -80,6 +80,17 @@ def test_pairs_that_a_gap_was_closed_by(source, trained, tmp_path):
         assert count_seen(load_pairs(given, "validation"), given, "validation", drawn) == seen
 
 
+def test_a_map_of_a_model_that_was_centered_on_other_pairs(source, trained, tmp_path):
+    """Its embeddings are still centered by those."""
+    cut = {"folds": 5, "fold_column": "case"}
+    centered, mapped = (trained(name, source=str(source), **cut) for name in ("centered", "mapped"))
+    config = load_config([], [f"data.source={source}", "data.folds=5", "data.fold_column=case"])
+    note_fitted(tmp_path / "centered", config, "validation")
+    for origin, seen in ((None, 0), (centered, 6)):
+        note_fitted(tmp_path / "mapped", config, "train", origin)
+        assert count(source, mapped, **cut) == seen
+
+
 def test_the_model_that_training_started_from(source, trained):
     cut = {"folds": 5, "fold_column": "case"}
     base = trained("base", source=str(source), **cut)

@@ -59,7 +59,7 @@ from ..checkpoint import (
 from ..data import load_checked_pairs
 from ..data.pairs import MissingSplitError
 from ..disk import writing
-from ..evaluation import Evaluation, PairEmbeddings, embed_pairs, evaluate_embeddings, write_report
+from ..evaluation import Evaluation, PairEmbeddings, embed_pairs, evaluate_embeddings, load_metric, write_report
 from ..evaluation.post_hoc import METHODS, PostHocMaps, unit
 from ..evaluation.precision import autocast_dtype
 from ..messages import did_you_mean
@@ -163,6 +163,7 @@ def run(command: CenterCommand) -> None:
     """
     settings, data = command.settings, command.config.data
     _check_output(command)
+    load_metric("modality_gap")  # the cache of metrics may not be writable
     model, processor = _load(command.model, settings.allow_pickle)
     fitted, held_out, eval_split = _load_pairs(command)
     keep_freed_memory()
@@ -268,11 +269,8 @@ def _fit(methods: Sequence[str], features: PairEmbeddings) -> dict[str, PostHocM
 
 def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, command: CenterCommand, folder: Path) -> None:
     """
-    An ordinary model folder; what the origin says of its training stays true and goes with it. It is written aside
-    first: a model that was there is replaced by a whole one, and what else lies there stays.
-
-    Raises:
-        OSError: it can't be written; what was there is as it was.
+    An ordinary model folder, with what the origin says of its training. It is written aside first: a model that was
+    there is replaced by a whole one, and what else lies there stays; where it can't be written (OSError), all does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -281,9 +279,10 @@ def _save(model: GapClosedClipModel, processor: GapClosedClipProcessor, command:
             model.save_pretrained(new)
             processor.save_pretrained(new)
             for name in (CONFIG_FILE, RUN_FILE):
-                if (origin := Path(command.model) / name).is_file():
-                    shutil.copyfile(origin, new / name)
-            note_fitted(new, command.config, command.settings.split)
+                if (known := Path(command.model) / name).is_file():
+                    shutil.copyfile(known, new / name)
+            origin = command.model if model.config.embedding_map else None  # new means replace those of before
+            note_fitted(new, command.config, command.settings.split, origin)
             # Weights may be in other parts than the new ones, and what trained another model says nothing of this one.
             of_others = (ADAPTER_CONFIG, "adapter_model.safetensors", CONFIG_FILE, RUN_FILE)
             for old in (*folder.glob("model*.safetensors*"), *(folder / name for name in of_others)):
@@ -333,11 +332,10 @@ def _report(
 
 
 def _say_what_it_did(command: CenterCommand, evaluations: dict[str, Evaluation]) -> None:
-    """A line for each method that recall fell by, and where everything is."""
+    """A line for each method that recall (if there are pairs to have one) fell by, and where everything is."""
     settings = command.settings
     (_, before), *after = evaluations.items()
     for name, evaluation in after:
-        # There is none where no sample has both image and caption.
         was, found = (each.metrics.get("recall@10", 0.0) for each in (before, evaluation))
         if found < was - FALL:
             print(f"{name}: R@10 (mean of both directions) fell from {was:.1%} to {found:.1%}.")

@@ -45,7 +45,7 @@ from datasets import Dataset
 
 from ..checkpoint import CONFIG_FILE, check_model_name, check_writable, is_local
 from ..data import DataArguments
-from ..evaluation import Comparison, ComparisonSettings
+from ..evaluation import Comparison, ComparisonSettings, load_metric
 from ..evaluation.arrays import ArrayFiles, is_arrays
 from ..evaluation.modality_report import what_captions_tell
 from ..messages import suggest
@@ -117,6 +117,7 @@ def run(command: EvalCommand) -> None:
     """
     settings, config = command.settings, command.config
     check_writable(settings.output, "output")
+    load_metric("modality_gap")  # the cache of metrics may not be writable, which is not to be found after all towers
     keep_freed_memory()
     arrays = {name: ArrayFiles.parse(word) for name, word in command.arrays.items()}
     comparison = Comparison(command.models, settings, config.data if config else DataArguments(), arrays)

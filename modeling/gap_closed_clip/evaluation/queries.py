@@ -87,7 +87,9 @@ def _weighted(
     parts = {name: samples.embeds(name) for name in names}
     if weights is not None and all(name in weights for name in names):
         total = sum(weights[name] for name in names)
-        return fuse(parts, weights), weights[names[0]] / total if total else 0.5
+        if not total:  # both know nothing: they count alike, as where the model searches
+            return fuse(parts), 0.5
+        return fuse(parts, weights), weights[names[0]] / total
     in_first = _half(samples.families())
     queries = np.empty_like(samples.embeds(target), dtype=np.float32)
     shares = []

@@ -17,6 +17,7 @@ from ..checkpoint import (
     CAPTIONS_FIGURE,
     CAPTIONS_FILE,
     COSINES_FIGURE,
+    FIGURES,
     METRICS_FILE,
     PROJECTION_FIGURE,
 )
@@ -248,7 +249,7 @@ def write_report(
         settings: of the evaluation, where they are not the models' own, e.g. num_beams.
 
     Raises:
-        DiskFull: there is no room; each file is as it was, or whole.
+        DiskFull: there is no room; each file is whole, and metrics.json with what is beside it of one evaluation.
     """
     folder = Path(folder)
     for name in CAPTION_FILES:  # of other pairs, which may not be everybody's to see
@@ -261,6 +262,8 @@ def write_report(
     report = metrics_report(metrics, sources)
     with writing(folder, "Metrics and figures", None, "`gap-closed-clip eval` measures again."):
         write_metrics(folder / METRICS_FILE, metrics, data, split, folders, settings, sources)
+        for name in FIGURES:  # of an earlier evaluation: beside these metrics a card would show them as theirs
+            (folder / name).unlink(missing_ok=True)
         with replacing(folder / "metrics.md") as draft:
             draft.write_text(report + "\n", encoding="utf-8")
         if embeddings:

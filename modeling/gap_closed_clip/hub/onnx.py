@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import check_writable
 from ..model.losses_gap_closed_clip import unit_vectors
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor
@@ -111,7 +112,8 @@ def export_onnx(
     Raises:
         ImportError: onnx, onnxscript or, with `tolerance`, onnxruntime is not installed.
         FileExistsError: there is such a folder already.
-        ValueError: LoRA adapters are attached, the processor does what can't be described, a tower can't be exported.
+        ValueError: LoRA adapters are attached, the processor does what can't be described, a tower can't be exported,
+            the folder is where a disk is mounted.
         OnnxMismatch: a difference above `tolerance`.
     """
     if tolerance is not None:
@@ -256,13 +258,18 @@ def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         _check_replaceable(folder, overwrite)
+    if os.path.ismount(folder):
+        raise ValueError(f"{folder} is a mounted disk or volume, which no export can replace: name a folder in it.")
+    check_writable(folder.parent, "The ONNX files appear whole in their place, and the folder around it,")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.new")  # beside it: renaming stays on one file system
     old = draft.with_suffix(".old")
+    shutil.rmtree(draft, ignore_errors=True)  # of an export that was killed: in containers, all have the same number
     draft.mkdir()
     try:
         yield draft
         if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(draft, folder)
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from datasets import Dataset, IterableDataset
@@ -23,10 +24,18 @@ CUT = (
 PHANTOMS = [field.name for field in fields(DataArguments) if field.name.startswith("phantom_")]
 
 
-def note_fitted(folder: Path, config: RunConfig, split: str) -> None:
-    """Writes into a model's folder by which pairs its gap was closed: figures on them are not of held-out pairs."""
+def note_fitted(folder: Path, config: RunConfig, split: str, origin: str | Path | None = None) -> None:
+    """
+    Writes into a model's folder by which pairs its gap was closed: figures on them are not of held-out pairs.
+
+    Args:
+        origin: the model whose embeddings were mapped, if what that one was fitted on still counts.
+    """
     data = {name: value for name, value in config.to_dict()["data"].items() if name != "feature_cache"}
-    text = yaml.safe_dump({"split": split, "data": data}, sort_keys=False, allow_unicode=True)
+    note: dict[str, Any] = {"split": split, "data": data}
+    if origin is not None and (Path(origin) / FITTED_FILE).is_file():
+        note["before"] = read_yaml(Path(origin) / FITTED_FILE)
+    text = yaml.safe_dump(note, sort_keys=False, allow_unicode=True)
     (folder / FITTED_FILE).write_text(text, encoding="utf-8")
 
 
@@ -133,17 +142,18 @@ def _trained_on(folder: Path) -> Iterator[tuple[DataArguments, str]]:
     while folder.resolve() not in known:
         known.add(folder.resolve())
         try:
-            fitted = None
-            if (folder / FITTED_FILE).is_file():
-                note = read_yaml(folder / FITTED_FILE)
-                fitted = DataArguments(**note["data"]), note["split"]
-                yield fitted
+            fitted = []
+            note = read_yaml(folder / FITTED_FILE) if (folder / FITTED_FILE).is_file() else None
+            while note:
+                fitted.append((DataArguments(**note["data"]), note["split"]))
+                yield fitted[-1]
+                note = note.get("before")
             if not (folder / CONFIG_FILE).is_file():
                 return
             config = load_config([folder / CONFIG_FILE])
         except (OSError, ValueError, TypeError, KeyError):  # of another version, or a variable is not set
             return
-        if fitted != (config.data, "train"):
+        if (config.data, "train") not in fitted:
             yield config.data, "train"
         if config.model.checkpoint is None:
             return
