@@ -83,8 +83,8 @@ def image_blocks(vision_model: PreTrainedModel) -> list[list[nn.Parameter]]:
 
 def text_blocks(text_model: PreTrainedModel) -> list[list[nn.Parameter]]:
     """
-    The parameters of each layer; those behind the last one, a norm or a pooler where it is used, belong to it. Those of
-    relative positions, which all layers read, belong to none.
+    The parameters of each layer; those behind the last one, a norm or a pooler where it is used, belong to it, and
+    those of relative positions, which all layers read, to none.
 
     Raises:
         ValueError: a tower without a list of layers.
