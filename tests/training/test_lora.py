@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from conftest import tiny_config, tiny_inputs
+from modalities import modalities_config, modalities_inputs
 from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import DebertaConfig, DebertaV2Config
@@ -58,6 +59,28 @@ def test_all_layers_are_the_linear_ones_and_never_the_patch_embedding_or_a_proje
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "projection" not in n}
     add_adapters(model, LoraArguments(layers="all"), "somewhere", None)
     assert {name for name, module in model.named_modules() if hasattr(module, "lora_A")} == linear
+
+
+def test_a_modality_that_is_saved_whole_is_centered_by_its_batches(tmp_path):
+    """The running mean that it started with stayed as it was, and was subtracted in training too."""
+    torch.manual_seed(0)
+    base = GapClosedClipModel(modalities_config(center_projections=True))
+    base.save_pretrained(tmp_path / "base")
+    wrapped = add_adapters(base, LoraArguments(), str(tmp_path / "base"), None, whole=["record"]).train()
+    inputs = modalities_inputs()
+    features = base.get_features(
+        "record", **{k.removeprefix("record_"): v for k, v in inputs.items() if "record" in k}
+    )
+    torch.testing.assert_close(features.pooler_output.mean(0), torch.zeros(32), rtol=0, atol=1e-6)
+    wrapped(**inputs)
+    trained, audio = base.parts("record").centering, base.parts("audio").centering
+    assert trained.num_batches_tracked == 2 and trained.running_mean.abs().max() > 0.01
+    assert audio.num_batches_tracked == 1  # its centering alone is saved, with its projection
+    wrapped.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(GapClosedClipModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    with torch.no_grad():
+        expected, found = wrapped.eval()(**inputs).embeds, loaded.eval()(**inputs).embeds
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
