@@ -187,6 +187,15 @@ def test_queries_of_two_by_hand():
     assert len(list(queries_of_two(("image", "text", "record", "audio")))) == 12
 
 
+def test_two_modalities_without_weight_are_searched_by_their_plain_mean():
+    """As `together` of pipelines and handler does; of four modalities two may have none."""
+    found = measure_queries(of_three(n=40), (1, 5), {"image": 0.0, "text": 2.0, "record": 0.0})
+    begin = "image+record_to_text_"
+    for metric in ("recall@1", "recall@5", "median_rank"):
+        assert found[f"{begin}weighted_{metric}"] == found[f"{begin}plain_{metric}"]
+    assert found[f"{begin}weight_image"] == 0.5
+
+
 def test_without_weights_each_half_has_those_of_the_other():
     """The weights of a query were not fitted on it: with content that only one half has, they differ."""
     embeddings = of_three(n=400)

@@ -87,7 +87,8 @@ def _weighted(
     parts = {name: samples.embeds(name) for name in names}
     if weights is not None and all(name in weights for name in names):
         total = sum(weights[name] for name in names)
-        return fuse(parts, weights), weights[names[0]] / total if total else 0.5
+        # Where neither counts for anything, they weigh alike, as in pipelines and the handler.
+        return fuse(parts, weights if total else None), weights[names[0]] / total if total else 0.5
     in_first = _half(samples.families())
     queries = np.empty_like(samples.embeds(target), dtype=np.float32)
     shares = []
