@@ -83,6 +83,20 @@ def test_a_modality_that_is_saved_whole_is_centered_by_its_batches(tmp_path):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_merges_beside_a_modality_that_is_saved_whole(method):
+    torch.manual_seed(0)
+    model = GapClosedClipModel(modalities_config(center_projections=True))
+    wrapped = add_adapters(model, LoraArguments(method=method), "somewhere", None, whole=["record"]).eval()
+    with torch.no_grad():
+        model.parts("record").projection.weight.mul_(2)
+        expected = wrapped(**modalities_inputs()).embeds
+        merged = wrapped.merge_and_unload().eval()
+        for name, found in merged(**modalities_inputs()).embeds.items():
+            torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-5)
+    assert not any("adapter" in name or "modules_to_save" in name for name in merged.state_dict())
+
+
 @pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
 def test_attention_to_a_class_token_is_adapted_as_a_whole(architecture):
     with torch.device("meta"):

@@ -46,6 +46,8 @@ class FurtherModality(nn.Module):
         ValueError: a tower that can't be built, or does not say how wide its features are.
     """
 
+    weight = None  # for peft, as in ProjectionCentering
+
     def __init__(self, name: str, config: GapClosedClipConfig, tower: PreTrainedModel | None = None):
         super().__init__()
         entry = config.modalities[name]  # type: ignore[index]
