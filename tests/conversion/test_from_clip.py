@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import CAPTIONS
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -247,6 +248,24 @@ def test_pickled_weights_need_a_yes(clip, tmp_path):
         from_clip(tmp_path)
     expected = embed_by_transformers(clip, photo(), CAPTIONS)
     torch.testing.assert_close(embed(*load_checkpoint(tmp_path, allow_pickle=True)), expected)
+
+
+def test_an_adapter_beside_the_weights_is_refused(clip, tmp_path):
+    """transformers would load it, and what is saved of that could not be loaded again."""
+    shutil.copytree(clip, tmp_path, dirs_exist_ok=True)
+    adapter = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModel.from_pretrained(clip), adapter).save_pretrained(tmp_path)
+    for load in (
+        from_clip,
+        load_checkpoint,
+        lambda folder: GapClosedClipModel.from_vision_text_pretrained(str(folder), str(clip)),
+        lambda folder: GapClosedClipModel.from_vision_text_pretrained(str(clip), str(folder)),
+    ):
+        with pytest.raises(ValueError, match="a whole model and an adapter beside it, .* Move adapter_config.json"):
+            load(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    expected = embed_by_transformers(clip, photo(), CAPTIONS)
+    torch.testing.assert_close(embed(*load_checkpoint(tmp_path)), expected)
 
 
 def test_a_model_that_would_embed_otherwise_is_refused(clip, monkeypatch):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import tiny_config, tiny_inputs
 from modalities import RECORD, modalities_config, modalities_inputs
-from transformers import ASTConfig, ASTModel, AutoModel
+from transformers import ASTConfig, ASTModel, AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.model.micro_batches_gap_closed_clip import MicroBatches
 from gap_closed_clip.model.modalities_gap_closed_clip import inputs_by_modality, pairs_of
+from gap_closed_clip.model.modality_processing_gap_closed_clip import encode_modality
 from gap_closed_clip.model.record_tower_gap_closed_clip import GapClosedClipRecordConfig, GapClosedClipRecordTower
 
 
@@ -37,6 +38,25 @@ def test_each_modality_is_its_tower_projected_and_centered(model):
     del inputs["audio_input_values"]
     again = model(**inputs, pooled_audio=pooled)
     torch.testing.assert_close(again.loss, outputs.loss)
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "hubert"])
+def test_a_sound_is_embedded_alone_as_beside_a_longer_one(family):
+    """The mean over a sound's tokens is without those of the padding, of which the tower's tokens have fewer."""
+    torch.manual_seed(0)
+    convolutions = {"conv_dim": [8, 8], "conv_stride": [10, 4], "conv_kernel": [10, 4], "num_feat_extract_layers": 2}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    positions = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    tower = AutoConfig.for_model(family, **convolutions, **sizes, **positions, feat_extract_norm="layer")
+    model = GapClosedClipModel(tiny_config(modalities={"audio": {"tower": tower}})).eval()
+    extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
+    sounds = [torch.randn(length).numpy() for length in (803, 2000, 1204)]
+    together = model(**encode_modality("audio", extractor, sounds)).embeds["audio"]
+    for sound, expected in zip(sounds, together, strict=True):
+        alone = encode_modality("audio", extractor, [sound])
+        torch.testing.assert_close(model(**alone).embeds["audio"][0], expected, rtol=0, atol=1e-6)
+        mean = model.parts("audio").tower(alone["audio_input_values"]).last_hidden_state.mean(1)
+        torch.testing.assert_close(model(pooled_audio=mean).embeds["audio"][0], expected, rtol=0, atol=1e-6)
 
 
 def test_images_and_texts_are_those_of_a_model_without_the_others(model):

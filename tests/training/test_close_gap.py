@@ -5,13 +5,14 @@ import pytest
 import torch
 from conftest import CAPTIONS, IMAGE_SIZE, tiny_config
 from datasets import Dataset
+from evaluation.records import of_three, record_model
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoModel
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.data import PairCollator
-from gap_closed_clip.evaluation import embed_pairs
+from gap_closed_clip.evaluation import PairEmbeddings, embed_pairs
 from gap_closed_clip.evaluation.post_hoc import METHODS, fit
 from gap_closed_clip.training import close_gap, fit_post_hoc, recenter
 
@@ -112,3 +113,18 @@ def test_a_map_of_a_map_is_refused(tiny_processor):
     closed = close_gap(model, "whitening", fit_post_hoc("whitening", features))
     with pytest.raises(ValueError, match=r"already has a map \(whitening\) behind its embeddings"):
         close_gap(closed, "centering", fit_post_hoc("centering", features))
+
+
+def test_a_modality_that_the_pairs_lack_stays_which_is_told(caplog):
+    model, _ = record_model()
+    features = of_three(16, dim=32)
+    without = PairEmbeddings(
+        features.image_embeds, features.text_embeds, features.image_ids, features.captions, features.labels
+    )
+    closed = close_gap(model, "procrustes", fit_post_hoc("procrustes", without))
+    assert "procrustes: the pairs it was fitted on have no record (data.modalities), whose embeddings" in caplog.text
+    same = torch.eye(32)
+    assert torch.equal(closed.parts("record").map.weight, same) and not torch.allclose(closed.text_map.weight, same)
+    caplog.clear()
+    close_gap(model, "procrustes", fit_post_hoc("procrustes", features))
+    assert "fitted on have no" not in caplog.text

@@ -5,8 +5,10 @@ import re
 import pytest
 import torch
 from conftest import tiny_config, tiny_inputs
+from modalities import modalities_config, modalities_inputs
 from peft import LoraConfig, PeftModel
 from torch import nn
+from transformers import DebertaConfig, DebertaV2Config
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.training import LoraArguments, add_adapters, build_peft_config, load_config
@@ -57,6 +59,74 @@ def test_all_layers_are_the_linear_ones_and_never_the_patch_embedding_or_a_proje
     linear = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "projection" not in n}
     add_adapters(model, LoraArguments(layers="all"), "somewhere", None)
     assert {name for name, module in model.named_modules() if hasattr(module, "lora_A")} == linear
+
+
+def test_a_modality_that_is_saved_whole_is_centered_by_its_batches(tmp_path):
+    """The running mean that it started with stayed as it was, and was subtracted in training too."""
+    torch.manual_seed(0)
+    base = GapClosedClipModel(modalities_config(center_projections=True))
+    base.save_pretrained(tmp_path / "base")
+    wrapped = add_adapters(base, LoraArguments(), str(tmp_path / "base"), None, whole=["record"]).train()
+    inputs = modalities_inputs()
+    features = base.get_features(
+        "record", **{k.removeprefix("record_"): v for k, v in inputs.items() if "record" in k}
+    )
+    torch.testing.assert_close(features.pooler_output.mean(0), torch.zeros(32), rtol=0, atol=1e-6)
+    wrapped(**inputs)
+    trained, audio = base.parts("record").centering, base.parts("audio").centering
+    assert trained.num_batches_tracked == 2 and trained.running_mean.abs().max() > 0.01
+    assert audio.num_batches_tracked == 1  # its centering alone is saved, with its projection
+    wrapped.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(GapClosedClipModel.from_pretrained(tmp_path / "base"), tmp_path / "adapter")
+    with torch.no_grad():
+        expected, found = wrapped.eval()(**inputs).embeds, loaded.eval()(**inputs).embeds
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_merges_beside_a_modality_that_is_saved_whole(method):
+    torch.manual_seed(0)
+    model = GapClosedClipModel(modalities_config(center_projections=True))
+    wrapped = add_adapters(model, LoraArguments(method=method), "somewhere", None, whole=["record"]).eval()
+    with torch.no_grad():
+        model.parts("record").projection.weight.mul_(2)
+        expected = wrapped(**modalities_inputs()).embeds
+        merged = wrapped.merge_and_unload().eval()
+        for name, found in merged(**modalities_inputs()).embeds.items():
+            torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-5)
+    assert not any("adapter" in name or "modules_to_save" in name for name in merged.state_dict())
+
+
+@pytest.mark.parametrize("architecture", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
+def test_attention_to_a_class_token_is_adapted_as_a_whole(architecture):
+    with torch.device("meta"):
+        model = make_model(vision_config={"model_type": "timm_wrapper", "architecture": architecture})
+    pattern = build_peft_config(LoraArguments(towers=["vision"]), model).target_modules
+    heads = {
+        name for name, _ in model.named_modules() if re.search(r"(token_only|cls_attn_blocks)\.0\.attn\.\w$", name)
+    }
+    assert {name[-1] for name in heads} == {"q", "k", "v"} and all(re.fullmatch(pattern, name) for name in heads)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("family", [DebertaConfig, DebertaV2Config])
+def test_the_attention_of_a_deberta_is_adapted_and_merged(family, relative):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 64}
+    positions = {"relative_attention": relative, "pos_att_type": ["p2c", "c2p"]} if relative else {}
+    model = make_model(text_config=family(**sizes, vocab_size=200, **positions))
+    heads = {"in_proj"} if family is DebertaConfig else {"query_proj", "key_proj", "value_proj"}
+    wrapped = add_adapters(model, LoraArguments(towers=["text"]), "somewhere", None)
+    adapted = {name.split("attention.")[1] for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == {"output.dense", *(f"self.{head}" for head in heads)}
+    wrapped.train()(**tiny_inputs()).loss.backward()
+    assert not without_gradient(wrapped)
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    expected = wrapped.eval()(**tiny_inputs()).text_embeds
+    merged = wrapped.merge_and_unload().eval()
+    torch.testing.assert_close(merged(**tiny_inputs()).text_embeds, expected, rtol=0, atol=1e-5)
 
 
 # --- convolutional towers

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_run import NO_MORE, TINY
 from torch import nn
-from transformers import AutoModel, DistilBertConfig, TimmWrapperConfig
+from transformers import AutoModel, DebertaV2Config, DistilBertConfig, MPNetConfig, TimmWrapperConfig
 
 from gap_closed_clip import GapClosedClipModel
 from gap_closed_clip.checkpoint import load_checkpoint
@@ -138,6 +138,30 @@ def test_a_text_tower_of_another_family():
     assert {id(p) for p in blocks[1]} == {id(p) for p in model.transformer.layer[1].parameters()}
     with pytest.raises(ValueError, match="model.train_text_blocks: LSTM has no list of layers"):
         text_blocks(torch.nn.LSTM(4, 4))
+
+
+SHAPE = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 64}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MPNetConfig(**SHAPE, vocab_size=50),
+        DebertaV2Config(
+            **SHAPE, vocab_size=50, relative_attention=True, norm_rel_ebd="layer_norm", conv_kernel_size=3
+        ),
+    ],
+    ids=["MPNet", "DeBERTa"],
+)
+def test_the_last_layer_leaves_the_output_of_those_before_it_as_it_was(config):
+    torch.manual_seed(0)
+    model, ids = AutoModel.from_config(config).eval(), torch.arange(5, 15)[None]
+    with torch.no_grad():
+        before = model(ids, output_hidden_states=True).hidden_states
+        for parameter in text_blocks(model)[-1]:
+            parameter.add_(torch.randn_like(parameter))
+        after = model(ids, output_hidden_states=True).hidden_states
+    assert [torch.equal(x, y) for x, y in zip(before, after, strict=True)] == [True, True, True, False]
 
 
 # --- batch statistics

@@ -14,7 +14,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ..model.tower_kinds_gap_closed_clip import FULL_LENGTH, longest_text, takes
-from ..model.towers_gap_closed_clip import loading_in_one_line, not_loaded, pickled_weights
+from ..model.towers_gap_closed_clip import loading_in_one_line, not_loaded, pickled_weights, refuse_adapter
 from .parts import ClipParts, Reference
 from .preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 
@@ -92,7 +92,7 @@ def load_source(name: str, kind: str, revision: str | None, allow_pickle: bool) 
 
     Raises:
         OSError: it can't be found.
-        ValueError: its weights are pickled and not to be read, or some are missing.
+        ValueError: its weights are pickled and not to be read, some are missing, or an adapter lies beside them.
     """
     settings: dict[str, Any] = {"revision": revision, "dtype": torch.float32, "output_loading_info": True}
     settings["trust_remote_code"] = False  # without it the library asks on a terminal
@@ -126,6 +126,7 @@ def load_source(name: str, kind: str, revision: str | None, allow_pickle: bool) 
         raise ValueError(
             f"{name}: the weights do not fit config.json. {error} Download it again, or save it whole."
         ) from error
+    refuse_adapter(name, model)
     if missing := sorted(info["missing_keys"]):
         raise ValueError(
             f"{name} lacks {len(missing)} weights of a {type(model).__name__}, the first: {missing[0]}. Download it "

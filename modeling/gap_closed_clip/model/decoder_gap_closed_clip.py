@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .towers_gap_closed_clip import not_loaded
+from .towers_gap_closed_clip import not_loaded, refuse_adapter
 
 
 def decoder_config_like(text_config: PreTrainedConfig) -> PreTrainedConfig:
@@ -68,7 +68,7 @@ def build_decoder(
 def load_decoder(name_or_path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A BERT's weights as those of a decoder; what they lack, cross-attention for one, starts at random."""
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             dtype=dtype,
             is_decoder=True,
@@ -78,6 +78,8 @@ def load_decoder(name_or_path: str, dtype: torch.dtype = torch.float32) -> PreTr
         )
     except OSError as error:
         raise not_loaded(f"The decoder {name_or_path!r}", error) from error
+    refuse_adapter(name_or_path, model)
+    return model
 
 
 def copy_layers(text_model: PreTrainedModel, decoder_model: PreTrainedModel) -> None:

@@ -327,7 +327,8 @@ class GapClosedClipTowers(GapClosedClipPreTrainedModel):
             for layer in frozen_batch_norms(tower):
                 layer.eval()
         if has_adapters(self):
-            for name in self.config.modality_names:
+            saved = [name for name, parts in self.modality_towers.items() if hasattr(parts, "modules_to_save")]
+            for name in [name for name in self.config.modality_names if name not in saved]:  # as a whole by peft
                 hold_unsaved(self.parts(name).centering)
         return self
 

@@ -46,6 +46,8 @@ class FurtherModality(nn.Module):
         ValueError: a tower that can't be built, or does not say how wide its features are.
     """
 
+    weight = None  # for peft, as in ProjectionCentering
+
     def __init__(self, name: str, config: GapClosedClipConfig, tower: PreTrainedModel | None = None):
         super().__init__()
         entry = config.modalities[name]  # type: ignore[index]
@@ -107,8 +109,13 @@ class FurtherModality(nn.Module):
         if tokens.ndim > 3:  # a map, (B, hidden, ...)
             return tokens.flatten(2).mean(-1)
         if attention_mask is not None and attention_mask.shape != tokens.shape[:2]:
-            attention_mask = None  # of samples of a sound, not of the tower's tokens
+            attention_mask = self._mask_of_tokens(attention_mask, tokens.shape[1])
         return pool_text(outputs, attention_mask, self.pooling or "mean")
+
+    def _mask_of_tokens(self, attention_mask: Tensor, number: int) -> Tensor | None:
+        """(B, number): the tower's tokens that come of a sound and not of its padding; None if it does not tell."""
+        mask_of = getattr(self.tower, "_get_feature_vector_attention_mask", None)  # Wav2Vec2 and its kin
+        return None if mask_of is None else mask_of(number, attention_mask.long())
 
 
 def _build(name: str, config: Any) -> PreTrainedModel:

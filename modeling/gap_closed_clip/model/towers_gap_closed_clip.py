@@ -184,7 +184,7 @@ def load_published(name: str, kwargs: dict) -> tuple[PreTrainedModel, list[str]]
 
     Raises:
         OSError: it can't be found.
-        ValueError: its weights are pickled, or others than those of the pooler are missing.
+        ValueError: its weights are pickled, others than those of the pooler are missing, or an adapter lies beside.
     """
     try:
         settings = {"use_safetensors": True, "dtype": torch.float32, **kwargs}
@@ -197,6 +197,7 @@ def load_published(name: str, kwargs: dict) -> tuple[PreTrainedModel, list[str]]
             f"{name} has pickled weights alone ({pickled}), which can run any code when they are read. Name "
             "a copy with model.safetensors: huggingface.co/spaces/safetensors/convert makes one, or save_pretrained."
         ) from error
+    refuse_adapter(name, model)
     # A pooler is often missing, and is dropped where it isn't asked for.
     missing = sorted(info["missing_keys"])
     others = [key for key in missing if not key.startswith("pooler.")]
@@ -206,6 +207,20 @@ def load_published(name: str, kwargs: dict) -> tuple[PreTrainedModel, list[str]]
             "would start at random: its weights are of another model, or have other names."
         )
     return model, missing
+
+
+def refuse_adapter(name: str, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ValueError: transformers has put an adapter into the model that lay beside it, so that it has other embeddings
+            than its own weights give, and names of weights that could not be loaded again.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError(
+            f"{name} holds a whole model and an adapter beside it, which transformers loads into its base. Move "
+            "adapter_config.json and adapter_model.safetensors into a folder of their own. To start from both, merge "
+            "them and save that: PeftModel.from_pretrained(model, folder).merge_and_unload()."
+        )
 
 
 def forget_origin(vision_config: PreTrainedConfig, text_config: PreTrainedConfig) -> None:
@@ -298,6 +313,7 @@ __all__ = [
     "not_loaded",
     "pickled_weights",
     "pretrained_head",
+    "refuse_adapter",
     "run_fused_layers_as_modules",
     "select_states",
 ]

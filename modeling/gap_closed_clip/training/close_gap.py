@@ -3,12 +3,16 @@
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ..evaluation import PairEmbeddings, post_hoc
 from ..evaluation.post_hoc import AffineMap, PostHocMaps
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from .encoder import with_config
+
+
+logger = logging.get_logger(__name__)
 
 
 def fit_post_hoc(method: str, features: PairEmbeddings) -> PostHocMaps:
@@ -33,7 +37,8 @@ def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapC
 
     Centering sets the running means of the model's centering (which one without gets: `center_projections=True`). The
     other methods' numbers become an `EmbeddingMap`, of which `config.embedding_map` keeps the name. Either may be
-    trained on: the means follow the training, the map stays as it is.
+    trained on: the means follow the training, the map stays as it is. A modality without a map stays where it is,
+    which is warned of.
 
     Args:
         model: the trained encoder; it stays as it is.
@@ -45,6 +50,12 @@ def close_gap(model: GapClosedClipModel, method: str, maps: PostHocMaps) -> GapC
     """
     check_can_close(model)
     by_modality = maps.by_modality()
+    if staying := [name for name in model.config.modality_names if name not in by_modality]:
+        logger.warning(
+            f"{method}: the pairs it was fitted on have no {' and no '.join(staying)} (data.modalities), whose "
+            f"embeddings stay where they are while those of {' and '.join(by_modality)} move away from them. Fit it "
+            "on pairs that have every modality, if you compare them with one another."
+        )
     if method == "centering":
         changes: dict[str, Any] = {"center_projections": True}
         weights = [_centers(model, modality, found) for modality, found in by_modality.items()]

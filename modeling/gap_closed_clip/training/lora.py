@@ -46,14 +46,15 @@ PEFT_NAMES = {
 }
 TOWERS = tuple(TOWER_CONFIGS)
 # Layers of one tower behind its name, of timm's transformers (EVA, EVA-02, ViT, BEiT, Swin) and those of transformers
-# (BERT and its family, ViT, DINOv2, CLIP, SigLIP, ModernBERT, ...); of convolutional networks, which lack attention,
-# the pointwise convolutions of EfficientNet, MobileNet and ConvNeXt and the convolutions of ResNet. Nothing matches a
-# depthwise convolution (peft can't merge an adapter into a grouped one), the patch embedding (`patch_embed.proj`), the
-# stem, SigLIP's attention pooling (torch's own attention reads its weights past an adapter), or a projection to the
-# shared space.
+# (BERT and its family, DeBERTa, ViT, DINOv2, CLIP, SigLIP, ModernBERT, ...); of convolutional networks, which lack
+# attention, the pointwise convolutions of EfficientNet, MobileNet and ConvNeXt and the convolutions of ResNet. Nothing
+# matches a depthwise convolution (peft can't merge an adapter into a grouped one), the patch embedding
+# (`patch_embed.proj`), the stem, SigLIP's attention pooling (torch's own attention reads its weights past an adapter),
+# or a projection to the shared space.
 _ATTENTION = (
     r".*\.(?:layers?|blocks)\.\d+\.(?:self_attn|attention|attn)\.(?:self\.|attention\.|attn\.)?"
-    r"(?:query|key|value|[qkvo]|[qkvo]_proj|out_proj|output\.dense|[qkv]_lin|out_lin|Wqkv|Wo)"
+    r"(?:query|key|value|[qkvo]|[qkvo]_proj|out_proj|output\.dense|[qkv]_lin|out_lin|Wqkv|Wo"
+    r"|(?:query|key|value|in)_proj|projection_(?:query|key|value))"
 )
 _MLP = (
     r".*\.(?:layers?|blocks)\.\d+\.(?:(?:intermediate|output)\.dense|ffn\.lin[12]"
@@ -61,7 +62,7 @@ _MLP = (
 )
 LAYERS = {
     "attention": {
-        "vision": r".*\.(?:attn|attn_pool)\.(?:qkv|q_proj|k_proj|v_proj|q|kv|proj)|" + _ATTENTION,
+        "vision": r".*\.(?:attn|attn_pool)\.(?:qkv|q_proj|k_proj|v_proj|[qkv]|kv|qk|proj)|" + _ATTENTION,
         "text": _ATTENTION,
     },
     "mlp": {

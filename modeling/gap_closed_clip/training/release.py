@@ -83,7 +83,8 @@ def image_blocks(vision_model: PreTrainedModel) -> list[list[nn.Parameter]]:
 
 def text_blocks(text_model: PreTrainedModel) -> list[list[nn.Parameter]]:
     """
-    The parameters of each layer; those behind the last one, a norm or a pooler where it is used, belong to it.
+    The parameters of each layer; those behind the last one, a norm or a pooler where it is used, belong to it, and
+    those of relative positions, which all layers read, to none.
 
     Raises:
         ValueError: a tower without a list of layers.
@@ -140,12 +141,13 @@ def _blocks_of_layers(field: str, tower: PreTrainedModel) -> list[list[nn.Parame
         )
     name, layers = min(found, key=lambda item: item[0].count("."))  # the outermost
     blocks = [list(layer.parameters()) for layer in layers]
-    behind = False
-    for other, parameter in tower.named_parameters():
-        if other.startswith(f"{name}."):
-            behind = True
-        elif behind:
-            blocks[-1].append(parameter)
+    names = [other for other, _ in tower.named_parameters()]
+    last = max(place for place, other in enumerate(names) if other.startswith(f"{name}."))
+    behind, parent = names[last + 1 :], name.rpartition(".")[0]
+    beside = [other for other in behind if parent and other.startswith(f"{parent}.")]
+    # MPNet and DeBERTa keep beside the layers what all of them read: relative positions, and what belongs to these.
+    shared = beside if any(other.startswith(f"{parent}.rel") for other in beside) else []
+    blocks[-1] += [tower.get_parameter(other) for other in behind if other not in shared]
     return blocks
 
 
