@@ -1,7 +1,7 @@
 """What a plan of `evidence.py` says, checked before anything is loaded: types, names of methods, fields of budgets."""
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, get_origin
 
 from gap_closed_clip.messages import did_you_mean
@@ -10,6 +10,8 @@ from gap_closed_clip.training.config_fields import check_field, parse_override
 
 if TYPE_CHECKING:
     from evidence_plan import Plan
+
+    from gap_closed_clip.training import RunConfig
 
 
 KINDS = {tuple: "a list, in brackets", dict: "a mapping", int: "a whole number", str: "a text"}
@@ -120,6 +122,30 @@ def check_templates(plan: "Plan") -> None:
             )
 
 
+def check_fixed(plan: "Plan") -> None:
+    """
+    Checks the budgets of heads on frozen towers, which run once, on the plan's pairs, before any training.
+
+    Raises:
+        ValueError: one changes the towers or the pairs, which would change nothing.
+    """
+    budgets = [plan.shared, *plan.own.values()]
+    budgets += [{name: value} for name, values in plan.grid.items() for value in values]
+    before = _fixed(plan.run_config(plan.baseline, {}, seed=0))
+    for name, value in (entry for budget in budgets for entry in budget.items()):
+        if _fixed(plan.run_config(plan.baseline, {name: value}, seed=0)) != before:
+            raise ValueError(
+                f"{plan.name}: a budget has {name}={value}, but frozen towers run once, before all trainings, on the "
+                "same pairs for all: set it in `words`, and take it out of the budgets."
+            )
+
+
+def _fixed(config: "RunConfig") -> tuple[Any, ...]:
+    """What the features of frozen towers depend on."""
+    pooling = [config.model.config.get(name) for name in ("image_pooling", "text_pooling")]
+    return config.data, config.lora, config.captioning, replace(config.model, config={}), pooling
+
+
 def check_folders(plan: "Plan") -> None:
     """
     Checks the folders of models that are there.
@@ -171,4 +197,12 @@ def _check_list(where: str, values: Any, kind: type | None = None) -> None:
             raise ValueError(f"{where} holds {value!r}; each is to be a number.")
 
 
-__all__ = ["check_budgets", "check_folders", "check_folds", "check_seeds", "check_templates", "check_types"]
+__all__ = [
+    "check_budgets",
+    "check_fixed",
+    "check_folders",
+    "check_folds",
+    "check_seeds",
+    "check_templates",
+    "check_types",
+]

@@ -16,6 +16,7 @@ import torch
 from comparison import cases, digest_of_pairs, run_once, slug
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from evidence_cases import check_cases
+from evidence_checks import check_fixed
 from evidence_plan import Plan
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import DataLoader
@@ -320,30 +321,6 @@ class GivenRuns(FolderRuns):
     def model_folder(self, method: str, budget: dict[str, Any], seed: int) -> Path:
         """As `Runs.model_folder`; a budget changes nothing."""
         return self.plan.model_folder(method, seed)
-
-
-def check_fixed(plan: Plan) -> None:
-    """
-    Checks the budgets of heads on frozen towers, which run once, on the plan's pairs, before any training.
-
-    Raises:
-        ValueError: one changes the towers or the pairs, which would change nothing.
-    """
-    budgets = [plan.shared, *plan.own.values()]
-    budgets += [{name: value} for name, values in plan.grid.items() for value in values]
-    before = _fixed(plan.run_config(plan.baseline, {}, seed=0))
-    for name, value in (entry for budget in budgets for entry in budget.items()):
-        if _fixed(plan.run_config(plan.baseline, {name: value}, seed=0)) != before:
-            raise ValueError(
-                f"{plan.name}: a budget has {name}={value}, but frozen towers run once, before all trainings, on the "
-                "same pairs for all: set it in `words`, and take it out of the budgets."
-            )
-
-
-def _fixed(config: RunConfig) -> tuple[Any, ...]:
-    """What the features of frozen towers depend on."""
-    pooling = [config.model.config.get(name) for name in ("image_pooling", "text_pooling")]
-    return config.data, config.lora, config.captioning, replace(config.model, config={}), pooling
 
 
 def config_of_pairs(plan: Plan) -> RunConfig:

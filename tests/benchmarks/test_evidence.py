@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import evidence
-import evidence_plan
 import evidence_runs
 import evidence_study
 import numpy as np
@@ -16,7 +15,7 @@ import yaml
 from evidence_cases import queries_of
 from evidence_compare import comparisons
 from evidence_measure import measure
-from evidence_plan import PLANS, all_methods, read_plan
+from evidence_plan import PLANS, read_plan
 from evidence_runs import FeatureRuns, FolderRuns, Trained, config_of_pairs, open_runs
 from evidence_store import Store, digest_of_code
 from PIL import Image
@@ -28,62 +27,10 @@ from gap_closed_clip.evaluation.post_hoc import fit_pairs
 from gap_closed_clip.evaluation.statistics import Queries
 from gap_closed_clip.training import load_config
 
+from .conftest import PLAN
 
-TINY = {
-    "model": {
-        "vision": {
-            "architecture": "eva02_tiny_patch14_224",
-            "model_args": {"img_size": 28, "embed_dim": 48, "depth": 1, "num_heads": 3},
-        },
-        "text": {
-            "hidden_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 3,
-            "intermediate_size": 64,
-            "vocab_size": 300,
-            "max_position_embeddings": 96,
-        },
-        "projection_dim": 16,
-        "center_projections": True,
-        "freeze_vision": True,
-        "freeze_text": True,
-    },
-    "data": {
-        "phantom_train_pairs": 24,
-        "phantom_validation_pairs": 10,
-        "phantom_test_pairs": 12,
-        "phantom_size": 32,
-        "feature_views": 1,
-    },
-    "training": {
-        "per_device_train_batch_size": 8,
-        "per_device_eval_batch_size": 8,
-        "learning_rate": 1e-3,
-        "final_split": "test",
-        "use_cpu": True,
-    },
-}
-PLAN = {
-    "title": "Tiny",
-    "methods": ["CLIP (LT)", "ours", "CLIP, centered after"],
-    "seeds": [0],
-    "shared": {"max_steps": 2},
-    "grid": {"max_steps": [1, 2]},
-    "num_folds": 2,
-    "folds": 1,
-    "weight_map": {"align_weight": [3], "uniformity_weight": [1]},
-    "robustness": {"methods": ["ours"], "num_train_epochs": [1]},
-}
+
 TRAININGS = 2 * 2 * 1 + 2 * 2 * 1 + 1 + 1  # of the grid, of both kinds of budgets, of the map, of the robustness
-
-
-@pytest.fixture(scope="module")
-def plan_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("plan")
-    data = {**TINY["data"], "feature_cache": str(folder / "features")}
-    (folder / "small.yaml").write_text(yaml.safe_dump({**TINY, "data": data}))
-    (folder / "tiny.yaml").write_text(yaml.safe_dump({**PLAN, "config": [str(folder / "small.yaml")]}))
-    return folder / "tiny.yaml"
 
 
 @pytest.fixture
@@ -364,57 +311,6 @@ def test_an_image_of_two_cases_is_in_one_fold_of_the_budgets(plan_file, tmp_path
         FeatureRuns(dataclasses.replace(plan, num_folds=11), tmp_path)
 
 
-def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
-    content = yaml.safe_load(plan_file.read_text())
-    for change, said in [
-        ({"sedes": [0]}, "unknown field 'sedes'.*seeds"),
-        ({"methods": ["CLIP (LT)", "our"]}, "no method 'our'.*ours"),
-        ({"methods": ["ours"]}, "baseline 'CLIP .LT.' is not among"),
-        ({"seeds": []}, "seeds is empty"),
-        ({"methods": "CLIP (LT)"}, "methods is 'CLIP .LT.'; give a list, in brackets"),
-        ({"config": "small.yaml"}, "config is 'small.yaml'; give a list"),
-        ({"seeds": ["one"]}, "seeds holds 'one'; each is to be a whole number"),
-        ({"shared": ["max_steps", 2]}, r"shared is \['max_steps', 2\]; give a mapping"),
-        ({"shared": {"max_stps": 2}}, "shared: .*max_stps.*max_steps"),
-        ({"shared": {"max_steps": "two"}}, "shared: .*max_steps"),
-        ({"own": {"CLIP (LT)": {"max_steps": 1}, "our": {"max_steps": 1}}}, "own: nothing trains .*'our'.*'ours'"),
-        ({"own": {"CLIP (LT)": {"max_steps": 1}}}, "own has no budget for 'ours'"),
-        ({"own": {"CLIP (LT)": 3, "ours": {}}}, "own, CLIP .LT. is 3; give a mapping"),
-        ({"grid": {"max_steps": 3}}, "grid, max_steps is 3; give a list"),
-        ({"grid": {"max_stps": [3]}}, "grid: .*max_stps"),
-        ({"weight_map": {"align_weight": [1]}}, "weight_map: uniformity_weight is left out"),
-        ({"weight_map": {"align_weight": [1], "uniformty_weight": [1]}}, "weight_map: unknown .*uniformity_weight"),
-        ({"weight_map": {"align_weight": ["a"], "uniformity_weight": [1]}}, "align_weight holds 'a'"),
-        ({"robustness": {"methods": ["our"], "num_train_epochs": [1]}}, "robustness: nothing trains .*'our'"),
-        ({"robustness": {"methods": ["ours"]}}, "robustness: num_train_epochs is left out"),
-        ({"robustness": {"methods": ["ours"], "epochs": [1]}}, "robustness: unknown field 'epochs'"),
-        ({"start": ["demo.yaml"], "start_budgets": {"our": {}}}, "start_budgets: nothing trains .*'our'"),
-        ({"start_budgets": {"ours": {}}}, "start_budgets are those of a first stage"),
-        ({"seeds": [0, 1, 0]}, r"seeds is \[0, 1, 0\]; name each once"),
-        ({"seeds": [-1]}, "seeds holds -1; each is to be a whole number from 0"),
-        ({"captions": {"seeds": [3, 3]}}, r"captions: seeds is \[3, 3\]; name each once"),
-        ({"folds": 3}, "folds is 3; of the num_folds=2"),
-        ({"folds": 0}, "folds is 0; of the num_folds=2"),
-        ({"num_folds": 1}, "num_folds is 1; cut the training cases into 2"),
-        ({"templates": []}, "templates is empty"),
-        ({"templates": ["{}", "A scan."]}, "templates holds 'A scan.'; each is a text with {} in it"),
-        ({"templates": ["A {organ}."]}, "templates holds 'A {organ}.'"),
-    ]:
-        (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**content, **change}))
-        with pytest.raises(ValueError, match=said):
-            read_plan(str(tmp_path / "plan.yaml"), [])
-    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
-        read_plan("nowhere.yaml", [])
-
-
-@pytest.mark.parametrize("change", [{"shared": {"max_caption_tokens": 9}}, {"grid": {"text_pooling": ["mean"]}}])
-def test_a_budget_can_not_change_what_frozen_towers_gave(change, plan_file, tmp_path):
-    content = {**yaml.safe_load(plan_file.read_text()), **change}
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match="budget has (max_caption_tokens=9|text_pooling=mean), but frozen towers"):
-        open_runs(read_plan(str(tmp_path / "plan.yaml"), []), tmp_path)
-
-
 def test_a_budget_has_a_batch_size_of_its_own(plan_file, tmp_path, monkeypatch):
     """24 pairs are 3 batches of 8, or 6 of 4."""
     runs, steps, curve_of = FeatureRuns(read_plan(str(plan_file), []), tmp_path), [], evidence_runs.curve_of
@@ -462,39 +358,3 @@ def test_an_image_has_the_label_that_any_of_its_captions_has():
         metrics = measure(Trained(pairs, None, prompts, 10.0, []), ["CT", "MR"])["metrics"]["all pairs"]
         found.append({name: value for name, value in metrics.items() if name.startswith("zero_shot_")})
     assert found[0] == found[1] and found[0]
-
-
-def test_a_table_of_pairs_is_a_plan_of_its_own(tmp_path):
-    for name in ("set #2.csv", "2024", "a: b.csv", "[x].csv"):
-        assert read_plan(f"{name}", []).run_config("ours", {}, seed=0).data.source == name
-    plan = read_plan("some/My pairs.csv", ["label_columns=organ"], seeds=[7])
-    assert plan.name == "my_pairs" and plan.seeds == (7,) and plan.words[-1] == "label_columns=organ"
-    config = plan.run_config("papers, scheduled", {"num_train_epochs": 3}, seed=7)
-    assert config.data.source == "some/My pairs.csv" and config.training["seed"] == 7
-    assert config.training["num_train_epochs"] == 3 and not config.model.config["center_projections"]
-
-
-@pytest.mark.parametrize("name", all_methods())
-def test_every_method_is_a_configuration_or_a_transform(name, monkeypatch, tmp_path):
-    monkeypatch.setenv("RADIOLOGY_DATA", str(tmp_path))
-    plan = read_plan("radiology", [])
-    if plan.known_methods[name].post_hoc is None:
-        config = plan.run_config(name, plan.shared, seed=0)
-        assert config.model.config != load_config(plan.config).model.config or name == "ours"
-
-
-def test_only_plans_that_come_along_write_into_the_results(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo.csv").write_text("image,caption\n")
-    (tmp_path / "demo.yaml").write_text("model: {}\n")
-    of_ours = evidence_plan.PLANS / "demo.yaml"
-    assert evidence_plan.plan_of_ours("radiology").name == "radiology.yaml"
-    assert evidence_plan.plan_of_ours(str(of_ours)) == of_ours
-    for other in ("demo.csv", "demo.yaml", "configs/demo.yaml", "data/demo"):
-        assert evidence_plan.plan_of_ours(other) is None
-
-
-def test_every_plan_that_comes_along_can_be_read():
-    for path in evidence_plan.PLANS.glob("*.yaml"):
-        if path.stem != "methods":
-            assert read_plan(path.stem, []).trained

@@ -41,8 +41,8 @@ from gap_closed_clip.evaluation import (
 from gap_closed_clip.evaluation.statistics import holm
 from gap_closed_clip.training import load_config, train
 
+from .conftest import TINY
 from .evidence_example import cells
-from .test_evidence import TINY
 
 
 CAPTIONS = {

@@ -17,7 +17,7 @@ from gap_closed_clip.data import load_pairs
 from gap_closed_clip.evaluation import embed_pairs, evaluate_embeddings, post_hoc
 from gap_closed_clip.training import load_config
 
-from .test_evidence import TINY
+from .conftest import TINY
 
 
 @pytest.fixture
