@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,7 @@ class Plan:
         return replace(first, data=self.run_config(method, {}, seed).data)
 
 
+@cache
 def all_methods() -> dict[str, Method]:
     """All methods of methods.yaml."""
     content = yaml.safe_load((PLANS / "methods.yaml").read_text(encoding="utf-8"))
