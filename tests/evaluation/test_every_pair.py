@@ -116,6 +116,19 @@ def test_spread_of_the_means():
     assert found["debiased_centroid_spread"] == pytest.approx(metrics["debiased_modality_gap"] / 2, rel=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_a_single_sample_has_has_no_cosine_inside():
+    """It was infinite where the sums left a rounding error, and the spread then 0, as of a closed gap."""
+    for seed in range(40):
+        z = np.random.default_rng(seed).normal(size=(3, 4, 16))
+        z /= np.linalg.norm(z, axis=-1, keepdims=True)
+        z[2, 1:] = 0
+        found = centroid_spread(dict(zip(("image", "text", "record"), z, strict=True)))
+        assert np.isnan([found["mean_cosine_record"], found["debiased_centroid_spread"]]).all(), (seed, found)
+        between = [z[0, i] @ z[0, j] for i, j in itertools.permutations(range(4), 2)]
+        assert found["mean_cosine_image"] == pytest.approx(np.mean(between), abs=1e-12)
+
+
 def test_debiasing_takes_the_floor_of_few_samples_away():
     plain, debiased = [], []
     for seed in range(20):

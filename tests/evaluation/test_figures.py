@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from gap_closed_clip.evaluation import (
@@ -100,3 +101,20 @@ def test_hardly_any_pairs(plot, n, tmp_path):
     embeddings = {"tiny": synthetic(n=n)}
     plot(embeddings, {"tiny": evaluate_embeddings(embeddings["tiny"])}, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_collapsed_space_is_drawn_whole(tmp_path, monkeypatch):
+    """float32 rounds cosines of equal vectors to 1.0000001 at times: they were outside of all bins."""
+    point = np.random.default_rng(10).normal(size=(1, 9))
+    point = np.repeat(point / np.linalg.norm(point) * (1 + 2e-7), 20, axis=0).astype(np.float32)
+    assert (np.sum(point * point, axis=1) > 1).all()
+    ids = [str(row) for row in range(20)]
+    embeddings = {"collapsed": PairEmbeddings(point, point, ids, ids, [""] * 20)}
+    metrics = {"collapsed": evaluate_embeddings(embeddings["collapsed"], grouping=False)}
+    drawn = []
+    hist = Axes.hist
+    monkeypatch.setattr(Axes, "hist", lambda *args, **kwargs: drawn.append(args[1]) or hist(*args, **kwargs))
+    plot_cosine_histograms(embeddings, metrics, tmp_path / "cosines.png")
+    plot_projection(embeddings, metrics, tmp_path / "projection.png")
+    assert {len(values) for values in drawn} == {20, 20 * 19} and max(values.max() for values in drawn) <= 1

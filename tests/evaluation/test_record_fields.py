@@ -145,6 +145,15 @@ def test_one_family_has_nobody_to_ask():
         ("m, 45 years", {"sex": "m"}, False),
         ("IT showed nothing.", {"site": "it"}, False),
         ("Stroke, ICU admission, 3T MR", {"modality": "MR"}, True),
+        ("Seen on 2020-01-31.", {"day": datetime.datetime(2020, 1, 31)}, True),  # a parquet file's dates
+        ("Seen on 2020-01-31.", {"day": np.datetime64("2020-01-31T10:30")}, True),
+        ("Seen on 2020-01-31.", {"day": "2020-01-31 00:00:00"}, True),
+        ("Seen on 2020-01-31.", {"day": datetime.datetime(2020, 1, 30)}, False),
+        ("Done at 10:30:00.", {"time": datetime.time(10, 30)}, True),
+        ("男性 45", {"sex": "男性"}, True),
+        ("女性 45", {"sex": "男性"}, False),
+        ("Fracture de la m\u00e2choire", {"site": "ma\u0302choire"}, True),  # composed and not
+        ("Ma\u0302choire", {"site": "m\u00e2choire"}, True),
     ],
 )
 def test_what_a_caption_tells(caption, record, told):

@@ -6,6 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from gap_closed_clip.evaluation import load_metric
@@ -72,6 +73,34 @@ def test_rows_without_a_case_are_no_case(none):
     for compare in (paired_bootstrap, paired_permutation):
         with pytest.raises(ValueError, match="2 queries have no group, the first in row 1"):
             compare(np.arange(6.0), np.ones(6), np.array(["P1", none, none, "P2", "P2", "P3"], dtype=object))
+
+
+def test_cases_that_are_numbers_and_texts_are_both_ids():
+    """As a data frame reads numbers of patients, some of which have a letter; by hand."""
+    mixed = [101, "A7", 101.0, None, "101", 5]
+    assert joined_groups(mixed).tolist() == joined_groups(["101", "A7", "101", None, "101", "5"]).tolist()
+    assert len(set(joined_groups(mixed).tolist())) == 4
+    with pytest.raises(ValueError, match="ids: row 2 is 0.5: ids are strings or whole numbers"):
+        joined_groups(["a", None, 0.5])
+
+
+def test_groups_of_other_rows_are_refused():
+    """Those of all sources beside the hits of one: rows of other pairs' cases, without a word."""
+    hits = retrieval_hits(np.eye(3), np.eye(3), k=1)
+    for wrong in (list("ab"), list("abcd")):
+        with pytest.raises(ValueError, match=f"hits are of 3 pairs and there are {len(wrong)} groups"):
+            hits.queries(wrong)
+        with pytest.raises(ValueError, match=r"joined_groups: the columns have \[., .\] rows"):
+            joined_groups(list("abc"), wrong)
+
+
+def test_hits_of_tensors_are_those_of_their_values():
+    image, text, image_ids, caption_ids = pairs_with_duplicates()
+    expected = retrieval_hits(image, text, image_ids, caption_ids, k=5)
+    tensors = (torch.tensor(z).to(torch.bfloat16) for z in (image, text))  # whole numbers below 8 are exact
+    found = retrieval_hits(*tensors, image_ids, caption_ids, k=5)
+    assert found.text_to_image.tolist() == expected.text_to_image.tolist()
+    assert found.image_to_text.tolist() == expected.image_to_text.tolist()
 
 
 @pytest.mark.parametrize(

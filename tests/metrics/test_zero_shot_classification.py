@@ -124,6 +124,15 @@ def test_tensors_and_batches_give_the_same(load):
     assert metric.compute(class_embeds=templates, logit_scale=10.0) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_scale_that_is_trained_is_a_number(load, shape):
+    """`model.logit_scale.exp()`, as the page of the metric says; some models have one of one element."""
+    images, classes, labels = np.eye(3)[[0, 1, 2, 0]], np.eye(3), [0, 1, 2, 2]
+    scale = torch.nn.Parameter(torch.full(shape, 2.0)).exp()
+    assert compute(load, images, labels, classes, scale) == compute(load, images, labels, classes, scale.item())
+
+
 def test_labels_and_classes_in_other_containers(load):
     images, labels, templates = made_up(20)
     expected = compute(load, images, labels, templates)
@@ -168,6 +177,8 @@ def test_what_does_not_fit_is_named(load):
         compute(load, images, [0, 1, 2], np.stack([classes, 0 * classes]))
     with pytest.raises(ValueError, match="the templates of class 0 cancel out"):
         compute(load, images, [0, 1, 2], np.stack([classes, -classes]))
+    with pytest.raises(ValueError, match="num_bins is 0, it has to be 1 or more"):
+        compute(load, np.eye(2), [0, 1], np.eye(2), num_bins=0)
     with pytest.raises(ValueError, match="logit_scale is 0"):
         compute(load, images, [0, 1, 2], classes, 0)
     with pytest.raises(ValueError, match="class_embeds: the shape is .4,."):

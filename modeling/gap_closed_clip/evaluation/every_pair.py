@@ -140,8 +140,9 @@ def centroid_spread(modalities: Mapping[str, np.ndarray]) -> dict[str, float]:
     sums = np.stack([modalities[name].sum(axis=0) for name in names])  # (M, D)
     numbers = given.sum(axis=1)
     same = np.array([[np.sum(modalities[a] * modalities[b]) for b in names] for a in names])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        u = (sums @ sums.T - same) / (np.outer(numbers, numbers) - given @ given.T)  # (M, M)
+    different = np.outer(numbers, numbers) - given @ given.T  # (M, M) how many pairs of different samples there are
+    # Of a single sample what is left above is a rounding error, and not a zero: divided by no pairs it is infinite.
+    u = np.divide(sums @ sums.T - same, different, out=np.full_like(same, math.nan), where=different > 0)  # (M, M)
     means = sums / numbers[:, None]
     spread = float(np.sqrt(np.mean(np.sum((means - means.mean(axis=0)) ** 2, axis=1))))
     inside = np.diag(u)

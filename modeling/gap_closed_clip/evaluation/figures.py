@@ -108,6 +108,7 @@ def plot_projection(
         _title(axes, name, _title_of_gap(metrics[name]))
         first, second = projection.across
         axes.set_xlabel(f"from the mean {second} to the mean {first}")
+    reach = reach or 1.0  # all modalities in one point
     for axes in panels:
         axes.set(xlim=(-1.06 * reach, 1.06 * reach), ylim=(-1.06 * reach, 1.06 * reach), aspect="equal")
         axes.locator_params(nbins=7)
@@ -230,19 +231,19 @@ def _unit(vector: np.ndarray) -> np.ndarray:
 
 
 def _cosines(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines of all true pairs, and of all random pairs or a sample of them.
+    """Cosines of all true pairs, and of all random pairs or a sample of them, from -1 to 1 as the bins are.
 
     Args:
         first, second: (N, D) unit vectors of two modalities.
     """
-    true_pairs = np.sum(first * second, axis=1)
+    true_pairs = np.sum(first * second, axis=1).clip(-1, 1)  # float32 rounds those of equal vectors to 1.0000001, too
     n = len(first)
     if n * (n - 1) <= MAX_RANDOM_PAIRS:
-        return true_pairs, (first @ second.T)[~np.eye(n, dtype=bool)]
+        return true_pairs, (first @ second.T)[~np.eye(n, dtype=bool)].clip(-1, 1)
     random = np.random.default_rng(0)
     rows = random.integers(0, n, MAX_RANDOM_PAIRS)
     others = (rows + random.integers(1, n, MAX_RANDOM_PAIRS)) % n  # never the row itself
-    return true_pairs, np.sum(first[rows] * second[others], axis=1)
+    return true_pairs, np.sum(first[rows] * second[others], axis=1).clip(-1, 1)
 
 
 def _wrapped(name: str) -> list[str]:

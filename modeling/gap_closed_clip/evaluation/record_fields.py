@@ -1,6 +1,7 @@
 """The fields of records: can they be read off a caption by the space, and does the caption say them word for word?"""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -77,8 +78,9 @@ def field_told_in_captions(
 
     Case does not count, and words are whole: "male" is not in "female", 45 is in "a 45-year-old", 4 is not in "4.5
     mm". A value of one or two letters is found only as it is written and only if it has no small letter: ward "A" is
-    not the article in "a nodule", and sex "m" is never found. What is told in other words ("woman" for female) is not
-    seen, and a word that means something else ("M" of a stage for the sex) is: the share is an estimate.
+    not the article in "a nodule", and sex "m" is never found. Of a date the day counts. What is told in other words
+    ("woman" for female) is not seen, and a word that means something else ("M" of a stage for the sex) is: the share
+    is an estimate.
 
     Args:
         pairs: rows with a `caption`, and the fields themselves or records (mappings of fields) in any other column.
@@ -93,7 +95,7 @@ def field_told_in_captions(
             values |= value if is_record(value) else {}
         if not caption:
             continue
-        words, written = _words(caption), WORD.findall(ARTICLE.sub(" ", caption))
+        words, written = _words(caption), WORD.findall(ARTICLE.sub(" ", unicodedata.normalize("NFC", caption)))
         for field in values if fields is None else fields:
             if not is_missing(values.get(field)):
                 number[field] = number.get(field, 0) + 1
@@ -113,15 +115,27 @@ def told_in_captions(embeddings: PairEmbeddings) -> dict[str, float]:
 
 def _is_told(value: Any, words: Sequence[str], written: Sequence[str]) -> bool:
     """Whether a value's words come in a row among those of a caption; a short value has to be `written` as it is."""
-    if SHORT.fullmatch(letters := str(value).strip()):
-        return letters.isupper() and letters in written
+    value = unicodedata.normalize("NFC", _as_captions_have_it(value)).strip()
+    if SHORT.fullmatch(value):
+        return value == value.upper() and value in written  # letters of a script without small ones, too
     return f" {' '.join(_words(value))} " in f" {' '.join(words)} "
 
 
-def _words(value: Any) -> list[str]:
+def _as_captions_have_it(value: Any) -> str:
+    """A date without a time of day, which tables give to dates; a whole number without decimals."""
+    try:
+        date = as_date(plain(value))
+    except FieldError:  # a time of day, a length of time
+        date = None
+    if date is not None:
+        return date.isoformat()[:10]
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
-    return WORD.findall(normalize_caption(str(value)))
+    return str(value)
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(normalize_caption(unicodedata.normalize("NFC", text)))
 
 
 def _word(value: Any) -> str:

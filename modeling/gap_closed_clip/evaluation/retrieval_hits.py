@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..metrics._embeddings import _strings, families_of, is_missing, numbered
+from ..metrics._embeddings import _as_matrix, _string, _strings, families_of, is_missing, numbered
 from ..metrics.cross_modal_retrieval import retrieval_ranks
 
 
@@ -36,12 +36,14 @@ class RetrievalHits:
         text_to_image: (C,), of the distinct captions by their ids' order.
         image_to_text: (I,), of the distinct images likewise.
         caption_rows, image_rows: (C,) and (I,), the first row of each among the N pairs.
+        num_pairs: N.
     """
 
     text_to_image: np.ndarray
     image_to_text: np.ndarray
     caption_rows: np.ndarray
     image_rows: np.ndarray
+    num_pairs: int
 
     def queries(self, groups: Sequence[str] | np.ndarray) -> Queries:
         """
@@ -49,7 +51,15 @@ class RetrievalHits:
 
         Args:
             groups: (N,) ids of the pairs' cases, as `joined_groups` gives them.
+
+        Raises:
+            ValueError: groups of another number of pairs.
         """
+        if len(groups) != self.num_pairs:
+            raise ValueError(
+                f"The hits are of {self.num_pairs} pairs and there are {len(groups)} groups: give each pair one, in "
+                "the order of the embeddings."
+            )
         rows = np.concatenate([self.caption_rows, self.image_rows])
         parts = np.repeat([0, 1], [len(self.caption_rows), len(self.image_rows)])
         return Queries(np.concatenate([self.text_to_image, self.image_to_text]), np.asarray(groups)[rows], parts)
@@ -66,7 +76,7 @@ def retrieval_hits(
     The single hits that the metric `cross_modal_retrieval` counts, by its own ranking.
 
     Args:
-        image_embeds, text_embeds: (N, D), row i of both one pair; they are normalised here.
+        image_embeds, text_embeds: (N, D) arrays or tensors, row i of both one pair; they are normalised here.
         image_ids, caption_ids: N ids each, as of the metric; without them every row is an item of its own.
         k: the cut-off.
 
@@ -81,9 +91,12 @@ def retrieval_hits(
     for name, ids in (("image_ids", images), ("caption_ids", captions)):
         if len(ids) != len(own):
             raise ValueError(f"retrieval_hits: there are {len(own)} pairs and {len(ids)} {name}: give one a pair.")
-    found = retrieval_ranks(image_embeds, text_embeds, images, captions)
+    image, text = (
+        embeds if (matrix := _as_matrix(embeds)) is None else matrix for embeds in (image_embeds, text_embeds)
+    )
+    found = retrieval_ranks(image, text, images, captions)
     text_to_image, image_to_text = ((ranks <= k).astype(float) for ranks in (found.text_to_image, found.image_to_text))
-    return RetrievalHits(text_to_image, image_to_text, found.caption_rows, found.image_rows)
+    return RetrievalHits(text_to_image, image_to_text, found.caption_rows, found.image_rows, len(own))
 
 
 def joined_groups(first: Sequence[str], *others: Sequence[str]) -> np.ndarray:
@@ -93,7 +106,13 @@ def joined_groups(first: Sequence[str], *others: Sequence[str]) -> np.ndarray:
     Args:
         first, others: N ids each, such as cases, images and captions. Rows that have none there (None, NaN, an empty
             text) share nothing by that.
+
+    Raises:
+        ValueError: columns of different length; or an id, among texts and numbers, that is neither text nor whole
+            number.
     """
+    if len(lengths := {len(ids) for ids in (first, *others)}) > 1:
+        raise ValueError(f"joined_groups: the columns have {sorted(lengths)} rows: give each row an id, or None.")
     groups = _numbered_apart(first)
     for ids in others:
         groups = families_of(groups, _numbered_apart(ids))
@@ -109,6 +128,11 @@ def _numbered_apart(column: Sequence[Any] | np.ndarray) -> np.ndarray:
     """`numbered`, with a number of its own behind the others for each row without an id."""
     ids = list(column)
     given = np.array([not lacks_id(identifier) for identifier in ids], dtype=bool)
+    if len({isinstance(ids[row], str) for row in np.flatnonzero(given)}) > 1:  # 7 and "A7" have no order, "7" has one
+        ids = [
+            _string("ids", row, identifier) if is_given and not isinstance(identifier, str) else identifier
+            for row, (identifier, is_given) in enumerate(zip(ids, given, strict=True))
+        ]
     known = numbered([identifier for identifier, is_given in zip(ids, given, strict=True) if is_given])
     numbers = np.arange(len(ids)) + len(ids)  # those of ids are below
     numbers[given] = known

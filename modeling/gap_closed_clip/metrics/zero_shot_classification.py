@@ -65,7 +65,7 @@ Returns:
 
 Raises:
     ValueError: no image, rows of different length, a zero vector, a value that is not finite, a label that is no
-    class, templates that cancel out, or a logit_scale that is not positive; the row is named.
+    class, templates that cancel out, a logit_scale that is not positive, or num_bins below 1; the row is named.
 
 Examples:
     Three images at 0, 0 and 90 degrees, two classes at 0 and 90 degrees; the second image belongs to the second class.
@@ -182,12 +182,15 @@ class ZeroShotClassification(EmbeddingMetric):
         return super()._with_defaults(inputs)
 
     def _compute(self, image_embeds, labels, class_embeds, logit_scale, num_bins=15, block_size=4096):
-        if not 0 < float(logit_scale) < np.inf:
-            raise ValueError(f"logit_scale is {logit_scale}; give the factor of the cosines, 1 / temperature.")
+        scale = np.asarray(_as_floats(logit_scale)).item()  # a model's own has a gradient
+        if not 0 < scale < np.inf:
+            raise ValueError(f"logit_scale is {scale:g}; give the factor of the cosines, 1 / temperature.")
+        if num_bins < 1:
+            raise ValueError(f"zero_shot_classification: num_bins is {num_bins}, it has to be 1 or more.")
         images, classes = UnitRows(image_embeds, "image_embeds", "images"), _class_vectors(class_embeds)
         require_one_space(images, UnitRows(classes, "class_embeds"), "class_embeds")
         labels = _checked_labels(labels, len(classes))
-        scored = _scored(images, classes, labels, float(logit_scale), block_size)
+        scored = _scored(images, classes, labels, scale, block_size)
         right, highest, brier, nll = (np.concatenate(values) for values in zip(*scored, strict=True))
         counts = np.bincount(labels, minlength=len(classes))
         recalls = np.bincount(labels, right, minlength=len(classes))[counts > 0] / counts[counts > 0]
