@@ -1,5 +1,6 @@
 """Tables (csv, tsv, jsonl, parquet) and image folders. Expected pairs are written out by hand."""
 
+import csv
 import gzip
 import json
 import logging
@@ -42,6 +43,20 @@ def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path, ending, str
     line = 5001 if ending == "jsonl" else 5002
     with pytest.raises(ValueError, match=rf"pairs\.{ending}' is not in UTF-8 \(line {line}\): save it in that"):
         load_pairs(arguments, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_with_semicolons_as_excel_writes_it_where_the_comma_stands_in_numbers(table, separator, streaming):
+    reports = ['Größe 3,5 cm;\nkein "Anhalt"', "one, two, three", "again"]
+    with open(table / "pairs.csv", "w", encoding="utf-8-sig", newline="") as file:  # with a byte order mark
+        writer = csv.writer(file, delimiter=separator, lineterminator="\r\n")
+        writer.writerow(["file", "text", "patient"])
+        writer.writerows(zip(["a/0.png", "a/1.png", "a/0.png"], reports, ["007", "", "007"], strict=True))
+    arguments = table_arguments(table / "pairs.csv", streaming=streaming, shuffle_buffer=0)
+    rows = list(load_pairs(arguments, "train"))
+    assert [row["caption"] for row in rows] == reports
+    assert [row["patient"] for row in rows] == ["007", "", "007"] and [gray_of(row) for row in rows] == [0, 1, 0]
 
 
 def test_table_beside_many_images(table):
