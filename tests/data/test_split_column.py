@@ -34,6 +34,24 @@ def test_rows_go_to_the_split_that_they_name(table, ending, streaming):
     assert captions_of(whole, "train") == list(range(8))
 
 
+@both_ways
+@pytest.mark.parametrize("name", ["Split", "SPLIT", " Split "])
+def test_its_name_counts_in_any_case_as_its_words_do(table, name, streaming):
+    """Passed over without a word, the rows of the test split were training pairs."""
+    file = write_table(table / "pairs.csv", ROWS, ("file", "text", name))
+    arguments = table_arguments(file, streaming=streaming, shuffle_buffer=0)
+    assert {split: captions_of(arguments, split) for split in EXPECTED} == EXPECTED
+    whole = table_arguments(file, streaming=streaming, shuffle_buffer=0, split_column=None)
+    assert captions_of(whole, "train") == list(range(8))
+
+
+@both_ways
+def test_of_two_the_one_of_the_very_name_counts(table, streaming):
+    rows = [(*ROWS[0][:2], "test", "train"), (*ROWS[1][:2], "train", "test")]
+    file = write_table(table / "pairs.csv", rows, ("file", "text", "Split", "split"))
+    assert captions_of(table_arguments(file, streaming=streaming, shuffle_buffer=0), "train") == [0]
+
+
 def test_a_folder_of_one_table_under_any_name(table):
     """With the images beside it, of which load_dataset would make a folder of images."""
     draw(table / "0.png", 3)

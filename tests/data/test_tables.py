@@ -1,5 +1,6 @@
 """Tables (csv, tsv, jsonl, parquet) and image folders. Expected pairs are written out by hand."""
 
+import csv
 import gzip
 import json
 import logging
@@ -42,6 +43,44 @@ def test_a_table_in_another_encoding_is_told_with_its_line(tmp_path, ending, str
     line = 5001 if ending == "jsonl" else 5002
     with pytest.raises(ValueError, match=rf"pairs\.{ending}' is not in UTF-8 \(line {line}\): save it in that"):
         load_pairs(arguments, "train")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_with_semicolons_as_excel_writes_it_where_the_comma_stands_in_numbers(table, separator, streaming):
+    reports = ['Größe 3,5 cm;\nkein "Anhalt"', "one, two, three", "again"]
+    with open(table / "pairs.csv", "w", encoding="utf-8-sig", newline="") as file:  # with a byte order mark
+        writer = csv.writer(file, delimiter=separator, lineterminator="\r\n")
+        writer.writerow(["file", "text", "patient"])
+        writer.writerows(zip(["a/0.png", "a/1.png", "a/0.png"], reports, ["007", "", "007"], strict=True))
+    arguments = table_arguments(table / "pairs.csv", streaming=streaming, shuffle_buffer=0)
+    rows = list(load_pairs(arguments, "train"))
+    assert [row["caption"] for row in rows] == reports
+    assert [row["patient"] for row in rows] == ["007", "", "007"] and [gray_of(row) for row in rows] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("on_disk", "in_table"),
+    [
+        ("R\u00f6ntgen/Gr\u00f6\u00dfe 1.png", "Ro\u0308ntgen/Gro\u0308\u00dfe 1.png"),
+        ("Ro\u0308ntgen/Gro\u0308\u00dfe 1.png", "R\u00f6ntgen/Gr\u00f6\u00dfe 1.png"),
+        ("CT/Kopf/1.png", "CT\\Kopf\\1.png"),
+        ("R\u00f6ntgen/1.png", "Ro\u0308ntgen\\1.png"),
+    ],
+    ids=["composed", "decomposed", "backslash", "both"],
+)
+def test_paths_as_windows_and_macos_write_them(table, on_disk, in_table, streaming):
+    """An o with its dots is one character of Unicode or two, and a table and an unpacked archive may differ."""
+    draw(table / on_disk, 7)
+    file = write_table(table / "p.jsonl", [(in_table, "there", "1", ""), ("a/1.png", "plain", "2", "")])
+    arguments = table_arguments(file, streaming=streaming, shuffle_buffer=0, modalities={"second": "file"})
+    rows = list(load_pairs(arguments, "train"))
+    assert [gray_of(row) for row in rows] == [7, 1] and [row["image_id"] for row in rows] == [on_disk, "a/1.png"]
+    assert rows[0]["second"]["path"] == str(table / on_disk)
+    write_table(file, [("R\u00f6ntgen\\2.png", "gone", "1", ""), ("a/1.png", "plain", "2", "")])
+    with pytest.raises((ValueError, FileNotFoundError), match=r"R\u00f6ntgen\\2\.png"):
+        list(load_pairs(arguments, "train"))
 
 
 def test_table_beside_many_images(table):

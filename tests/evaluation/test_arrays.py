@@ -156,6 +156,16 @@ def test_rows_without_an_id_are_not_one_image(tmp_path, setting):
     assert columns_of_rows(4, labels=f"{table}:label").labels == ["CT", "", "MR", ""]  # that is no label
 
 
+def test_columns_of_a_csv_with_semicolons(tmp_path):
+    (tmp_path / "pairs.csv").write_text('label;size\nCT;3,5\n"M;R";\n')
+    assert read_lines("labels", f"{tmp_path / 'pairs.csv'}:label", 2) == ["CT", "M;R"]
+    assert read_lines("labels", f"{tmp_path / 'pairs.csv'}:size", 2) == ["3,5", ""]
+    (tmp_path / "one.csv").write_text('"CT; MR, or both"\n1\n2\n')  # a single column all the same
+    assert read_lines("labels", f"{tmp_path / 'one.csv'}:CT; MR, or both", 2) == ["1", "2"]
+    with pytest.raises(ValueError, match="labels: .* has no column 'labl'. Did you mean 'label'"):
+        read_lines("labels", f"{tmp_path / 'pairs.csv'}:labl", 2)
+
+
 @pytest.mark.parametrize("name", ["table.tsv", "TABLE.TSV"])
 def test_a_table_separated_by_tabs(tmp_path, name):
     rows = ["image\tcaption\tlabel", "a.png\tOne, two.\tCT", 'b.png\t"Three\nfour"\t', "a.png\tFive\tMR"]

@@ -280,6 +280,22 @@ def test_a_checkpoint_given_later_takes_the_place_of_the_towers(write):
     assert load_config([write(BASE)], ["checkpoint=null"]).model.vision is not None
 
 
+def test_folders_of_the_environment(write, tmp_path, monkeypatch):
+    """A job's file says where its disk is, as data.source does; a folder of the name `$SCRATCH` was made."""
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    file = write("model: {checkpoint: ~/base}\ntraining: {output_dir: '${SCRATCH}/run'}\n")
+    config = load_config([file])
+    assert config.output_dir == str(tmp_path / "scratch" / "run")
+    assert config.model.checkpoint == str(tmp_path / "home" / "base")
+    assert load_config([file], ["output_dir=$SCRATCH/other"]).output_dir == str(tmp_path / "scratch" / "other")
+    monkeypatch.delenv("SCRATCH")
+    with pytest.raises(ValueError, match=r"training\.output_dir is '\$\{SCRATCH\}/run', but .* SCRATCH is not set"):
+        load_config([file])
+    with pytest.raises(ValueError, match=r"model\.checkpoint is '\$SCRATCH/base', but .* SCRATCH is not set"):
+        load_config([file], ["checkpoint=$SCRATCH/base", "output_dir=here"])
+
+
 def test_save_and_load_round_trip(write, tmp_path):
     words = ["save_strategy=no", "crop_scale=[0.5, 1]", "text={hidden_size: 12}", "source='Bärlauch: x'"]
     loaded = load_config([write(BASE)], [*words, "model.uniformity_weight=[[0.2, 1], [0.7, 0]]"])

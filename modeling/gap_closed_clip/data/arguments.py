@@ -19,7 +19,7 @@ def expand_path(path: str, field_name: str) -> str:
 
     Args:
         path: as it is written in the configuration.
-        field_name: the field of `DataArguments` that holds it; error messages name it.
+        field_name: the field that holds it, with its section; error messages name it.
 
     Raises:
         ValueError: an environment variable is not set (`os.path.expandvars` would leave it in silently).
@@ -27,8 +27,8 @@ def expand_path(path: str, field_name: str) -> str:
     for variable in re.findall(r"\$\{?(\w+)\}?", path):
         if not os.environ.get(variable):
             raise ValueError(
-                f"data.{field_name} is '{path}', but the environment variable {variable} is not set. "
-                f"Set it (export {variable}=/path/to/the/data) or write the path out."
+                f"{field_name} is '{path}', but the environment variable {variable} is not set. "
+                f"Set it (export {variable}=/path/to/the/folder) or write the path out."
             )
     return os.path.expanduser(os.path.expandvars(path))
 

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Features, Image, Value
 from ..messages import suggest
 from .addresses import check_address, is_address
 from .arguments import DataArguments
-from .modalities import ModalityColumn, find_modalities
+from .modalities import ModalityColumn, as_on_disk, find_modalities
 
 
 CANONICAL_COLUMNS = ("image", "caption", "image_id", "label")
@@ -59,7 +59,7 @@ class Columns:
         if not value or is_address(value) or self.root is None:
             check_address(value, self.allow_urls)
             return value or None
-        return str(self.root / value)
+        return as_on_disk(self.root, value)
 
     def id_of(self, path: str) -> str:
         """The image's path relative to `root`, which is the same on every machine."""

@@ -1,6 +1,7 @@
 """Further columns of a source as modalities beyond image and text: which are meant, and which samples have which."""
 
 import io
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ class ModalityColumn:
             return None
         check_address(path, self.allow_urls)
         if not is_address(path) and self.root is not None:
-            path = str(self.root / path)
+            path = as_on_disk(self.root, path)
         if not is_address(path) and not is_file(path):
             raise FileNotFoundError(f"the file '{path}' of '{self.name}' does not exist")
         return {"bytes": None, "path": path}
@@ -242,6 +243,19 @@ def is_file(path: str) -> bool:
         return False
 
 
+def as_on_disk(root: Path, path: str) -> str:
+    """
+    The full path of a file that a table names: as it stands there, or where no file is called so as Windows or macOS
+    write the same, with a backslash between folders, or an umlaut as two characters of Unicode (or as one).
+    """
+    whole = str(root / path)
+    if (path.isascii() and "\\" not in path) or is_file(whole):
+        return whole
+    slashes = path.replace("\\", "/")
+    forms = (slashes, unicodedata.normalize("NFC", slashes), unicodedata.normalize("NFD", slashes))
+    return next((str(root / form) for form in forms if is_file(str(root / form))), whole)
+
+
 def has_image(row: dict[str, Any]) -> bool:
     """Whether a row has an image: one that is not None, and not an undecoded one without bytes and path."""
     image = row.get("image")
@@ -290,6 +304,7 @@ __all__ = [
     "RAW_IMAGE",
     "ModalityColumn",
     "Modalities",
+    "as_on_disk",
     "check_modalities",
     "find_modalities",
     "has_caption",

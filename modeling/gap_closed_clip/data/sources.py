@@ -186,14 +186,14 @@ def _draw_phantoms(args: DataArguments, split: str) -> Dataset:
 def _read_source(args: DataArguments, split: str) -> Dataset | IterableDataset:
     """Canonical pairs of a folder in ROCO's layout, another file or folder, or a Hub id; `split` is its own name."""
     assert isinstance(args.source, str)  # one source
-    source = expand_path(args.source, "source")
+    source = expand_path(args.source, "data.source")
     path = Path(source)
     if args.subset is not None and path.exists():
         raise ValueError(
             f"data.subset is '{args.subset}', a configuration of a Hub data set, and data.source '{args.source}' is a "
             "file or folder here, which has none: leave it out (data.subset=null), or name its files."
         )
-    root = None if args.image_root is None else Path(expand_path(args.image_root, "image_root"))
+    root = None if args.image_root is None else Path(expand_path(args.image_root, "data.image_root"))
     source_name = f"split '{split}' of '{args.source}'"
     if path.is_dir() and is_roco(path, args.split_names()):
         rows = read_roco(path, split, args.on_missing, bool(args.modalities))

@@ -47,7 +47,8 @@ def find_split_column(rows: Dataset | IterableDataset, args: DataArguments, sour
 
     Args:
         rows: all rows of a table.
-        args: names the column. The default, `split`, is passed over where there is none or where it says other things.
+        args: names the column. The default, `split`, is also a column `Split` or `SPLIT`; it is passed over where
+            there is none or where it says other things.
         source_name: what error messages call the table.
 
     Raises:
@@ -57,9 +58,11 @@ def find_split_column(rows: Dataset | IterableDataset, args: DataArguments, sour
     if name is None:
         return None
     features = rows.features or Dataset.from_list(list(rows.take(1))).features
-    if name not in features:
-        if is_default:
+    if is_default and name not in features:
+        name = next((other for other in features if other.strip().casefold() == name), None)
+        if name is None:
             return None
+    if name not in features:
         hint = suggest(name, list(features), "columns")
         raise ValueError(f"{source_name} has no column '{name}' (data.split_column). {hint}")
     values = _distinct(rows.take(LOOKED_AT) if isinstance(rows, IterableDataset) else rows, name)

@@ -94,7 +94,9 @@ def csv_options(file: Path) -> dict:
     """Options to read every cell as text: ids keep their leading zeros, and the caption "None" stays a caption."""
     separator = "\t" if as_table(file).kind == ".tsv" else ","
     try:
-        names = pd.read_csv(file, sep=separator, nrows=0).columns
+        names = list(pd.read_csv(file, sep=separator, nrows=0).columns)
+        if other := other_separator(names):
+            separator, names = other, list(pd.read_csv(file, sep=other, nrows=0).columns)
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
         raise ValueError(f"'{file}' is no table in UTF-8 ({error}).") from error
     return {
@@ -102,6 +104,14 @@ def csv_options(file: Path) -> dict:
         "keep_default_na": False,
         "features": Features({name: Value("string") for name in names}),
     }
+
+
+def other_separator(names: list[str]) -> str | None:
+    """
+    What separates the columns of a table that seems to have a single one: a semicolon, as Excel writes .csv where the
+    comma stands in numbers, or a tab; None where its name has neither.
+    """
+    return next((mark for mark in ";\t" if mark in names[0]), None) if len(names) == 1 else None
 
 
 def without_slice(split: str) -> str:
@@ -117,6 +127,7 @@ __all__ = [
     "csv_options",
     "files_of_splits",
     "is_saved",
+    "other_separator",
     "tables_of",
     "without_slice",
 ]

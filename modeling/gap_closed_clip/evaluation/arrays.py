@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..data.tables import as_table
+from ..data.tables import as_table, other_separator
 from ..messages import shorten, suggest
 from .pair_embeddings import Columns, PairEmbeddings
 from .post_hoc import unit
@@ -155,6 +155,8 @@ def _column(setting: str, path: str, text: str, column: str) -> list[str]:
     try:
         separator = SEPARATORS.get(as_table(Path(path)).kind, ",")
         names, *rows = list(csv.reader(io.StringIO(text), delimiter=separator)) or [[]]
+        if column not in names and (other := other_separator(names)):
+            names, *rows = list(csv.reader(io.StringIO(text), delimiter=other))
     except csv.Error as error:
         raise ValueError(
             f"{setting}: {path} is no table that can be read ({error}): is there a quotation mark without its second?"

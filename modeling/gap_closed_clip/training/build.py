@@ -217,7 +217,7 @@ def feature_settings(config: RunConfig, args: GapClosedTrainingArguments) -> Fea
     """Where the features of frozen towers are kept, and how they are made."""
     cache = config.data.feature_cache
     return FeatureSettings(
-        folder=default_feature_cache() if cache is None else Path(expand_path(cache, "feature_cache")),
+        folder=default_feature_cache() if cache is None else Path(expand_path(cache, "data.feature_cache")),
         views=config.data.feature_views,
         batch_size=args.eval_batch_size,
         num_workers=args.dataloader_num_workers,

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from ..data import DataArguments
+from ..data.arguments import expand_path
 from ..disk import replacing
 from ..messages import did_you_mean, nearest
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
@@ -35,6 +36,8 @@ from .yaml_files import read_yaml
 
 # The configurations that come with the package; `configs/` of a checkout is a link to them.
 CONFIGS = Path(__file__).parent.parent / "configs"
+# Folders in which variables of the environment are filled in here; those of data are filled in where they are read.
+FOLDERS = (("model", "checkpoint"), ("training", "output_dir"))
 # Fields that belong to the value of another one.
 SHAPES = ("projection_dim", "projection_hidden_dim", "projection_bias", "projection_dropout", "image_pooling")
 # Which of a source's pairs are held out: what a folder's own configuration says of its source is not said of another.
@@ -187,12 +190,13 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     are YAML; where names are expected, one stands for a list of it. What comes later leaves behind what belonged to an
     earlier value alone (`DISPLACED`): another `data.source` the license and the subset of the first, and the folds
     that came with it or before it, a `model.checkpoint` the towers, and the shape of the projections, of which it
-    brings its own. Fields of `training` that came before the `data.source` are noted as `inherited`.
+    brings its own. Fields of `training` that came before the `data.source` are noted as `inherited`. `$VARIABLE` and
+    `~` are filled in in `FOLDERS`.
 
     Raises:
         FileNotFoundError: a file that isn't there.
         ValueError: an unknown section or key (with the nearest right one), a value of the wrong type or out of its
-            range, no `key=value`.
+            range, no `key=value`, a variable of the environment that is not set.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     given: dict[tuple[str, str], int] = {}  # which file gave a field last; the command line comes after all
@@ -214,6 +218,9 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
         sections[section][key] = as_listed(section, key, value)
         sections_given.add(section)
         given[section, key] = len(files)
+    for section, key in FOLDERS:
+        if isinstance(folder := sections[section].get(key), str):
+            sections[section][key] = expand_path(folder, f"{section}.{key}")
     source = given.get(("data", "source"), 0)
     data = DataArguments(**sections["data"])
     model = dict(sections["model"])

@@ -110,7 +110,7 @@ def told_seen(number: int, title: str, name: str) -> str:
 def _known_keys(own: DataArguments, split: str, trained: DataArguments, trained_split: str) -> set[str]:
     """The keys of a plain source that a training on (a split of) another one has seen."""
     try:
-        place, other = (Path(expand_path(str(each.source), "source")).resolve() for each in (own, trained))
+        place, other = (Path(expand_path(str(each.source), "data.source")).resolve() for each in (own, trained))
     except ValueError:  # an environment variable is not set
         return set()
     if not _agree(own, trained, IDS):
