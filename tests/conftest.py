@@ -7,7 +7,6 @@ import io
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 
 # Before any import of the libraries: a test that tried the network would hang instead of failing.
@@ -34,14 +33,12 @@ from gap_closed_clip import (  # noqa: E402
     ImageTextRetrievalPipeline,
 )
 from gap_closed_clip.data import phantoms  # noqa: E402
-from gap_closed_clip.evaluation import report  # noqa: E402
 from gap_closed_clip.training.encoder import train_tokenizer  # noqa: E402
 from gap_closed_clip.training.package_towers import package_folder  # noqa: E402
 
 
 torch.set_num_threads(1)  # several tests run side by side on two cores
 torch.backends.cudnn.allow_tf32 = False  # convolutions of a GPU, which tests compare with a CPU's
-
 
 
 def pytest_collection_finish():
@@ -165,15 +162,6 @@ def phantoms_once():
     """Trainings of many tests are on the same few phantoms, which are drawn once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(phantoms, "make_phantoms", functools.cache(phantoms.make_phantoms))
-        yield
-
-
-@pytest.fixture(scope="module")
-def blank_figures():
-    """Embeddings in the reports of a module's tests are not drawn: two figures take as long as a tiny training."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_projection", "plot_cosine_histograms"):
-            patch.setattr(report, name, lambda embeddings, metrics, path: Path(path).touch())
         yield
 
 

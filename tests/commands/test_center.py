@@ -36,10 +36,18 @@ QUICK = "num_workers=0"
 
 
 @pytest.fixture
-def center(command, monkeypatch, tmp_path):
-    """center("outputs/clip", ...) -> (exit code, standard output, standard error)."""
+def center_and_draw(command, monkeypatch, tmp_path):
+    """center_and_draw("outputs/clip", ...) -> (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     return partial(command, "center")
+
+
+@pytest.fixture
+def center(center_and_draw, monkeypatch):
+    """The same without figures, which take longer than all else that the command does here."""
+    for figure in ("plot_projection", "plot_cosine_histograms"):
+        monkeypatch.setattr(f"gap_closed_clip.evaluation.report.{figure}", lambda *_: None)
+    return center_and_draw
 
 
 @pytest.fixture
@@ -115,14 +123,14 @@ def test_two_folders_of_one_name(center, model):
     assert list(read_metrics("others/clip/metrics.json")) == ["clip, before", "clip"]
 
 
-def test_all_methods_side_by_side(center, model, tmp_path):
-    code, out, err = center(model, "method=all", QUICK)
+def test_all_methods_side_by_side(center_and_draw, model, tmp_path):
+    code, out, err = center_and_draw(model, "method=all", QUICK)
     assert code == 0, err
     header = next(line for line in out.splitlines() if line.startswith("| metric"))
     assert [cell.strip() for cell in header.split("|")[2:-1]] == ["clip", *METHODS]
     saved = {path.name for path in (tmp_path / "outputs" / "clip-all").iterdir()}
     assert saved == {"metrics.json", "metrics.md", "projection.png", "cosines.png"}
-    code, out, err = center(model, "method=all", "save=true", "output=everything", QUICK)
+    code, out, err = center_and_draw(model, "method=all", "save=true", "output=everything", QUICK)
     assert code == 0, err
     assert "The models are in everything/centering, everything/mean_shift" in out
     results = read_metrics("everything/metrics.json")
