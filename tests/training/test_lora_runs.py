@@ -67,6 +67,8 @@ def test_the_folder_holds_the_adapter_and_no_copy_of_the_model(finished, whole):
     assert names >= {"adapter_model.safetensors", "adapter_config.json", "processor_config.json", "tokenizer.json"}
     assert names >= {"train_config.yaml", "run.json", "metrics.json", "projection.png"}
     assert not names & {"config.json", "model.safetensors", "base", "training_args.bin"}
+    rights = {(folder / f"adapter_{name}").stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(rights) == 1  # safetensors makes files for their owner alone
     adapter = json.loads((folder / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(whole) and adapter["revision"] is None
     assert load_config([folder / "train_config.yaml"]) == config

@@ -67,6 +67,7 @@ def test_weights_are_converted_once_and_as_a_whole(small, monkeypatch):
     folder = Path(package_folder("package:small_weights"))
     assert folder.parent == small and folder.name.startswith("small_weights-")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1  # whoever else has that HF_HOME reads both
     torch.manual_seed(0)
     expected = timm.create_model("mobilenetv3_small_050", num_classes=3).state_dict()
     saved = load_file(folder / "model.safetensors")

@@ -1,6 +1,7 @@
 """[`GapClosedClipPreTrainedModel`]: what the encoder and the captioner tell transformers about themselves."""
 
 import copy
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import initialization as init
 
 from .configuration_gap_closed_clip import GapClosedClipConfig
 from .projection_gap_closed_clip import EmbeddingMap, ProjectionCentering, Temperature, initial_bias
+from .saving_gap_closed_clip import share_weights
 from .towers_gap_closed_clip import loading_in_one_line
 
 
@@ -46,6 +48,12 @@ class GapClosedClipPreTrainedModel(PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
                 init.constant_(module.logit_bias, initial_bias(self.config))
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """As in transformers; the weights may be read by all who may read the configuration beside them."""
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            share_weights(save_directory)
 
     def initialize_weights(self) -> None:
         """

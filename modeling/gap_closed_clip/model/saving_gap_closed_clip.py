@@ -1,5 +1,9 @@
-"""What is written into a saved configuration, so that the folder loads with `trust_remote_code=True` alone."""
+"""A saved folder loads with `trust_remote_code=True` alone, and for all who may read its configuration."""
 
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
@@ -38,4 +42,21 @@ def describe_code(config: GapClosedClipConfig, model: PreTrainedModel, **models:
     }
 
 
-__all__ = ["describe_code"]
+def share_weights(folder: str | os.PathLike) -> None:
+    """
+    Lets everybody read the weights in a folder who may read the configuration beside them. safetensors (0.8) makes
+    files that nobody but their owner may read, which is nobody whom a model in a shared folder is for.
+
+    Args:
+        folder: of a model, whole or in shards, or of adapters.
+    """
+    for name in ("config.json", "adapter_config.json"):
+        if (path := Path(folder) / name).is_file():
+            mode = stat.S_IMODE(path.stat().st_mode)
+            for weights in Path(folder).glob("*.safetensors"):
+                with suppress(OSError):  # of a disk that knows no such rights
+                    weights.chmod(mode)
+            return
+
+
+__all__ = ["describe_code", "share_weights"]

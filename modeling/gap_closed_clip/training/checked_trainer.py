@@ -18,6 +18,7 @@ from transformers.utils import logging
 from ..data import CaptionCollator, PairCollator
 from ..data.features import FeaturePairs
 from ..disk import DiskFull, bytes_of, size_of, writing
+from ..model.saving_gap_closed_clip import share_weights
 from .argument_checks import check_label_smoothing
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
@@ -188,8 +189,10 @@ class CheckedTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir)
         # Pickled arguments, with the Hub's token among them; train_config.yaml says the same in the open, without it.
-        (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        share_weights(folder)  # of adapters; a model does so itself
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import TimmWrapperConfig
 
 from ..disk import writing
+from ..model.saving_gap_closed_clip import share_weights
 
 
 PREFIX = "package:"
@@ -111,6 +112,7 @@ def _save_tower(tower: PickledTower, weights: dict[str, Tensor], folder: Path) -
         description = {"architecture": tower.architecture, "num_classes": tower.num_classes}
         description["pretrained_cfg"] = dict(tower.pretrained_cfg)
         TimmWrapperConfig.from_dict(description).save_pretrained(written)
+        share_weights(written)  # HF_HOME may be that of several people
         try:
             os.replace(written, folder)
         except OSError:
