@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from gap_closed_clip.commands import keep_freed_memory
 from gap_closed_clip.data import DataArguments
-from gap_closed_clip.data.columns import is_missing
+from gap_closed_clip.data.columns import is_missing, text_of
 from gap_closed_clip.data.images import stored_bytes
 from gap_closed_clip.data.modalities import has_image
 from gap_closed_clip.evaluation import read_metrics
@@ -130,7 +130,7 @@ def cases(pairs: Dataset, data: DataArguments) -> list[str]:
         values = kept.get(fold_column or "case_id")
         number = None if fold_column else re.search(r"synpic(\d+)\D*$", image_id)
         if values is not None and not is_missing(values[row]):
-            groups.append(f"case {str(values[row]).strip()}")
+            groups.append(f"case {text_of(values[row]).strip()}")
         elif number is not None:
             groups.append(f"block {int(number[1]) // BLOCK}")
         elif image_id:

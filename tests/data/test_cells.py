@@ -20,10 +20,40 @@ def test_nan_and_white_space_are_no_labels(table, streaming):
     frame = pd.DataFrame({"file": "a/0.png", "text": ["a", "b", "c"], "label": labels, "patient": "x"})
     pq.write_table(pa.Table.from_pydict(frame.to_dict("list")), table / "p.parquet")
     arguments = table_arguments(table / "p.parquet", streaming=streaming, shuffle_buffer=0)
-    assert [row["label"] for row in load_pairs(arguments, "train")] == ["0.0", "", "1.0"]
+    assert [row["label"] for row in load_pairs(arguments, "train")] == ["0", "", "1"]
     rows = [("a/0.png", caption, "x", label) for caption, label in (("a", "one"), ("b", " "), ("c", "one "))]
     arguments = table_arguments(write_table(table / "p.csv", rows), streaming=streaming, shuffle_buffer=0)
     assert [row["label"] for row in load_pairs(arguments, "train")] == ["one", "", "one"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", [pa.int64(), pa.float64()])
+def test_whole_numbers_in_a_column_with_gaps_have_no_decimals(table, kind, streaming):
+    """A data frame, and the files that it writes, has floating-point numbers in such a column."""
+    numbers, splits = [7, 12, 7, *range(40, 60)], [1, 0, 1, *[0] * 20]
+    names, texts = [str(number) for number in numbers], [f"caption {row}" for row in range(23)]
+    columns = {
+        "file": [f"a/{number % 2}.png" for number in numbers],
+        "text": texts,
+        **{name: pa.array(values, kind) for name, values in (("number", numbers), ("part", splits))},
+    }
+    pq.write_table(pa.table(columns), table / "p.parquet")
+
+    def load(**options):
+        arguments = table_arguments(table / "p.parquet", streaming=streaming, shuffle_buffer=0, **options)
+        return list(load_pairs(arguments, "train"))
+
+    assert [row["label"] for row in load(label_columns=["number"])] == names
+    assert [row["image_id"] for row in load(image_id_column="number")] == names
+    parts = {"split_column": "part", "train_split": "0", "validation_split": None, "test_split": "1"}
+    assert [row["caption"] for row in load(**parts)] == [texts[1], *texts[3:]]
+    # The fold of a case is that of its name as text.
+    rows = [(file, text, name, "") for file, text, name in zip(columns["file"], texts, names, strict=True)]
+    options = {"folds": 3, "image_id_column": "text", "streaming": streaming, "shuffle_buffer": 0}
+    of_text = table_arguments(write_table(table / "p.csv", rows), fold_column="patient", **options)
+    expected = [row["caption"] for row in load_pairs(of_text, "train")]
+    found = load(fold_column="number", folds=3, image_id_column="text")
+    assert [row["caption"] for row in found] == expected and 0 < len(expected) < 23
 
 
 @pytest.mark.parametrize("streaming", [False, True])

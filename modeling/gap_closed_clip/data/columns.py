@@ -75,7 +75,7 @@ class Columns:
                 return ""
             if names is not None:
                 value = names[value]
-            parts.append(", ".join(map(str, value)) if isinstance(value, list) else str(value).strip())
+            parts.append(", ".join(map(text_of, value)) if isinstance(value, list) else text_of(value).strip())
         return " / ".join(parts)
 
 
@@ -179,6 +179,11 @@ def is_missing(value: Any) -> bool:
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
+def text_of(value: Any) -> str:
+    """An id or a label as text; of a whole number without `.0`, which a column of numbers with gaps has everywhere."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def is_text(feature: Any) -> bool:
     """Whether a column holds text. An empty column, whose type is "null", counts as one."""
     return isinstance(feature, Value) and feature.dtype in ("string", "large_string", "string_view", "null")
@@ -192,4 +197,4 @@ def _holds_images(feature: Any) -> bool:
     )
 
 
-__all__ = ["ADDED_COLUMNS", "Columns", "find_columns", "is_text"]
+__all__ = ["ADDED_COLUMNS", "Columns", "find_columns", "is_missing", "is_text", "text_of"]

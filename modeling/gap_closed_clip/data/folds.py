@@ -7,7 +7,7 @@ from datasets import Dataset, IterableDataset
 
 from ..metrics._embeddings import families_of, numbered
 from .arguments import DataArguments
-from .columns import is_missing
+from .columns import is_missing, text_of
 from .hashing import stable_hash
 
 
@@ -33,7 +33,7 @@ def _group(value: str | int | float | None, image_id: str, caption: str, index: 
     """The group that stays in one fold: all rows with this value (a case, a patient), or else those of the image, or,
     if there is none, of the caption."""
     if not is_missing(value):
-        return str(value).strip()
+        return text_of(value).strip()
     if image_id:
         return f"image {image_id}"
     return f"caption {caption}" if caption else f"row {index}"

@@ -10,7 +10,7 @@ from datasets import Dataset
 from PIL import Image
 
 from ..messages import shorten, suggest
-from .columns import is_missing
+from .columns import is_missing, text_of
 from .hashing import hash_of_bytes
 from .modalities import has_image
 
@@ -58,7 +58,7 @@ def image_ids_of(pairs: Any) -> list[str]:
         check_columns(names, ("image",))
         return [image_id_of(row) if has_image(row) else "" for row in pairs.select_columns("image")]
     given = list(column(pairs, "image_id"))
-    ids = ["" if is_missing(value) else str(value) for value in given]
+    ids = ["" if is_missing(value) else text_of(value) for value in given]
     lacking = [row for row, identifier in enumerate(ids) if not identifier]
     if "image" in (names or ()):
         for row, image in zip(lacking, pairs.select_columns("image").select(lacking), strict=True):

@@ -8,6 +8,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Larg
 from datasets.features.features import _ArrayXD
 
 from ..model.record_values_gap_closed_clip import as_text
+from .columns import text_of
 from .modalities import RAW_IMAGE, Modalities
 from .pairs import MissingSplitError
 
@@ -173,7 +174,7 @@ def _as_text(part: Dataset, name: str) -> list[str | None]:
     feature, values = part.features[name], part[name]
     if isinstance(feature, ClassLabel):
         return [None if value is None or value < 0 else feature.names[value] for value in values]
-    return [None if value is None else str(value) for value in values]
+    return [None if value is None else text_of(value) for value in values]
 
 
 def join_streams(parts: list[IterableDataset]) -> IterableDataset:

@@ -19,7 +19,7 @@ from datasets.table import InMemoryTable
 from ..messages import shorten
 from .addresses import is_address
 from .arguments import DataArguments
-from .columns import Columns, find_columns
+from .columns import Columns, find_columns, text_of
 from .hashing import hash_of_bytes
 from .modalities import RAW_IMAGE, is_file, read_modality
 
@@ -240,7 +240,7 @@ def _given_id(value: Any, index: int, columns: Columns) -> str:
             f"{columns.source_name}, row {index} (from 0): '{columns.image_id}' is empty. Fill it in, or name another "
             "column with data.image_id_column."
         )
-    return str(value)
+    return text_of(value)
 
 
 def _is_same_image(rows: Dataset, one: int, other: int, paths: list, stored: list, columns: Columns) -> bool:

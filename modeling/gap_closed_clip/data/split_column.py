@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, IterableDataset
 
 from ..messages import shorten, suggest
 from .arguments import DataArguments
+from .columns import text_of
 from .pairs import MissingSplitError
 
 
@@ -123,7 +124,7 @@ def _belongs(word: Any, split: str, args: DataArguments, column: str, source_nam
 
 
 def _meaning(word: Any) -> str:
-    word = str(word).strip().casefold()
+    word = text_of(word).strip().casefold()
     return WORDS.get(word, word)
 
 
