@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 from comparison import CONFIGS, run_once, run_script, slug
+from evidence_checks import check_seeds
 from measure import RESULTS, header, markdown_table, write_report
 from torch.utils.data import DataLoader
 
@@ -203,6 +204,7 @@ def parse() -> argparse.Namespace:
 
 def compare() -> None:
     args = parse()
+    check_seeds("the command line", args.seeds)
     config = load_config([CONFIGS / "lora.yaml"], [f"model.checkpoint={args.base}", *args.overrides])
     path = args.report or RESULTS / f"finetuning_{'_'.join(config.data.sources())}.md"
     tried = {name: try_rates(name, config, args.choice_epochs, args.output) for name in args.methods}

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 from comparison import BUDGETS, METHODS, run_once, run_script, slug
+from evidence_checks import check_seeds
 from measure import RESULTS, header, write_report
 
 from gap_closed_clip.evaluation import metrics_table
@@ -43,8 +44,11 @@ def parse() -> argparse.Namespace:
 
 def compare() -> None:
     args = parse()
+    check_seeds("the command line", args.seeds)
     files = [word for word in args.words if "=" not in word]
     words = [word for word in args.words if "=" in word]
+    if not files:
+        raise ValueError("No configuration is named: give its file, such as configs/demo.yaml configs/records.yaml.")
     name = Path(files[-1]).stem
     output = args.output or Path("outputs") / f"compare-modalities-{name}"
     budgets = {} if args.budgets is None else yaml.safe_load((BUDGETS / args.budgets).read_text(encoding="utf-8"))

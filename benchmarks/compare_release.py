@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import yaml
 from comparison import BUDGETS, CONFIGS, METHODS, is_done, read_sources, run_once, run_script, slug
+from evidence_checks import check_seeds
 from measure import RESULTS, header, markdown_table, write_report
 
 from gap_closed_clip.evaluation import read_metrics
@@ -58,6 +59,7 @@ COLUMNS = {
 
 def main() -> None:
     args = parse()
+    check_seeds("the command line", args.seeds)
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     devices: set[str] = set()
     for method, way, seed, config, folder in runs(args):

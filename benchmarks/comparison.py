@@ -25,6 +25,8 @@ from gap_closed_clip.training import RunConfig, load_config, train
 CONFIGS = Path(__file__).parent.parent / "configs"
 BUDGETS = Path(__file__).parent / "budgets"
 PAIRS_FILE = "pairs.txt"  # in a model folder: the digest of the pairs that it was trained on
+START_FILE = "start.txt"  # and that of the model that it was trained from, `model.checkpoint`
+MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")  # what embeddings depend on
 BLOCK = 100  # numbers of images
 # The objectives: for each the configuration files that it needs over the first, and words.
 METHODS: dict[str, tuple[list[Path], list[str]]] = {
@@ -58,12 +60,12 @@ def slug(name: str) -> str:
 
 def run_once(config: RunConfig, folder: Path, pairs: str = "") -> dict[str, float]:
     """
-    Train in `folder` and give the metrics. A run that has finished there with the same settings is not repeated; while
-    another process trains there, this one waits.
+    Train in `folder` and give the metrics. A run that has finished there with the same settings, from the same model
+    where it starts from one, is not repeated; while another process trains there, this one waits.
 
     Args:
-        pairs: their digest, if that is known: a run on others is repeated. One of an earlier version, which left no
-            note of it, is taken as it is.
+        pairs: their digest, if that is known: a run on others is repeated.
+    Runs of an earlier version, which left no notes of pairs or start, are taken as they are.
     """
     settings = {**config.training, "output_dir": str(folder), "overwrite_output_dir": True}
     config = replace(config, training=settings)
@@ -75,12 +77,13 @@ def run_once(config: RunConfig, folder: Path, pairs: str = "") -> dict[str, floa
         print(f"Another process is training {folder}: waiting for it.", flush=True)
         lock.acquire()
     try:
-        note = folder / PAIRS_FILE
-        is_same = not note.is_file() or note.read_text(encoding="utf-8") == pairs
-        if not is_done(config, folder) or (pairs and not is_same):
+        digests = {folder / PAIRS_FILE: pairs, folder / START_FILE: digest_of_start(config)}
+        notes = {note: digest for note, digest in digests.items() if digest}
+        others = [note for note, digest in notes.items() if note.is_file() and note.read_text("utf-8") != digest]
+        if not is_done(config, folder) or others:
             train(config)
-        if pairs:
-            note.write_text(pairs, encoding="utf-8")
+        for note, digest in notes.items():
+            note.write_text(digest, encoding="utf-8")
     finally:
         lock.release()
     (metrics,) = read_metrics(folder / "metrics.json").values()
@@ -110,6 +113,23 @@ def digest_of_pairs(*several: Dataset) -> str:
                 of_file[path] = found
             hashed.update(found)
     return hashed.hexdigest()
+
+
+def digest_of_folder(folder: Path) -> str:
+    """Of a model's weights and of the settings beside them."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
+        hashed.update(path.name.encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                hashed.update(block)
+    return hashed.hexdigest()
+
+
+def digest_of_start(config: RunConfig) -> str:
+    """Of the model folder that a training starts from; empty where it starts from none, or from the Hub."""
+    start = config.model.checkpoint
+    return digest_of_folder(Path(start)) if start and Path(start).is_dir() else ""
 
 
 def cases(pairs: Dataset, data: DataArguments) -> list[str]:

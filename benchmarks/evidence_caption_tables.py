@@ -73,13 +73,14 @@ def _how(captions: Evidence, settings: Mapping[str, Any]) -> str:
     spread = f"means over {len(seeds)} seeds ± standard deviations" if len(seeds) > 1 else "one seed"
     words = "".join(f" `{word}`" for word in settings["words"])
     precision = f", in {settings['precision']}" if "precision" in settings else ""  # older results lack it
-    size = settings["cache_images"]
+    size, limit = settings["cache_images"], settings["max_caption_tokens"]
+    cut = "where the text tower's input ends" if limit is None else f"after {limit} tokens"
     without = " *No noise*: one more text-only decoder, without." if settings["without_noise"] else ""
     lines = [
         f"Captions of the {settings['images']} images of the {settings['split']} split, by decoders on encoders that "
         f"stay as they are, trained anew as whole models at {BUDGET_WORDS[budget]}; {spread}.",
         f"Decoders as in {' and '.join(f'`{name}`' for name in settings['config'])}, with{words or ' nothing else'}"
-        f"{precision}: the same for all encoders. Captions are cut after {settings['max_caption_tokens']} tokens"
+        f"{precision}: the same for all encoders. Captions are cut {cut}"
         + (f", images reduced to {size} pixels on their shorter side" if size else "")
         + "; decoding is greedy.",
         "*Nearest caption*: the training caption whose embedding is the nearest to the image's. *Image-trained*: a "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comparison import run_once, slug
+from comparison import digest_of_start, run_once, slug
 from evidence_compare import caption_comparisons
 from evidence_measure import rounded
 from evidence_plan import IMAGE, NOISELESS, OWN, TEXT, Plan
@@ -148,9 +148,11 @@ class CaptionStudy:
 
     def _encoder_settings(self, method: str, seed: int) -> dict[str, Any]:
         budget = self.budget_of(method)
-        found = _but_for_folders(self.plan.run_config(method, budget, seed))
-        first = [list(self.plan.start), self.plan.start_budgets.get(method, {})] if self.plan.start else []
-        return {**found, "start": first}
+        config = self.plan.run_config(method, budget, seed)
+        start: Any = digest_of_start(config) or []
+        if self.plan.start:
+            start = _but_for_folders(self.plan.start_config(method, seed))
+        return {**_but_for_folders(config), "start": start}
 
     def decoder_config(self, kind: str, encoder: Path, seed: int) -> RunConfig:
         """The configuration of a decoder of a kind on the encoder in a folder."""

@@ -21,7 +21,7 @@ SEEDS = 2**32  # what numpy takes
 
 def check_types(where: str, plan: type, values: dict[str, Any]) -> None:
     """
-    Checks the fields of a plan as they were read, lists as tuples.
+    Checks the fields of a plan, or of a method, as they were read, lists as tuples.
 
     Raises:
         ValueError: one is of another type.
@@ -34,7 +34,8 @@ def check_types(where: str, plan: type, values: dict[str, Any]) -> None:
         if not isinstance(value, kind) or isinstance(value, bool):
             shown = list(value) if isinstance(value, tuple) else value
             raise ValueError(f"{where}: {each.name} is {shown!r}; give {KINDS[kind]}.")
-    for name, kind in (("seeds", int), ("methods", str), ("shown", str), ("words", str), ("templates", str)):
+    texts = ("methods", "shown", "words", "templates", "files")
+    for name, kind in (("seeds", int), *((name, str) for name in texts)):
         for value in values.get(name, ()):
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{where}: {name} holds {value!r}; each is to be {KINDS[kind]}.")

@@ -21,6 +21,7 @@ from gap_closed_clip.evaluation import post_hoc
 from gap_closed_clip.messages import did_you_mean
 from gap_closed_clip.training import RunConfig, load_config
 from gap_closed_clip.training.config_fields import SECTIONS
+from gap_closed_clip.training.yaml_files import read_yaml
 
 
 PLANS = Path(__file__).parent / "evidence"
@@ -96,6 +97,8 @@ class CaptionPlan:
         if not all(isinstance(seed, int) for seed in (*self.seeds, self.scorer_seed)):
             raise ValueError(f"captions: seeds are whole numbers, not {[*self.seeds, self.scorer_seed]}.")
         check_seeds("captions", self.seeds)
+        if not isinstance(self.without_noise, bool):
+            raise ValueError(f"captions: without_noise is {self.without_noise!r}; give true or false.")
 
     def decoder_config(self, kind: str, before: Sequence[str] = (), after: Sequence[str] = ()) -> RunConfig:
         """The configuration of a decoder of a kind (`DECODERS`), with overrides before and after the plan's words."""
@@ -203,14 +206,27 @@ class Plan:
         return replace(first, data=self.run_config(method, {}, seed).data)
 
 
-@cache
 def all_methods() -> dict[str, Method]:
-    """All methods of methods.yaml."""
-    content = yaml.safe_load((PLANS / "methods.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Method(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-        for name, entry in content.items()
-    }
+    """
+    All methods of methods.yaml.
+
+    Raises:
+        ValueError: one has an unknown field, lacks one, or has a text where a list is to be.
+    """
+    return _methods_in(PLANS / "methods.yaml")
+
+
+@cache
+def _methods_in(path: Path) -> dict[str, Method]:
+    found = {}
+    for name, entry in read_yaml(path).items():
+        where = f"{path.name}, {name}"
+        values = _values(where, Method, entry)
+        if missing := [key for key in ("about", "source") if key not in values]:
+            raise ValueError(f"{where}: {missing[0]} is left out; give a text.")
+        check_types(where, Method, values)
+        found[name] = Method(**values)
+    return found
 
 
 def plan_of_ours(what: str) -> Path | None:
@@ -242,7 +258,7 @@ def read_plan(what: str, words: list[str], seeds: list[int] | None = None, metho
     else:
         if not path.is_file():
             raise FileNotFoundError(f"There is no plan {what}, and no file of that name.")
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = read_yaml(path) or {}
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds no mapping: a plan has fields such as title, config and seeds.")
         if set(content) & set(SECTIONS):

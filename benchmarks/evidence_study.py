@@ -1,6 +1,5 @@
 """The plan of `evidence.py`, carried out: budgets, runs, post-hoc methods, comparisons."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from comparison import digest_of_folder, digest_of_start
 from evidence_cases import queries_of
 from evidence_compare import comparisons
 from evidence_measure import mapped, mean_of, measure
@@ -17,9 +17,7 @@ from evidence_store import Store
 
 from gap_closed_clip.disk import replacing
 from gap_closed_clip.evaluation import PairEmbeddings, evaluate_embeddings
-
-
-MODEL_FILES = ("*.safetensors", "*config.json", "tokenizer.json", "vocab.*", "merges.txt")  # what embeddings depend on
+from gap_closed_clip.training import RunConfig
 
 
 class Evidence:
@@ -151,7 +149,8 @@ class Evidence:
 
     def at_point(self, point: tuple[float, float], budgets: dict[str, Any]) -> dict[str, Any]:
         align, uniformity = point
-        budget = budgets.get(OWN, {}).get("ours") or self.plan.shared
+        own = budgets.get(OWN, {})
+        budget = own["ours"] if "ours" in own else self.plan.shared  # its own may be {}, that of the configuration
         weights = {"align_weight": align, "uniformity_weight": uniformity, "center_projections": True}
         name = f"weights {align:g} and {uniformity:g}"
         result = self._get(name, "ours", {**budget, **weights}, self.plan.seeds[0], self._alone)["result"]
@@ -193,10 +192,9 @@ class Evidence:
         return {"curve": curve, "methods": {name: measure(each, self.runs.classes) for name, each in found.items()}}
 
     def _get(self, name, method, budget, seed, compute, embed_train=False, fold=None) -> dict[str, Any]:
-        config = self.plan.run_config(method, budget, seed).to_dict()
-        config["training"].pop("output_dir", None)
+        config = self.plan.run_config(method, budget, seed)
         about = {
-            "config": config,
+            "config": but_for_output(config),
             "fold": fold,
             "pairs": self.runs.pairs_digest,
             "templates": list(self.plan.templates),
@@ -204,9 +202,11 @@ class Evidence:
         if fold is not None:
             about["folds"] = self.runs.folds_digest
         if embed_train:
-            about["post_hoc"] = self.post_hoc
+            about["post_hoc"] = {name: self.plan.known_methods[name].post_hoc for name in self.post_hoc}
         if self.plan.start:
-            about["start"] = [list(self.plan.start), self.plan.start_budgets.get(method, {})]
+            about["start"] = but_for_output(self.plan.start_config(method, seed))
+        elif start := digest_of_start(config):
+            about["start"] = start
         if self.plan.folders:
             about["model"] = digest_of_folder(self.plan.model_folder(method, seed))
         content = self.results.get(
@@ -236,12 +236,8 @@ def score(trained: Trained) -> float:
     return mean_of(each)["recall@10"]
 
 
-def digest_of_folder(folder: Path) -> str:
-    """Of a model's weights and of the settings beside them."""
-    hashed = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for pattern in MODEL_FILES for path in folder.glob(pattern)):
-        hashed.update(path.name.encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                hashed.update(block)
-    return hashed.hexdigest()
+def but_for_output(config: RunConfig) -> dict[str, Any]:
+    """The settings without the output folder, which no number depends on."""
+    found = config.to_dict()
+    found["training"].pop("output_dir", None)
+    return found

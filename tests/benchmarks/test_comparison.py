@@ -2,6 +2,9 @@
 
 from types import SimpleNamespace
 
+import compare_finetuning
+import compare_modalities
+import compare_release
 import evidence
 import pytest
 from comparison import cases, digest_of_pairs, run_script
@@ -49,6 +52,28 @@ def test_a_config_that_is_not_there_is_a_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("sys.argv", ["evidence.py", "nowhere.yaml"])
     assert run_script(evidence.main) == 1
     assert capsys.readouterr().err.startswith("evidence.py: There is no plan nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (compare_finetuning.compare, ["outputs/demo"]),
+        (compare_modalities.compare, ["configs/demo.yaml", "configs/records.yaml"]),
+        (compare_release.main, []),
+    ],
+)
+def test_a_seed_that_is_named_twice_is_not_two_trainings(script, words, monkeypatch, capsys, tmp_path):
+    """It counted twice, with a standard deviation that is too small."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compare.py", *words, "--seeds", "3", "3"])
+    assert run_script(script) == 1
+    assert "compare.py: the command line: seeds is [3, 3]; name each once" in capsys.readouterr().err
+
+
+def test_modalities_are_compared_of_a_configuration(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["compare_modalities.py", "data.source=pairs.csv"])
+    assert run_script(compare_modalities.compare) == 1
+    assert "No configuration is named: give its file" in capsys.readouterr().err
 
 
 def rows_of(ids, **columns):

@@ -52,6 +52,46 @@ def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
         read_plan("nowhere.yaml", [])
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"seeds: [7]\nseeds: [8]\n", "plan.yaml is not valid YAML: the key 'seeds' is there twice"),
+        (b"title: [a\n", "plan.yaml is not valid YAML"),
+        ("title: Röntgen\n".encode("latin-1"), r"plan.yaml is not in UTF-8 \(line 1\)"),
+        (b"captions: {without_noise: no}\n", "captions: without_noise is 'no'; give true or false"),
+    ],
+)
+def test_a_plan_is_read_as_a_configuration_is(text, said, tmp_path):
+    """Of a key that was there twice the first one counted for nothing."""
+    (tmp_path / "plan.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=said):
+        read_plan(str(tmp_path / "plan.yaml"), [])
+
+
+def test_numbers_of_a_plan_may_be_written_as_in_a_configuration(plan_file, tmp_path):
+    content = plan_file.read_text().replace("align_weight:\n  - 3", "align_weight:\n  - 1e-3")
+    (tmp_path / "plan.yaml").write_text(content)
+    assert read_plan(str(tmp_path / "plan.yaml"), []).weight_map["align_weight"] == [0.001]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{about: Mine., source: here, wrds: [align_weight=2]}", "methods.yaml, mine: unknown field 'wrds'.*'words'"),
+        ("{about: Mine., source: here, words: align_weight=2}", "methods.yaml, mine: words is 'align_weight=2'; give"),
+        ("{about: Mine., source: here, files: [1]}", "methods.yaml, mine: files holds 1; each is to be a text"),
+        ("{about: Mine.}", "methods.yaml, mine: source is left out"),
+        ("align_weight=2", "methods.yaml, mine holds no mapping but 'align_weight=2'"),
+    ],
+)
+def test_a_method_of_ones_own_is_told_what_is_wrong_with_it(entry, said, tmp_path, monkeypatch):
+    known = (evidence_plan.PLANS / "methods.yaml").read_text(encoding="utf-8")
+    (tmp_path / "methods.yaml").write_text(f"{known}mine: {entry}\n", encoding="utf-8")
+    monkeypatch.setattr(evidence_plan, "PLANS", tmp_path)
+    with pytest.raises(ValueError, match=said):
+        read_plan("pairs.csv", [])
+
+
 @pytest.mark.parametrize("change", [{"shared": {"max_caption_tokens": 9}}, {"grid": {"text_pooling": ["mean"]}}])
 def test_a_budget_can_not_change_what_frozen_towers_gave(change, plan_file, tmp_path):
     content = {**yaml.safe_load(plan_file.read_text()), **change}

@@ -214,6 +214,7 @@ def test_captions_follow_with_what_each_kind_is_and_their_comparisons():
     assert "20 images of the test split" in section and "means over 2 seeds" in section
     assert "with `max_caption_tokens=48`, in float32: the same" in section
     assert "pixels" not in section and "No noise" not in section
+    assert "Captions are cut after 48 tokens; " in section
     head, *rows = cells(section.split("\n\n")[-1])
     assert head[:4] == ["captions", "metric", "method", "difference"]
     nearest = ["nearest caption", "CIDEr-D ↑", "ours", "+0.000", "-0.020 to +0.020", "0.500", "1.000"]
@@ -223,6 +224,9 @@ def test_captions_follow_with_what_each_kind_is_and_their_comparisons():
     untested["captions"]["comparisons"] = []
     assert "Nothing was tested against captions with the encoder of CLIP (LT)." in report(untested)
     assert "Captions" not in report(example())
+    unlimited = with_captions()
+    unlimited["captions"]["settings"]["max_caption_tokens"] = None
+    assert "Captions are cut where the text tower's input ends; " in report(unlimited)
 
 
 def test_words_of_metrics():

@@ -11,7 +11,8 @@ other fields tell it, except for a lone base64 string without labels.
   `{"image_embeds": [[...]], "text_embeds": [[...]]}`.
 - image-text-retrieval: inputs `{"query": item, "gallery": [item]}`, where an item is a text, `{"text": text}` or
   `{"image": image}`, or a gallery of embeddings from before, [[...]]; parameter `top_k` (default 10). Gives
-  `[{"index", "score"}]`, score the cosine, the best first; a list of those for a list of queries.
+  `[{"index", "score"}]`, score the cosine, the best first, those of equal scores in the gallery's order; a list of
+  those for a list of queries.
 - image-text-to-text (or image-to-text, caption), where the model writes captions: inputs an image, a list of images,
   `{"image": image}` or `{"image": image, "text": prompt}`; parameters `prompt` (what the captions begin with),
   `max_new_tokens` and `num_beams`, these two also in `generation_parameters`. Gives `[{"generated_text"}]`, one for
@@ -183,11 +184,7 @@ class EndpointHandler:
             embeds = self.embed(items)
             query_embeds, gallery_embeds = embeds[: len(queries)], embeds[len(queries) :]
         check_answer(len(query_embeds), top_k := min(top_k, len(gallery_embeds)))
-        best = (query_embeds @ gallery_embeds.T).topk(top_k)
-        ranked = [
-            [{"index": index, "score": score} for index, score in zip(indices, scores, strict=True)]
-            for indices, scores in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        ranked = [_best(scores, top_k) for scores in query_embeds @ gallery_embeds.T]
         return ranked if many else ranked[0]
 
     def _captions(self, inputs: Any, parameters: dict) -> list[dict[str, str]]:
@@ -306,6 +303,13 @@ class EndpointHandler:
         """The image tower's input for an image, (1, 3, height, width)."""
         image = read_image(item.value, item.field, budget)
         return self.processor(images=[image], return_tensors="pt")["pixel_values"]
+
+
+def _best(scores: Tensor, number: int) -> list[dict[str, Any]]:
+    """The hits of one query's scores (N,), the best first, those of equal scores in the gallery's order."""
+    found = scores.sort(descending=True, stable=True)  # topk leaves it open which of equal scores it takes
+    indices, values = (each[:number].tolist() for each in (found.indices, found.values))
+    return [{"index": index, "score": score} for index, score in zip(indices, values, strict=True)]
 
 
 def _parts(item: Item) -> list[Item]:

@@ -100,6 +100,19 @@ def test_retrieval_is_answered_as_by_the_pipeline(endpoint, model, tiny_processo
     ]
 
 
+@pytest.mark.parametrize("top_k", [1, 3, 40])
+def test_what_is_in_the_gallery_twice_comes_in_the_gallerys_order_as_in_the_pipeline(
+    endpoint, model, tiny_processor, embeds, top_k
+):
+    """The first of equal scores was any of them."""
+    pipe = ImageTextRetrievalPipeline(model, processor=tiny_processor, device="cpu")
+    axes = torch.eye(embeds[0].shape[1])[:4].repeat(10, 1)  # of 4 vectors each ten times
+    hits = endpoint(search(TEXTS[0], axes.tolist(), top_k=top_k))
+    assert [hit["index"] for hit in hits] == [hit["index"] for hit in pipe(TEXTS[0], axes, top_k=top_k)]
+    expected = sorted(range(40), key=lambda row: (-(embeds[1][0] @ axes[row]).item(), row))[:top_k]
+    assert [hit["index"] for hit in hits] == expected
+
+
 def test_a_long_text_is_cut_off(endpoint, model, tiny_processor):
     text = "chest radiograph " * 100
     inputs = tiny_processor(text=[text], return_tensors="pt", truncation=True, max_length=64)
