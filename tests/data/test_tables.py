@@ -79,6 +79,41 @@ def test_folder_of_tables(table, tmp_path):
     assert [gray_of(row) for row in pairs] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_splits_of_other_columns(table, ending, streaming):
+    """A test set often has no labels, and a column that the training set lacks."""
+    write_table(table / f"train.{ending}")
+    write_table(table / f"test.{ending}", [("seven", "a/1.png", 5)], ("text", "file", "age"))
+    arguments = table_arguments(table, streaming=streaming, shuffle_buffer=0)
+    train, test = (list(load_pairs(arguments, split)) for split in ("train", "test"))
+    assert [(gray_of(row), row["caption"], row["label"]) for row in train] == [
+        (0, "zero", "x"),
+        (1, "None", ""),
+        (0, "again", "y"),
+    ]
+    assert [(gray_of(row), row["caption"], str(row["age"])) for row in test] == [(1, "seven", "5")]
+    assert "age" not in train[0] and "label" not in test[0]
+    with pytest.raises(ValueError, match="no split 'validation'.*The splits are: test, train"):
+        load_pairs(arguments, "validation")
+
+
+def test_a_split_in_two_formats_is_told(table, caplog):
+    write_table(table / "train.csv")
+    write_table(table / "train.jsonl", ROWS[:1])
+    write_table(table / "test.csv")
+    assert len(load_pairs(table_arguments(table), "train")) == 1
+    assert "has train.csv and train.jsonl for one split, train: train.jsonl is read." in caplog.text
+    assert "test.csv" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["latest", "Retrieval", "my_interval"])
+def test_the_only_table_may_hold_letters_of_a_split_in_a_word(table, name):
+    """With the images beside it, of which load_dataset would make a folder of images without captions."""
+    write_table(table / f"{name}.csv")
+    assert load_pairs(table_arguments(table), "train")["caption"] == ["zero", "None", "again"]
+
+
 def test_slice_of_a_split(table):
     arguments = table_arguments(write_table(table / "p.csv"), train_split="train[:2]", validation_split="train[2:]")
     assert load_pairs(arguments, "train")["caption"] == ["zero", "None"]

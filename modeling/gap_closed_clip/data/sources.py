@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -38,7 +38,7 @@ logger = getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 Check = Callable[[Dataset, DataArguments], Dataset]
-SPLIT_IN_NAME = re.compile("train|val|dev|test|eval", re.IGNORECASE)
+SPLIT_IN_NAME = re.compile("(?<![a-z])(train|val|dev|test|eval)", re.IGNORECASE)  # not in latest or retrieval
 
 
 def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
@@ -246,10 +246,13 @@ def _load_files(
             f"data.source '{file}' is of no known kind; it must be one of {', '.join(FILE_BUILDERS)}, or a folder."
         )
     data_files = {name: str(other) for name, other in files.items() if as_table(other).kind == kind}
+    names = list(data_files)
+    if without_slice(split) == split:  # alone, since other splits may have other columns
+        data_files = {name: other for name, other in data_files.items() if other == str(file)}
     for other in data_files.values():
         check_utf8(Path(other))
     options = csv_options(file) if FILE_BUILDERS[kind] == "csv" else {}
-    return _load(FILE_BUILDERS[kind], split, args, source_name, data_files=data_files, **options)
+    return _load(FILE_BUILDERS[kind], split, args, source_name, names, data_files=data_files, **options)
 
 
 def _load_saved(path: Path, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
@@ -290,7 +293,9 @@ def _load_from_hub(source: str, split: str, args: DataArguments, source_name: st
         ) from error
 
 
-def _load(loader: str, split: str, args: DataArguments, source_name: str, **options) -> Dataset | IterableDataset:
+def _load(
+    loader: str, split: str, args: DataArguments, source_name: str, names: Sequence[str] = (), **options
+) -> Dataset | IterableDataset:
     """Call `datasets.load_dataset` and turn its errors into messages that name the source.
 
     Args:
@@ -298,6 +303,7 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         split: the source's name of the split, which may ask for a slice: "train[:90%]".
         args: whether to stream.
         source_name: what error messages call the source.
+        names: of all splits that the source has, where fewer are loaded.
         options: for `load_dataset`.
 
     Raises:
@@ -318,22 +324,27 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         if "corresponds to no data" in str(error):
             raise ValueError(f"{source_name} holds no rows.") from error
         raise ValueError(f"{source_name} cannot be read: {type(error).__name__}: {error}") from error
-    rows = _rows_of(loaded, split, args, source_name)  # of a slice the whole; a column of splits has refused it
+    rows = _rows_of(loaded, split, args, source_name, names)  # of a slice the whole; a column of splits has refused it
     if without_slice(split) != split:
         return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)
     return rows
 
 
 def _rows_of(
-    loaded: dict[str, Dataset | IterableDataset], split: str, args: DataArguments, source_name: str
+    loaded: dict[str, Dataset | IterableDataset],
+    split: str,
+    args: DataArguments,
+    source_name: str,
+    names: Sequence[str] = (),
 ) -> Dataset | IterableDataset:
-    """Those of a split, by a column or by the name; of a slice the whole split."""
-    if list(loaded) == ["train"]:
+    """Those of a split, by a column or by the name; of a slice the whole split. `names` are those of all splits."""
+    names = names or list(loaded)
+    if list(names) == ["train"]:
         column = find_split_column(loaded["train"], args, source_name)
         if column is not None:
             return rows_of_split(loaded["train"], column, split, args, source_name)
     elif args.split_column not in (None, DataArguments.split_column):
-        raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(loaded)}). Leave it out.")
+        raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(names)}). Leave it out.")
     if without_slice(split) not in loaded:
-        raise missing_split(args, split, list(loaded))
+        raise missing_split(args, split, list(names))
     return loaded[without_slice(split)]

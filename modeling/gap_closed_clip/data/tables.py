@@ -4,6 +4,7 @@ import codecs
 import gzip
 import re
 import zlib
+from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,8 @@ from datasets import Features, Value
 from .arguments import DataArguments
 from .split_column import WORDS
 
+
+logger = getLogger(__name__)
 
 FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
@@ -52,6 +55,7 @@ def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
     tables = tables_of(folder)
     splits = {without_slice(name) for name in args.split_names()}
     files = {table.stem: table.file for table in tables if table.stem in splits}
+    _tell_what_is_not_read(files, tables, args)
     standard = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     others: dict[str, list[Table]] = {}
     for table in tables:
@@ -66,6 +70,17 @@ def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
             )
         files[name] = found[-1].file
     return files
+
+
+def _tell_what_is_not_read(files: dict[str, Path], tables: list[Table], args: DataArguments) -> None:
+    """Warns of tables that have the name of a split as another one has, in another format: one of them is read."""
+    for name, file in files.items():
+        others = [table.file.name for table in tables if table.stem == name and table.file != file]
+        if others:
+            logger.warning(
+                f"data.source '{args.source}' has {' and '.join([*others, file.name])} for one split, {name}: "
+                f"{file.name} is read. Delete what is not meant."
+            )
 
 
 def check_utf8(file: Path) -> None:
