@@ -114,6 +114,32 @@ def test_the_only_table_may_hold_letters_of_a_split_in_a_word(table, name):
     assert load_pairs(table_arguments(table), "train")["caption"] == ["zero", "None", "again"]
 
 
+def test_hidden_files_are_no_tables(table):
+    """As macOS leaves them on disks of other systems."""
+    write_table(table / "pairs.csv")
+    (table / "._pairs.csv").write_bytes(b"\x00\x05\x16\x07")
+    assert load_pairs(table_arguments(table), "train")["caption"] == ["zero", "None", "again"]
+
+
+def test_several_tables_of_a_folder_are_told(table, tmp_path, caplog):
+    for name in ("pairs.csv", "pairs_old.csv"):
+        write_table(table / name, ROWS[:2])
+        draw(table / "a" / f"{len(name)}.png", 3)  # more images than tables, so that load_dataset reads them
+    with pytest.raises(ValueError, match="no column 'file'"):
+        load_pairs(table_arguments(table), "train")
+    assert "has several tables (pairs.csv, pairs_old.csv); read is none of them but the images" in caplog.text
+    assert f"data.source={table / 'pairs.csv'}." in caplog.text
+    for name in ("a", "b"):
+        write_table(tmp_path / "tables" / f"{name}.csv", ROWS[:2])
+    assert len(load_pairs(table_arguments(tmp_path / "tables", image_root=str(table)), "train")) == 4
+    assert "has several tables (a.csv, b.csv); read is a.csv, b.csv, as one. Name the one" in caplog.text
+    caplog.clear()
+    for number in range(2):
+        write_table(tmp_path / "parts" / f"part-{number}.csv", ROWS[:2])
+    assert len(load_pairs(table_arguments(tmp_path / "parts", image_root=str(table)), "train")) == 4
+    assert not caplog.text
+
+
 def test_slice_of_a_split(table):
     arguments = table_arguments(write_table(table / "p.csv"), train_split="train[:2]", validation_split="train[2:]")
     assert load_pairs(arguments, "train")["caption"] == ["zero", "None"]

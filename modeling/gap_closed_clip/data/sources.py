@@ -29,7 +29,8 @@ from .tables import (
     csv_options,
     files_of_splits,
     is_saved,
-    tables_of,
+    tables_of_all,
+    tell_of_several,
     without_slice,
 )
 
@@ -38,7 +39,6 @@ logger = getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 Check = Callable[[Dataset, DataArguments], Dataset]
-SPLIT_IN_NAME = re.compile("(?<![a-z])(train|val|dev|test|eval)", re.IGNORECASE)  # not in latest or retrieval
 
 
 def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
@@ -215,11 +215,11 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
         return _load_files({"train": path}, split, args, source_name)
     if is_saved(path):
         return _load_saved(path, split, args, source_name)
-    files = files_of_splits(path, args)
-    if files:  # there may be images beside the tables, and load_dataset would see nothing but them
-        return _load_files(files, split, args, source_name)
-    tables = [table for table in tables_of(path) if table.stem != "metadata"]
-    if len(tables) == 1 and not SPLIT_IN_NAME.search(tables[0].stem):  # of all pairs, under any name
+    named = files_of_splits(path, args)
+    if named:  # there may be images beside the tables, and load_dataset would see nothing but them
+        return _load_files(named, split, args, source_name)
+    tables = tables_of_all(path)
+    if len(tables) == 1:
         return _load_files({"train": tables[0].file}, split, args, source_name)
     try:
         config = datasets.load_dataset_builder(str(path)).config
@@ -229,9 +229,9 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
             f"captions.txt), a file for each split ({split}.csv, .tsv, .jsonl or .parquet), or images with a "
             "metadata.csv or metadata.jsonl."
         ) from error
-    options = {}
-    if isinstance(config, CsvConfig):
-        options = csv_options(Path(next(iter(config.data_files.values()))[0]))
+    files = [Path(file) for of_split in config.data_files.values() for file in of_split]
+    tell_of_several(tables, files, args)
+    options = csv_options(files[0]) if isinstance(config, CsvConfig) else {}
     return _load(str(path), split, args, source_name, **options)
 
 

@@ -11,12 +11,14 @@ from typing import NamedTuple
 import pandas as pd
 from datasets import Features, Value
 
+from ..messages import shorten
 from .arguments import DataArguments
 from .split_column import WORDS
 
 
 logger = getLogger(__name__)
 
+SPLIT_IN_NAME = re.compile("(?<![a-z])(train|val|dev|test|eval)", re.IGNORECASE)  # not in latest or retrieval
 FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -36,7 +38,27 @@ def as_table(file: Path) -> Table:
 
 
 def tables_of(folder: Path) -> list[Table]:
-    return [table for table in map(as_table, sorted(folder.iterdir())) if table.kind]
+    """Without hidden files: macOS leaves a ._pairs.csv beside pairs.csv on disks of other systems."""
+    return [table for table in map(as_table, sorted(folder.iterdir())) if table.kind and table.file.name[0] != "."]
+
+
+def tables_of_all(folder: Path) -> list[Table]:
+    """The tables of all pairs, under any name: none where one has the name of a split in its own."""
+    tables = [table for table in tables_of(folder) if table.stem != "metadata"]
+    return [] if any(SPLIT_IN_NAME.search(table.stem) for table in tables) else tables
+
+
+def tell_of_several(tables: list[Table], read: list[Path], args: DataArguments) -> None:
+    """Warns of tables of one folder, other than numbered parts of one, with those among the files that are read."""
+    if len({re.sub(r"\d+", "", table.stem) for table in tables}) < 2:
+        return
+    names = {file.name for file in read}
+    taken = [table.file.name for table in tables if table.file.name in names]
+    told = f"{shorten(taken)}, as one" if taken else "none of them but the images beside them"
+    logger.warning(
+        f"data.source '{args.source}' has several tables ({shorten([table.file.name for table in tables])}); read is "
+        f"{told}. Name the one that is meant, data.source={tables[0].file}."
+    )
 
 
 def is_saved(folder: Path) -> bool:
@@ -132,6 +154,7 @@ __all__ = [
     "csv_options",
     "files_of_splits",
     "is_saved",
-    "tables_of",
+    "tables_of_all",
+    "tell_of_several",
     "without_slice",
 ]
