@@ -126,6 +126,19 @@ def test_eval_of_models_of_different_records(command, folder, caplog):
         assert caplog.messages.count(f"{name} does not embed 'size' (it has record): left out.") == 1
 
 
+def test_eval_says_in_one_line_which_record_is_wrong(command, folder, tmp_path):
+    rows = ["image,caption,age,sex"]
+    for number in range(6):
+        noise_image(60, (32, 32), seed=number).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,{CAPTIONS[number]},{'62 y' if number == 4 else 30 + number},f")
+    (tmp_path / "pairs.csv").write_text("\n".join(rows))
+    code, _, err = command(
+        "eval", folder, "data.source=pairs.csv", "data.test_split=train", "split=test", "batch_size=2"
+    )
+    told = "gap-closed-clip eval: The pairs' 'record': Record, row 4 (from 0), field 'age': '62 y' is no number."
+    assert code == 1 and err.splitlines()[-1].startswith(told) and "Traceback" not in err, err
+
+
 @pytest.mark.parametrize("method", ["centering", "whitening"])
 def test_center_measures_queries_with_the_weights_of_the_model(command, folder, method):
     model, _ = load_checkpoint(folder)

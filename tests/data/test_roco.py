@@ -117,6 +117,20 @@ def test_roco_not_utf8(roco):
         load_pairs(DataArguments(source=str(roco)), "train")
 
 
+def test_metadata_of_other_ids_are_told(roco, caplog):
+    """Such as numbers where the names of the files begin with zeros."""
+    file = train_folder(roco) / "metadata.jsonl"
+    lines = [{"id": "train_0", "label": "x"}, {"id": 1, "label": "y"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pairs = load_pairs(DataArguments(source=str(roco)), "train")
+    assert pairs["label"] == ["x", "", ""]
+    assert f"{file} tells nothing of 2 of 3 images (train_1, train_2), and 1 of its lines are of no" in caplog.text
+    caplog.clear()
+    file.write_text(json.dumps(lines[0]) + "\n")  # of some images alone
+    assert load_pairs(DataArguments(source=str(roco)), "train")["label"] == ["x", "", ""]
+    assert not caplog.text
+
+
 def test_roco_bad_metadata_line(roco):
     (train_folder(roco) / "metadata.jsonl").write_text('{"id": "train_0"}\n{"id": \n')
     with pytest.raises(ValueError, match=r"metadata\.jsonl, line 2: not a JSON object"):

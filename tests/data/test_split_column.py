@@ -165,3 +165,10 @@ def test_each_source_of_a_list_has_its_own(table):
     sources = [{"source": str(first)}, {"source": str(second), "split_column": "part"}]
     pairs = load_pairs(DataArguments(source=sources, image_column="file", caption_column="text"), "test")
     assert pairs["caption"] == ["caption 1", "caption 7"] * 2
+
+
+def test_a_zero_is_no_empty_cell(table):
+    rows = [(f"a/{index % 2}.png", f"caption {index}", fold) for index, fold in enumerate([0, 1, 0])]
+    file = write_table(table / "pairs.parquet", rows, ("file", "text", "fold"))
+    with pytest.raises(ValueError, match="column 'fold' of .* holds 0, 1, which is the name of no split"):
+        load_pairs(table_arguments(file, split_column="fold"), "train")

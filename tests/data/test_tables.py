@@ -118,6 +118,67 @@ def test_folder_of_tables(table, tmp_path):
     assert [gray_of(row) for row in pairs] == [0, 1, 0]
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "parquet"])
+def test_splits_of_other_columns(table, ending, streaming):
+    """A test set often has no labels, and a column that the training set lacks."""
+    write_table(table / f"train.{ending}")
+    write_table(table / f"test.{ending}", [("seven", "a/1.png", 5)], ("text", "file", "age"))
+    arguments = table_arguments(table, streaming=streaming, shuffle_buffer=0)
+    train, test = (list(load_pairs(arguments, split)) for split in ("train", "test"))
+    assert [(gray_of(row), row["caption"], row["label"]) for row in train] == [
+        (0, "zero", "x"),
+        (1, "None", ""),
+        (0, "again", "y"),
+    ]
+    assert [(gray_of(row), row["caption"], str(row["age"])) for row in test] == [(1, "seven", "5")]
+    assert "age" not in train[0] and "label" not in test[0]
+    with pytest.raises(ValueError, match="no split 'validation'.*The splits are: test, train"):
+        load_pairs(arguments, "validation")
+
+
+def test_a_split_in_two_formats_is_told(table, caplog):
+    write_table(table / "train.csv")
+    write_table(table / "train.jsonl", ROWS[:1])
+    write_table(table / "test.csv")
+    assert len(load_pairs(table_arguments(table), "train")) == 1
+    assert "has train.csv and train.jsonl for one split, train: train.jsonl is read." in caplog.text
+    assert "test.csv" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["latest", "Retrieval", "my_interval"])
+def test_the_only_table_may_hold_letters_of_a_split_in_a_word(table, name):
+    """With the images beside it, of which load_dataset would make a folder of images without captions."""
+    write_table(table / f"{name}.csv")
+    assert load_pairs(table_arguments(table), "train")["caption"] == ["zero", "None", "again"]
+
+
+def test_hidden_files_are_no_tables(table):
+    """As macOS leaves them on disks of other systems."""
+    write_table(table / "pairs.csv")
+    (table / "._pairs.csv").write_bytes(b"\x00\x05\x16\x07")
+    assert load_pairs(table_arguments(table), "train")["caption"] == ["zero", "None", "again"]
+
+
+def test_several_tables_of_a_folder_are_told(table, tmp_path, caplog):
+    for name in ("pairs.csv", "pairs_old.csv"):
+        write_table(table / name, ROWS[:2])
+        draw(table / "a" / f"{len(name)}.png", 3)  # more images than tables, so that load_dataset reads them
+    with pytest.raises(ValueError, match="no column 'file'"):
+        load_pairs(table_arguments(table), "train")
+    assert "has several tables (pairs.csv, pairs_old.csv); read is none of them but the images" in caplog.text
+    assert f"data.source={table / 'pairs.csv'}." in caplog.text
+    for name in ("a", "b"):
+        write_table(tmp_path / "tables" / f"{name}.csv", ROWS[:2])
+    assert len(load_pairs(table_arguments(tmp_path / "tables", image_root=str(table)), "train")) == 4
+    assert "has several tables (a.csv, b.csv); read is a.csv, b.csv, as one. Name the one" in caplog.text
+    caplog.clear()
+    for number in range(2):
+        write_table(tmp_path / "parts" / f"part-{number}.csv", ROWS[:2])
+    assert len(load_pairs(table_arguments(tmp_path / "parts", image_root=str(table)), "train")) == 4
+    assert not caplog.text
+
+
 def test_slice_of_a_split(table):
     arguments = table_arguments(write_table(table / "p.csv"), train_split="train[:2]", validation_split="train[2:]")
     assert load_pairs(arguments, "train")["caption"] == ["zero", "None"]

@@ -132,6 +132,26 @@ def test_fields_that_the_schema_lacks_are_not_shown(caplog, num_workers):
     np.testing.assert_allclose(stream.embeds("record"), found.embeds("record"), atol=1e-6)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_wrong_value_is_told_with_its_row_before_anything_is_embedded(counted, num_workers):
+    model, processor, counts = counted
+    rows = [row and {**row, "age": row["age"] and str(row["age"])} for row in RECORDS]
+    rows[5] = {**rows[5], "age": "62 y"}
+    told = r"The pairs' 'record': Record, row 5 \(from 0\), field 'age': '62 y' is no number\."
+    with pytest.raises(ValueError, match=told) as caught:
+        embed_pairs(model, processor, record_column(rows), batch_size=2, num_workers=num_workers)
+    assert "\n" not in str(caught.value) and not any(counts.values())
+
+
+def test_words_that_the_model_does_not_know_are_told(caplog):
+    rows = [row and {**row, "sex": row["sex"] and row["sex"].strip()[0]} for row in RECORDS]  # f, F, m
+    embed_pairs(*record_model(), record_column(rows), model_name="ours")
+    assert caplog.messages == [
+        "5 of 5 values of 'sex' in the pairs' 'record' are unknown to ours and count as 'unknown'. "
+        "It knows female, male."
+    ]
+
+
 def test_fields_that_the_data_lack_are_told_once(caplog, capfd):
     pairs = record_column([{"age": k} for k in range(8)])
     found = embed_pairs(*record_model(), pairs, batch_size=2, num_workers=2, model_name="new")

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import yaml
+from datasets import Dataset
 from PIL import Image
 from tiny_run import configure, tiny  # noqa: F401
 
@@ -12,7 +13,7 @@ from gap_closed_clip.commands import evaluate
 from gap_closed_clip.data import DataArguments, load_pairs
 from gap_closed_clip.hub.card import write_card
 from gap_closed_clip.training import load_config, train
-from gap_closed_clip.training.seen_pairs import count_seen, note_fitted
+from gap_closed_clip.training.seen_pairs import count_seen, note_fitted, shared_cases
 
 
 @pytest.fixture
@@ -177,6 +178,37 @@ def test_a_run_tells_of_images_that_its_own_splits_share(leaking, configure, tmp
         train(configure(*words, "final_split=test", f"checkpoint={tmp_path / 'run'}", f"output_dir={tmp_path / 'on'}"))
     assert "2 of the 4 pairs of split 'test'" in caplog.text
     assert json.loads((tmp_path / "on" / "metrics.json").read_text())["settings"] == {"seen_pairs": {"on": 2}}
+
+
+def test_a_run_tells_of_cases_that_its_own_splits_share(configure, tmp_path, caplog, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(logging.getLogger("gap_closed_clip"), "propagate", True)
+    splits = ["train"] * 24 + ["val"] * 6
+    cases = [f"P{index}" for index in range(24)] + ["P3", " P5 ", "P50", "P51", "", ""]
+    lines = ["image,caption,case,split"]
+    for index, (split, case) in enumerate(zip(splits, cases, strict=True)):
+        Image.new("L", (32, 32), 8 * index).save(tmp_path / f"{index}.png")
+        lines.append(f"{index}.png,scan number {index},{case},{split}")
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    words = [f"data.source={tmp_path / 'pairs.csv'}", "eval_strategy=no", "max_steps=1", "save_strategy=no"]
+    told = "2 of the 6 pairs of split 'validation' of '{}' are of a case (data.fold_column) that training pairs are of"
+    with caplog.at_level(logging.WARNING):
+        train(configure(*words, "final_split=validation", "fold_column=case"))
+    assert told.format(tmp_path / "pairs.csv") in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):  # no column of cases is named, and folds keep cases together
+        train(configure(*words, "final_split=validation", f"output_dir={tmp_path / 'second'}"))
+        folds = ["folds=4", "fold_column=case", "split_column=null", f"output_dir={tmp_path / 'third'}"]
+        train(configure(*words, "final_split=validation", *folds))
+    assert "of a case" not in caplog.text
+
+
+def test_equal_cases_of_two_sources_are_two(source):
+    pairs = {"source": ["a", "b", "b"], "case": ["1", "1", "2"]}
+    training = Dataset.from_dict({"source": ["a", "b"], "case": ["1", "2"]})
+    entries = [{"name": name, "source": str(source), "fold_column": "case"} for name in ("a", "b")]
+    data, one = DataArguments(source=entries), DataArguments(source=str(source), fold_column="case")
+    assert shared_cases(Dataset.from_dict(pairs), training, data) == {0, 2}
+    assert shared_cases(Dataset.from_dict({"case": [1.0, None, 2.0]}), Dataset.from_dict({"case": [1]}), one) == {0}
 
 
 def test_it_is_told(source, configure, tmp_path, capsys, caplog, monkeypatch):  # noqa: F811

@@ -7,13 +7,16 @@ name without its ending. A `metadata.jsonl` beside it may give further columns: 
 
 import gzip
 import json
+from logging import getLogger
 from pathlib import Path
 
 from datasets import Dataset
 
-from ..messages import suggest
+from ..messages import shorten, suggest
 from .pairs import MissingSplitError, report_half_pairs
 
+
+logger = getLogger(__name__)
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2", ".dcm", ".dicom")
 
@@ -142,6 +145,17 @@ def _find_halves(captions: list[tuple[int, str, str]], images: dict[str, Path]) 
     }
 
 
+def _tell_what_does_not_match(file: Path, told: list[str], image_ids: list[str]) -> None:
+    """Warns of lines of no image if there are images without a line: an id 0012 may have become 12 in the metadata."""
+    strange, lacking = sorted(set(told) - set(image_ids)), sorted(set(image_ids) - set(told))
+    if strange and lacking:
+        logger.warning(
+            f"{file} tells nothing of {len(lacking)} of {len(image_ids)} images ({shorten(lacking)}), and "
+            f"{len(strange)} of its lines are of no image with a caption ({shorten(strange)}). An id is the image's "
+            "file name without its ending, as text."
+        )
+
+
 def _metadata_columns(file: Path, image_ids: list[str]) -> dict[str, list]:
     """The scalar columns of `metadata.jsonl` in the order of `image_ids`, with None for what is missing.
 
@@ -163,6 +177,7 @@ def _metadata_columns(file: Path, image_ids: list[str]) -> dict[str, list]:
                     f"{file}, line {number}: not a JSON object with an 'id' or a 'file_name' ({error})."
                 ) from error
             records[str(key)] = record
+    _tell_what_does_not_match(file, list(records), list(dict.fromkeys(image_ids)))
     names = dict.fromkeys(name for record in records.values() for name in record)
     columns = {}
     for name in names:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path
@@ -29,7 +29,8 @@ from .tables import (
     csv_options,
     files_of_splits,
     is_saved,
-    tables_of,
+    tables_of_all,
+    tell_of_several,
     without_slice,
 )
 
@@ -38,7 +39,6 @@ logger = getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 Check = Callable[[Dataset, DataArguments], Dataset]
-SPLIT_IN_NAME = re.compile("train|val|dev|test|eval", re.IGNORECASE)
 
 
 def load_pairs(args: DataArguments, split: str) -> Dataset | IterableDataset:
@@ -215,11 +215,11 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
         return _load_files({"train": path}, split, args, source_name)
     if is_saved(path):
         return _load_saved(path, split, args, source_name)
-    files = files_of_splits(path, args)
-    if files:  # there may be images beside the tables, and load_dataset would see nothing but them
-        return _load_files(files, split, args, source_name)
-    tables = [table for table in tables_of(path) if table.stem != "metadata"]
-    if len(tables) == 1 and not SPLIT_IN_NAME.search(tables[0].stem):  # of all pairs, under any name
+    named = files_of_splits(path, args)
+    if named:  # there may be images beside the tables, and load_dataset would see nothing but them
+        return _load_files(named, split, args, source_name)
+    tables = tables_of_all(path)
+    if len(tables) == 1:
         return _load_files({"train": tables[0].file}, split, args, source_name)
     try:
         config = datasets.load_dataset_builder(str(path)).config
@@ -229,9 +229,9 @@ def _load_local(path: Path, split: str, args: DataArguments, source_name: str) -
             f"captions.txt), a file for each split ({split}.csv, .tsv, .jsonl or .parquet), or images with a "
             "metadata.csv or metadata.jsonl."
         ) from error
-    options = {}
-    if isinstance(config, CsvConfig):
-        options = csv_options(Path(next(iter(config.data_files.values()))[0]))
+    files = [Path(file) for of_split in config.data_files.values() for file in of_split]
+    tell_of_several(tables, files, args)
+    options = csv_options(files[0]) if isinstance(config, CsvConfig) else {}
     return _load(str(path), split, args, source_name, **options)
 
 
@@ -246,10 +246,13 @@ def _load_files(
             f"data.source '{file}' is of no known kind; it must be one of {', '.join(FILE_BUILDERS)}, or a folder."
         )
     data_files = {name: str(other) for name, other in files.items() if as_table(other).kind == kind}
+    names = list(data_files)
+    if without_slice(split) == split:  # alone, since other splits may have other columns
+        data_files = {name: other for name, other in data_files.items() if other == str(file)}
     for other in data_files.values():
         check_utf8(Path(other))
     options = csv_options(file) if FILE_BUILDERS[kind] == "csv" else {}
-    return _load(FILE_BUILDERS[kind], split, args, source_name, data_files=data_files, **options)
+    return _load(FILE_BUILDERS[kind], split, args, source_name, names, data_files=data_files, **options)
 
 
 def _load_saved(path: Path, split: str, args: DataArguments, source_name: str) -> Dataset | IterableDataset:
@@ -290,7 +293,9 @@ def _load_from_hub(source: str, split: str, args: DataArguments, source_name: st
         ) from error
 
 
-def _load(loader: str, split: str, args: DataArguments, source_name: str, **options) -> Dataset | IterableDataset:
+def _load(
+    loader: str, split: str, args: DataArguments, source_name: str, names: Sequence[str] = (), **options
+) -> Dataset | IterableDataset:
     """Call `datasets.load_dataset` and turn its errors into messages that name the source.
 
     Args:
@@ -298,6 +303,7 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         split: the source's name of the split, which may ask for a slice: "train[:90%]".
         args: whether to stream.
         source_name: what error messages call the source.
+        names: of all splits that the source has, where fewer are loaded.
         options: for `load_dataset`.
 
     Raises:
@@ -318,22 +324,27 @@ def _load(loader: str, split: str, args: DataArguments, source_name: str, **opti
         if "corresponds to no data" in str(error):
             raise ValueError(f"{source_name} holds no rows.") from error
         raise ValueError(f"{source_name} cannot be read: {type(error).__name__}: {error}") from error
-    rows = _rows_of(loaded, split, args, source_name)  # of a slice the whole; a column of splits has refused it
+    rows = _rows_of(loaded, split, args, source_name, names)  # of a slice the whole; a column of splits has refused it
     if without_slice(split) != split:
         return datasets.load_dataset(loader, split=split, streaming=args.streaming, **options)
     return rows
 
 
 def _rows_of(
-    loaded: dict[str, Dataset | IterableDataset], split: str, args: DataArguments, source_name: str
+    loaded: dict[str, Dataset | IterableDataset],
+    split: str,
+    args: DataArguments,
+    source_name: str,
+    names: Sequence[str] = (),
 ) -> Dataset | IterableDataset:
-    """Those of a split, by a column or by the name; of a slice the whole split."""
-    if list(loaded) == ["train"]:
+    """Those of a split, by a column or by the name; of a slice the whole split. `names` are those of all splits."""
+    names = names or list(loaded)
+    if list(names) == ["train"]:
         column = find_split_column(loaded["train"], args, source_name)
         if column is not None:
             return rows_of_split(loaded["train"], column, split, args, source_name)
     elif args.split_column not in (None, DataArguments.split_column):
-        raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(loaded)}). Leave it out.")
+        raise ValueError(f"data.split_column: {args.title} has splits of its own ({', '.join(names)}). Leave it out.")
     if without_slice(split) not in loaded:
-        raise missing_split(args, split, list(loaded))
+        raise missing_split(args, split, list(names))
     return loaded[without_slice(split)]

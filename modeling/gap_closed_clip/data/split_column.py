@@ -150,7 +150,7 @@ def _distinct(rows: Dataset | IterableDataset, column: str) -> list[Any]:
 
 
 def _not_understood(words: list[Any], column: str, source_name: str) -> ValueError:
-    shown = shorten([repr(word) if word else "an empty cell" for word in words])
+    shown = shorten(["an empty cell" if word is None or word == "" else repr(word) for word in words])
     return ValueError(
         f"The column '{column}' of {source_name} holds {shown}, which is the name of no split. {REMEDY} "
         "Rename them, or leave the column out: data.split_column=null."

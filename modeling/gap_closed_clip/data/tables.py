@@ -4,16 +4,21 @@ import codecs
 import gzip
 import re
 import zlib
+from logging import getLogger
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from datasets import Features, Value
 
+from ..messages import shorten
 from .arguments import DataArguments
 from .split_column import WORDS
 
 
+logger = getLogger(__name__)
+
+SPLIT_IN_NAME = re.compile("(?<![a-z])(train|val|dev|test|eval)", re.IGNORECASE)  # not in latest or retrieval
 FILE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
@@ -33,7 +38,27 @@ def as_table(file: Path) -> Table:
 
 
 def tables_of(folder: Path) -> list[Table]:
-    return [table for table in map(as_table, sorted(folder.iterdir())) if table.kind]
+    """Without hidden files: macOS leaves a ._pairs.csv beside pairs.csv on disks of other systems."""
+    return [table for table in map(as_table, sorted(folder.iterdir())) if table.kind and table.file.name[0] != "."]
+
+
+def tables_of_all(folder: Path) -> list[Table]:
+    """The tables of all pairs, under any name: none where one has the name of a split in its own."""
+    tables = [table for table in tables_of(folder) if table.stem != "metadata"]
+    return [] if any(SPLIT_IN_NAME.search(table.stem) for table in tables) else tables
+
+
+def tell_of_several(tables: list[Table], read: list[Path], args: DataArguments) -> None:
+    """Warns of tables of one folder, other than numbered parts of one, with those among the files that are read."""
+    if len({re.sub(r"\d+", "", table.stem) for table in tables}) < 2:
+        return
+    names = {file.name for file in read}
+    taken = [table.file.name for table in tables if table.file.name in names]
+    told = f"{shorten(taken)}, as one" if taken else "none of them but the images beside them"
+    logger.warning(
+        f"data.source '{args.source}' has several tables ({shorten([table.file.name for table in tables])}); read is "
+        f"{told}. Name the one that is meant, data.source={tables[0].file}."
+    )
 
 
 def is_saved(folder: Path) -> bool:
@@ -52,6 +77,7 @@ def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
     tables = tables_of(folder)
     splits = {without_slice(name) for name in args.split_names()}
     files = {table.stem: table.file for table in tables if table.stem in splits}
+    _tell_what_is_not_read(files, tables, args)
     standard = {"train": args.train_split, "validation": args.validation_split, "test": args.test_split}
     others: dict[str, list[Table]] = {}
     for table in tables:
@@ -66,6 +92,17 @@ def files_of_splits(folder: Path, args: DataArguments) -> dict[str, Path]:
             )
         files[name] = found[-1].file
     return files
+
+
+def _tell_what_is_not_read(files: dict[str, Path], tables: list[Table], args: DataArguments) -> None:
+    """Warns of tables that have the name of a split as another one has, in another format: one of them is read."""
+    for name, file in files.items():
+        others = [table.file.name for table in tables if table.stem == name and table.file != file]
+        if others:
+            logger.warning(
+                f"data.source '{args.source}' has {' and '.join([*others, file.name])} for one split, {name}: "
+                f"{file.name} is read. Delete what is not meant."
+            )
 
 
 def check_utf8(file: Path) -> None:
@@ -128,6 +165,7 @@ __all__ = [
     "files_of_splits",
     "is_saved",
     "other_separator",
-    "tables_of",
+    "tables_of_all",
+    "tell_of_several",
     "without_slice",
 ]

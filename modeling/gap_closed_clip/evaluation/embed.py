@@ -18,6 +18,7 @@ from ..data.modalities import has_image, has_modality
 from .fast_tower import channels_last
 from .pair_embeddings import Columns, PairEmbeddings, columns_of, first_rows, first_rows_of_those_given, no_columns
 from .what_is_embedded import (
+    check_records,
     fields_of_records,
     further_modalities,
     with_image_and_caption,
@@ -67,6 +68,7 @@ def embed_pairs(
     further = further_modalities(model, processor, pairs, model_name, modalities)
     if not further:
         pairs = with_image_and_caption(pairs)
+    check_records(pairs, processor, further, model_name)
     collator = PairCollator(processor, max_length=max_length, window=window)
     settings: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
     settings["pin_memory"] = model.device.type == "cuda"

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from ..data.image_ids import image_ids_of
 from ..data.modality_ids import is_record
+from ..messages import shorten
 from ..model.record_processing_gap_closed_clip import RecordProcessor
 from .modality_values import ModalityValues
 
@@ -74,6 +75,34 @@ def _has_fields(title: str, name: str, processor: Any, some: Any) -> bool:
     return True
 
 
+def check_records(
+    pairs: Dataset | IterableDataset, processor: ProcessorMixin, modalities: Sequence[str], model_name: str = ""
+) -> None:
+    """
+    Reads the records of some pairs before anything is embedded; words that the model does not know are logged. Those
+    of a stream are read as they come.
+
+    Raises:
+        ValueError: a value that a model's schema does not take; with its row.
+    """
+    for name, schema in _records(processor, modalities).items() if isinstance(pairs, Dataset) else ():
+        if not is_record((pairs.features or {}).get(name)):
+            continue
+        rows = [with_own_fields(row, name, schema)[name] for row in pairs.select_columns(name)]
+        try:
+            ids = schema(rows, return_tensors="np")["categories"]
+        except ValueError as error:
+            raise ValueError(f"The pairs' '{name}': {error}") from error
+        categories = [field for field in schema.fields if field["kind"] == "category"]
+        for column, field in enumerate(categories):
+            given, unknown = int((ids[:, column] > 0).sum()), int((ids[:, column] == 1).sum())
+            if unknown:
+                logger.warning(
+                    f"{unknown} of {given} values of {field['name']!r} in the pairs' '{name}' are unknown to "
+                    f"{model_name or 'the model'} and count as 'unknown'. It knows {shorten(field['categories'])}."
+                )
+
+
 def fields_of_records(processor: ProcessorMixin, modalities: Sequence[str]) -> dict[str, list[str]]:
     """By the names of those modalities that are records, the fields of which a row has to have one."""
     return {name: known.field_names for name, known in _records(processor, modalities).items()}
@@ -133,6 +162,7 @@ def with_own_fields(row: dict[str, Any], name: str, processor: Any) -> dict[str,
 
 
 __all__ = [
+    "check_records",
     "fields_of_records",
     "further_modalities",
     "with_image_and_caption",

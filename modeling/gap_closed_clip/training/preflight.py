@@ -18,7 +18,7 @@ from .config import RunConfig
 from .encoder import check_towers
 from .output_folder import checkpoint_to_resume
 from .resume import check_settings, settings_of
-from .seen_pairs import seen_rows, shared_rows, told_seen, told_shared
+from .seen_pairs import seen_rows, shared_cases, shared_rows, told_cases, told_seen, told_shared
 
 
 logger = logging.get_logger(__name__)
@@ -116,7 +116,7 @@ def _count_seen(
 ) -> dict[str, int]:
     """
     {split: how many of its pairs have an image that is among the training pairs, or that the checkpoint was trained
-    on}, each with a warning; without those of none.
+    on}, each with a warning; without those of none. Pairs of cases that training pairs are of have a warning alone.
     """
     checkpoint, title = config.model.checkpoint, config.data.title
     seen: dict[str, int] = {}
@@ -128,6 +128,8 @@ def _count_seen(
             if shared := shared_rows(pairs, train_pairs):
                 told.append(told_shared(len(shared), len(pairs), split, title))
                 rows |= shared
+            if cases := shared_cases(pairs, train_pairs, config.data):
+                told.append(told_cases(len(cases), len(pairs), split, config.data))
         if rows:
             seen[split] = len(rows)
         for sentence in told if args.process_index == 0 else ():

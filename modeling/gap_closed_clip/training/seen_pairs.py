@@ -11,6 +11,8 @@ from datasets import Dataset, IterableDataset
 from ..checkpoint import CONFIG_FILE, FITTED_FILE
 from ..data import DataArguments, load_pairs
 from ..data.arguments import expand_path
+from ..data.columns import CANONICAL_COLUMNS
+from ..model.record_values_gap_closed_clip import as_text, is_missing
 from .config import RunConfig, load_config
 from .yaml_files import read_yaml
 
@@ -87,6 +89,37 @@ def shared_rows(pairs: Dataset, train_pairs: Dataset) -> set[int]:
         if known[image_id]:
             rows.add(row)
     return rows
+
+
+def shared_cases(pairs: Dataset, train_pairs: Dataset, data: DataArguments) -> set[int]:
+    """
+    The rows of a case (`data.fold_column`, a patient) that training pairs are of, too: another image of one patient
+    is no new patient. In several sources the same name is another case.
+    """
+    rows: set[int] = set()
+    for name, own in data.sources().items():
+        source = None if isinstance(data.source, str) else name
+        known = set(_cases(train_pairs, own.fold_column, source).values())
+        rows |= {row for row, case in _cases(pairs, own.fold_column, source).items() if case in known}
+    return rows
+
+
+def _cases(pairs: Dataset, column: str | None, source: str | None) -> dict[int, str]:
+    """{row: its case}, of the rows of one source that name one in a column of its own."""
+    if column is None or column in CANONICAL_COLUMNS or column not in pairs.column_names:
+        return {}
+    names = [None] * len(pairs) if source is None else pairs["source"]
+    values = zip(pairs[column], names, strict=True)
+    return {row: as_text(case) for row, (case, name) in enumerate(values) if name == source and not is_missing(case)}
+
+
+def told_cases(number: int, total: int, split: str, data: DataArguments) -> str:
+    """The sentence that says so, of the pairs of a split."""
+    return (
+        f"{number} of the {total} pairs of split '{split}' of {data.title} are of a case (data.fold_column) that "
+        "training pairs are of, too, so figures on them are not those of new cases. Give all rows of a case the same "
+        "split."
+    )
 
 
 def told_shared(number: int, total: int, split: str, title: str) -> str:
@@ -189,4 +222,7 @@ def _keys_of(data: DataArguments, split: str) -> set[str]:
     return set(_keys(pairs, None).values()) if isinstance(pairs, Dataset) else set()
 
 
-__all__ = ["count_seen", "note_fitted", "seen_rows", "shared_rows", "told_seen", "told_shared"]
+__all__ = [
+    *("count_seen", "note_fitted", "seen_rows", "shared_cases", "shared_rows"),
+    *("told_cases", "told_seen", "told_shared"),
+]
