@@ -22,7 +22,7 @@ def image_id_of(row: dict[str, Any]) -> str:
         ValueError: there is neither an `image_id` nor an image.
     """
     if not is_missing(row.get("image_id")):
-        return str(row["image_id"])
+        return text_of(row["image_id"])
     check_columns(row, ("image",))
     image = row["image"]
     if isinstance(image, dict):  # undecoded, from a data set

@@ -8,7 +8,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 
 from ..data import normalize_caption
-from ..data.columns import is_missing
+from ..data.columns import is_missing, text_of
 from ..data.image_ids import check_columns, image_id_of, image_ids_of
 from ..data.modalities import has_caption, has_image
 from ..metrics._embeddings import families_of, numbered
@@ -68,7 +68,7 @@ def columns_of(
         if not modalities or "image" in names:
             columns.image_ids.extend(image_ids_of(pairs))
         elif "image_id" in names:
-            columns.image_ids.extend("" if value is None else str(value) for value in pairs["image_id"])
+            columns.image_ids.extend("" if value is None else text_of(value) for value in pairs["image_id"])
         kept = ("caption", "label", "source", *modalities)
         pairs = pairs.select_columns([name for name in kept if name in names])
     known = bool(columns.image_ids)
@@ -78,7 +78,7 @@ def columns_of(
         columns.captions.append("" if modalities and not has_caption(row) else row["caption"])
         label = row.get("label")
         given = label is not None and not is_missing(label) and not (has_classes and label < 0)  # -1: no class
-        columns.labels.append(str(label) if given else "")
+        columns.labels.append(text_of(label) if given else "")
         columns.sources.append(row.get("source") or "")
         for name, values in columns.values.items():
             values.add(row.get(name), (fields or {}).get(name))
