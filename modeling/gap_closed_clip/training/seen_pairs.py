@@ -11,8 +11,7 @@ from datasets import Dataset, IterableDataset
 from ..checkpoint import CONFIG_FILE, FITTED_FILE
 from ..data import DataArguments, load_pairs
 from ..data.arguments import expand_path
-from ..data.columns import CANONICAL_COLUMNS
-from ..model.record_values_gap_closed_clip import as_text, is_missing
+from ..data.columns import CANONICAL_COLUMNS, is_missing, text_of
 from .config import RunConfig, load_config
 from .yaml_files import read_yaml
 
@@ -110,7 +109,8 @@ def _cases(pairs: Dataset, column: str | None, source: str | None) -> dict[int, 
         return {}
     names = [None] * len(pairs) if source is None else pairs["source"]
     values = zip(pairs[column], names, strict=True)
-    return {row: as_text(case) for row, (case, name) in enumerate(values) if name == source and not is_missing(case)}
+    found = {row: case for row, (case, name) in enumerate(values) if name == source and not is_missing(case)}
+    return {row: text_of(case).strip() for row, case in found.items()}  # as folds know them
 
 
 def told_cases(number: int, total: int, split: str, data: DataArguments) -> str:
