@@ -8,16 +8,18 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from gap_closed_clip.data import decode_image
 
 from .conftest import pixels, three
 
 
-def dicom(values: np.ndarray, photometric="MONOCHROME2", bits=12, preamble=True, **tags) -> tuple[FileDataset, bytes]:
+def dicom(
+    values: np.ndarray, photometric="MONOCHROME2", bits=12, syntax=ExplicitVRLittleEndian, **tags
+) -> tuple[FileDataset, bytes]:
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = syntax
     meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
     meta.MediaStorageSOPInstanceUID = "1.2.3"
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
@@ -81,6 +83,42 @@ def test_dicom_without_window_uses_its_range(ramp12):
     np.testing.assert_allclose(pixels(dicom(ramp12 // 4)[1]), three(ramp12 / 4095 * 255), atol=2)
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_dicom_without_window_uses_the_range_of_what_is_not_padding(ramp12, photometric, syntax):
+    # As a scanner's circle in a square: what lies outside is far below all that was measured.
+    inner = ramp12.astype(np.int16) - 1024
+    padded = np.pad(inner, 20, constant_values=-2000)
+    _, data = dicom(padded, photometric, 16, syntax, PixelPaddingValue=-2000, RescaleSlope=1, RescaleIntercept=-24)
+    expected = np.pad(pixels(dicom(inner, bits=16)[1])[..., 0], 20)
+    expected = 255 - expected if photometric == "MONOCHROME1" else expected
+    np.testing.assert_array_equal(pixels(data), three(expected))
+
+
+@pytest.mark.parametrize("ends", [(-2000, -1500), (-1500, -2000)])
+def test_dicom_padding_may_be_a_range_of_values(ramp12, ends):
+    inner = ramp12.astype(np.int16) - 1024
+    padded = np.pad(inner, ((0, 0), (9, 11)), constant_values=((0, 0), (-2000, -1700)))
+    _, data = dicom(padded, bits=16, PixelPaddingValue=ends[0], PixelPaddingRangeLimit=ends[1])
+    expected = np.pad(pixels(dicom(inner, bits=16)[1])[..., 0], ((0, 0), (9, 11)))
+    np.testing.assert_array_equal(pixels(data), three(expected))
+
+
+def test_dicom_padding_with_an_unsigned_tag_is_known(ramp12):
+    padded = np.pad(ramp12.astype(np.int16) - 1024, 20, constant_values=-2000)
+    dataset, data = dicom(padded, bits=16, PixelPaddingValue=-2000)
+    dataset["PixelPaddingValue"] = pydicom.DataElement("PixelPaddingValue", "US", 65536 - 2000)
+    buffer = io.BytesIO()
+    dataset.save_as(buffer)
+    assert pydicom.dcmread(io.BytesIO(buffer.getvalue())).PixelPaddingValue == 63536
+    np.testing.assert_array_equal(pixels(buffer.getvalue()), pixels(data))
+
+
+def test_dicom_of_nothing_but_padding_is_black():
+    _, data = dicom(np.full((8, 8), -2000, np.int16), bits=16, PixelPaddingValue=-2000)
+    assert not pixels(data).any()
+
+
 def test_dicom_voi_table(ramp12):
     table = pydicom.Dataset()
     table.LUTDescriptor = [4096, 0, 16]
@@ -117,6 +155,8 @@ def test_dicom_8_bits_that_a_rescale_takes_elsewhere_use_their_range(noise):
         {"RescaleSlope": None, "RescaleIntercept": None},
         {"ModalityLUTSequence": []},
         {"VOILUTFunction": ""},
+        {"PixelPaddingValue": None},
+        {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": None},
     ],
 )
 def test_dicom_an_empty_tag_is_as_good_as_none(ramp12, tags):

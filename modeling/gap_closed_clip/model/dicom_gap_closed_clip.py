@@ -10,6 +10,7 @@ from .images_gap_closed_clip import by_value, check_size, scale_to_8_bit
 
 # What a file may lack. Some anonymisers leave such a tag without a value.
 OPTIONAL_TAGS = (
+    *("PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
     *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
 )
@@ -39,7 +40,8 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
         data: the file's bytes.
         window: centre and width in the units after the modality transform, Hounsfield for CT. Default: the file's own
             table or window; without one the range of the stored bits, if they are 8 or fewer and the modality
-            transform leaves the values in it, else the image's own. A tag without a value counts as none.
+            transform leaves the values in it, else that of the image without its padding. A tag without a value counts
+            as none.
 
     Returns:
         (H, W) gray or (H, W, 3) RGB, uint8.
@@ -70,7 +72,7 @@ def decode_dicom(data: bytes, window: tuple[float, float] | None = None) -> np.n
     if pixels.ndim == 3:
         return (pixels >> max(0, dataset.BitsStored - 8)).astype(np.uint8)
     values = transforms.apply_modality_lut(pixels, dataset).astype(np.float64)
-    gray = _apply_voi(values, dataset, window, transforms.apply_voi)
+    gray = _apply_voi(values, _without_padding(values, pixels, dataset), dataset, window, transforms.apply_voi)
     return 255 - gray if dataset.PhotometricInterpretation == "MONOCHROME1" else gray
 
 
@@ -85,11 +87,26 @@ def _take_from_groups(dataset, frame: int) -> None:
                         dataset[tag] = item[tag]
 
 
-def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None, apply_table: Callable) -> np.ndarray:
+def _without_padding(values: np.ndarray, pixels: np.ndarray, dataset) -> np.ndarray:
+    """
+    The values whose stored ones, `pixels`, are not what the file says it fills up with around the image, often far
+    below all that was measured: PixelPaddingValue, or all from it to PixelPaddingRangeLimit (PS3.3 C.7.5.1.1.2).
+    """
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return values
+    # Signed pixels may have an unsigned tag (63536 for -2000), so that both are taken as the pixels' type.
+    ends = [np.int64(end).astype(pixels.dtype) for end in (value, dataset.get("PixelPaddingRangeLimit", value))]
+    return values[(pixels < min(ends)) | (pixels > max(ends))]
+
+
+def _apply_voi(
+    values: np.ndarray, shown: np.ndarray, dataset, window: tuple[float, float] | None, apply_table: Callable
+) -> np.ndarray:
     """Map (H, W) values after the modality transform to uint8 by the value-of-interest (VOI) transform.
 
     That is, in this order, the given window, the file's table (by pydicom's `apply_voi`, `apply_table`), the file's
-    window, or the image's own range.
+    window, or the range of `shown`, the values without padding.
     """
     if window is not None:
         return apply_window(values, *window)
@@ -103,7 +120,7 @@ def _apply_voi(values: np.ndarray, dataset, window: tuple[float, float] | None, 
     top = 2**dataset.BitsStored - 1
     if top <= 255 and values.min() >= 0 and values.max() <= top:
         return (values * (255 / top) + 0.5).astype(np.uint8)
-    return scale_to_8_bit(values)
+    return scale_to_8_bit(values, shown)
 
 
 def apply_window(values: np.ndarray, center: float, width: float, function: str = "LINEAR") -> np.ndarray:

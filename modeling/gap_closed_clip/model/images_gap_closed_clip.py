@@ -59,14 +59,15 @@ def check_size(width: int, height: int) -> None:
         )
 
 
-def scale_to_8_bit(values: np.ndarray) -> np.ndarray:
+def scale_to_8_bit(values: np.ndarray, shown: np.ndarray | None = None) -> np.ndarray:
     """
-    Values of unknown range -> uint8 over the image's own range.
+    Values of unknown range -> uint8 over the image's own range, or over that of `shown`, those of them that count.
 
     The range is that between the 0.1th and 99.9th percentile, so that 12 bits stored in 16 use all of 0..255, and a
     few hot pixels or a burned-in mark at the container's maximum do not turn the rest black. NaN and -inf become 0.
     """
-    finite = values if values.dtype.kind in "iu" else values[np.isfinite(values)]
+    finite = values if shown is None else shown
+    finite = finite if finite.dtype.kind in "iu" else finite[np.isfinite(finite)]
     if not finite.size:
         return np.zeros(values.shape, np.uint8)
     low, high = np.percentile(finite, (0.1, 99.9))
