@@ -231,6 +231,26 @@ UNFIT = {
         'describe the field: {"name": "it", "kind": "number"} or "category".',
     ),
     "dates and words": (column(["2020-01-01", "2020-01-02", "soon"]), "most of its values are dates, but 1 are not"),
+    "a decimal comma": (
+        column(["19,4", "20", "-0,5"]),
+        "field 'it': its values are numbers with a decimal comma ('19,4', '20', '-0,5'). Write them with a point. If "
+        'they are none, describe the field: {"name": "it", "kind": "category"}.',
+    ),
+    "ages of DICOM": (
+        column(f"{i:03d}Y" for i in range(20, 40)),
+        "its values are numbers with a unit ('020Y', '021Y', '022Y', ...). Write the numbers alone, all in one unit.",
+    ),
+    "doses": (column(f"{i / 2} mg/kg" for i in range(20)), "its values are numbers with a unit ('0.0 mg/kg', "),
+    "dates as in Germany": (
+        column(["31.03.2021", "1.4.21"]),
+        "its values are dates in another form than ISO's ('31.03.2021', '1.4.21'). Write them as 2021-03-31.",
+    ),
+    "dates as in the USA": (column(["03/31/2021", "4/1/2021"]), "dates in another form than ISO's ('03/31/2021',"),
+    "dates of DICOM": (
+        column(["20210331", 19891224]),
+        "its values are dates without hyphens ('20210331', '19891224'). Write them as 2021-03-31. If they are none, "
+        'describe the field: {"name": "it", "kind": "number"}.',
+    ),
     "a list": (column([1, [2]]), "Record, row 1 (from 0), field 'it': [2] is of type list"),
     "no record": ([None, None], "There are no fields to learn: no row has a record."),
 }
@@ -241,6 +261,29 @@ def test_what_cannot_be_learned_is_told(rows, message):
     with pytest.raises(ValueError) as error:
         RecordProcessor.fit(rows)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["1.5T", "3T", "1.5 T"] * 20, "category"),  # few that differ
+        ([f"T{i}" for i in range(12)] * 3, "category"),
+        (["L4/5", "L5", "1,2 and 3"] * 9, "category"),
+        ([20210331, 20211331], "number"),  # there is no 13th month
+        ([19.4, "20"], "number"),
+    ],
+)
+def test_what_looks_like_another_form_of_a_number_or_date_and_is_none(values, kind):
+    (field,) = RecordProcessor.fit(column(values)).fields
+    assert field["kind"] == kind
+
+
+def test_a_description_goes_before_the_form_of_values():
+    described = [{"name": "it", "kind": "number"}]
+    (field,) = RecordProcessor.fit(column([20210331, 20210401]), described).fields
+    assert field["mean"] == 20210366
+    described = [{"name": "it", "kind": "category"}]
+    assert RecordProcessor.fit(column(["31.03.2021", "01.04.2021"] * 5), described).category_sizes == [4]
 
 
 def test_a_described_category_may_be_rare_but_not_a_million():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -19,6 +20,12 @@ from .record_values_gap_closed_clip import FieldError, as_date, as_number, as_te
 
 FEW_ROWS = 20  # below this many values nothing is concluded from how many differ
 LONG = 40  # characters; the values of free text are longer on average
+FEW_WORDS = 10  # so many numbers with a unit (1.5T and 3T) may be categories
+# Forms of numbers and dates that are not read, which would count as words; the last one as a number.
+DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)?")
+WITH_UNIT = re.compile(r"[+-]?\d+([.,]\d+)? ?(%|[^\W\d_]{1,5}(/[^\W\d_]{1,5})?)")
+OTHER_DATE = re.compile(r"\d{1,2}[./-]\d{1,2}[./-](\d{2}|\d{4})")
+DICOM_DATE = re.compile(r"(19|20)\d{2}(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])")
 
 
 def guess_field(name: str, rows: Sequence[dict[str, Any]]) -> RecordField:
@@ -26,11 +33,13 @@ def guess_field(name: str, rows: Sequence[dict[str, Any]]) -> RecordField:
     A field of the kind that its training values show: numbers, or texts that write numbers; dates; else categories.
 
     Raises:
-        FieldError: it is empty, free text, an identifier, or numbers mixed with words.
+        FieldError: it is empty, free text, an identifier, numbers mixed with words, or numbers or dates in a form that
+            is not read.
     """
     values = read_each(rows, lambda row: None if is_missing(row.get(name)) else plain(row[name]))
     if not values:
         raise FieldError("it is empty in every training row. Leave the field out.")
+    _check_form(name, [as_text(value) for value in values])
     for read, kind, what in ((as_number, NumberField, "numbers"), (as_date, DateField, "dates")):
         strange = [value for value in values if read(value) is None]
         if not strange:
@@ -42,6 +51,27 @@ def guess_field(name: str, rows: Sequence[dict[str, Any]]) -> RecordField:
             )
     _check_words(name, [as_text(value) for value in values])
     return CategoryField(name)
+
+
+def _check_form(name: str, texts: list[str]) -> None:
+    def all_are(form: re.Pattern) -> bool:
+        return all(map(form.fullmatch, texts))
+
+    kind = "category"
+    if all_are(DICOM_DATE):
+        kind, what, remedy = "number", "dates without hyphens", "Write them as 2021-03-31."
+    elif all_are(OTHER_DATE):
+        what, remedy = "dates in another form than ISO's", "Write them as 2021-03-31."
+    elif all_are(DECIMAL_COMMA) and any("," in text for text in texts):
+        what, remedy = "numbers with a decimal comma", "Write them with a point."
+    elif all_are(WITH_UNIT) and len(set(texts)) > FEW_WORDS:
+        what, remedy = "numbers with a unit", "Write the numbers alone, all in one unit."
+    else:
+        return
+    raise FieldError(
+        f"its values are {what} ({_some(texts)}). {remedy} If they are none, describe the field: "
+        f'{{"name": "{name}", "kind": "{kind}"}}.'
+    )
 
 
 def _check_words(name: str, words: list[str]) -> None:
