@@ -11,13 +11,15 @@ from gap_closed_clip.training import load_config, precision
 
 @pytest.fixture
 def machine(monkeypatch):
-    """Sets what a machine has: a GPU, and instructions for bfloat16 in it and in the CPU."""
+    """Sets what a machine has: a GPU, and instructions for bfloat16 in it and in the CPU, there with AMX."""
 
-    def machine(gpu: bool = False, gpu_bf16: bool = False, cpu_bf16: bool = False) -> None:
+    def machine(gpu: bool = False, gpu_bf16: bool = False, cpu_bf16: bool = False, amx: bool | None = None) -> None:
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: gpu)
         monkeypatch.setattr(precision, "is_torch_bf16_gpu_available", lambda: gpu_bf16)
         monkeypatch.setattr(precision, "is_torch_xla_available", lambda: False)
         monkeypatch.setattr(precision, "cpu_has_bfloat16", lambda: cpu_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: cpu_bf16 if amx is None else amx)
+        monkeypatch.setattr(precision.platform, "machine", lambda: "x86_64")
 
     monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
     return machine
@@ -44,12 +46,21 @@ def chosen(bf16: bool | str, use_cpu: bool = False) -> tuple[bool | str, bool]:
         ({"cpu_bf16": True}, False, (True, True)),  # transformers wants the CPU by name
         ({"cpu_bf16": False}, False, (False, False)),
         ({"cpu_bf16": False}, True, (False, True)),
+        ({"cpu_bf16": True, "amx": False}, False, (False, False)),  # AVX-512 alone is slower than float32
+        ({"cpu_bf16": True, "amx": False}, True, (False, True)),
     ],
 )
-def test_auto_is_true_where_what_trains_has_instructions(machine, caplog, has, use_cpu, expected):
+def test_auto_is_true_where_what_trains_is_faster(machine, caplog, has, use_cpu, expected):
     machine(**has)
     assert chosen("auto", use_cpu) == expected
     assert not caplog.records
+
+
+@pytest.mark.parametrize("cpu_bf16", [True, False])
+def test_auto_on_arm_is_what_the_cpu_has(machine, monkeypatch, cpu_bf16):
+    machine(cpu_bf16=cpu_bf16, amx=False)
+    monkeypatch.setattr(precision.platform, "machine", lambda: "aarch64")
+    assert chosen("auto") == (cpu_bf16, cpu_bf16)
 
 
 @pytest.mark.parametrize("cpu_bf16", [True, False])
