@@ -33,7 +33,7 @@ from ..training import RunConfig
 from . import escaping, requirements
 from .card_modalities import read_modalities, told_in_captions
 from .escaping import one_line, safe_names
-from .facts import read_adapter, read_evaluation, read_final_scale, read_run, read_size
+from .facts import read_adapter, read_evaluation, read_final_scale, read_fitted, read_run, read_size
 
 
 logger = logging.get_logger(__name__)
@@ -69,9 +69,9 @@ def write_card(
     a data set of the Hub, `.eval_results/` for that data set's leaderboard.
 
     The card tells what the folder tells: config.json and weights; train_config.yaml and run.json, which training
-    leaves; metrics.json with its figures, if it was measured on these weights; examples/, images named by what they
-    show. What is missing is left out. Call it where the training ran: a tower or data source that is no folder or file
-    there is taken for a Hub id.
+    leaves, and fitted_on.yaml, which centering does; metrics.json with its figures, if it was measured on these
+    weights; examples/, images named by what they show. What is missing is left out. Call it where the training ran: a
+    tower or data source that is no folder or file there is taken for a Hub id.
 
     Args:
         folder: a model folder.
@@ -83,8 +83,8 @@ def write_card(
 
     Raises:
         FileNotFoundError: `folder` is no model folder, or there is no template.
-        ValueError: config.json, metrics.json, train_config.yaml or run.json is damaged, or metrics.json holds several
-            models and none of the folder's name.
+        ValueError: config.json, metrics.json, train_config.yaml, run.json or fitted_on.yaml is damaged, or
+            metrics.json holds several models and none of the folder's name.
     """
     folder = Path(folder).absolute()
     adapter = read_adapter(folder) if folder.is_dir() else None
@@ -98,7 +98,6 @@ def write_card(
         )
         evaluation = None
     repo_id = repo_id or folder.name
-    name = repo_id.rpartition("/")[2]
     license = license or (run["config"].training.get("card_license") if run else None)
     language = (run["config"].training.get("card_language") if run else None) or "en"
     facts = _facts(folder, run, evaluation, base_folder or (adapter["base"] if adapter else folder))
@@ -110,7 +109,7 @@ def write_card(
     card = ModelCard.from_template(
         metadata,
         template_path=str(template),
-        model_name=name,
+        model_name=repo_id.rpartition("/")[2],
         repo_id=repo_id,
         text_kind="English texts" if language == "en" else "texts",
         adapter=adapter,
@@ -288,6 +287,7 @@ def _facts(
         "final_scale": read_final_scale(folder),
         "config_yaml": run and public_config(run["config"]).rstrip(),
         "evaluation": evaluation,
+        "fitted": read_fitted(folder),
         "table": evaluation and metrics_report(*safe_names(evaluation)),
         "figures": [name for name in (*FIGURES, *_public_captions(evaluation)) if (folder / name).is_file()],
         "captioning": run and run["config"].captioning,

@@ -10,10 +10,11 @@ from peft import PeftConfig
 from safetensors import safe_open
 
 from ..base_weights import digest_of_weights
-from ..checkpoint import CONFIG_FILE, METRICS_FILE, RUN_FILE, base_of_adapter, is_adapter
+from ..checkpoint import CONFIG_FILE, FITTED_FILE, METRICS_FILE, RUN_FILE, base_of_adapter, is_adapter
 from ..data import DataArguments
 from ..evaluation import read_metrics
 from ..training import load_config
+from ..training.yaml_files import read_yaml
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
@@ -39,6 +40,23 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return facts | {"config": load_config([folder / CONFIG_FILE])}
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} is damaged ({error}): delete it or put it right.") from error
+
+
+def read_fitted(folder: Path) -> dict[str, Any] | None:
+    """
+    The `data` and the `split` of the pairs that `gap-closed-clip center` closed the gap by; None where it did not.
+
+    Raises:
+        ValueError: fitted_on.yaml is damaged.
+    """
+    path = folder / FITTED_FILE
+    if not path.is_file():
+        return None
+    try:
+        note = read_yaml(path)
+        return {"data": DataArguments(**note["data"]), "split": str(note["split"])}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, and the card is written without.") from error
 
 
 def read_evaluation(folder: Path) -> dict[str, Any] | None:

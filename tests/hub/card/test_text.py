@@ -14,6 +14,7 @@ from gap_closed_clip.evaluation import write_metrics
 from gap_closed_clip.hub import requirements, write_card
 from gap_closed_clip.hub.card import describe_weight
 from gap_closed_clip.training import load_config
+from gap_closed_clip.training.seen_pairs import note_fitted
 
 from .rendering import METRICS, OF_THE_HUB, PHANTOMS, blocks, render, section
 
@@ -53,6 +54,27 @@ def test_a_map_behind_the_embeddings(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"embedding_map": "whitening"}))
     assert "a fixed map of each modality closes the gap (`whitening`, made after training" in render(folder)
+
+
+def test_the_pairs_that_a_gap_was_closed_by(folder):
+    assert "closed without training" not in render(folder)
+    config = load_config([], [*OF_THE_HUB, "data.train_split=all"])
+    note_fitted(folder, config, "train")
+    line = "- Its gap was closed without training, on the pairs of `eltorio/ROCOv2-radiology`, split `all`."
+    assert line in render(folder)
+    sources = json.dumps([{"name": "ours", "source": str(folder)}, {"name": "drawn", "source": "phantoms"}])
+    note_fitted(folder, load_config([], [f"data.source={sources}", "data.folds=5"]), "validation")
+    assert re.search(
+        r"- Its gap .* of `ours` \(split `validation`\) and `drawn` \(drawn, not medical, split `validation`\) "
+        r"\(the held-out fold 0 of 5\)\.\n",
+        render(folder),
+    )
+
+
+def test_a_damaged_note_of_these_pairs_is_named(folder):
+    (folder / "fitted_on.yaml").write_text("split: train\n")
+    with pytest.raises(ValueError, match=r"fitted_on\.yaml is damaged .*delete it, and the card is written without"):
+        render(folder)
 
 
 def test_folds(folder):
