@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 KINDS = {tuple: "a list, in brackets", dict: "a mapping", int: "a whole number", str: "a text"}
 WEIGHTS = ("align_weight", "uniformity_weight")
 SEEDS = 2**32  # what numpy takes
+EPOCHS = "num_train_epochs"
 
 
 def check_types(where: str, plan: type, values: dict[str, Any]) -> None:
@@ -123,6 +124,27 @@ def check_templates(plan: "Plan") -> None:
             )
 
 
+def check_lengths(plan: "Plan") -> None:
+    """
+    Raises:
+        ValueError: numbers of epochs, in a budget or of `robustness`, where max_steps ends the trainings.
+    """
+    longer = [plan.lasting(count) for count in plan.robustness.get(EPOCHS, ())]
+    for budget in [*_budgets(plan), *longer]:
+        steps = plan.run_config(plan.baseline, budget, seed=0).training.get("max_steps", -1)
+        if EPOCHS in budget and isinstance(steps, int) and steps > 0:
+            raise ValueError(
+                f"{plan.name}: {EPOCHS}={budget[EPOCHS]} would change nothing, as trainings end after max_steps={steps}: "
+                "take max_steps out of the configuration, or set max_steps=-1."
+            )
+
+
+def _budgets(plan: "Plan") -> list[dict[str, Any]]:
+    """Those of all methods, and each value of the grid by itself."""
+    each = [{name: value} for name, values in plan.grid.items() for value in values]
+    return [plan.shared, *plan.own.values(), *each]
+
+
 def check_fixed(plan: "Plan") -> None:
     """
     Checks the budgets of heads on frozen towers, which run once, on the plan's pairs, before any training.
@@ -130,10 +152,8 @@ def check_fixed(plan: "Plan") -> None:
     Raises:
         ValueError: one changes the towers or the pairs, which would change nothing.
     """
-    budgets = [plan.shared, *plan.own.values()]
-    budgets += [{name: value} for name, values in plan.grid.items() for value in values]
     before = _fixed(plan.run_config(plan.baseline, {}, seed=0))
-    for name, value in (entry for budget in budgets for entry in budget.items()):
+    for name, value in (entry for budget in _budgets(plan) for entry in budget.items()):
         if _fixed(plan.run_config(plan.baseline, {name: value}, seed=0)) != before:
             raise ValueError(
                 f"{plan.name}: a budget has {name}={value}, but frozen towers run once, before all trainings, on the "
@@ -203,6 +223,7 @@ __all__ = [
     "check_fixed",
     "check_folders",
     "check_folds",
+    "check_lengths",
     "check_seeds",
     "check_templates",
     "check_types",

@@ -12,6 +12,7 @@ from evidence_checks import (
     check_budgets,
     check_folders,
     check_folds,
+    check_lengths,
     check_seeds,
     check_templates,
     check_types,
@@ -190,6 +191,11 @@ class Plan:
         """Names of the methods that are trained."""
         return [name for name, method in self.known_methods.items() if method.post_hoc is None]
 
+    def lasting(self, epochs: float) -> dict[str, Any]:
+        """The shared budget for so many epochs."""
+        rest = {name: value for name, value in self.shared.items() if name != "max_steps"}
+        return {**rest, "num_train_epochs": epochs}
+
     def model_folder(self, method: str, seed: int) -> Path:
         """Where the model of `folders` lies."""
         return Path(self.folders[method].replace("{seed}", str(seed)))
@@ -361,6 +367,8 @@ def _check(plan: Plan) -> None:
         )
     check_folders(plan)
     check_budgets(plan, [name for name, method in all_methods().items() if method.post_hoc is None])
+    if not plan.folders:
+        check_lengths(plan)
     for name, method in plan.known_methods.items():
         if method.post_hoc is not None and method.post_hoc not in post_hoc.METHODS:
             raise ValueError(f"methods.yaml, {name}: there is no post-hoc method {method.post_hoc!r}.")

@@ -163,9 +163,8 @@ class Evidence:
         return product(given.get("methods", []), given.get("num_train_epochs", []))
 
     def at_length(self, method: str, epochs: int) -> dict[str, Any]:
-        budget = {**self.plan.shared, "num_train_epochs": epochs}
         name = f"{method}, {epochs} epochs"
-        result = self._get(name, method, budget, self.plan.seeds[0], self._alone)["result"]
+        result = self._get(name, method, self.plan.lasting(epochs), self.plan.seeds[0], self._alone)["result"]
         metrics = next(iter(result["methods"][""]["metrics"].values()))
         return {"method": method, "num_train_epochs": epochs, "metrics": metrics}
 

@@ -35,6 +35,9 @@ def test_plans_name_what_is_wrong_with_them(plan_file, tmp_path):
         ({"robustness": {"methods": ["ours"], "epochs": [1]}}, "robustness: unknown field 'epochs'"),
         ({"start": ["demo.yaml"], "start_budgets": {"our": {}}}, "start_budgets: nothing trains .*'our'"),
         ({"start_budgets": {"ours": {}}}, "start_budgets are those of a first stage"),
+        ({"shared": {"max_steps": 2, "num_train_epochs": 3}}, "num_train_epochs=3 .* after max_steps=2: take"),
+        ({"shared": {}, "grid": {"num_train_epochs": [5]}, "words": ["max_steps=4"]}, "=5 would .* max_steps=4"),
+        ({"shared": {}, "words": ["max_steps=4"]}, "num_train_epochs=1 .* after max_steps=4"),  # of the robustness
         ({"seeds": [0, 1, 0]}, r"seeds is \[0, 1, 0\]; name each once"),
         ({"seeds": [-1]}, "seeds holds -1; each is to be a whole number from 0"),
         ({"captions": {"seeds": [3, 3]}}, r"captions: seeds is \[3, 3\]; name each once"),
@@ -66,6 +69,13 @@ def test_a_plan_is_read_as_a_configuration_is(text, said, tmp_path):
     (tmp_path / "plan.yaml").write_bytes(text)
     with pytest.raises(ValueError, match=said):
         read_plan(str(tmp_path / "plan.yaml"), [])
+
+
+def test_lengths_in_epochs_are_not_cut_by_the_steps_of_the_shared_budget(plan_file):
+    plan = read_plan(str(plan_file), [])
+    assert plan.shared == {"max_steps": 2}
+    assert plan.lasting(7) == {"num_train_epochs": 7}
+    assert "max_steps" not in plan.run_config("ours", plan.lasting(7), 0).training
 
 
 def test_numbers_of_a_plan_may_be_written_as_in_a_configuration(plan_file, tmp_path):
