@@ -55,6 +55,8 @@ class LoopbackHub:
         requests: (method, path) of each call so far.
         broken: a part of a path; calls whose path holds it are cut off in the middle, as when the network goes.
         lost: likewise, but the call is done, and only its answer is lost.
+        refused: a part of a path -> status, words and X-Error-Code with which calls whose path holds it are answered.
+        storage: where hf_xet, if it is used, is told to send weights.
         portal: answer everything with the login page of a hotel.
         role, organisation_role: of the token, and of the user in the organisation, "read" or "write".
     """
@@ -67,6 +69,8 @@ class LoopbackHub:
         self.role = self.organisation_role = "write"
         self.lost: str | None = None
         self.portal = False
+        self.refused: dict[str, tuple[int, str, str]] = {}
+        self.storage = "http://127.0.0.1:9"  # where nobody listens
         hub = self
 
         class Handler(_Handler):
@@ -104,7 +108,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.portal:
             self.answer(b"<html>Welcome to our hotel</html>", Content_Type="text/html")
             return
-        if path.startswith("api/"):
+        refusal = next((answer for part, answer in self.hub.refused.items() if part in path), None)
+        if refusal is not None:
+            status, words, code = refusal
+            self.answer({"error": words}, status, X_Error_Code=code)
+        elif path.startswith("api/"):
             self.api(path.removeprefix("api/"))
         elif path.startswith("lfs/"):
             self.lfs_object(path.removeprefix("lfs/"))
@@ -193,6 +201,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.preupload(repository)
             else:
                 self.commit(repo_id, repository)
+            return
+        if rest and rest[0] == "xet-write-token":
+            self.answer({"casUrl": self.hub.storage, "exp": 2**33, "accessToken": "loopback"})
             return
         if rest and rest[0] == "commits":
             when = {"date": "2026-01-01T00:00:00.000Z", "authors": [{"user": USER}], "message": ""}

@@ -1,10 +1,13 @@
 """train.py with push_to_hub: the finished model is published."""
 
 import json
+import re
 
+import pytest
 from huggingface_hub import ModelCard
 
 from .conftest import ADDED, CODE, ROOT, SAVED
+from .loopback_hub import Repository
 
 
 TINY_RUN = """
@@ -62,3 +65,33 @@ def test_a_push_that_fails_after_training_names_the_way_out(hub, script, tmp_pat
         "The trained model is safe in outputs/tiny; to publish it: gap-closed-clip publish outputs/tiny tester/tiny"
     )
     assert err.splitlines()[-1] == remedy
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("hub_revision=dev", "training.hub_revision is 'dev', and a publication goes to main"),
+        ("hub_strategy=checkpoint", "training.hub_strategy is 'checkpoint', and checkpoints, .* not sent"),
+        (
+            "hub_strategy=all_checkpoints",
+            "training.hub_strategy is 'all_checkpoints', and checkpoints, .* not sent",
+        ),
+    ],
+)
+def test_what_a_publication_does_not_do_is_refused_before_training(hub, script, tmp_path, word, told):
+    (tmp_path / "tiny.yaml").write_text(TINY_RUN)
+    code, _, err = script(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1", word)
+    assert code == 1 and re.search(told, err) and not (tmp_path / "outputs").exists() and not hub.requests
+
+
+def test_the_remarks_of_a_publication_are_printed_after_training(hub, script, tmp_path, skip_reload):
+    (tmp_path / "tiny.yaml").write_text(TINY_RUN.replace("  card_license: apache-2.0\n", ""))
+    hub.repositories["tester/tiny"] = Repository(private=True)
+    hub.repositories["tester/tiny"].commit("by hand", {"README.md": b"Words of mine."})
+    code, printed, err = script(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1", "hub_private_repo=false")
+    assert code == 0, err
+    license, card, private, outcome = printed.splitlines()[-4:]
+    assert license.startswith("The card names no licence") and card.startswith(
+        "The card of tester/tiny, README.md, is"
+    )
+    assert "private, and stays so" in private and outcome.startswith("Published: ")

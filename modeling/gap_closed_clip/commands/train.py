@@ -18,6 +18,7 @@ only one section has it; a key of a field that holds a mapping as model.text.hid
 """
 
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint import is_adapter, is_local
 from ..disk import writing
@@ -70,7 +71,7 @@ def run(config: RunConfig) -> None:
                 f"{error}\nThe trained model is safe in {folder}; to publish it: gap-closed-clip publish {folder} "
                 f"{repo_id}"
             ) from error
-        print(publication.outcome)
+        print("\n".join([*publication.remarks, publication.outcome]))
 
 
 def after_interrupt(config: RunConfig) -> str:
@@ -91,6 +92,7 @@ def _repository(config: RunConfig) -> str | None:
     settings = config.training
     if not settings.get("push_to_hub"):
         return None
+    _check_destination(settings)
     base = config.model.checkpoint
     if config.lora is not None and not config.lora.merge and (base is None or is_local(base) or is_adapter(base)):
         raise ValueError(
@@ -100,6 +102,21 @@ def _repository(config: RunConfig) -> str | None:
         )
     name = settings.get("hub_model_id") or Path(config.output_dir).name
     return check_access(name, settings.get("hub_token"))
+
+
+def _check_destination(settings: dict[str, Any]) -> None:
+    """Refuses what a Trainer would push elsewhere, or earlier, than a publication goes."""
+    revision, strategy = settings.get("hub_revision"), settings.get("hub_strategy")
+    if revision not in (None, "main"):
+        raise ValueError(
+            f"training.hub_revision is {revision!r}, and a publication goes to main: leave it out, or name another "
+            "repository for it in training.hub_model_id."
+        )
+    if strategy in ("checkpoint", "all_checkpoints"):
+        raise ValueError(
+            f"training.hub_strategy is {strategy!r}, and checkpoints, which hold pickled states, are not sent to the "
+            "Hub: leave it out, and have training.output_dir on a disk that stays."
+        )
 
 
 __all__ = ["after_interrupt", "parse", "run"]

@@ -1,6 +1,5 @@
 """Publishes a model folder: all that belongs to it, in one commit, after it has loaded in a clean process."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,23 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token, snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..checkpoint import base_of_adapter, check_checkpoint, is_adapter, is_local
 from .card import CARD_TEMPLATE, write_card
+from .hub_errors import LOG_IN, hub_errors, is_refusal
 from .reload import check_code, check_reload
 from .repository_card import read_repository_card
 from .staging import ONNX_FOLDER, further_modalities, left_out, published, replaced, staged
 
 
-LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write (huggingface.co/settings/tokens)."
 STAYS_PRIVATE = "{} is there already and private, and stays so: its settings on the Hub make it public."
 CONFIG = "config.json"
 NO_LICENSE = "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
@@ -115,7 +108,7 @@ def publish(
     _check_folder(folder, keep_card, trust_remote_code, output)
     repo_id, problems = _may_write(repo_id, token, dry_run)
     base_id, base_folder = _base_on_the_hub(folder, base, token, trust_remote_code)
-    with _hub_errors(repo_id):
+    with hub_errors(repo_id):
         there = read_repository_card(HfApi(token=token), repo_id, dry_run)
     if there.private and not private:
         problems.append(STAYS_PRIVATE.format(repo_id))
@@ -133,7 +126,7 @@ def publish(
             shutil.copytree(stage, output)
         files = published(stage)
         sizes = {name: path.stat().st_size for name, path in files.items()}
-        with _hub_errors(repo_id):
+        with hub_errors(repo_id):
             changes, url = _send(HfApi(token=token), repo_id, stage, files, private, message, dry_run)
     return Publication(repo_id, changes, sizes, left_out(folder, list(files)), [*remarks, *problems], url)
 
@@ -161,7 +154,7 @@ def _base_on_the_hub(
             f"{folder} is an adapter for {name}, which nobody else has: publish that first, gap-closed-clip publish "
             f"{name} owner/name, and then the adapter with --base owner/name."
         )
-    with _hub_errors(name):
+    with hub_errors(name):
         commit = HfApi(token=token).repo_info(name, revision=revision).sha
         base_folder = Path(snapshot_download(name, revision=commit, token=token))
     check_checkpoint(base_folder)
@@ -194,7 +187,7 @@ def check_access(repo_id: str, token: str | None = None) -> str:
         raise ValueError(f"{repo_id!r} is no repository id, which is owner/name: {error}") from error
     if not (token or get_token()):
         raise OSError(f"There is no token to publish {repo_id} with. {LOG_IN}")
-    with _hub_errors(repo_id):
+    with hub_errors(repo_id):
         user = HfApi(token=token).whoami()
         roles = {organisation["name"]: organisation.get("roleInOrg") for organisation in user.get("orgs", [])}
         owners = [user["name"], *(name for name, role in roles.items() if role != "read")]
@@ -266,7 +259,8 @@ def _commit(
         # On top of what was listed: a commit that came in between must not be undone unseen.
         commit = api.create_commit(repo_id, operations, commit_message=message, parent_commit=head)
     except HTTPError as error:
-        if not _has_arrived(api, repo_id, head, message):
+        # What the Hub refused is not there; a commit that is, of the same message, is somebody else's.
+        if is_refusal(error) or not _has_arrived(api, repo_id, head, message):
             raise
         raise OSError(
             f"{repo_id}: the answer was lost ({type(error).__name__}), but the commit has arrived: publish again to "
@@ -293,33 +287,6 @@ def _errors_name(folder: Path, stage: Path) -> Iterator[None]:
         if str(stage) not in str(error):
             raise
         raise ValueError(str(error).replace(str(stage), str(folder))) from error
-
-
-@contextmanager
-def _hub_errors(repo_id: str) -> Iterator[None]:
-    """The Hub's errors as one line each that says what to do."""
-    try:
-        yield
-    except OfflineModeIsEnabled as error:
-        raise OSError(f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be published. Unset it.") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        remedy = {
-            401: f" {LOG_IN}",
-            403: " The token may not write there: choose another owner, or a token with write access.",
-            412: " Somebody else has pushed in the meantime: look at it, then publish again.",
-        }.get(status, " Nothing in the repository has changed: publish again.")
-        raise OSError(f"{repo_id}: the Hub refused, {str(error).strip().splitlines()[0]}.{remedy}") from error
-    except HTTPError as error:
-        raise OSError(
-            f"{repo_id}: the Hub can't be reached ({type(error).__name__}: {error}). Nothing in the repository has "
-            "changed: publish again when the network is back."
-        ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise OSError(
-            f"{repo_id}: what answers is not the Hub ({type(error).__name__}: {error}). Is there a proxy or a login "
-            "page in between? Is HF_ENDPOINT right?"
-        ) from error
 
 
 def _readable(size: int) -> str:
