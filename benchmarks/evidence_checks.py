@@ -134,8 +134,8 @@ def check_lengths(plan: "Plan") -> None:
         steps = plan.run_config(plan.baseline, budget, seed=0).training.get("max_steps", -1)
         if EPOCHS in budget and isinstance(steps, int) and steps > 0:
             raise ValueError(
-                f"{plan.name}: {EPOCHS}={budget[EPOCHS]} would change nothing, as trainings end after max_steps={steps}: "
-                "take max_steps out of the configuration, or set max_steps=-1."
+                f"{plan.name}: {EPOCHS}={budget[EPOCHS]} would change nothing, as trainings end after "
+                f"max_steps={steps}: take max_steps out of the configuration, or set max_steps=-1."
             )
 
 
