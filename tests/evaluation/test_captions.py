@@ -97,6 +97,18 @@ def test_settings_of_generate_are_handed_on(captioner, tiny_processor, pairs):
     assert beams.captions[:1] == expected and captioner.generation_config.num_beams is None
 
 
+def test_an_image_has_one_caption_whatever_the_generation_config_returns(
+    captioner, tiny_processor, pairs, monkeypatch
+):
+    """The best of the beams; a folder's generation config may ask for all of them, and for their scores."""
+    expected = generate_captions(captioner, tiny_processor, pairs, num_beams=3).captions
+    several = {"num_beams": 3, "num_return_sequences": 3, "return_dict_in_generate": True}
+    for name, value in several.items():
+        monkeypatch.setattr(captioner.generation_config, name, value)
+    assert generate_captions(captioner, tiny_processor, pairs).captions == expected
+    assert generate_captions(captioner, tiny_processor, pairs, **several).captions == expected
+
+
 def test_there_has_to_be_an_image(captioner, tiny_processor, pairs):
     for empty in (pairs.select([]), as_stream(pairs.select([]))):
         with pytest.raises(ValueError, match="no pair to write a caption for"):
