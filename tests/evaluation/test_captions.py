@@ -23,6 +23,8 @@ from gap_closed_clip.evaluation import (
     nearest_captions,
     score_captions,
 )
+from gap_closed_clip.evaluation.captions import measure_texts
+from gap_closed_clip.training.encoder import train_tokenizer
 
 from .conftest import synthetic
 
@@ -93,6 +95,18 @@ def test_settings_of_generate_are_handed_on(captioner, tiny_processor, pairs):
     pixels = PairCollator(tiny_processor)([pairs[0]])["pixel_values"]
     expected = tiny_processor.batch_decode(captioner.generate(pixels, num_beams=4), skip_special_tokens=True)
     assert beams.captions[:1] == expected and captioner.generation_config.num_beams is None
+
+
+def test_an_image_has_one_caption_whatever_the_generation_config_returns(
+    captioner, tiny_processor, pairs, monkeypatch
+):
+    """The best of the beams; a folder's generation config may ask for all of them, and for their scores."""
+    expected = generate_captions(captioner, tiny_processor, pairs, num_beams=3).captions
+    several = {"num_beams": 3, "num_return_sequences": 3, "return_dict_in_generate": True}
+    for name, value in several.items():
+        monkeypatch.setattr(captioner.generation_config, name, value)
+    assert generate_captions(captioner, tiny_processor, pairs).captions == expected
+    assert generate_captions(captioner, tiny_processor, pairs, **several).captions == expected
 
 
 def test_there_has_to_be_an_image(captioner, tiny_processor, pairs):
@@ -176,6 +190,17 @@ def test_metrics_of_captions():
 def test_an_empty_caption_is_measured():
     found = evaluate_captions(Captions(["a"], [""], [["chest radiograph"]]))
     assert found["caption_words"] == 0 and found["rouge_l"] == 0 and found["cider_d"] == 0
+
+
+def test_chinese_captions_as_a_bert_writes_them_are_their_references():
+    """Spaces around each character are the tokenizer's; what a caption is compared with has none."""
+    texts = ["胸部CT增强扫描，见3cm结节。", "腹部CT平扫未见异常。", "头颅MR平扫。"]
+    tokenizer = train_tokenizer(texts, 200)
+    written = tokenizer.batch_decode(tokenizer(texts).input_ids, skip_special_tokens=True)
+    assert written[2] == "头 颅 mr 平 扫 。"
+    metrics = measure_texts(written, [[text] for text in texts])
+    assert all(metrics[name] == pytest.approx(1) for name in ("coco_bleu_4", "sacrebleu_4", "rouge_l"))
+    assert metrics["cider_d"] > 5
 
 
 def test_metrics_inside_the_trainer(tiny_processor, pairs):

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from sacrebleu.metrics import BLEU
 
 from .captions import PREDICTIONS, REFERENCES, drawn_captions
 
@@ -118,3 +119,15 @@ def test_case_and_punctuation_count_in_sacrebleu_only(load):
 def test_tokens_of_sacrebleu_are_13a(load):
     result = compute(load, ["mass, 3.5 cm (liver)"], [["mass , 3.5 cm ( liver )"]])
     assert result["sacrebleu_4"] == pytest.approx(1)
+
+
+def test_sacrebleu_of_chinese_is_that_of_its_own_tokens_for_it(load):
+    predictions = ["胸部CT见3cm结节。", "腹 部 ct 平 扫 ， 未 见 异 常 。", "chest CT"]
+    references = [
+        ["胸部CT增强扫描见5cm结节。", "肺结节。"],
+        ["腹部CT平扫，未见异常。", "腹部。"],
+        ["axial chest CT", "CT"],
+    ]
+    result = load("caption_bleu").compute(predictions=predictions, references=references, lowercase=True)
+    expected = BLEU(lowercase=True, tokenize="zh").corpus_score(predictions, list(zip(*references, strict=True)))
+    assert result["sacrebleu_4"] == pytest.approx(expected.score / 100) and result["sacrebleu_4"] > 0.3

@@ -1,5 +1,7 @@
 """The tokens that the caption metrics share, against those of the Penn Treebank tokeniser of COCO's evaluation."""
 
+import re
+
 import pytest
 
 from gap_closed_clip.metrics._caption_tokens import tokenize, tokenize_references
@@ -14,7 +16,7 @@ AS_PENN_TREEBANK = {
     "“quoted” text – dash — long... end… x": "quoted text dash long end x",
     "A 45-year-old man, H&E, 12:30, <3 >4 =x ~2 ± 3 °C µm": "a 45-year-old man h&e 12:30 < 3 > 4 = x ~ 2 ± 3 ° c µm",
     "non-contrast 1.5T 3T #1 [a] {b} a_b *star* 5cm": "non-contrast 1.5 t 3t # 1 [ a ] { b } a_b * star * 5cm",
-    "Röntgenaufnahme des Schädels 胸部X线 अंग naïve": "röntgenaufnahme des schädels 胸部x线 अंग naïve",
+    "Röntgenaufnahme des Schädels अंग naïve": "röntgenaufnahme des schädels अंग naïve",
     "well- done -start a--b 'single' `x` \"dbl\"": "well done start a b single x dbl",
     "0.5-cm 1.5-T 3-D 18F-FDG Tc-99m T2*": "0.5-cm 1.5-t 3-d 18f-fdg tc-99m t2 *",
     "a . b , c": "a b c",
@@ -26,6 +28,7 @@ ELSEWHERE = [
     ("+5 HU", "+ 5 hu", "+5 hu"),
     ("cannot", "cannot", "can not"),
     ("3 o'clock", "3 o clock", "3 o'clock"),
+    ("胸部X线", "胸 部 x 线", "胸部x线"),
 ]
 
 
@@ -42,6 +45,20 @@ def test_documented_differences(text, ours, java):
 @pytest.mark.parametrize("text", ["", "  \n", "?! ... -- ' \" “ ” – — …"])
 def test_punctuation_alone_is_nothing(text):
     assert tokenize(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("胸部CT增强扫描，见3.5cm结节。", "胸 部 ct 增 强 扫 描 见 3.5 cm 结 节"),
+        ("T2加权：C5/C6椎间盘突出（L4-5）", "t2 加 权 c5/c6 椎 间 盘 突 出 l4-5"),
+        ("右上肺に結節あり、1,000例", "右 上 肺 に 結 節 あり 1,000 例"),
+        ("흉부 CT 胸部", "흉부 ct 胸 部"),
+    ],
+)
+def test_chinese_characters_are_words_with_and_without_spaces(text, tokens):
+    """A BERT writes spaces around each of them."""
+    assert tokenize(text) == tokens.split() == tokenize(re.sub(r"([\u3400-\u9fff，。：、])", r" \1 ", text))
 
 
 def test_composed_and_decomposed_letters_are_one_word():

@@ -46,12 +46,12 @@ def test_a_reference_without_a_word_is_left_out(load, name):
 
 
 def test_other_alphabets(load, name):
-    """The second caption has no letter of its references, the third a word of an alphabet without spaces."""
+    """The second caption has no letter of its references, the third words without spaces."""
     predictions = ["Röntgenbild des Schädels", "рентген", "胸部 X线"]
     references = [["Röntgenbild des Schädels"], ["胸部"], ["胸部 CT", "头部"]]
     result = compute(load, name, predictions, references)
-    ascii_twins = ["rontgenbild des schadels", "rentgen", "xiongbu xx"]
-    same = compute(load, name, ascii_twins, [[ascii_twins[0]], ["xiongbu"], ["xiongbu ct", "toubu"]])
+    ascii_twins = ["rontgenbild des schadels", "rentgen", "xiong bu x xian"]
+    same = compute(load, name, ascii_twins, [[ascii_twins[0]], ["xiong bu"], ["xiong bu ct", "tou bu"]])
     keys = [key for key in result if not key.startswith("sacrebleu")]  # whose 13a tokens are made for English
     assert all(result[key] == pytest.approx(same[key]) and result[key] > 0 for key in keys if "bleu" not in key)
     assert result[keys[0]] > 0.3

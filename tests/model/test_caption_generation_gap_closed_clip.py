@@ -286,11 +286,19 @@ def test_a_generation_config_without_tokens_takes_the_models(captioner, tokenize
     assert (kept == tokenizer.sep_token_id).sum() >= 4  # no end by this argument
 
 
-def test_a_model_without_a_first_token_takes_the_decoders(captioner, tokenizer, images, prompts, monkeypatch):
-    expected = [captioner.generate(images), captioner.generate(images, **tokenized(tokenizer, prompts))]
-    monkeypatch.setattr(captioner.generation_config, "bos_token_id", None)
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}])
+def test_a_model_whose_generation_config_has_no_tokens_takes_the_decoders(
+    captioner, tokenizer, images, prompts, monkeypatch, settings
+):
+    """As after `captioner.generation_config = GenerationConfig(...)`, or of a folder with such a file."""
+    tokens = tokenized(tokenizer, prompts)
+    expected = captioner.generate(images, **settings), captioner.generate(images, **tokens, **settings)
+    assert (expected[0] == tokenizer.sep_token_id).any()  # a caption that ends
+    limit = captioner.generation_config.max_new_tokens
+    monkeypatch.setattr(captioner, "generation_config", GenerationConfig(max_new_tokens=limit, **settings))
     assert torch.equal(captioner.generate(images), expected[0])
-    assert torch.equal(captioner.generate(images, **tokenized(tokenizer, prompts)), expected[1])
+    assert torch.equal(captioner.generate(images, **tokens), expected[1])
+    assert captioner.generation_config.eos_token_id is None
 
 
 def test_sequences_and_outputs_asked_for(captioner, images):

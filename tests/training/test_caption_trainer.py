@@ -123,6 +123,17 @@ def test_evaluation_in_training_sees_the_captions_that_the_model_writes(captione
     assert [message for message in said() if "max_length" in message or "max_new_tokens" in message] == []
 
 
+def test_a_pair_has_one_caption_whatever_the_generation_config_returns(captioner, encoder, tmp_path):
+    model, processor = captioner
+    pairs = load_pairs(caption_config(encoder, tmp_path / "run").data, "validation")
+    trainer = make_trainer(captioner, encoder, tmp_path, pairs, build_caption_metrics(pairs, processor))
+    expected = trainer.evaluate()
+    model.generation_config.update(num_return_sequences=2, return_dict_in_generate=True)
+    found = trainer.evaluate()
+    assert all(found[name] == expected[name] for name in ("eval_coco_bleu_1", "eval_cider_d", "eval_caption_words"))
+    assert model.generation_config.num_return_sequences == 2
+
+
 def test_the_loss_of_evaluation_is_that_of_the_images(captioner, encoder, tmp_path):
     """Unsmoothed, and the last, smaller batch counts."""
     model, processor = captioner

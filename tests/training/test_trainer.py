@@ -11,13 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 from processes import PythonProcess
 from trainers import BATCH, STEPS, losses, make_pairs, make_processor, make_trainer
-from transformers import TrainerCallback
+from transformers import Seq2SeqTrainingArguments, TrainerCallback, TrainingArguments
 
 from gap_closed_clip.data import PairCollator
-from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipOutput
-from gap_closed_clip.training import TrainingProgressCallback, trainer
+from gap_closed_clip.model.modeling_gap_closed_clip import GapClosedClipModel, GapClosedClipOutput
+from gap_closed_clip.training import (
+    GapClosedCaptionTrainer,
+    GapClosedClipTrainer,
+    TrainingProgressCallback,
+    trainer,
+)
 from gap_closed_clip.training.resume import EarlyStopping
 
 
@@ -314,6 +320,15 @@ def test_label_smoothing_of_the_library_is_refused(tmp_path):
     """It changed nothing where there are pairs, and took a captioner's labels, whose forward then had none."""
     with pytest.raises(ValueError, match=r"would take the labels from the model: set .*of a captioner's config"):
         make_trainer("ours", tmp_path, label_smoothing_factor=0.1)
+
+
+@pytest.mark.parametrize("kind", [GapClosedClipTrainer, GapClosedCaptionTrainer])
+@pytest.mark.parametrize("of_the_library", [None, TrainingArguments, Seq2SeqTrainingArguments])
+def test_arguments_of_the_library_are_refused_by_name(tmp_path, kind, of_the_library):
+    """They lacked a field, in an AttributeError."""
+    args = of_the_library and of_the_library(str(tmp_path), report_to="none", use_cpu=True)
+    with pytest.raises(ValueError, match=f"{kind.__name__} got .*: give GapClosedTrainingArguments"):
+        kind(model=GapClosedClipModel(tiny_config()), args=args)
 
 
 if __name__ == "__main__":

@@ -117,12 +117,14 @@ def generate_captions(
         num_workers: processes that decode the images.
         autocast_dtype: as in `embed_pairs`.
         window: (centre, width) for DICOM, 16-bit and float images, as in training.
-        generate_kwargs: of `generate`, e.g. num_beams; by default what the model's generation config says.
+        generate_kwargs: of `generate`, e.g. num_beams; by default what the model's generation config says. An image
+            has one caption, the best, where several are asked for.
 
     Raises:
         ValueError: there is no pair, or an image is unreadable; it is named.
     """
     columns = None if isinstance(pairs, IterableDataset) else columns_of(pairs)
+    generate_kwargs |= {"num_return_sequences": 1, "return_dict_in_generate": False}
     once = pairs if columns is None else pairs.select(list(first_rows(columns.image_ids)))
     loader = DataLoader(
         once,

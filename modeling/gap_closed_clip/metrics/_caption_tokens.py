@@ -34,25 +34,35 @@ Tokens come from one pattern that follows the Penn Treebank tokeniser and the li
 without their Java: NFC, lower case, points, commas, quotes and dashes removed; numbers (3.5, 1,000) and words with a
 hyphen, slash or ampersand inside (t2-weighted, c5/c6, h&e) stay whole, 3.8cm is two tokens; 's, 'm, 'd, 're, 've, 'll
 and n't are tokens of their own, and so is every symbol (%, +, <, °) and every bracket (COCO's list means to remove
-them but, in capitals, misses them). The Java differs: it keeps the point of abbreviations (dr., e.g.), keeps signs
-(-5) and words with an apostrophe (o'clock) whole, and splits cannot. On 34,484 radiology captions 99.5% of the tokens
-agree; BLEU and ROUGE-L of 1,000 of them, words left out and others added, differ by less than 0.0005.
+them but, in capitals, misses them). A Chinese character is a token of its own, since a BERT writes spaces around each
+and references have none. The Java differs: it takes what stands between two spaces (胸部x线) for one token, keeps the
+point of abbreviations (dr., e.g.), keeps signs (-5) and words with an apostrophe (o'clock) whole, and splits cannot.
+On 34,484 radiology captions 99.5% of the tokens agree; BLEU and ROUGE-L of 1,000 of them, words left out and others
+added, differ by less than 0.0005.
 """
 
-_WORD = r"[\p{L}\p{M}\p{N}_]"
+_WORD = r"[[\p{L}\p{M}\p{N}_]--\p{Han}]"
 _TOKEN = regex.compile(
     rf"""n't(?!{_WORD}) | '(?:s|m|d|re|ve|ll)(?!{_WORD})
     | {_WORD}+?(?=n't(?!{_WORD}))
     | \p{{N}}+\.\p{{N}}+(?=\p{{L}})
+    | \p{{Han}}
     | {_WORD}+ (?: (?:[-/&] | (?<=\p{{N}})[.,:](?=\p{{N}}) | (?<=\b\p{{L}})\.(?=\p{{L}}\b)) {_WORD}+ )*
     | [\p{{S}}()\[\]{{}}%&*\#@/\\--[`´]]""",
     regex.VERBOSE | regex.VERSION1,
 )
 
+_CHINESE = regex.compile(r"[\p{Han}\u3000-\u303f\uff00-\uff65]", regex.VERSION1)
+
 
 def tokenize(text: str) -> list[str]:
     """The tokens of a caption; none of "" or of punctuation without brackets."""
     return _TOKEN.findall(unicodedata.normalize("NFC", text).lower().replace("’", "'"))
+
+
+def with_chinese_characters_apart(text: str) -> str:
+    """A text with spaces around Chinese characters and their punctuation, for tokens that are made between spaces."""
+    return _CHINESE.sub(r" \g<0> ", text)
 
 
 def tokenize_references(references: list[list[str]]) -> list[list[list[str]]]:

@@ -17,6 +17,7 @@ from ._caption_tokens import (
     ngrams,
     tokenize,
     tokenize_references,
+    with_chinese_characters_apart,
 )
 
 
@@ -29,6 +30,7 @@ image and not the same number for each. Two kinds that differ in tokens and smoo
   (the published code gives less than 1e-7).
 - `sacrebleu_1` to `sacrebleu_4`: the library sacrebleu's corpus BLEU, divided by 100; `sacrebleu_4` is what is called
   "sacreBLEU". Signature `nrefs:var|case:mixed|eff:no|tok:13a|smooth:exp`: case and punctuation count.
+  Chinese characters are tokens of their own, as with `tok:zh`.
 
 BLEU-n is the geometric mean of the precisions of 1- to n-grams, times the brevity penalty.
 
@@ -130,6 +132,8 @@ class CaptionBleu(evaluate.Metric):
     def _compute(self, predictions, references, lowercase=False):
         coco = _coco_bleu([tokenize(text) for text in predictions], tokenize_references(references))
         with_words = [[text for text in texts if tokenize(text)] for texts in references]
-        sacre = _sacrebleu(predictions, with_words, lowercase)
+        apart = with_chinese_characters_apart
+        own = [[apart(text) for text in texts] for texts in with_words]
+        sacre = _sacrebleu([apart(text) for text in predictions], own, lowercase)
         result = {f"coco_bleu_{order}": value for order, value in enumerate(coco, 1)}
         return result | {f"sacrebleu_{order}": value for order, value in enumerate(sacre, 1)}

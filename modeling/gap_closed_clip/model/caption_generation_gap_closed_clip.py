@@ -80,6 +80,11 @@ class CaptionGenerationMixin(GenerationMixin):
                 "guidance_scale is not supported: it compares the next token with what the decoder would write "
                 "without an image, which this one has not learned. Leave it out."
             )
+        # A generation config that replaced the model's own has none, and captions would not end; of a BERT tokenizer,
+        # which has no token of this name, the Trainer of transformers 5.17 removes the first.
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if self._generation_setting(name, kwargs) is None:
+                kwargs[name] = getattr(self.decoder.config, name)
         if encoder_hidden_states is None:
             encoder_hidden_states, _ = self.encode(pixel_values, shared_embeds, pooled_image, image_tokens)
         if input_ids is None or not input_ids.shape[1]:
@@ -88,9 +93,6 @@ class CaptionGenerationMixin(GenerationMixin):
             ends, pad = (self._generation_setting(name, kwargs) for name in ("eos_token_id", "pad_token_id"))
             input_ids, attention_mask = open_prompts(input_ids, attention_mask, ends, pad)
             input_ids, attention_mask = one_for_each(input_ids, attention_mask, len(encoder_hidden_states))
-        if self._generation_setting("bos_token_id", kwargs) is None:
-            # The Trainer of transformers 5.17 removes it, because a BERT tokenizer has no token of this name.
-            kwargs["bos_token_id"] = self.decoder.config.bos_token_id
         kwargs = self._with_length_limit(kwargs, prompt_length=1 if input_ids is None else input_ids.shape[1])
         if cache is not None:
             kwargs[CACHE] = with_memory_cache(cache)

@@ -52,6 +52,8 @@ class GapClosedCaptionTrainer(CheckedTrainer, Seq2SeqTrainer):
         # The library fills in all defaults, of which a length of 20 tokens contradicts the config's own in every later
         # call, and would be saved.
         kept = copy.deepcopy(self.model.generation_config)
+        # One caption a pair, the best, whatever the model's own config asks for.
+        self.model.generation_config.update(num_return_sequences=1, return_dict_in_generate=False)
         try:
             return super().prediction_step(*args, **kwargs)
         finally:

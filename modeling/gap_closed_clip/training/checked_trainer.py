@@ -20,6 +20,7 @@ from ..data.features import FeaturePairs
 from ..disk import DiskFull, bytes_of, size_of, writing
 from ..model.saving_gap_closed_clip import share_weights
 from .argument_checks import check_label_smoothing
+from .arguments import GapClosedTrainingArguments
 from .gradients import describe_missing, without_gradient
 from .release import set_tower_learning_rate
 from .resume import checkpoints
@@ -41,8 +42,19 @@ class CheckedTrainer(Trainer):
     _gradients_checked = False
     _numbers: SoundNumbers | None = None
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model: Any = None, args: Any = None, *more, **kwargs):
+        """
+        As transformers'.
+
+        Raises:
+            ValueError: `args` are no [`GapClosedTrainingArguments`], or smooth labels.
+        """
+        if not isinstance(args, GapClosedTrainingArguments):
+            raise ValueError(
+                f"{type(self).__name__} got {'no args' if args is None else type(args).__name__}: give "
+                "GapClosedTrainingArguments (of gap_closed_clip.training), which have all fields of transformers' own."
+            )
+        super().__init__(model, args, *more, **kwargs)
         check_label_smoothing(self.args.label_smoothing_factor)
 
     def train(self, *args, **kwargs) -> Any:
