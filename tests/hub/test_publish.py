@@ -163,6 +163,19 @@ def test_a_private_repository_stays_private_and_that_is_told(online, model_folde
     assert publish(model_folder, "tester/open", private=False, license="mit").remarks == []
 
 
+def test_a_public_repository_stays_public_and_that_is_told(online, model_folder):
+    """It was not, and `private=True` was not heard."""
+    assert publish(model_folder, "tester/open", private=False, license="mit").remarks == []
+    (remark,) = publish(model_folder, "tester/open", dry_run=True).remarks
+    assert remark.startswith("tester/open is there already and public, and stays so: everybody can read")
+    before = dict(online.files("tester/open"))
+    (model_folder / "projection.png").write_bytes(b"image")
+    with pytest.raises(ValueError, match="tester/open is public, and the model is to be private: make"):
+        publish(model_folder, "tester/open", private=True)
+    assert online.files("tester/open") == before and not online.repositories["tester/open"].private
+    assert publish(model_folder, "tester/open", private=False).remarks == []
+
+
 @pytest.mark.parametrize("card", [b"---\nlicense: [\n---\n", b"no front matter", b"\xff", b"---\n- a\n---\n"])
 def test_a_card_there_that_is_broken_is_replaced(online, model_folder, card):
     publish(model_folder, "tester/demo", license="mit")

@@ -84,6 +84,15 @@ def test_what_a_publication_does_not_do_is_refused_before_training(hub, script, 
     assert code == 1 and re.search(told, err) and not (tmp_path / "outputs").exists() and not hub.requests
 
 
+def test_a_public_repository_for_a_private_model_is_refused_before_training(hub, script, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY_RUN)
+    hub.repositories["tester/tiny"] = Repository(private=False)
+    hub.repositories["tester/tiny"].commit("by hand", {"README.md": b"Words of mine."})
+    code, _, err = script(str(ROOT / "train.py"), "tiny.yaml", "max_steps=1", "hub_private_repo=true")
+    assert code == 1 and "tester/tiny is public, and the model is to be private" in err
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_the_remarks_of_a_publication_are_printed_after_training(hub, script, tmp_path, skip_reload):
     (tmp_path / "tiny.yaml").write_text(TINY_RUN.replace("  card_license: apache-2.0\n", ""))
     hub.repositories["tester/tiny"] = Repository(private=True)

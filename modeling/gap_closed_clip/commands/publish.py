@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     """
     settings = {name: value for name, value in vars(args).items() if name not in ("folder", "repo_id", "public")}
     with writing(tempfile.gettempdir(), "What goes to the Hub", None, "Or set TMPDIR. Nothing was sent."):
-        publication = publish(args.folder, args.repo_id, private=not args.public, **settings)
+        publication = publish(args.folder, args.repo_id, private=False if args.public else None, **settings)
     print(publication)
     print(f"Nothing was sent to {publication.repo_id}." if args.dry_run else publication.outcome)
 

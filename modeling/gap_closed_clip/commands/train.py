@@ -65,7 +65,7 @@ def run(config: RunConfig) -> None:
     print(f"The {'adapter' if adapter else 'model folder'} is {folder}; its card is README.md there.")
     if repo_id is not None:
         try:
-            publication = publish(folder, repo_id, private=args.hub_private_repo is not False, token=args.hub_token)
+            publication = publish(folder, repo_id, private=args.hub_private_repo, token=args.hub_token)
         except (ValueError, OSError) as error:
             raise OSError(
                 f"{error}\nThe trained model is safe in {folder}; to publish it: gap-closed-clip publish {folder} "
@@ -101,7 +101,7 @@ def _repository(config: RunConfig) -> str | None:
             "lora.merge=true."
         )
     name = settings.get("hub_model_id") or Path(config.output_dir).name
-    return check_access(name, settings.get("hub_token"))
+    return check_access(name, settings.get("hub_token"), settings.get("hub_private_repo"))
 
 
 def _check_destination(settings: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from .staging import ONNX_FOLDER, further_modalities, left_out, published, repla
 
 
 STAYS_PRIVATE = "{} is there already and private, and stays so: its settings on the Hub make it public."
+STAYS_PUBLIC = "{} is there already and public, and stays so: everybody can read what is published there."
 CONFIG = "config.json"
 NO_LICENSE = "The card names no licence, so nobody may reuse the weights: --license, e.g. apache-2.0."
 
@@ -67,7 +68,7 @@ def publish(
     repo_id: str,
     *,
     template: str | Path = CARD_TEMPLATE,
-    private: bool = True,
+    private: bool | None = None,
     base: str | None = None,
     license: str | None = None,
     keep_card: bool = False,
@@ -89,7 +90,8 @@ def publish(
         folder: as training, or `model.save_pretrained` and `processor.save_pretrained`, left it.
         repo_id: `owner/name`, or a name of the user's own.
         template: Jinja template of the card; by default this package's own.
-        private: of a new repository; an existing one stays what it is.
+        private: of a new repository, by default true; an existing one stays what it is, and that is told. With True
+            nothing is sent to one that is public.
         base: of an adapter, the Hub id of its base model, where the adapter itself names a folder.
         license: of the weights, an identifier like "apache-2.0"; by default that of the card that is there, or else
             what the training said.
@@ -101,7 +103,8 @@ def publish(
         token: by default that of `hf auth login` or HF_TOKEN.
 
     Raises:
-        FileNotFoundError, ValueError: the folder is incomplete or damaged, does not load, or the id is none.
+        FileNotFoundError, ValueError: the folder is incomplete or damaged, does not load, or the id is none; the
+            repository is public and `private` is true.
         OSError: no token, no right to write there, or no Hub within reach; the repository is then as it was.
     """
     folder = Path(folder).resolve()
@@ -110,8 +113,7 @@ def publish(
     base_id, base_folder = _base_on_the_hub(folder, base, token, trust_remote_code)
     with hub_errors(repo_id):
         there = read_repository_card(HfApi(token=token), repo_id, dry_run)
-    if there.private and not private:
-        problems.append(STAYS_PRIVATE.format(repo_id))
+    problems += _visibility(repo_id, there.private, private)
     with staged(folder, base_id) as (stage, remarks), _errors_name(folder, stage):
         if not keep_card:
             known = license or there.license
@@ -129,6 +131,28 @@ def publish(
         with hub_errors(repo_id):
             changes, url = _send(HfApi(token=token), repo_id, stage, files, private, message, dry_run)
     return Publication(repo_id, changes, sizes, left_out(folder, list(files)), [*remarks, *problems], url)
+
+
+def _visibility(repo_id: str, now: bool | None, private: bool | None) -> list[str]:
+    """
+    What is told of a repository that stays private or public.
+
+    Args:
+        now: whether it is private; None where there is none.
+
+    Raises:
+        ValueError: it is public, and `private` is true.
+    """
+    if now is None:
+        return []
+    if now:
+        return [STAYS_PRIVATE.format(repo_id)] if private is False else []
+    if private:
+        raise ValueError(
+            f"{repo_id} is public, and the model is to be private: make the repository private in its settings on the "
+            "Hub, or give another name."
+        )
+    return [STAYS_PUBLIC.format(repo_id)] if private is None else []
 
 
 def _check_folder(folder: Path, keep_card: bool, trust_remote_code: bool, output: str | Path | None) -> None:
@@ -173,12 +197,12 @@ def _may_write(repo_id: str, token: str | None, dry_run: bool) -> tuple[str, lis
         return repo_id, [f"It could not be sent now: {error}"]
 
 
-def check_access(repo_id: str, token: str | None = None) -> str:
+def check_access(repo_id: str, token: str | None = None, private: bool | None = None) -> str:
     """
     The whole id, `owner/name`, of a repository that this user may write to.
 
     Raises:
-        ValueError: it is no repository id.
+        ValueError: it is no repository id; the repository is public and `private` is true.
         OSError: no token, no right to write there, or no Hub within reach.
     """
     try:
@@ -196,7 +220,12 @@ def check_access(repo_id: str, token: str | None = None) -> str:
         raise OSError(f"The token is {user['name']}'s, who can't write to {repo_id}, but to: {', '.join(owners)}.")
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise OSError(f"The token may only read, so {repo_id} can't be published with it. {LOG_IN}")
-    return f"{owner or user['name']}/{name}"
+    whole = f"{owner or user['name']}/{name}"
+    if private:
+        with hub_errors(whole):
+            there = read_repository_card(HfApi(token=token), whole, dry_run=False)
+        _visibility(whole, there.private, private)
+    return whole
 
 
 def _send(
@@ -204,7 +233,7 @@ def _send(
     repo_id: str,
     stage: Path,
     files: dict[str, Path],
-    private: bool,
+    private: bool | None,
     message: str | None,
     dry_run: bool,
 ) -> tuple[dict[str, str], str | None]:
@@ -243,7 +272,7 @@ def _commit(
     changes: dict[str, str],
     files: dict[str, Path],
     head: str | None,
-    private: bool,
+    private: bool | None,
     message: str | None,
 ) -> str | None:
     """One commit on top of `head`, which the library makes of what differs there; its URL, None if nothing does."""
@@ -253,7 +282,7 @@ def _commit(
     ]
     message = message or ("Publish the model" if head is None else "Update the model")
     if head is None:
-        api.create_repo(repo_id, private=private)
+        api.create_repo(repo_id, private=private is not False)
         head = api.repo_info(repo_id).sha
     try:
         # On top of what was listed: a commit that came in between must not be undone unseen.

@@ -22,11 +22,11 @@ class RepositoryCard:
 
     Args:
         text: of README.md; None where there is none, no repository, or no Hub to ask.
-        private: whether the repository is.
+        private: whether the repository is; None where there is none.
     """
 
     text: str | None = None
-    private: bool = False
+    private: bool | None = None
 
     @cached_property
     def _front_matter(self) -> CardData:
