@@ -6,6 +6,7 @@ import json
 import logging
 
 import datasets
+import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from PIL import Image
@@ -303,8 +304,12 @@ def test_empty_image_id(table, streaming):
 def test_captions_that_are_no_text(table):
     file = table / "p.jsonl"
     file.write_text(json.dumps({"file": "a/0.png", "text": ["one", "two"]}) + "\n")
-    with pytest.raises(ValueError, match="'text' .* holds List.*, not text"):
+    with pytest.raises(ValueError, match="'text' .* holds List.*, not text; .* a row of its own .*'text'"):
         load_pairs(table_arguments(file), "train")
+    rows = pd.read_json(file, lines=True).explode("text")
+    rows.to_json(file, orient="records", lines=True)
+    pairs = load_pairs(table_arguments(file), "train")
+    assert pairs["caption"][:] == ["one", "two"] and len(set(pairs["image_id"])) == 1
 
 
 @pytest.mark.parametrize("streaming", [False, True])

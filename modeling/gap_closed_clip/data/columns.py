@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Features, Image, Value
+from datasets import ClassLabel, Features, Image, LargeList, List, Value
 
 from ..messages import suggest
 from .addresses import check_address, is_address
@@ -139,10 +139,13 @@ def _check_kinds(features: Features, wanted: dict[str, str | None], source_name:
     """
     caption, image = wanted["caption_column"], wanted["image_column"]
     if caption is not None and not is_text(features[caption]):
-        raise ValueError(
-            f"The column '{caption}' of {source_name} holds {features[caption]}, not text; "
-            "data.caption_column must name a column of captions."
-        )
+        remedy = "data.caption_column must name a column of captions."
+        if isinstance(features[caption], List | LargeList):
+            remedy = (
+                f"of several captions of an image each has a row of its own (`table.explode('{caption}')` of pandas "
+                "makes them)."
+            )
+        raise ValueError(f"The column '{caption}' of {source_name} holds {features[caption]}, not text; {remedy}")
     if image is not None and not _holds_images(features[image]):
         raise ValueError(
             f"The column '{image}' of {source_name} holds {features[image]}; "
