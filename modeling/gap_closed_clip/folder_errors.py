@@ -148,8 +148,9 @@ def check_vocabulary(described: str, tokenizer: PreTrainedTokenizerBase, model: 
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
                 f"{described}: the tokenizer has {len(tokenizer)} tokens and the {name} embeds "
-                f"{config.vocab_size}: they do not belong together. Put the tower's own tokenizer into its folder, or "
-                "make room for added tokens with model.resize_token_embeddings(len(tokenizer)) and train them."
+                f"{config.vocab_size}: they do not belong together. Put the tower's own tokenizer (tokenizer.json, "
+                "tokenizer_config.json) into its folder, or make room for added tokens with "
+                "model.resize_token_embeddings(len(tokenizer)) and train them."
             )
 
 

@@ -203,7 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.commit(repo_id, repository)
             return
         if rest and rest[0] == "xet-write-token":
-            self.answer({"casUrl": self.hub.storage, "exp": 2**33, "accessToken": "loopback"})
+            told = {"casUrl": self.hub.storage, "exp": 2**33, "accessToken": "loopback"}
+            headers = {"Cas_Url": self.hub.storage, "Token_Expiration": str(2**33), "Access_Token": "loopback"}
+            # An older library reads the headers.
+            self.answer(told, **{f"X_Xet_{name}": value for name, value in headers.items()})
             return
         if rest and rest[0] == "commits":
             when = {"date": "2026-01-01T00:00:00.000Z", "authors": [{"user": USER}], "message": ""}
@@ -238,13 +241,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.answer({"files": answers})
 
     def lfs_batch(self) -> None:
-        objects = []
-        for asked in json.loads(self.body)["objects"]:
+        objects, request = [], json.loads(self.body)
+        for asked in request["objects"]:
             oid = asked["oid"]
             actions = {"upload": {"href": f"{self.hub.url}/lfs/{oid}", "header": {}}}
             actions["verify"] = {"href": f"{self.hub.url}/lfs/verify", "header": {}}
             objects.append({**asked, **({} if oid in self.hub.lfs else {"actions": actions})})
-        self.answer({"transfer": "basic", "objects": objects})
+        # An older library asks here whether hf_xet is to send them.
+        self.answer({"transfer": "xet" if "xet" in request["transfers"] else "basic", "objects": objects})
 
     def lfs_object(self, oid: str) -> None:
         if oid != "verify":
