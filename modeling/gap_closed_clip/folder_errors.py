@@ -48,7 +48,7 @@ def explained_errors(name_or_path: str, revision: str | None, file: str = "confi
             raise FileNotFoundError(no_weights(name_or_path, missing, pickled)) from error
         raise OSError(
             f"{name_or_path} is neither a folder with a model nor a Hub id within reach (network? HF_TOKEN for a "
-            f"private one? HF_HUB_OFFLINE?): {_first_line(error)}"
+            f"private one? HF_HUB_OFFLINE?): {first_line(error)}"
         ) from error
     except RuntimeError as error:  # shapes
         if isinstance(error, RecursionError) or file != "config.json":
@@ -169,12 +169,12 @@ def check_finite(described: str, model: PreTrainedModel) -> None:
 
 
 def _damaged(name: str, file: str, error: Exception) -> ValueError:
-    said = " ".join(str(error).split()) if isinstance(error, StrictDataclassError | ValueError) else _first_line(error)
+    said = " ".join(str(error).split()) if isinstance(error, StrictDataclassError | ValueError) else first_line(error)
     kind = "" if isinstance(error, StrictDataclassError | ValueError) else f"{type(error).__name__}: "
     return ValueError(f"{name} is damaged, or not of this version: {file} can't be used ({kind}{said:.500}). {AGAIN}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -188,6 +188,7 @@ __all__ = [
     "check_finite",
     "check_vocabulary",
     "explained_errors",
+    "first_line",
     "no_weights",
     "read_json",
     "try_processor",

@@ -235,7 +235,7 @@ def test_arguments_out_of_range(field, value):
 
 
 def test_fold_out_of_range():
-    with pytest.raises(ValueError, match="data.fold is 5; with data.folds=5 it runs from 0 to 4"):
+    with pytest.raises(ValueError, match="data.fold is 5; with data.folds=5 it is 0 to 4"):
         DataArguments(folds=5, fold=5)
 
 

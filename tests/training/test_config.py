@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import TrainingArguments
 
 from gap_closed_clip.data import DataArguments
 from gap_closed_clip.training import GapClosedTrainingArguments, LoraArguments, ModelArguments, config, load_config
+from gap_closed_clip.training.config import load_saved_config
 from gap_closed_clip.training.config_fields import NAMES_ELSEWHERE, SECTIONS, fields_of
 
 
@@ -176,6 +178,20 @@ def test_one_name_stands_for_a_list_of_it(write):
         ("cross_uniformity_weight=-1", r"model.cross_uniformity_weight is -1: use a number of 0 or more"),
         ("contrastive_loss=hinge", r"model.contrastive_loss is 'hinge': use one of softmax, sigmoid"),
         ("max_pairs=0", r"data\.max_pairs is 0; it must be at least 1"),
+        ("phantom_size=31", r"data\.phantom_size is 31; it must be at least 32"),
+        ("brightness=-0.5", r"data\.brightness is -0\.5; it must be at least 0 and below 1"),
+        ("phantom_size=100000", r"data\.phantom_size is 100000; it must be at most 4096"),
+        (
+            "logit_scale_init_value=1e308",
+            r"model\.logit_scale_init_value is 1e\+308 but .* at or below the cap",
+        ),
+        ("logit_scale_init_value=.nan", r"model\.logit_scale_init_value is nan but max_logit_scale is 100"),
+        ("max_logit_scale=.inf", r"model\.max_logit_scale is inf: use a finite number above 0"),
+        ("captioning.noise=.nan", r"captioning\.noise is nan; it must be 0 or more"),
+        (f"vision=a/{'é' * 128}", r"model\.vision is 'a/é.*: no file, folder or Hub id has a name of 256 bytes"),
+        ("projection_dim=1000000000", r"model\.projection_dim is 1000000000: it is a dimension, 1 .* to 65536"),
+        ("projection_hidden_dim=0", r"model\.projection_hidden_dim is 0: it is a dimension"),
+        ("projection_hidden_dim={text: 1e99}", r"model\.projection_hidden_dim.text is 1e\+99: it is a dimension"),
         ("text={hiden_size: 48}", r"model\.text: unknown key 'hiden_size': did you mean 'hidden_size'\?"),
         ("text={hidden_size: wide}", r"model\.text: .*'hidden_size' expected int, got str"),
         ("text={model_type: gpt2}", r"model\.text\.model_type is 'gpt2': a tower from scratch is of type 'bert'"),
@@ -187,6 +203,24 @@ def test_one_name_stands_for_a_list_of_it(write):
 def test_wrong_overrides(word, message):
     with pytest.raises(ValueError, match=message):
         load_config([], [word])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataloader_persistent_workers=true"], "persistent_workers is True, .*num_workers is 0: .*or leave it out"),
+        (["dataloader_multiprocessing_context=spawn"], "processing_context is spawn, .*num_workers is 0"),
+        (
+            ["dataloader_multiprocessing_context=x", "dataloader_num_workers=1"],
+            "processing_context is 'x': use one of .*spawn",
+        ),
+    ],
+)
+def test_wrong_processes_of_a_loader(words, message, tmp_path):
+    if not hasattr(TrainingArguments, words[0].partition("=")[0]):
+        pytest.skip("this transformers has no such field")
+    with pytest.raises(ValueError, match=f"training.dataloader_.*{message}"):
+        load_config([], [*words, f"output_dir={tmp_path}"]).training_arguments()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +255,16 @@ def test_wrong_keys_inside_a_field(words, message):
 def test_wrong_files(write, text, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         load_config([write(text)])
+
+
+def test_a_file_that_a_run_has_left_is_named_if_it_is_wrong_itself(write):
+    path = write("model: {vision: {architecture: resnet18, model_args: de}}", "train_config.yaml")
+    with pytest.raises(ValueError, match=r"train_config\.yaml: model\.vision\.model_args is 'de'"):
+        load_saved_config(path, ["seed=1"])
+    assert load_saved_config(path, ["model.vision.model_args={}"]).model.vision["model_args"] == {}
+    path = write("training: {seed: 3}", "train_config.yaml")
+    with pytest.raises(ValueError, match="^model.projection_dim is 0"):
+        load_saved_config(path, ["projection_dim=0"])
 
 
 def test_missing_file_and_the_nearest_one(write, tmp_path):

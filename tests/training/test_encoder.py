@@ -304,6 +304,21 @@ def test_model_args_that_timm_refuses(model_args):
         build(vision={**VISION, "model_args": model_args}, text=TEXT)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"vision": {**VISION, "model_args": {**VISION["model_args"], "img_size": 2}}},
+            "img_size .* is less than",
+        ),
+        ({"text": {**TEXT, "hidden_size": 4, "num_attention_heads": 3}}, "hidden size .4. is not a multiple"),
+    ],
+)
+def test_sizes_that_do_not_go_together_are_told_with_the_field(changes, told):
+    with pytest.raises(ValueError, match=f"^model.vision=.* or model.text=.*: .*{told}"):
+        build(**{"vision": VISION, "text": TEXT, **changes})
+
+
 @pytest.mark.parametrize("config", [{}, {"align_weight": 2.0}])
 def test_a_checkpoint_in_bfloat16_is_trained_in_float32(towers, tmp_path, config):
     shutil.copytree(towers / "trained", tmp_path / "half")

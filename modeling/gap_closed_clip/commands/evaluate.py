@@ -50,6 +50,7 @@ from ..evaluation.arrays import ArrayFiles, is_arrays
 from ..evaluation.modality_report import what_captions_tell
 from ..messages import suggest
 from ..training import RunConfig, fields_of, load_config
+from ..training.config import load_saved_config
 from ..training.seen_pairs import count_seen, told_seen
 from ..training.yaml_files import parse_yaml
 from . import CommandParser, keep_freed_memory
@@ -241,7 +242,7 @@ def config_of_the_pairs(models: list[str], overrides: list[str]) -> RunConfig:
             f"{models[0]} has no {CONFIG_FILE}, so say what to evaluate on: data.source=... (a data set or "
             "'phantoms')."
         )
-    return load_config(found[:1], overrides)
+    return load_saved_config(found[0], overrides) if found else load_config([], overrides)
 
 
 def _names_in_the_table(models: list[str]) -> list[str]:

@@ -12,6 +12,7 @@ from .source_list import SOURCE_FIELDS, last_part, name_sources
 
 
 MOST_VIEWS = 64  # of an image; they go through the tower together
+RANGES = {"max_caption_tokens": (3, math.inf), "phantom_size": (32, 4096)}  # others are from 1; two tokens are special
 
 
 def expand_path(path: str, field_name: str) -> str:
@@ -228,27 +229,24 @@ class DataArguments:
         for name in ("on_missing", "on_bad_image"):
             if getattr(self, name) not in ("error", "skip"):
                 raise ValueError(f"data.{name} is '{getattr(self, name)}'; it must be 'error' or 'skip'.")
-        phantoms = ("phantom_train_pairs", "phantom_validation_pairs", "phantom_test_pairs", "phantom_size")
-        for name in ("max_pairs", "max_caption_tokens", "cache_images", *phantoms):
-            value, least = getattr(self, name), 3 if name == "max_caption_tokens" else 1  # two are special tokens
-            if value is not None and value < least:
-                raise ValueError(f"data.{name} is {value}; it must be at least {least}.")
+        phantoms = ("phantom_train_pairs", "phantom_validation_pairs", "phantom_test_pairs")
+        for name in ("max_pairs", "cache_images", *phantoms, *RANGES):
+            value, (least, most) = getattr(self, name), RANGES.get(name, (1, math.inf))
+            if value is not None and not least <= value <= most:
+                bound = f"least {least}" if value < least else f"most {most}"
+                raise ValueError(f"data.{name} is {value}; it must be at {bound}.")
         if not 0 <= self.feature_views <= MOST_VIEWS:
             raise ValueError(
                 f"data.feature_views is {self.feature_views}; it must be from 0 (frozen towers run in every step) to "
                 f"{MOST_VIEWS}."
             )
-        if self.shuffle_buffer < 0:
-            raise ValueError(f"data.shuffle_buffer is {self.shuffle_buffer}; it must be 0 (no shuffling) or more.")
-        for name in ("phantom_seed", "shuffle_seed"):
+        for name in ("phantom_seed", "shuffle_seed", "shuffle_buffer"):
             if getattr(self, name) < 0:
                 raise ValueError(f"data.{name} is {getattr(self, name)}; it must be 0 or more.")
         if self.folds is not None and self.folds < 2:
             raise ValueError(f"data.folds is {self.folds}; cross-validation needs at least 2 folds.")
         if self.folds is not None and not 0 <= self.fold < self.folds:
-            raise ValueError(
-                f"data.fold is {self.fold}; with data.folds={self.folds} it runs from 0 to {self.folds - 1}."
-            )
+            raise ValueError(f"data.fold is {self.fold}; with data.folds={self.folds} it is 0 to {self.folds - 1}.")
         if (self.window_center is None) != (self.window_width is None):
             raise ValueError("data.window_center and data.window_width go together: set both or neither.")
         if not all(map(math.isfinite, self.window or ())):
@@ -313,9 +311,8 @@ class DataArguments:
     @property
     def title(self) -> str:
         """What messages call all the pairs: the source in quotes, or the names of several."""
-        if isinstance(self.source, str):
-            return f"'{self.source}'"
-        return ", ".join(f"'{name}'" for name in self.sources())
+        names = [self.source] if isinstance(self.source, str) else list(self.sources())
+        return ", ".join(f"'{name}'" for name in names)
 
     @property
     def only_phantoms(self) -> bool:
@@ -344,7 +341,10 @@ class DataArguments:
         """The augmentation of the training images; None if `augment` is off."""
         if not self.augment:
             return None
-        return Augmentation(tuple(self.crop_scale), self.brightness, self.contrast, self.horizontal_flip)
+        try:
+            return Augmentation(tuple(self.crop_scale), self.brightness, self.contrast, self.horizontal_flip)
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from error
 
 
 __all__ = ["MOST_VIEWS", "SOURCE_FIELDS", "DataArguments", "expand_path"]

@@ -13,7 +13,7 @@ from ..base_weights import digest_of_weights
 from ..checkpoint import CONFIG_FILE, FITTED_FILE, METRICS_FILE, RUN_FILE, base_of_adapter, is_adapter
 from ..data import DataArguments
 from ..evaluation import read_metrics
-from ..training import load_config
+from ..training.config import load_saved_config
 from ..training.yaml_files import read_yaml
 
 
@@ -37,7 +37,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): delete it, and the card is written without.") from error
     try:
-        return facts | {"config": load_config([folder / CONFIG_FILE])}
+        return facts | {"config": load_saved_config(folder / CONFIG_FILE)}
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_FILE} is damaged ({error}): delete it or put it right.") from error
 

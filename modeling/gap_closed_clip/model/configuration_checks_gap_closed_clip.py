@@ -23,6 +23,7 @@ CONTRASTIVE_LOSSES = ("softmax", "sigmoid")
 LARGEST_WEIGHT = 1e4  # of a term of the objective: beyond it, float32 has no digits left for the others
 MOST_LAYERS = 1000
 LARGEST_SIZE = 2**24  # of a vocabulary, an input, a layer
+LARGEST_DIM = 2**16  # of an embedding, and of the layer before it
 LAYERS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "depth", "layers", "depths")
 SIZES = ("size", "dim", "dims", "heads", "features", "channels", "width", "vocab", "positions", "embeddings", "length")
 # Of timm's arguments those that load weights, or change what a tower takes and gives.
@@ -123,6 +124,30 @@ def check_types(config: PreTrainedConfig, hints: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r:.100}: it has to be {expected}.")
 
 
+def check_projections(config: Any) -> None:
+    """
+    Checks the fields of the projections in a [`GapClosedClipConfig`].
+
+    Raises:
+        ValueError: one is out of its range, or has no use; names the field and what it takes.
+    """
+    hidden_dims, names = config.projection_hidden_dim, config.modality_names
+    if isinstance(hidden_dims, dict) and not set(hidden_dims) <= set(names):
+        raise ValueError(f"projection_hidden_dim has {list(hidden_dims)}: its keys are {', '.join(names)}.")
+    hidden = hidden_dims if isinstance(hidden_dims, dict) else {"": hidden_dims}
+    hidden = {f"projection_hidden_dim{name and '.'}{name}": dim for name, dim in hidden.items() if dim is not None}
+    for name, dim in {"projection_dim": config.projection_dim, **hidden}.items():
+        if isinstance(dim, bool) or not isinstance(dim, int) or not 1 <= dim <= LARGEST_DIM:
+            raise ValueError(f"{name} is {dim!r:.100}: it is a dimension, 1 (the paper has 512) to {LARGEST_DIM}.")
+    if not 0 <= config.projection_dropout < 1:
+        raise ValueError(f"projection_dropout is {config.projection_dropout}: use a number from 0 to below 1.")
+    if config.projection_dropout and hidden_dims is None:
+        raise ValueError(
+            f"projection_dropout is {config.projection_dropout}, and the projections have no hidden layer to drop "
+            "from: set projection_hidden_dim, or leave projection_dropout out."
+        )
+
+
 def check_tower_settings(settings: Any, described: str) -> None:
     """
     Checks what a mapping says of a tower before anything is built of it: not what only the tower's own code knows, but
@@ -167,6 +192,7 @@ __all__ = [
     "WEIGHTS",
     "Weight",
     "check_objective",
+    "check_projections",
     "check_tower_settings",
     "check_types",
     "check_weight",

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .configuration_checks_gap_closed_clip import check_objective, check_types, tower_config
+from .configuration_checks_gap_closed_clip import check_objective, check_projections, check_types, tower_config
 from .modalities_gap_closed_clip import IMAGE_AND_TEXT, POOLINGS, SubConfigs, read_modalities
 
 
@@ -266,21 +266,8 @@ class GapClosedClipConfig(PreTrainedConfig):
             ValueError: a field is out of its range; names the field and what it takes.
         """
         check_types(self, GapClosedClipConfig.__annotations__)
-        if self.projection_dim < 1:
-            raise ValueError(
-                f"projection_dim is {self.projection_dim}: it is a dimension, 1 or more (the paper uses 512)."
-            )
-        if not 0 <= self.projection_dropout < 1:
-            raise ValueError(f"projection_dropout is {self.projection_dropout}: use a number from 0 to below 1.")
-        if self.projection_dropout and self.projection_hidden_dim is None:
-            raise ValueError(
-                f"projection_dropout is {self.projection_dropout}, and the projections have no hidden layer to drop "
-                "from: set projection_hidden_dim, or leave projection_dropout out."
-            )
-        hidden_dims = self.projection_hidden_dim
         names = self.modality_names
-        if isinstance(hidden_dims, dict) and not set(hidden_dims) <= set(names):
-            raise ValueError(f"projection_hidden_dim has {list(hidden_dims)}: its keys are {', '.join(names)}.")
+        check_projections(self)
         if self.anchor is not None and self.anchor not in names:
             raise ValueError(f"anchor is {self.anchor!r}: use one of {', '.join(names)}, or None for every pair.")
         self._check_fusion_weights()
@@ -291,11 +278,13 @@ class GapClosedClipConfig(PreTrainedConfig):
             raise ValueError(f"logit_bias is {self.logit_bias}: use a finite number.")
         if not 0 < self.centering_momentum <= 1:
             raise ValueError(f"centering_momentum is {self.centering_momentum}: use a number above 0, at most 1.")
-        if self.max_logit_scale <= 0 or self.logit_scale_init_value > math.log(self.max_logit_scale) + 1e-6:
+        if not 0 < self.max_logit_scale < math.inf:
+            raise ValueError(f"max_logit_scale is {self.max_logit_scale}: use a finite number above 0.")
+        if not -math.inf < self.logit_scale_init_value <= math.log(self.max_logit_scale) + 1e-6:
             raise ValueError(
-                f"logit_scale_init_value is {self.logit_scale_init_value} (a scale of "
-                f"{math.exp(self.logit_scale_init_value):.1f}) but max_logit_scale is {self.max_logit_scale}: "
-                "logit_scale_init_value is the log of the scale and starts at or below the cap."
+                f"logit_scale_init_value is {self.logit_scale_init_value} but max_logit_scale is "
+                f"{self.max_logit_scale}: logit_scale_init_value is the log of the scale and starts at or below the "
+                f"cap's, {math.log(self.max_logit_scale):.4f}."
             )
         if self.hypothesis_template.count("{}") != 1:
             raise ValueError(

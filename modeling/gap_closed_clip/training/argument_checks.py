@@ -1,6 +1,7 @@
 """Values of the section `training` that would otherwise end in a run of NaN, in none, or in a traceback."""
 
 import math
+import multiprocessing
 import os
 from typing import Any
 
@@ -70,6 +71,27 @@ def check_numbers(args: Any) -> None:
             f"training.dataloader_num_workers is {args.dataloader_num_workers}: each is a process; use as many as "
             f"there are cores ({os.cpu_count()}) at most."
         )
+    _check_workers(args)
+
+
+def _check_workers(args: Any) -> None:
+    """
+    Raises:
+        ValueError: what is said of a DataLoader's processes, of which there are none; or a way to start them that the
+            system does not have.
+    """
+    context = getattr(args, "dataloader_multiprocessing_context", None)
+    given = {"dataloader_persistent_workers": args.dataloader_persistent_workers or None}
+    given["dataloader_multiprocessing_context"] = context
+    for name, value in given.items():
+        if value is not None and not args.dataloader_num_workers:
+            raise ValueError(
+                f"training.{name} is {value}, and training.dataloader_num_workers is 0: it is of a DataLoader's "
+                "processes. Have 1 or more, or leave it out."
+            )
+    known = multiprocessing.get_all_start_methods()
+    if context is not None and context not in known:
+        raise ValueError(f"training.dataloader_multiprocessing_context is {context!r}: use one of {', '.join(known)}.")
 
 
 def check_evaluations(args: Any) -> None:

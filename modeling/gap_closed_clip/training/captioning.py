@@ -1,5 +1,6 @@
 """The `captioning:` section, and from it to a captioner: a decoder that writes captions on an encoder."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -86,7 +87,7 @@ class CaptioningArguments:
             if value is not None and value < 1:
                 raise ValueError(f"captioning.{name} is {value}; it must be 1 or more.")
         for name in ("noise", "objective_weight"):
-            if (getattr(self, name) or 0) < 0:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"captioning.{name} is {getattr(self, name)}; it must be 0 or more.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"captioning.label_smoothing is {self.label_smoothing}; it must be from 0 to below 1.")

@@ -40,6 +40,17 @@ NAMES_ELSEWHERE = {
     "dataset": "data.source",
     "path": "data.source",
 }
+# Fields that hold the name of a file or a folder, or a Hub id, which are looked for as a file first.
+NAMES = (
+    ("model", "vision"),
+    ("model", "text"),
+    ("model", "checkpoint"),
+    ("data", "source"),
+    ("training", "output_dir"),
+    ("training", "resume_from_checkpoint"),
+    ("captioning", "decoder"),
+)
+LONGEST_NAME = 255  # bytes, as file systems have it
 
 
 def fields_of(section: str) -> dict[str, Any]:
@@ -127,6 +138,13 @@ def check_field(section: str, key: str, value: Any, given_in: str) -> None:
         raise ValueError(
             f"{given_in}: {section}.{key} is {value!r} ({type(value).__name__}); it has to be {expected}."
         )
+    if (section, key) in NAMES and isinstance(value, str):
+        longest = max(len(part.encode()) for part in value.split("/"))
+        if longest > LONGEST_NAME:
+            raise ValueError(
+                f"{given_in}: {section}.{key} is {value[:40]!r}...: no file, folder or Hub id has a name of {longest} "
+                f"bytes; {LONGEST_NAME} are the most."
+            )
     if (section, key) == ("data", "source") and isinstance(value, list):
         _check_entries(value, given_in)
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 from ..checkpoint import check_model_name, load_checkpoint
 from ..conversion.preprocessing import agree_on_padding, load_image_processor, load_tokenizer
 from ..data import DataArguments, count_truncated
-from ..folder_errors import check_vocabulary
+from ..folder_errors import check_vocabulary, first_line
 from ..model.configuration_gap_closed_clip import GapClosedClipConfig
 from ..model.modeling_gap_closed_clip import GapClosedClipModel
 from ..model.processing_gap_closed_clip import GapClosedClipProcessor, image_processor_for
@@ -215,7 +215,9 @@ def _from_towers(
     except OSError as error:
         raise OSError(f"{named}: {error}") from error
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
-        raise ValueError(f"{named} cannot be built: {error}") from error
+        raise ValueError(f"{named} cannot be built: {first_line(error)}") from error
+    except ValueError as error:  # sizes that don't go together; what we refuse ourselves is named
+        raise error if "model." in str(error) else ValueError(f"{named}: {error}") from error
     check_vocabulary(f"model.text={args.text!r}", tokenizer, model)
     agree_on_padding(f"model.text={args.text!r}", model.config.text_config, tokenizer)
     image_processor = _image_processor(model.vision_model, vision)
