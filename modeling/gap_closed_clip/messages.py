@@ -34,5 +34,11 @@ def suggest(name: str, known: Sequence[str], what: str) -> str:
 
 
 def shorten(values: Sequence[Any]) -> str:
-    """The first five values, and dots if there are more."""
-    return ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+    """The first five values, and dots if there are more; of an overlong one both ends."""
+    return ", ".join(map(cut, values[:5])) + (", ..." if len(values) > 5 else "")
+
+
+def cut(value: Any) -> str:
+    """A value as text: of more than 300 letters the first and the last."""
+    text = str(value)
+    return text if len(text) <= 300 else f"{text[:148]}...{text[-148:]}"

@@ -301,6 +301,15 @@ def test_empty_image_id(table, streaming):
         list(load_pairs(arguments, "train"))
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_an_overlong_path_both_ends_are_told(table, streaming):
+    """Its middle was, too, of thousands of letters."""
+    file = write_table(table / "p.jsonl", [("a/" * 2000 + "last.png", "text", "1", "")])
+    with pytest.raises(ValueError, match=r"a/a.*\.\.\..*a/last\.png'") as raised:
+        list(load_pairs(table_arguments(file, streaming=streaming, shuffle_buffer=0), "train"))
+    assert len(str(raised.value)) < 800
+
+
 def test_captions_that_are_no_text(table):
     file = table / "p.jsonl"
     file.write_text(json.dumps({"file": "a/0.png", "text": ["one", "two"]}) + "\n")

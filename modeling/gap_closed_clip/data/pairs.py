@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetInfo, Features, IterableDataset, Value, concatenate_datasets
 from datasets.table import InMemoryTable
 
-from ..messages import shorten
+from ..messages import cut, shorten
 from .addresses import is_address
 from .arguments import DataArguments
 from .columns import Columns, find_columns, text_of
@@ -320,7 +320,7 @@ def _problem(image: dict[str, Any], caption: str, further: dict[str, Any], may_l
     """What makes a row half a pair; None if it is a whole one."""
     missing = _is_missing(image["path"], image["bytes"] is not None)
     if missing and (image["path"] or not may_lack):
-        return f"its image '{image['path']}' does not exist"
+        return f"its image '{cut(image['path'])}' does not exist"
     if not may_lack:
         return None if caption else "its caption is empty"
     names = [name for name, has in (("image", not missing), ("text", caption)) if has]

@@ -217,7 +217,9 @@ def _from_towers(
     except (AssertionError, RuntimeError, TypeError) as error:  # model_args that timm refuses, weights that do not fit
         raise ValueError(f"{named} cannot be built: {first_line(error)}") from error
     except ValueError as error:  # sizes that don't go together; what we refuse ourselves is named
-        raise error if "model." in str(error) else ValueError(f"{named}: {error}") from error
+        if "model." in str(error):
+            raise
+        raise ValueError(f"{named}: {error}") from error
     check_vocabulary(f"model.text={args.text!r}", tokenizer, model)
     agree_on_padding(f"model.text={args.text!r}", model.config.text_config, tokenizer)
     image_processor = _image_processor(model.vision_model, vision)
