@@ -7,7 +7,9 @@ from functools import partial
 
 import evaluate as hf_evaluate
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from gap_closed_clip.evaluation import read_metrics
 
@@ -117,6 +119,15 @@ def test_bad_input_is_one_line(evaluate, models, words, message):
     assert code == 1 and out == ""
     assert err.startswith("gap-closed-clip eval: ") and message in err
     assert "Traceback" not in err
+
+
+def test_a_model_whose_embeddings_have_no_direction_is_named(evaluate, models, tmp_path):
+    """The message was of a row alone, and the first of several models may be the one."""
+    file = tmp_path / "outputs" / "clip" / "model.safetensors"
+    tensors = load_file(file)
+    save_file({name: torch.zeros_like(tensor) for name, tensor in tensors.items()}, file, {"format": "pt"})
+    code, _, err = evaluate(*models[::-1], "num_workers=0")
+    assert code == 1 and "outputs/clip: its weights (*.safetensors) are damaged, or its space has collapsed: " in err
 
 
 def test_an_interruption_is_one_line(evaluate, models, monkeypatch):

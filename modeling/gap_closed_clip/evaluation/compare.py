@@ -1,5 +1,7 @@
 """Several models on the same pairs, one after the other, with what they are compared with: one table, one report."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -113,12 +115,8 @@ class Comparison:
             found: what metrics.json is to tell among the evaluation's settings, beside them.
         """
         for name, path in self.models.items():
-            if is_captioner(path):
-                if isinstance(self.pairs, Dataset):
-                    check_references(self.pairs, self.settings.split)
-                self._add_captioner(name, *load_captioner(path))
-            else:
-                self._add_encoder(name, *load_checkpoint(path, allow_pickle=self.settings.allow_pickle))
+            with _naming(path):
+                self._add(name, path)
         for name, embeddings in self.arrays.items():
             self.evaluations[name] = Evaluation.of(embeddings, evaluate_embeddings)
         writes_captions = any(evaluation.captions is not None for evaluation in self.evaluations.values())
@@ -148,6 +146,14 @@ class Comparison:
             columns = columns_of_rows(next(iter(lengths.values())), *ids)
             found = {name: replace(embeddings, **columns._asdict()) for name, embeddings in found.items()}
         return found
+
+    def _add(self, name: str, path: str) -> None:
+        if is_captioner(path):
+            if isinstance(self.pairs, Dataset):
+                check_references(self.pairs, self.settings.split)
+            self._add_captioner(name, *load_captioner(path))
+        else:
+            self._add_encoder(name, *load_checkpoint(path, allow_pickle=self.settings.allow_pickle))
 
     def _add_encoder(self, name: str, model: GapClosedClipModel, processor: GapClosedClipProcessor) -> None:
         model.to(self.device)
@@ -208,6 +214,19 @@ class Comparison:
             evaluation.metrics |= score_captions(scorer, processor, evaluation.captions, images, max_length=limit)
             for name, captions in evaluation.captions.by_source().items():
                 evaluation.by_source[name] |= score_captions(scorer, processor, captions, images, max_length=limit)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Embeddings without a direction are told with the model that gave them."""
+    try:
+        yield
+    except ValueError as error:
+        if "is a zero vector" not in str(error):
+            raise
+        raise ValueError(
+            f"{path}: its weights (*.safetensors) are damaged, or its space has collapsed: {error}"
+        ) from error
 
 
 __all__ = ["Comparison", "ComparisonSettings"]

@@ -33,6 +33,7 @@ LEAST = {
     "dataloader_num_workers": (0, True),
     "early_stopping_patience": (1, True),
     "skip_broken_steps": (0, True),
+    "neftune_noise_alpha": (0.0, True),
     "eval_steps": (0.0, False),
     "save_steps": (0.0, False),
     "logging_steps": (0.0, False),
