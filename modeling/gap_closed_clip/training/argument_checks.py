@@ -82,13 +82,12 @@ def _check_workers(args: Any) -> None:
             system does not have.
     """
     context = getattr(args, "dataloader_multiprocessing_context", None)
-    given = {"dataloader_persistent_workers": args.dataloader_persistent_workers or None}
-    given["dataloader_multiprocessing_context"] = context
+    given = {"persistent_workers": args.dataloader_persistent_workers, "multiprocessing_context": context}
     for name, value in given.items():
-        if value is not None and not args.dataloader_num_workers:
+        if value and not args.dataloader_num_workers:
             raise ValueError(
-                f"training.{name} is {value}, and training.dataloader_num_workers is 0: it is of a DataLoader's "
-                "processes. Have 1 or more, or leave it out."
+                f"training.dataloader_{name} is {value}, and training.dataloader_num_workers is 0: it is of a "
+                f"DataLoader's processes. Have 1 or more, or set it to {'false' if value is True else 'null'}."
             )
     known = multiprocessing.get_all_start_methods()
     if context is not None and context not in known:

@@ -240,6 +240,30 @@ def load_config(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> R
     )
 
 
+def load_saved_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """
+    As `load_config`, of what a run has left in its folder, which the user has not named: errors name it.
+
+    Raises:
+        ValueError: as `load_config`.
+    """
+    try:
+        return load_config([file], overrides)
+    except ValueError as error:
+        if file.name not in str(error) and _is_wrong(file):
+            raise ValueError(f"{file}: {error}") from error
+        raise
+
+
+def _is_wrong(file: Path) -> bool:
+    """Whether a configuration is wrong by itself, whatever is given beside it."""
+    try:
+        load_config([file])
+    except ValueError:
+        return True
+    return False
+
+
 def _displace(
     sections: dict[str, dict[str, Any]],
     section: str,
@@ -300,30 +324,6 @@ def _changed(arguments) -> dict[str, Any]:
     default = type(arguments)()
     values = dataclasses.asdict(arguments)
     return {name: value for name, value in values.items() if value != getattr(default, name)}
-
-
-def load_saved_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """
-    As `load_config`, of what a run has left in its folder, which the user has not named: errors name it.
-
-    Raises:
-        ValueError: as `load_config`.
-    """
-    try:
-        return load_config([file], overrides)
-    except ValueError as error:
-        if file.name not in str(error) and _is_wrong(file):
-            raise ValueError(f"{file}: {error}") from error
-        raise
-
-
-def _is_wrong(file: Path) -> bool:
-    """Whether a configuration is wrong by itself, whatever is given beside it."""
-    try:
-        load_config([file])
-    except ValueError:
-        return True
-    return False
 
 
 __all__ = ["CONFIGS", "RunConfig", "find_config", "load_config", "load_saved_config"]
