@@ -12,6 +12,7 @@ from pathlib import Path
 from datasets import Dataset
 from filelock import FileLock, Timeout
 
+from gap_closed_clip.checkpoint import METRICS_FILE, RUN_FILE
 from gap_closed_clip.commands import keep_freed_memory
 from gap_closed_clip.data import DataArguments
 from gap_closed_clip.data.columns import is_missing, text_of
@@ -60,8 +61,9 @@ def slug(name: str) -> str:
 
 def run_once(config: RunConfig, folder: Path, pairs: str = "") -> dict[str, float]:
     """
-    Train in `folder` and give the metrics. A run that has finished there with the same settings, from the same model
-    where it starts from one, is not repeated; while another process trains there, this one waits.
+    Train in `folder` and give the metrics, none with `final_split=none`. A run that has finished there with the same
+    settings, from the same model where it starts from one, is not repeated; while another process trains there, this
+    one waits.
 
     Args:
         pairs: their digest, if that is known: a run on others is repeated.
@@ -86,13 +88,20 @@ def run_once(config: RunConfig, folder: Path, pairs: str = "") -> dict[str, floa
             note.write_text(digest, encoding="utf-8")
     finally:
         lock.release()
-    (metrics,) = read_metrics(folder / "metrics.json").values()
+    if not is_evaluated(config):
+        return {}
+    (metrics,) = read_metrics(folder / METRICS_FILE).values()
     return metrics
+
+
+def is_evaluated(config: RunConfig) -> bool:
+    """Whether a run evaluates the model that it has trained."""
+    return config.training.get("final_split") != "none"
 
 
 def read_sources(folder: Path) -> dict[str, dict[str, float]]:
     """{source: metrics of its own pairs} of a finished run; empty where the pairs come from one source."""
-    sources = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["sources"]
+    sources = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["sources"]
     return {
         source: {metric: math.nan if value is None else value for metric, value in metrics.items()}
         for source, results in sources.items()
@@ -162,7 +171,7 @@ def cases(pairs: Dataset, data: DataArguments) -> list[str]:
 
 def is_done(config: RunConfig, folder: Path) -> bool:
     """Whether a run with these settings has finished in the folder."""
-    if not (folder / "metrics.json").is_file():
+    if not (folder / (METRICS_FILE if is_evaluated(config) else RUN_FILE)).is_file():  # what a run writes last
         return False
     settings = config.to_dict()
     settings["data"].pop("feature_cache", None)  # which is not written into the folder, and changes nothing

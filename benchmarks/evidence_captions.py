@@ -107,7 +107,7 @@ class CaptionStudy:
             "without_noise": captions.without_noise,
             "scorer": captions.scorer,
             "scorer_seed": captions.scorer_seed,
-            "split": config.training["final_split"],
+            "split": self.runs.config.training["final_split"],
             "images": number,
         }
 
@@ -155,12 +155,11 @@ class CaptionStudy:
         return {**_but_for_folders(config), "start": start}
 
     def decoder_config(self, kind: str, encoder: Path, seed: int) -> RunConfig:
-        """The configuration of a decoder of a kind on the encoder in a folder."""
-        of_encoder = self.runs.config
+        """Of a decoder of a kind on the encoder in a folder; what it writes is evaluated by `of_encoder`."""
         settings = {
             "model.checkpoint": str(encoder),
             "training.seed": seed,
-            "training.final_split": of_encoder.training["final_split"],
+            "training.final_split": "none",
             "eval_strategy": "no",
             "report_to": "none",
         }
@@ -192,9 +191,9 @@ class CaptionStudy:
     @cached_property
     def pairs(self) -> CaptionPairs:
         """The pairs as the decoders' configuration reads them."""
-        config = self.decoder_config(TEXT, Path("encoder"), self.seeds[0])
-        data = config.data
-        test, train = (load_checked_pairs(data, split) for split in (config.training["final_split"], "train"))
+        data = self.decoder_config(TEXT, Path("encoder"), self.seeds[0]).data
+        split = self.runs.config.training["final_split"]
+        test, train = (load_checked_pairs(data, each) for each in (split, "train"))
         if set(test["image_id"]) != set(self.runs.columns.image_ids):
             raise ValueError("captions: the decoders' configuration names other images than the plan's.")
         return CaptionPairs(test, train, data.max_caption_tokens, data.window)

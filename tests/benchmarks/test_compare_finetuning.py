@@ -80,6 +80,21 @@ def test_a_finished_run_is_repeated_only_with_other_settings(config, tmp_path, m
     assert [run_once(other, tmp_path / "run", pairs)["margin"] for pairs in "aabba"] == [2.0, 2.0, 3.0, 3.0, 4.0]
 
 
+def test_a_run_that_evaluates_nothing_is_finished_once_it_has_noted_what_it_was(config, tmp_path, monkeypatch):
+    trained = []
+
+    def train(config: RunConfig) -> None:
+        trained.append(config)
+        config.save(tmp_path / "run" / "train_config.yaml")
+        if len(trained) > 1:  # the first one is killed before
+            (tmp_path / "run" / "run.json").write_text("{}")
+
+    monkeypatch.setattr(comparison, "train", train)
+    config = replace(config, training={**config.training, "final_split": "none"})
+    (tmp_path / "run").mkdir()
+    assert [(run_once(config, tmp_path / "run"), len(trained)) for _ in range(3)] == [({}, 1), ({}, 2), ({}, 2)]
+
+
 def test_the_rate_with_the_highest_mean_recall_is_chosen():
     metrics = {"text_to_image_recall@1": 0.1, "image_to_text_recall@10": 0.3, "margin": 9.0}
     assert mean_recall(metrics) == pytest.approx(0.2)

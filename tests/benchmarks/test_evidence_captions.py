@@ -27,7 +27,7 @@ from evidence_plan import read_plan
 from evidence_results import Evidence
 from scipy.stats import ttest_rel
 
-from gap_closed_clip.checkpoint import load_captioner, load_checkpoint
+from gap_closed_clip.checkpoint import METRICS_FILE, load_captioner, load_checkpoint
 from gap_closed_clip.data import load_checked_pairs
 from gap_closed_clip.evaluation import (
     Captions,
@@ -130,6 +130,7 @@ def test_a_run_that_was_stopped_trains_nothing_twice_and_says_the_same_again(run
     decoders = [f"captions_{kind}_{name}_seed0" for name in names for kind in kinds]
     scorer = "papers__scheduled_max_steps_2_seed100"
     assert sorted(runs.trained) == sorted([*encoders, *decoders, scorer])
+    assert [(runs.models / name / METRICS_FILE).is_file() for name in decoders] == [False] * len(decoders)
     number = len(runs.trained)
     assert runs() == results and len(runs.trained) == number
     assert (runs.models.parent / "captions.png").stat().st_size > 1000
