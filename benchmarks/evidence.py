@@ -41,7 +41,7 @@ from evidence_workers import helpers, share
 from measure import RESULTS, command_line
 
 from gap_closed_clip.disk import replacing
-from gap_closed_clip.evaluation import plot_cosine_histograms, plot_projection
+from gap_closed_clip.evaluation import load_metric, plot_cosine_histograms, plot_projection
 
 
 def parse() -> argparse.Namespace:
@@ -76,6 +76,8 @@ def main() -> None:
         return help_train(evidence, output, args)
     described = runs.describe()
     print("\n".join(described), flush=True)
+    if plan.captions is not None and (missing := load_metric("caption_meteor").missing()):
+        print(f"METEOR is left out: {missing}", flush=True)
     head = {"name": plan.name, "title": plan.title, "found": described, "command": command_line()}
     with helpers(args.workers - 1, output):
         train_spaces(evidence)

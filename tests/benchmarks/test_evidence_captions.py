@@ -123,7 +123,7 @@ def results(runs, plan_file):
     patch.undo()
 
 
-def test_a_run_that_was_stopped_trains_nothing_twice_and_says_the_same_again(runs, results):
+def test_a_run_that_was_stopped_trains_nothing_twice_and_says_the_same_again(runs, results, capsys):
     names = ("clip__lt_", "ours")
     encoders = [f"{name}_max_steps_2_seed0" for name in names]
     kinds = ("image", "text", "text_noiseless")
@@ -133,6 +133,7 @@ def test_a_run_that_was_stopped_trains_nothing_twice_and_says_the_same_again(run
     assert [(runs.models / name / METRICS_FILE).is_file() for name in decoders] == [False] * len(decoders)
     number = len(runs.trained)
     assert runs() == results and len(runs.trained) == number
+    assert "METEOR is left out: caption_meteor needs NLTK's WordNet data" in capsys.readouterr().out
     assert (runs.models.parent / "captions.png").stat().st_size > 1000
 
 
