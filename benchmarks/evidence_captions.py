@@ -155,7 +155,7 @@ class CaptionStudy:
         return {**_but_for_folders(config), "start": start}
 
     def decoder_config(self, kind: str, encoder: Path, seed: int) -> RunConfig:
-        """The configuration of a decoder of a kind on the encoder in a folder. Its captions are measured afterwards."""
+        """The configuration of a decoder of a kind on the encoder in a folder; its captions are measured later."""
         settings = {
             "model.checkpoint": str(encoder),
             "training.seed": seed,
